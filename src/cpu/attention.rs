@@ -1,0 +1,354 @@
+//! Rows attending over keys: softmax(⟨row, key⟩/τ) and the mean of the keys under it, in one pass over
+//! the keys. RRD and InfoNCE are made of it; no matrix of rows × keys exists.
+//!
+//! Rows lie along the lanes, `STRIP` registers of them, so the softmax needs no sums across lanes and
+//! a key's element meets all rows of a strip as one broadcast. The maximum runs along, as in online
+//! softmax: a bound known beforehand (1/τ) underflows at small τ.
+
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::buffer::Buffer;
+use super::embeddings::Embeddings;
+use super::simd::{Lanes, dispatch, unroll};
+use crate::element::Real;
+use crate::error::Result;
+
+/// Registers of rows that go together.
+const STRIP: usize = 4;
+/// Keys, or elements of keys, of a tile whose sums are held in registers.
+const TILE: usize = 4;
+/// Keys whose logits are formed before their exponentials. Sums start anew with each chunk, so that
+/// long ones round less.
+const CHUNK: usize = 64;
+/// At most so many parts of the keys are attended to separately, and no part is shorter than
+/// `PART` but the last. Both depend on the keys alone, so the sums come out the same on any number of
+/// threads.
+const PARTS: usize = 8;
+const PART: usize = 4096;
+
+/// Keys, which are values too: `[len, stride]`, of which `dim` columns count.
+#[derive(Clone, Copy)]
+pub(super) struct Keys<'a, R> {
+    pub(super) data: &'a [R],
+    pub(super) len: usize,
+    pub(super) dim: usize,
+    pub(super) stride: usize,
+}
+
+impl<'a, R> Keys<'a, R> {
+    /// Keys from..to.
+    fn part(self, from: usize, to: usize) -> Self {
+        Keys {
+            data: &self.data[from * self.stride..to * self.stride],
+            len: to - from,
+            ..self
+        }
+    }
+}
+
+/// What each row got.
+pub(super) struct Attention<R: Real> {
+    /// log Σ_k exp(⟨row, key_k⟩/τ), `[N]`.
+    pub(super) log_sum: Vec<f64>,
+    /// Σ_k softmax_k key_k, `[N, dim]`.
+    pub(super) mean: Buffer<R>,
+}
+
+/// All rows over all keys. `seeds` holds for each row its product with some key, the larger the better:
+/// the maximum runs from there.
+pub(super) fn attend<R: Real>(
+    rows: &Embeddings<R>,
+    keys: Keys<'_, R>,
+    seeds: &[f64],
+    temperature: f64,
+) -> Result<Attention<R>> {
+    let lanes = STRIP * dispatch(Width::<R>(std::marker::PhantomData));
+    let strips = rows.rows.div_ceil(lanes);
+    let part = keys.len.div_ceil(PARTS).max(PART);
+    let parts = keys.len.div_ceil(part);
+    let partial: Vec<Partial<R>> = (0..strips * parts)
+        .into_par_iter()
+        .map(|task| {
+            let (strip, p) = (task / parts, task % parts);
+            let mut out = Partial::new(lanes, keys.dim)?;
+            let first = strip * lanes;
+            for (max, &seed) in out.max.iter_mut().zip(&seeds[first..]) {
+                *max = seed;
+            }
+            dispatch(Strip {
+                queries: &transpose(rows, first, lanes)?,
+                keys: keys.part(p * part, keys.len.min((p + 1) * part)),
+                per_temperature: R::from_f64(1.0 / temperature),
+                negligible: (R::EPSILON / (4.0 * keys.len as f64)).ln(),
+                out: &mut out,
+            })?;
+            Ok(out)
+        })
+        .collect::<Result<_>>()?;
+
+    let mut mean = Buffer::any(rows.rows.saturating_mul(keys.dim))?;
+    let log_sum = mean
+        .par_chunks_exact_mut(keys.dim)
+        .enumerate()
+        .map(|(i, mean)| {
+            merge(
+                &partial[i / lanes * parts..][..parts],
+                i % lanes,
+                lanes,
+                mean,
+            )
+        })
+        .collect();
+    Ok(Attention { log_sum, mean })
+}
+
+/// Elements in a register.
+struct Width<R>(std::marker::PhantomData<R>);
+
+impl<R: Lanes> WithSimd for Width<R> {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        R::width::<S>()
+    }
+}
+
+/// Rows from `first` on as `[dim, lanes]`; rows beyond the last are zero.
+fn transpose<R: Real>(rows: &Embeddings<R>, first: usize, lanes: usize) -> Result<Buffer<R>> {
+    let mut out = Buffer::zeros(rows.dim * lanes)?;
+    for lane in 0..lanes.min(rows.rows - first) {
+        for (d, &x) in rows.row(first + lane)[..rows.dim].iter().enumerate() {
+            out[d * lanes + lane] = x;
+        }
+    }
+    Ok(out)
+}
+
+/// What the rows of a strip got from a part of the keys.
+struct Partial<R: Real> {
+    /// The largest product, then the largest logit, `[lanes]`.
+    max: Vec<f64>,
+    /// Σ_k exp(logit_k − max), `[lanes]`.
+    sum: Vec<f64>,
+    /// Σ_k exp(logit_k − max) key_k, `[dim, lanes]`.
+    weighted: Buffer<R>,
+}
+
+impl<R: Real> Partial<R> {
+    fn new(lanes: usize, dim: usize) -> Result<Self> {
+        Ok(Partial {
+            max: vec![R::LOWEST.to_f64(); lanes],
+            sum: vec![0.0; lanes],
+            weighted: Buffer::zeros(dim.saturating_mul(lanes))?,
+        })
+    }
+}
+
+/// Puts together what a row got from all parts of the keys; gives its log-sum.
+fn merge<R: Real>(parts: &[Partial<R>], lane: usize, lanes: usize, mean: &mut [R]) -> f64 {
+    let max = parts
+        .iter()
+        .map(|p| p.max[lane])
+        .fold(f64::NEG_INFINITY, f64::max);
+    let weights: Vec<f64> = parts.iter().map(|p| (p.max[lane] - max).exp()).collect();
+    let sum: f64 = parts
+        .iter()
+        .zip(&weights)
+        .map(|(p, w)| w * p.sum[lane])
+        .sum();
+    for (d, mean) in mean.iter_mut().enumerate() {
+        let weighted: f64 = parts
+            .iter()
+            .zip(&weights)
+            .map(|(p, w)| w * p.weighted[d * lanes + lane].to_f64())
+            .sum();
+        *mean = R::from_f64(weighted / sum);
+    }
+    max + sum.ln()
+}
+
+/// A strip of rows over a part of the keys.
+struct Strip<'a, 'b, R: Real> {
+    /// `[dim, lanes]`
+    queries: &'a [R],
+    keys: Keys<'a, R>,
+    /// 1/τ
+    per_temperature: R,
+    /// The logit, less the largest, below which all keys together weigh less than half a unit in the
+    /// last place.
+    negligible: f64,
+    out: &'b mut Partial<R>,
+}
+
+impl<R: Real> WithSimd for Strip<'_, '_, R> {
+    type Output = Result<()>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) -> Result<()> {
+        let Strip { keys, out, .. } = self;
+        let lanes = STRIP * R::width::<S>();
+        let queries = R::vectors::<S>(self.queries);
+        let per_temperature = R::splat(s, self.per_temperature);
+        let mut logits = Buffer::<R>::any(CHUNK * lanes)?;
+        let logits = R::vectors_mut::<S>(&mut logits);
+        let mut lane_sums = Buffer::<R>::any(2 * lanes)?;
+        let weighted = R::vectors_mut::<S>(&mut out.weighted);
+
+        let mut max = [R::splat(s, R::ZERO); STRIP];
+        for (max, &seed) in lane_sums.iter_mut().zip(&out.max) {
+            *max = R::from_f64(seed);
+        }
+        max.copy_from_slice(&R::vectors::<S>(&lane_sums)[..STRIP]);
+        for from in (0..keys.len).step_by(CHUNK) {
+            let chunk = keys.part(from, keys.len.min(from + CHUNK));
+            let logits = &mut logits[..chunk.len * STRIP];
+            products::<S, R>(s, queries, chunk, logits);
+
+            let old_max = max;
+            for logits in logits.chunks_exact(STRIP) {
+                for (max, &logit) in max.iter_mut().zip(logits) {
+                    *max = R::vmax(s, *max, logit);
+                }
+            }
+            // exp((old − new)/τ): what all that was gathered so far is worth now.
+            let mut decay = [R::splat(s, R::ZERO); STRIP];
+            for w in 0..STRIP {
+                let a = R::vmul(s, per_temperature, R::vsub(s, old_max[w], max[w]));
+                decay[w] = R::vexp(s, a);
+            }
+            let mut sum = [R::splat(s, R::ZERO); STRIP];
+            let mut largest = R::splat(s, R::LOWEST);
+            for logits in logits.chunks_exact_mut(STRIP) {
+                for w in 0..STRIP {
+                    let a = R::vmul(s, per_temperature, R::vsub(s, logits[w], max[w]));
+                    largest = R::vmax(s, largest, a);
+                    logits[w] = R::vexp(s, a);
+                    sum[w] = R::vadd(s, sum[w], logits[w]);
+                }
+            }
+            let lanes_of = R::vectors_mut::<S>(&mut lane_sums);
+            lanes_of[..STRIP].copy_from_slice(&decay);
+            lanes_of[STRIP..].copy_from_slice(&sum);
+            let (decays, sums) = lane_sums.split_at(lanes);
+            for ((total, decay), sum) in out.sum.iter_mut().zip(decays).zip(sums) {
+                *total = *total * decay.to_f64() + sum.to_f64();
+            }
+            // Beside a sharp teacher's own key nearly all keys weigh nothing, and the maximum, and with it
+            // what was gathered so far, stays as it is.
+            if R::reduce_max(s, largest).to_f64() >= self.negligible {
+                gather::<S, R>(s, logits, chunk, decay, weighted);
+            }
+        }
+
+        let lanes_of = R::vectors_mut::<S>(&mut lane_sums);
+        for (out, max) in lanes_of.iter_mut().zip(max) {
+            *out = R::vmul(s, max, per_temperature);
+        }
+        for (out, max) in out.max.iter_mut().zip(lane_sums.iter()) {
+            *out = max.to_f64();
+        }
+        Ok(())
+    }
+}
+
+/// ⟨row, key⟩ for all keys of a chunk, `[key, STRIP]`.
+#[inline(always)]
+fn products<S: Simd, R: Real>(s: S, queries: &[R::Of<S>], keys: Keys<'_, R>, out: &mut [R::Of<S>]) {
+    let whole = keys.len / TILE * TILE;
+    for k in (0..whole).step_by(TILE) {
+        products_tile::<S, R, TILE>(s, queries, keys, k, &mut out[k * STRIP..]);
+    }
+    let out = &mut out[whole * STRIP..];
+    match keys.len - whole {
+        0 => {}
+        1 => products_tile::<S, R, 1>(s, queries, keys, whole, out),
+        2 => products_tile::<S, R, 2>(s, queries, keys, whole, out),
+        _ => products_tile::<S, R, 3>(s, queries, keys, whole, out),
+    }
+}
+
+#[inline(always)]
+fn products_tile<S: Simd, R: Real, const T: usize>(
+    s: S,
+    queries: &[R::Of<S>],
+    keys: Keys<'_, R>,
+    k: usize,
+    out: &mut [R::Of<S>],
+) {
+    let mut key: [&[R]; T] = [&[]; T];
+    for (t, key) in key.iter_mut().enumerate() {
+        *key = &keys.data[(k + t) * keys.stride..][..keys.dim];
+    }
+    let mut sum = [[R::splat(s, R::ZERO); STRIP]; T];
+    for d in 0..keys.dim {
+        let query = &queries[d * STRIP..][..STRIP];
+        unroll::<T>(
+            #[inline(always)]
+            |t| {
+                let element = R::splat(s, key[t][d]);
+                unroll::<STRIP>(
+                    #[inline(always)]
+                    |w| sum[t][w] = R::vmul_add(s, element, query[w], sum[t][w]),
+                );
+            },
+        );
+    }
+    for (out, sum) in out.chunks_exact_mut(STRIP).zip(&sum) {
+        out.copy_from_slice(sum);
+    }
+}
+
+/// weighted ← decay · weighted + Σ_k weights_k key_k, `[dim, STRIP]`.
+#[inline(always)]
+fn gather<S: Simd, R: Real>(
+    s: S,
+    weights: &[R::Of<S>],
+    keys: Keys<'_, R>,
+    decay: [R::Of<S>; STRIP],
+    weighted: &mut [R::Of<S>],
+) {
+    let whole = keys.dim / TILE * TILE;
+    for d in (0..whole).step_by(TILE) {
+        gather_tile::<S, R, TILE>(s, weights, keys, decay, d, weighted);
+    }
+    match keys.dim - whole {
+        0 => {}
+        1 => gather_tile::<S, R, 1>(s, weights, keys, decay, whole, weighted),
+        2 => gather_tile::<S, R, 2>(s, weights, keys, decay, whole, weighted),
+        _ => gather_tile::<S, R, 3>(s, weights, keys, decay, whole, weighted),
+    }
+}
+
+/// Elements d..d + T of the keys.
+#[inline(always)]
+fn gather_tile<S: Simd, R: Real, const T: usize>(
+    s: S,
+    weights: &[R::Of<S>],
+    keys: Keys<'_, R>,
+    decay: [R::Of<S>; STRIP],
+    d: usize,
+    weighted: &mut [R::Of<S>],
+) {
+    let mut sum = [[R::splat(s, R::ZERO); STRIP]; T];
+    for k in 0..keys.len {
+        let weight = &weights[k * STRIP..][..STRIP];
+        let key = &keys.data[k * keys.stride + d..][..T];
+        unroll::<T>(
+            #[inline(always)]
+            |t| {
+                let element = R::splat(s, key[t]);
+                unroll::<STRIP>(
+                    #[inline(always)]
+                    |w| sum[t][w] = R::vmul_add(s, element, weight[w], sum[t][w]),
+                );
+            },
+        );
+    }
+    for (out, sum) in weighted[d * STRIP..].chunks_exact_mut(STRIP).zip(&sum) {
+        for w in 0..STRIP {
+            out[w] = R::vmul_add(s, out[w], decay[w], sum[w]);
+        }
+    }
+}

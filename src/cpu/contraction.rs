@@ -1,0 +1,198 @@
+//! The contraction: from coefficients of pairs to the gradient of rows.
+
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::buffer::Buffer;
+use super::embeddings::Embeddings;
+use super::simd::{dispatch, unroll};
+use crate::element::Real;
+use crate::error::Result;
+
+/// Rows a task works on.
+const BLOCK: usize = 16;
+/// Rows of a tile.
+const ROWS: usize = 4;
+/// Rows j summed at a time, so that the rounding errors of long sums stay small.
+const CHUNK: usize = 128;
+
+/// How Σ_j C_ij (x_i − x_j) is summed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// As it stands. Right wherever rows lie.
+    Differences,
+    /// As (Σ_j C_ij) x_i − Σ_j C_ij x_j with centred rows: half the instructions. It cancels where
+    /// rows are much closer to each other than to the centre.
+    Product,
+}
+
+/// gradient_i = factor · Σ_j C_ij (x_i − x_j). `coefficients`, `[N, stride]`, has a zero diagonal and
+/// may be overwritten.
+pub(super) fn contract<R: Real, G: Real>(
+    form: Form,
+    x: &Embeddings<R>,
+    coefficients: &mut [R],
+    stride: usize,
+    factor: f64,
+    gradient: &mut [G],
+) -> Result<()> {
+    let centred;
+    let all = match form {
+        Form::Differences => &x.data[..],
+        Form::Product => {
+            // With −Σ_j C_ij on the diagonal, the sum is −C x.
+            coefficients[..x.rows * stride]
+                .par_chunks_mut(stride)
+                .enumerate()
+                .for_each(|(i, row)| row[i] = R::from_f64(-dispatch(Sum(row))));
+            centred = x.centred()?;
+            &centred[..]
+        }
+    };
+    let coefficients = &*coefficients;
+    gradient
+        .par_chunks_mut(BLOCK * x.dim)
+        .enumerate()
+        .try_for_each(|(block, out)| {
+            let mut sums = Buffer::zeros(BLOCK * x.stride)?;
+            let first = block * BLOCK;
+            dispatch(Block {
+                form,
+                all,
+                rows: x.rows,
+                coefficients,
+                stride,
+                first,
+                sums: &mut sums,
+            });
+            for (i, out) in out.chunks_exact_mut(x.dim).enumerate() {
+                let g = &sums[i * x.stride..][..x.stride];
+                x.write_gradient(first + i, factor, g, out);
+            }
+            Ok(())
+        })
+}
+
+/// The sum of a row.
+struct Sum<'a, R>(&'a [R]);
+
+impl<R: Real> WithSimd for Sum<'_, R> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) -> f64 {
+        let mut sum = R::splat(s, R::ZERO);
+        for &v in R::vectors::<S>(self.0) {
+            sum = R::vadd(s, sum, v);
+        }
+        R::reduce_sum(s, sum).to_f64()
+    }
+}
+
+struct Block<'a, R> {
+    form: Form,
+    /// All rows x_j.
+    all: &'a [R],
+    rows: usize,
+    coefficients: &'a [R],
+    stride: usize,
+    first: usize,
+    /// `[BLOCK, stride of x]`
+    sums: &'a mut [R],
+}
+
+impl<R: Real> WithSimd for Block<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) {
+        let n = self.rows;
+        let all = R::vectors::<S>(self.all);
+        let vectors = all.len() / n;
+        let sums = R::vectors_mut::<S>(self.sums);
+        for j0 in (0..n).step_by(CHUNK) {
+            for i0 in (0..BLOCK.min(n - self.first)).step_by(ROWS) {
+                // Tiles at the edge repeat the last row; what comes of it is not used.
+                let rows: [usize; ROWS] = std::array::from_fn(|t| (self.first + i0 + t).min(n - 1));
+                let mut tile = Tile {
+                    s,
+                    all,
+                    vectors,
+                    rows,
+                    c: rows.map(|i| &self.coefficients[i * self.stride..][j0..n.min(j0 + CHUNK)]),
+                    j0,
+                    sums: &mut sums[i0 * vectors..][..ROWS * vectors],
+                };
+                match self.form {
+                    Form::Differences => tile.add_strips::<true, 2>(),
+                    Form::Product => tile.add_strips::<false, 4>(),
+                }
+            }
+        }
+    }
+}
+
+/// The sums of `ROWS` rows over a chunk of j.
+struct Tile<'a, S: Simd, R: Real> {
+    s: S,
+    all: &'a [R::Of<S>],
+    /// Registers in a row.
+    vectors: usize,
+    rows: [usize; ROWS],
+    /// C_ij of the chunk.
+    c: [&'a [R]; ROWS],
+    j0: usize,
+    sums: &'a mut [R::Of<S>],
+}
+
+impl<S: Simd, R: Real> Tile<'_, S, R> {
+    /// All registers, `W` at a time where there are so many.
+    #[inline(always)]
+    fn add_strips<const DIFFERENCES: bool, const W: usize>(&mut self) {
+        let whole = self.vectors / W * W;
+        for v in (0..whole).step_by(W) {
+            self.add::<DIFFERENCES, W>(v);
+        }
+        for v in whole..self.vectors {
+            self.add::<DIFFERENCES, 1>(v);
+        }
+    }
+
+    /// Registers v0..v0 + W.
+    #[inline(always)]
+    fn add<const DIFFERENCES: bool, const W: usize>(&mut self, v0: usize) {
+        let (s, vectors) = (self.s, self.vectors);
+        let length = self.c[0].len();
+        assert!(self.c.iter().all(|c| c.len() == length));
+        let mut x_i = [[R::splat(s, R::ZERO); W]; ROWS];
+        for (x_i, row) in x_i.iter_mut().zip(self.rows) {
+            x_i.copy_from_slice(&self.all[row * vectors + v0..][..W]);
+        }
+        let mut sum = [[R::splat(s, R::ZERO); W]; ROWS];
+        for j in 0..length {
+            let x_j = &self.all[(self.j0 + j) * vectors + v0..][..W];
+            unroll::<ROWS>(
+                #[inline(always)]
+                |i| {
+                    let c = R::splat(s, self.c[i][j]);
+                    unroll::<W>(
+                        #[inline(always)]
+                        |v| {
+                            sum[i][v] = if DIFFERENCES {
+                                R::vmul_add(s, c, R::vsub(s, x_i[i][v], x_j[v]), sum[i][v])
+                            } else {
+                                R::vneg_mul_add(s, c, x_j[v], sum[i][v])
+                            };
+                        },
+                    );
+                },
+            );
+        }
+        for i in 0..ROWS {
+            for v in 0..W {
+                let out = &mut self.sums[i * vectors + v0 + v];
+                *out = R::vadd(s, *out, sum[i][v]);
+            }
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! A batch as the kernels read it: padded rows of reals, scaled or normalised.
+
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::buffer::Buffer;
+use super::simd::{dispatch, row_stride};
+use crate::element::{DType, Element, Real};
+use crate::error::Result;
+use crate::rows::Rows;
+
+/// Rows a task works on.
+const BLOCK: usize = 16;
+
+/// `[N, stride]`, each row padded with zeros to whole registers.
+pub(crate) struct Embeddings<R: Real> {
+    pub(crate) data: Buffer<R>,
+    pub(crate) rows: usize,
+    pub(crate) dim: usize,
+    pub(crate) stride: usize,
+    /// What the elements were multiplied by, unless they were normalised.
+    scale: f64,
+    /// The lengths the rows had, if they were normalised.
+    norms: Option<Vec<f64>>,
+    /// Whether every element is finite.
+    pub(crate) finite: bool,
+}
+
+/// How the rows enter.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// As they are.
+    Raw,
+    /// Times the power of two that brings the largest element to [1, 2): exact, and no square of a
+    /// difference overflows or vanishes. For losses that do not depend on scale.
+    Scaled,
+    /// Divided by their length; a zero row stays zero.
+    Normalized,
+}
+
+impl Entry {
+    /// Normalised, or as they are.
+    pub(crate) fn normalized_if(normalize: bool) -> Self {
+        if normalize {
+            Entry::Normalized
+        } else {
+            Entry::Raw
+        }
+    }
+}
+
+impl<R: Real> Embeddings<R> {
+    pub(crate) fn new<T: Element>(rows: Rows<'_, T>, entry: Entry) -> Result<Self> {
+        let (n, dim) = (rows.len(), rows.dim());
+        let stride = row_stride::<R>(dim);
+        let mut data = Buffer::<R>::zeros(n.saturating_mul(stride))?;
+        let extremes: Vec<(f64, bool)> = data
+            .par_chunks_mut(BLOCK * stride)
+            .zip(rows.as_slice().par_chunks(BLOCK * dim))
+            .map(|(out, rows)| {
+                for (out, row) in out.chunks_exact_mut(stride).zip(rows.chunks_exact(dim)) {
+                    widen(row, &mut out[..dim]);
+                }
+                dispatch(Extremes(out))
+            })
+            .collect();
+        let finite = extremes.iter().all(|&(_, finite)| finite);
+        let largest = extremes
+            .iter()
+            .fold(0.0f64, |m, &(largest, _)| m.max(largest));
+
+        let mut scale = 1.0;
+        let mut norms = None;
+        match entry {
+            Entry::Scaled if finite && largest > 0.0 => {
+                scale = power_of_two_below::<R>(largest).recip();
+                data.par_chunks_mut(BLOCK * stride)
+                    .for_each(|data| dispatch(Scale(data, R::from_f64(scale))));
+            }
+            Entry::Raw | Entry::Scaled => {}
+            Entry::Normalized => {
+                norms = Some(data.par_chunks_mut(stride).map(normalize).collect());
+            }
+        }
+        Ok(Embeddings {
+            data,
+            rows: n,
+            dim,
+            stride,
+            scale,
+            norms,
+            finite,
+        })
+    }
+
+    pub(crate) fn row(&self, i: usize) -> &[R] {
+        &self.data[i * self.stride..][..self.stride]
+    }
+
+    /// The rows less their mean.
+    pub(crate) fn centred(&self) -> Result<Buffer<R>> {
+        let mut mean = vec![0.0; self.stride];
+        for row in self.data.chunks_exact(self.stride) {
+            for (mean, x) in mean.iter_mut().zip(row) {
+                *mean += x.to_f64();
+            }
+        }
+        let mean: Vec<R> = mean
+            .iter()
+            .map(|m| R::from_f64(m / self.rows as f64))
+            .collect();
+        let mut centred = Buffer::any(self.data.len())?;
+        centred
+            .par_chunks_exact_mut(self.stride)
+            .zip(self.data.par_chunks_exact(self.stride))
+            .for_each(|(out, row)| {
+                for ((out, &x), &mean) in out.iter_mut().zip(row).zip(&mean) {
+                    *out = x - mean;
+                }
+            });
+        Ok(centred)
+    }
+
+    /// Carries the gradient with respect to row i as it entered back to the row as it came, times
+    /// `factor`: (g − ⟨g,z⟩z)/‖x‖ if rows were normalised (0 for a zero row), scale · g if not.
+    pub(crate) fn write_gradient<G: Real>(&self, i: usize, factor: f64, g: &[R], out: &mut [G]) {
+        let (factor, along) = match &self.norms {
+            None => (factor * self.scale, 0.0),
+            Some(norms) if norms[i] > 0.0 => {
+                let z = self.row(i);
+                let along = g.iter().zip(z).map(|(g, z)| g.to_f64() * z.to_f64()).sum();
+                (factor / norms[i], along)
+            }
+            Some(_) => return out.fill(G::ZERO),
+        };
+        for ((out, g), z) in out.iter_mut().zip(g).zip(self.row(i)) {
+            *out = G::from_f64(factor * (g.to_f64() - along * z.to_f64()));
+        }
+    }
+}
+
+/// The elements as `R`; exact unless they are f64 and `R` is not.
+fn widen<T: Element, R: Real>(elements: &[T], out: &mut [R]) {
+    if R::DTYPE == <T::Real as Element>::DTYPE {
+        T::widen(elements, bytemuck::cast_slice_mut(out));
+    } else {
+        for (out, x) in out.iter_mut().zip(elements) {
+            *out = R::from_f64(x.to_f64());
+        }
+    }
+}
+
+/// Divides a row by its length, which it gives; summed in f64. A row whose squares overflow or vanish
+/// is scaled for the sum.
+fn normalize<R: Real>(row: &mut [R]) -> f64 {
+    let norm_by = |unit: f64| {
+        let sum: f64 = row.iter().map(|x| (x.to_f64() / unit).powi(2)).sum();
+        unit * sum.sqrt()
+    };
+    let mut norm = norm_by(1.0);
+    if !(1e-140..1e140).contains(&norm) {
+        let largest = row.iter().fold(0.0f64, |m, x| m.max(x.to_f64().abs()));
+        if largest == 0.0 {
+            return 0.0;
+        }
+        norm = norm_by(largest);
+    }
+    for x in row {
+        *x = R::from_f64(x.to_f64() / norm);
+    }
+    norm
+}
+
+/// The largest power of two that is at most x, for x within the range where it and its inverse are
+/// normal numbers of `R`; else the end of that range.
+fn power_of_two_below<R: Real>(x: f64) -> f64 {
+    const EXPONENT: u64 = 0x7ff << 52;
+    let most = match R::DTYPE {
+        DType::F64 => 2f64.powi(1000),
+        _ => 2f64.powi(126),
+    };
+    f64::from_bits(x.to_bits() & EXPONENT).clamp(most.recip(), most)
+}
+
+/// The largest |x|, and whether all x are finite.
+struct Extremes<'a, R>(&'a [R]);
+
+impl<R: Real> WithSimd for Extremes<'_, R> {
+    type Output = (f64, bool);
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) -> (f64, bool) {
+        let zero = R::splat(s, R::ZERO);
+        let (mut largest, mut zeros) = (zero, zero);
+        for &x in R::vectors::<S>(self.0) {
+            largest = R::vmax(s, largest, R::vmax(s, x, R::vsub(s, zero, x)));
+            // x · 0 is 0, or NaN if x is not finite.
+            zeros = R::vmul_add(s, x, zero, zeros);
+        }
+        (
+            R::reduce_max(s, largest).to_f64(),
+            R::reduce_sum(s, zeros).to_f64() == 0.0,
+        )
+    }
+}
+
+/// Multiplies all elements.
+struct Scale<'a, R>(&'a mut [R], R);
+
+impl<R: Real> WithSimd for Scale<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) {
+        let factor = R::splat(s, self.1);
+        for x in R::vectors_mut::<S>(self.0) {
+            *x = R::vmul(s, *x, factor);
+        }
+    }
+}

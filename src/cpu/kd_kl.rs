@@ -1,0 +1,127 @@
+//! Hinton's KL over given logits: a row at a time, which stays in the cache between its three sweeps
+//! (largest, sums, gradient), so memory is read once and written once.
+
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::buffer::Buffer;
+use super::simd::{Lanes, dispatch};
+use crate::element::{Element, Real};
+use crate::error::Result;
+use crate::loss::KdKl;
+use crate::problem::{Batch, Value};
+
+/// Elements added up before the sum moves on to f64.
+const CHUNK: usize = 1024;
+
+pub(super) fn kd_kl<T: Element>(
+    loss: &KdKl,
+    batch: Batch<'_, T>,
+    upstream: f64,
+    gradient: &mut [T::Real],
+) -> Result<Value> {
+    let (rows, classes) = (batch.student.len(), batch.student.dim());
+    let temperature = loss.temperature;
+    let padded = classes.next_multiple_of(T::Real::PAD);
+    let sums = gradient
+        .par_chunks_exact_mut(classes)
+        .enumerate()
+        .map(|(i, out)| {
+            let mut x = Buffer::<T::Real>::any(padded)?;
+            let mut y = Buffer::<T::Real>::any(padded)?;
+            T::widen(batch.student.row(i), &mut x[..classes]);
+            T::widen(batch.teacher.row(i), &mut y[..classes]);
+            let kl = dispatch(Row {
+                x: &mut x,
+                y: &mut y,
+                classes,
+                temperature,
+                factor: upstream * temperature / rows as f64,
+            });
+            out.copy_from_slice(&x[..classes]);
+            Ok(kl)
+        })
+        .collect::<Result<Vec<f64>>>()?;
+    let sum: f64 = sums.iter().sum();
+    Ok(Value::new(temperature * temperature / rows as f64 * sum))
+}
+
+/// One row of logits of each.
+struct Row<'a, R> {
+    /// The student's, padded; becomes the gradient.
+    x: &'a mut [R],
+    /// The teacher's, padded.
+    y: &'a mut [R],
+    classes: usize,
+    temperature: f64,
+    /// What q − p is multiplied by.
+    factor: f64,
+}
+
+impl<R: Real> WithSimd for Row<'_, R> {
+    /// KL(p‖q)
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) -> f64 {
+        let Row {
+            x,
+            y,
+            classes,
+            temperature,
+            factor,
+        } = self;
+        let max_x = largest::<S, R>(s, x, classes, temperature);
+        let max_y = largest::<S, R>(s, y, classes, temperature);
+        let between_max = R::splat(s, max_y - max_x);
+        let (max_x, max_y) = (R::splat(s, max_x), R::splat(s, max_y));
+        let per_temperature = R::splat(s, R::from_f64(1.0 / temperature));
+        let (x, y) = (R::vectors_mut::<S>(x), R::vectors_mut::<S>(y));
+
+        // Σ e^a of student and teacher, and Σ e^a_y (a_y − a_x), with a = (logit − largest)/T.
+        let (mut sum_x, mut sum_y, mut sum_difference) = (0.0, 0.0, 0.0);
+        // Adds up x · 0 and y · 0: 0, or NaN if a logit is not finite.
+        let mut zeros = R::splat(s, R::ZERO);
+        let chunk = CHUNK / R::width::<S>();
+        for (x, y) in x.chunks_mut(chunk).zip(y.chunks_mut(chunk)) {
+            let zero = R::splat(s, R::ZERO);
+            let (mut part_x, mut part_y, mut part_difference) = (zero, zero, zero);
+            for (x, y) in x.iter_mut().zip(y) {
+                // From the logits, not from a_y and a_x: near the teacher these are almost equal.
+                zeros = R::vmul_add(s, *x, zero, R::vmul_add(s, *y, zero, zeros));
+                let difference = R::vsub(s, R::vsub(s, *y, *x), between_max);
+                *x = R::vexp(s, R::vmul(s, R::vsub(s, *x, max_x), per_temperature));
+                *y = R::vexp(s, R::vmul(s, R::vsub(s, *y, max_y), per_temperature));
+                part_x = R::vadd(s, part_x, *x);
+                part_y = R::vadd(s, part_y, *y);
+                part_difference = R::vmul_add(s, *y, difference, part_difference);
+            }
+            sum_x += R::reduce_sum(s, part_x).to_f64();
+            sum_y += R::reduce_sum(s, part_y).to_f64();
+            sum_difference += R::reduce_sum(s, part_difference).to_f64();
+        }
+
+        let factor_x = R::splat(s, R::from_f64(factor / sum_x));
+        let factor_y = R::splat(s, R::from_f64(factor / sum_y));
+        for (x, y) in x.iter_mut().zip(y) {
+            *x = R::vsub(s, R::vmul(s, *x, factor_x), R::vmul(s, *y, factor_y));
+        }
+        sum_difference / temperature / sum_y + sum_x.ln() - sum_y.ln()
+            + R::reduce_sum(s, zeros).to_f64()
+    }
+}
+
+/// The largest of the first `classes` logits. Pads the rest with what is so far below it that its
+/// exponential vanishes.
+#[inline(always)]
+fn largest<S: Simd, R: Real>(s: S, row: &mut [R], classes: usize, temperature: f64) -> R {
+    let last = row[classes - 1];
+    row[classes..].fill(last);
+    let mut largest = R::splat(s, R::LOWEST);
+    for &v in R::vectors::<S>(row) {
+        largest = R::vmax(s, v, largest);
+    }
+    let largest = R::reduce_max(s, largest);
+    row[classes..].fill(largest - R::from_f64(1000.0 * temperature));
+    largest
+}

@@ -1,0 +1,69 @@
+//! The fast path for machines without a GPU.
+
+mod attention;
+mod buffer;
+mod contraction;
+mod embeddings;
+mod info_nce;
+mod kd_kl;
+mod pairs;
+mod relation;
+mod rkd;
+mod rkd_angle;
+mod rrd;
+pub(crate) mod simd;
+
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::loss::{Loss, Rkd};
+use crate::problem::{Batch, Problem, Value};
+
+/// Evaluates any loss. Shapes have been checked.
+pub(crate) fn evaluate<T: Element>(
+    problem: &Problem,
+    batch: Batch<'_, T>,
+    gradient: &mut [T::Real],
+) -> Result<Value> {
+    // One of the pool's threads takes it from here, so that each parallel step below starts from within
+    // the pool: from outside, every one of them would put the caller to sleep and wake it again.
+    rayon::scope(|_| evaluate_in_pool(problem, batch, gradient))
+}
+
+fn evaluate_in_pool<T: Element>(
+    problem: &Problem,
+    batch: Batch<'_, T>,
+    gradient: &mut [T::Real],
+) -> Result<Value> {
+    let upstream = problem.upstream_factor();
+    match problem.loss() {
+        Loss::RkdDistance(loss) => {
+            let both = Rkd {
+                distance_weight: 1.0,
+                angle_weight: 0.0,
+                delta: loss.delta,
+                normalize: loss.normalize,
+            };
+            rkd::rkd(&both, batch, upstream, gradient)
+        }
+        Loss::RkdAngle(loss) => {
+            let both = Rkd {
+                distance_weight: 0.0,
+                angle_weight: 1.0,
+                delta: loss.delta,
+                normalize: loss.normalize,
+            };
+            rkd::rkd(&both, batch, upstream, gradient)
+        }
+        Loss::Rkd(loss) => rkd::rkd(loss, batch, upstream, gradient),
+        Loss::Rrd(loss) => match batch.queue {
+            Some(queue) => rrd::rrd(loss, batch, queue, upstream, gradient),
+            // `Problem` lets no such batch through.
+            None => Err(Error::Missing {
+                argument: "queue",
+                expected: "a queue of teacher keys",
+            }),
+        },
+        Loss::InfoNce(loss) => info_nce::info_nce(loss, batch, upstream, gradient),
+        Loss::KdKl(loss) => kd_kl::kd_kl(loss, batch, upstream, gradient),
+    }
+}

@@ -1,0 +1,117 @@
+//! Work on pairs of row blocks of a symmetric matrix, in parallel and in a fixed order.
+//!
+//! Blocks are matched as in a round-robin tournament: in one round no two matches share a block, so
+//! matches run in parallel and write the rows of their own two blocks only; the rounds follow one
+//! another, so whatever a row gathers comes in the same order on any number of threads.
+
+use rayon::prelude::*;
+
+use crate::error::Result;
+
+/// Some rows of a matrix.
+pub(super) struct Block<'a, R> {
+    /// The number of its first row.
+    pub(super) first: usize,
+    /// How many rows it has.
+    pub(super) rows: usize,
+    /// Its rows, `[rows, stride]`.
+    pub(super) data: &'a mut [R],
+}
+
+/// Cuts `matrix` into blocks of `side` rows, calls `one` on every block and then `two` on every pair
+/// of blocks. Gives the sum of what the calls return.
+pub(super) fn for_all_pairs<R: Send>(
+    matrix: &mut [R],
+    stride: usize,
+    side: usize,
+    one: impl Fn(&mut Block<'_, R>) -> Result<f64> + Send + Sync,
+    two: impl Fn(&mut Block<'_, R>, &mut Block<'_, R>) -> Result<f64> + Send + Sync,
+) -> Result<f64> {
+    let mut blocks: Vec<Block<'_, R>> = matrix
+        .chunks_mut(side * stride)
+        .enumerate()
+        .map(|(block, data)| Block {
+            first: block * side,
+            rows: data.len() / stride,
+            data,
+        })
+        .collect();
+    let ones = blocks
+        .par_iter_mut()
+        .map(&one)
+        .collect::<Result<Vec<f64>>>()?;
+    let mut total: f64 = ones.iter().sum();
+
+    // The circle method: one block stays, the others move on by a place each round. A block without
+    // rows makes their number even.
+    if blocks.len() % 2 == 1 {
+        blocks.push(Block {
+            first: 0,
+            rows: 0,
+            data: &mut [],
+        });
+    }
+    for _round in 1..blocks.len() {
+        let half = blocks.len() / 2;
+        let (left, right) = blocks.split_at_mut(half);
+        let twos = left
+            .par_iter_mut()
+            .zip(right.par_iter_mut().rev())
+            .map(|(a, b)| {
+                if a.rows == 0 || b.rows == 0 {
+                    Ok(0.0)
+                } else {
+                    two(a, b)
+                }
+            })
+            .collect::<Result<Vec<f64>>>()?;
+        total += twos.iter().sum::<f64>();
+        blocks[1..].rotate_right(1);
+    }
+    Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_pair_of_blocks_meets_once() {
+        for (rows, side) in [(1, 1), (2, 1), (7, 1), (8, 1), (9, 2), (64, 8), (65, 8)] {
+            let mut met = vec![0u32; rows * rows];
+            let record = std::sync::Mutex::new(&mut met);
+            let mut matrix = vec![0u8; rows];
+            let total = for_all_pairs(
+                &mut matrix,
+                1,
+                side,
+                |a| {
+                    let mut met = record.lock().unwrap();
+                    for i in a.first..a.first + a.rows {
+                        for j in a.first..a.first + a.rows {
+                            met[i * rows + j] += 1;
+                        }
+                    }
+                    Ok(1.0)
+                },
+                |a, b| {
+                    let mut met = record.lock().unwrap();
+                    for i in a.first..a.first + a.rows {
+                        for j in b.first..b.first + b.rows {
+                            met[i * rows + j] += 1;
+                            met[j * rows + i] += 1;
+                        }
+                    }
+                    Ok(1.0)
+                },
+            )
+            .unwrap();
+            assert!(
+                met.iter().all(|&n| n == 1),
+                "{rows} rows in blocks of {side}"
+            );
+            let blocks = rows.div_ceil(side);
+            assert_eq!(total, (blocks * (blocks + 1) / 2) as f64);
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! The pairwise relation: all distances of a batch, from differences.
+
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::buffer::Buffer;
+use super::embeddings::Embeddings;
+use super::simd::{dispatch, row_stride, unroll};
+use crate::element::Real;
+use crate::error::Result;
+
+/// Relations have a multiple of this many rows; the last ones may be zero, as if their distances to
+/// all others were 0.
+pub(super) const ROWS: usize = 8;
+/// Rows a task works on. Also the side of the squares that matrices are transposed by.
+pub(super) const BLOCK: usize = 16;
+/// Rows i and j of the tile of pairs whose sums are held in registers.
+const TILE_I: usize = 4;
+const TILE_J: usize = 3;
+/// Elements summed in R before the sum moves on to f64. Each lane adds up at most 32 of them in f32,
+/// which keeps the sum's error below that of its rounding to f32.
+const CHUNK: usize = 512;
+
+/// Which of the four numbers of a pair of rows: see [`Relations`].
+pub(super) const MINUS_HALF_X: usize = 0;
+pub(super) const INVERSE_X: usize = 1;
+pub(super) const HALF_Y: usize = 2;
+pub(super) const INVERSE_Y: usize = 3;
+
+/// The distances of student and teacher: for every pair of rows ½d and 1/d of both (1/0 counts as 0),
+/// the student's ½d with a minus, which saves the angle penalty all its changes of sign.
+///
+/// `[rows, lines, 4, PAD]`: the columns of a row in lines of `PAD`, and side by side the four lines
+/// that belong together, so that the penalties read a row as one stream. Rows and columns from N on
+/// are zero.
+pub(super) struct Relations<R: Real> {
+    data: Buffer<R>,
+    /// N, or the next multiple of [`ROWS`].
+    pub(super) rows: usize,
+    /// Lines in a row, by which rows lie apart; a matrix with one number a pair has rows of
+    /// `lines · PAD`.
+    lines: usize,
+    /// Lines in a row that hold the columns up to N.
+    pub(super) used_lines: usize,
+    /// The longest distance over the shortest that is not 0, in student or teacher; at least 1.
+    pub(super) spread: f64,
+}
+
+impl<R: Real> Relations<R> {
+    /// `scratch` is a matrix with one number a pair, of [`size`](Self::size).
+    pub(super) fn new(x: &Embeddings<R>, y: &Embeddings<R>, scratch: &mut [R]) -> Result<Self> {
+        let n = x.rows;
+        let stride = row_stride::<R>(n);
+        let lines = stride / R::PAD;
+        let mut data = Buffer::any(4usize.saturating_mul(Self::size(n)))?;
+        data[n * 4 * stride..].fill(R::ZERO);
+        let mut spread = 1.0f64;
+        for (embeddings, half, sign) in [(x, MINUS_HALF_X, -1.0), (y, HALF_Y, 1.0)] {
+            scratch[..n * stride]
+                .par_chunks_mut(BLOCK * stride)
+                .enumerate()
+                .for_each(|(block, out)| {
+                    dispatch(UpperSquares {
+                        x: embeddings,
+                        first: block * BLOCK,
+                        out,
+                    });
+                });
+            let squares = &*scratch;
+            let extremes: Vec<(f64, f64)> = data[..n * 4 * stride]
+                .par_chunks_mut(BLOCK * 4 * stride)
+                .enumerate()
+                .map(|(block, rows)| {
+                    let mut mirrored = Buffer::any(rows.len() / 4)?;
+                    mirror(squares, stride, n, block * BLOCK, &mut mirrored);
+                    Ok(dispatch(Roots {
+                        squares: &mirrored,
+                        half,
+                        sign,
+                        rows,
+                    }))
+                })
+                .collect::<Result<_>>()?;
+            let (longest, inverse_shortest) = extremes
+                .iter()
+                .fold((0.0f64, 0.0f64), |a, b| (a.0.max(b.0), a.1.max(b.1)));
+            spread = spread.max(longest * inverse_shortest);
+        }
+        Ok(Relations {
+            data,
+            rows: n.next_multiple_of(ROWS),
+            lines,
+            used_lines: n.div_ceil(R::PAD),
+            spread,
+        })
+    }
+
+    /// How many elements a matrix with one number a pair takes.
+    pub(super) fn size(n: usize) -> usize {
+        n.next_multiple_of(ROWS).saturating_mul(row_stride::<R>(n))
+    }
+
+    /// The distance between rows of a matrix with one number a pair.
+    pub(super) fn stride(&self) -> usize {
+        self.lines * R::PAD
+    }
+
+    /// A row, `[lines, 4, PAD]`.
+    #[inline(always)]
+    pub(super) fn row(&self, i: usize) -> &[R] {
+        &self.data[i * 4 * self.stride()..][..4 * self.stride()]
+    }
+
+    /// One number of one pair.
+    #[inline(always)]
+    pub(super) fn get(&self, i: usize, j: usize, which: usize) -> R {
+        self.row(i)[(j / R::PAD * 4 + which) * R::PAD + j % R::PAD]
+    }
+}
+
+/// Squared distances of a block of rows to all rows after them.
+struct UpperSquares<'a, R: Real> {
+    x: &'a Embeddings<R>,
+    first: usize,
+    out: &'a mut [R],
+}
+
+impl<R: Real> WithSimd for UpperSquares<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) {
+        let UpperSquares { x, first, out } = self;
+        let (n, stride) = (x.rows, row_stride::<R>(x.rows));
+        let rows = out.len() / stride;
+        // Tiles at the edge repeat the last row; what comes of it is not stored.
+        let row = |i: usize| R::vectors::<S>(x.row(i.min(n - 1)));
+        for i0 in (0..rows).step_by(TILE_I) {
+            let x_i: [_; TILE_I] = std::array::from_fn(|t| row(first + i0 + t));
+            for j0 in (first + i0..n).step_by(TILE_J) {
+                let x_j: [_; TILE_J] = std::array::from_fn(|t| row(j0 + t));
+                let sums = squares::<R, S>(s, x_i, x_j);
+                for (i, sums) in sums.iter().enumerate().take(rows - i0) {
+                    for (j, &sum) in sums.iter().enumerate().take(n - j0) {
+                        out[(i0 + i) * stride + j0 + j] = R::from_f64(sum);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// ‖x_i − x_j‖² for a tile of pairs.
+#[inline(always)]
+fn squares<R: Real, S: Simd>(
+    s: S,
+    x_i: [&[R::Of<S>]; TILE_I],
+    x_j: [&[R::Of<S>]; TILE_J],
+) -> [[f64; TILE_J]; TILE_I] {
+    let vectors = x_i[0].len();
+    assert!(x_i.iter().chain(&x_j).all(|row| row.len() == vectors));
+    let mut sums = [[0.0; TILE_J]; TILE_I];
+    for chunk in (0..vectors).step_by(CHUNK / R::width::<S>()) {
+        let mut sum = [[R::splat(s, R::ZERO); TILE_J]; TILE_I];
+        for v in chunk..vectors.min(chunk + CHUNK / R::width::<S>()) {
+            let mut b = [R::splat(s, R::ZERO); TILE_J];
+            unroll::<TILE_J>(
+                #[inline(always)]
+                |j| b[j] = x_j[j][v],
+            );
+            unroll::<TILE_I>(
+                #[inline(always)]
+                |i| {
+                    let a = x_i[i][v];
+                    unroll::<TILE_J>(
+                        #[inline(always)]
+                        |j| {
+                            let difference = R::vsub(s, a, b[j]);
+                            sum[i][j] = R::vmul_add(s, difference, difference, sum[i][j]);
+                        },
+                    );
+                },
+            );
+        }
+        for i in 0..TILE_I {
+            for j in 0..TILE_J {
+                sums[i][j] += R::reduce_sum(s, sum[i][j]).to_f64();
+            }
+        }
+    }
+    sums
+}
+
+/// Fills a block of rows of a symmetric matrix from its upper triangle; the diagonal and the padding
+/// are 0.
+fn mirror<R: Real>(upper: &[R], stride: usize, n: usize, first: usize, out: &mut [R]) {
+    for row in out.chunks_exact_mut(stride) {
+        row[n..].fill(R::ZERO);
+    }
+    for j0 in (0..n).step_by(BLOCK) {
+        for (i, out) in out.chunks_exact_mut(stride).enumerate() {
+            let i = first + i;
+            for j in j0..n.min(j0 + BLOCK) {
+                out[j] = match j.cmp(&i) {
+                    std::cmp::Ordering::Less => upper[j * stride + i],
+                    std::cmp::Ordering::Equal => R::ZERO,
+                    std::cmp::Ordering::Greater => upper[i * stride + j],
+                };
+            }
+        }
+    }
+}
+
+/// Writes ½d and 1/d of rows of d² to the places of student or teacher; gives the largest d and the
+/// largest 1/d.
+struct Roots<'a, R> {
+    squares: &'a [R],
+    /// [`MINUS_HALF_X`] or [`HALF_Y`]; the place of 1/d is the next.
+    half: usize,
+    sign: f64,
+    rows: &'a mut [R],
+}
+
+impl<R: Real> WithSimd for Roots<'_, R> {
+    type Output = (f64, f64);
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) -> (f64, f64) {
+        let zero = R::splat(s, R::ZERO);
+        let one = R::splat(s, R::ONE);
+        let one_half = R::splat(s, R::from_f64(0.5 * self.sign));
+        let (mut longest, mut inverse_shortest) = (zero, zero);
+        let squares = R::vectors::<S>(self.squares);
+        let rows = R::vectors_mut::<S>(self.rows);
+        let per_line = R::PAD / R::width::<S>();
+        for v in 0..squares.len() {
+            let at = (v / per_line * 4 + self.half) * per_line + v % per_line;
+            let distance = R::vsqrt(s, squares[v]);
+            let inverse = R::if_positive(s, distance, R::vdiv(s, one, distance), zero);
+            rows[at] = R::vmul(s, one_half, distance);
+            rows[at + per_line] = inverse;
+            longest = R::vmax(s, longest, distance);
+            inverse_shortest = R::vmax(s, inverse_shortest, inverse);
+        }
+        (
+            R::reduce_max(s, longest).to_f64(),
+            R::reduce_max(s, inverse_shortest).to_f64(),
+        )
+    }
+}

@@ -1,0 +1,84 @@
+//! RRD: two attentions over the queue, the student's and the teacher's.
+//!
+//! With O_s, O_t the means of the keys under q and p:
+//!
+//! ```text
+//! L_i = log-sum_s − ⟨z, O_t⟩/τ_s      H(p_i) = log-sum_t − ⟨y, O_t⟩/τ_t      ∂L_i/∂z = (O_s − O_t)/τ_s
+//! ```
+
+use rayon::prelude::*;
+
+use super::attention::{Keys, attend};
+use super::buffer::Buffer;
+use super::embeddings::{Embeddings, Entry};
+use crate::element::{Element, Real};
+use crate::error::Result;
+use crate::loss::Rrd;
+use crate::problem::{Batch, Value};
+use crate::queue::Queue;
+
+pub(super) fn rrd<T: Element>(
+    loss: &Rrd,
+    batch: Batch<'_, T>,
+    queue: &Queue<T::Real>,
+    upstream: f64,
+    gradient: &mut [T::Real],
+) -> Result<Value> {
+    let entry = Entry::normalized_if(loss.normalize);
+    let z = Embeddings::<T::Real>::new(batch.student, entry)?;
+    let y = Embeddings::<T::Real>::new(batch.teacher, entry)?;
+    if !(z.finite && y.finite) {
+        gradient.fill(T::Real::from_f64(f64::NAN));
+        return Ok(Value {
+            loss: f64::NAN,
+            kl: Some(f64::NAN),
+        });
+    }
+    let keys = Keys {
+        data: queue.keys(),
+        len: queue.len(),
+        dim: queue.dim(),
+        stride: queue.dim(),
+    };
+    let student = attend(&z, keys, &seeds(&z, queue), loss.student_temperature)?;
+    let teacher = attend(&y, keys, &seeds(&y, queue), loss.teacher_temperature)?;
+
+    let (n, dim) = (z.rows, z.dim);
+    let factor = upstream / (n as f64 * loss.student_temperature);
+    let values: Vec<(f64, f64)> = gradient
+        .par_chunks_exact_mut(dim)
+        .enumerate()
+        .map(|(i, out)| {
+            let o_s = &student.mean[i * dim..][..dim];
+            let o_t = &teacher.mean[i * dim..][..dim];
+            let mut g = Buffer::any(dim)?;
+            for ((g, &s), &t) in g.iter_mut().zip(o_s).zip(o_t) {
+                *g = s - t;
+            }
+            z.write_gradient(i, factor, &g, out);
+            let cross_entropy = student.log_sum[i] - dot(z.row(i), o_t) / loss.student_temperature;
+            let entropy = teacher.log_sum[i] - dot(y.row(i), o_t) / loss.teacher_temperature;
+            Ok((cross_entropy, cross_entropy - entropy))
+        })
+        .collect::<Result<_>>()?;
+    let (cross_entropy, kl) = values
+        .iter()
+        .fold((0.0, 0.0), |sum, v| (sum.0 + v.0, sum.1 + v.1));
+    Ok(Value {
+        loss: cross_entropy / n as f64,
+        kl: Some(kl / n as f64),
+    })
+}
+
+/// For each row its product with one key: with its own where the batch has just been enqueued, next to
+/// which few others weigh anything at a small temperature.
+pub(super) fn seeds<R: Real>(rows: &Embeddings<R>, queue: &Queue<R>) -> Vec<f64> {
+    (0..rows.rows)
+        .map(|i| dot(rows.row(i), queue.recent(rows.rows - 1 - i)))
+        .collect()
+}
+
+/// ⟨a, b⟩ in f64, over the length of `b`.
+pub(super) fn dot<R: Real>(a: &[R], b: &[R]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a.to_f64() * b.to_f64()).sum()
+}

@@ -1,0 +1,101 @@
+//! What can be wrong with a call, said in terms of its arguments.
+
+use crate::element::DType;
+
+/// The result of a call that checks its arguments.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a call was refused. Every variant names the argument, what was expected of it and what came;
+/// nothing has been computed, written or enqueued when one is returned.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A buffer does not hold as many elements as its shape says.
+    #[error("{argument}: expected {expected} elements, got {got}")]
+    Length {
+        /// The argument at fault.
+        argument: &'static str,
+        /// The number of elements its shape asks for.
+        expected: usize,
+        /// The number of elements it holds.
+        got: usize,
+    },
+    /// A dimension differs from the one it has to agree with.
+    #[error("{argument}: expected {expected}, got {got}")]
+    Dimension {
+        /// The dimension at fault, for example `"teacher rows"`.
+        argument: &'static str,
+        /// The size it has to have.
+        expected: usize,
+        /// The size it has.
+        got: usize,
+    },
+    /// A dimension is zero, and the loss is not defined without it.
+    #[error("{argument}: expected at least 1, got 0")]
+    Empty {
+        /// The dimension at fault, for example `"student_dim"`.
+        argument: &'static str,
+    },
+    /// A loss that compares with a queue was given none.
+    #[error("{argument}: expected {expected}, got none")]
+    Missing {
+        /// The argument that is missing.
+        argument: &'static str,
+        /// What should have come.
+        expected: &'static str,
+    },
+    /// An argument the loss has no use for.
+    #[error("{argument}: expected none, got one: {loss} does not take it")]
+    Unexpected {
+        /// The argument at fault.
+        argument: &'static str,
+        /// The loss that has no use for it.
+        loss: &'static str,
+    },
+    /// A parameter is outside its range.
+    #[error("{argument}: expected {expected}, got {got}")]
+    Parameter {
+        /// The parameter at fault, for example `"delta"`.
+        argument: &'static str,
+        /// The range it has to lie in.
+        expected: &'static str,
+        /// Its value.
+        got: f64,
+    },
+    /// The checked mode, or a queue, found an element that is NaN or infinite.
+    #[error("{argument}: expected finite values, got {got} at row {row}, column {column}")]
+    NotFinite {
+        /// The argument at fault.
+        argument: &'static str,
+        /// The first row that holds such an element, from 0.
+        row: usize,
+        /// The first such element in that row, from 0.
+        column: usize,
+        /// Its value.
+        got: f64,
+    },
+    /// A name that stands for no loss.
+    #[error("loss: expected one of {expected}, got {got:?}")]
+    UnknownLoss {
+        /// The names there are.
+        expected: String,
+        /// The name that came.
+        got: String,
+    },
+    /// A device cannot take elements of this type.
+    #[error("dtype: expected {expected}, got {got}")]
+    UnsupportedDType {
+        /// What the device takes.
+        expected: &'static str,
+        /// What came.
+        got: DType,
+    },
+    /// The workspace or the result does not fit in memory.
+    #[error("{argument}: expected to allocate {bytes} bytes, got none: out of memory")]
+    OutOfMemory {
+        /// What the memory was for.
+        argument: &'static str,
+        /// How much was asked for; `usize::MAX` where the number itself overflows.
+        bytes: usize,
+    },
+}

@@ -1,0 +1,31 @@
+use super::{check_temperature, loss};
+use crate::error::Result;
+
+/// Hinton's knowledge distillation: the divergence between two softmaxes over classes.
+///
+/// ```text
+/// L = T²/N · Σ_i KL( softmax(y_i/T) ‖ softmax(x_i/T) )
+/// ```
+///
+/// Student and teacher are logits `[N, C]`, C up to the size of a vocabulary.
+///
+/// Hinton, Vinyals, Dean: *Distilling the Knowledge in a Neural Network*, arXiv 1503.02531.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct KdKl {
+    /// T; 4 by default.
+    pub temperature: f64,
+}
+
+impl Default for KdKl {
+    fn default() -> Self {
+        KdKl { temperature: 4.0 }
+    }
+}
+
+impl KdKl {
+    pub(super) fn validate(&self) -> Result<()> {
+        check_temperature("temperature", self.temperature)
+    }
+}
+
+loss!(KdKl, pair);

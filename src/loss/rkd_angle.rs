@@ -1,0 +1,40 @@
+use super::{check_delta, loss};
+use crate::error::Result;
+
+/// RKD angle: the cosines of the angles that all triples of rows form, student against teacher.
+///
+/// ```text
+/// cos_jik = ⟨x_i − x_j, x_k − x_j⟩ / (d_ij d_kj)        vertex j; 0 where an edge has length 0
+/// L       = 1/N³ · Σ_jik huber_δ( cos_jik(X) − cos_jik(Y) )
+/// ```
+///
+/// All N³ ordered triples are counted. The fast devices get the cosines from the law of cosines in
+/// O(N²D + N³) work and O(N²) memory; the paper's own code keeps 2N²D + 2N³ floats.
+/// Student `[N, D]`, teacher `[N, D_t]`, any D and D_t.
+///
+/// Park, Kim, Lu, Cho: *Relational Knowledge Distillation*, CVPR 2019, arXiv 1904.05068, eq. 7-9, and
+/// the authors' code (`metric/loss.py`).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RkdAngle {
+    /// δ of the Huber penalty; 1 by default.
+    pub delta: f64,
+    /// L2-normalise the rows of both first, with the gradient through it; off by default.
+    pub normalize: bool,
+}
+
+impl Default for RkdAngle {
+    fn default() -> Self {
+        RkdAngle {
+            delta: 1.0,
+            normalize: false,
+        }
+    }
+}
+
+impl RkdAngle {
+    pub(super) fn validate(&self) -> Result<()> {
+        check_delta(self.delta)
+    }
+}
+
+loss!(RkdAngle, pair);

@@ -1,0 +1,41 @@
+use super::{check_delta, loss};
+use crate::error::Result;
+
+/// RKD distance: the student's pairwise distances, in units of their mean, against the teacher's.
+///
+/// With d_ij = ‖x_i − x_j‖, μ the mean of d_ij over i ≠ j, and t, μ' the same of the teacher:
+///
+/// ```text
+/// L = 1/N² · Σ_ij huber_δ( d_ij/μ − t_ij/μ' )
+/// ```
+///
+/// The gradient goes through μ. A pair of equal rows contributes none; if all rows are equal
+/// (μ = 0) the scaled distances count as 0. Student `[N, D]`, teacher `[N, D_t]`, any D and D_t.
+///
+/// Park, Kim, Lu, Cho: *Relational Knowledge Distillation*, CVPR 2019, arXiv 1904.05068, eq. 4-6, and
+/// the authors' code (`metric/loss.py`), whose conventions this follows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RkdDistance {
+    /// δ of the Huber penalty; 1 by default.
+    pub delta: f64,
+    /// L2-normalise the rows of both first, with the gradient through it; off by default, as in the
+    /// authors' code. (Some ports turn it on.)
+    pub normalize: bool,
+}
+
+impl Default for RkdDistance {
+    fn default() -> Self {
+        RkdDistance {
+            delta: 1.0,
+            normalize: false,
+        }
+    }
+}
+
+impl RkdDistance {
+    pub(super) fn validate(&self) -> Result<()> {
+        check_delta(self.delta)
+    }
+}
+
+loss!(RkdDistance, pair);

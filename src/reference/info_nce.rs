@@ -1,0 +1,36 @@
+use super::rrd::similarities;
+use super::{Matrix, log_softmax};
+use crate::loss::InfoNce;
+use crate::problem::Value;
+
+/// L = 1/N Σ_i −log softmax(logits_i)[target]; z, y the rows as the loss takes them.
+pub(super) fn info_nce(
+    loss: &InfoNce,
+    z: &Matrix,
+    y: &Matrix,
+    queue: Option<&Matrix>,
+) -> (Value, Vec<f64>) {
+    let n = z.rows() as f64;
+    let mut value = 0.0;
+    let mut gradient = vec![0.0; z.data.len()];
+    for i in 0..z.rows() {
+        // The keys of anchor i, and which of them is its own.
+        let (keys, target) = match queue {
+            None => (y.data.clone(), i),
+            Some(queue) => ([y.row(i), &queue.data].concat(), 0),
+        };
+        let keys = Matrix {
+            data: keys,
+            dim: y.dim,
+        };
+        let log_q = log_softmax(&similarities(z.row(i), &keys, loss.temperature));
+        value -= log_q[target] / n;
+        for k in 0..keys.rows() {
+            let slope = log_q[k].exp() - if k == target { 1.0 } else { 0.0 };
+            for d in 0..z.dim {
+                gradient[i * z.dim + d] += slope * keys.row(k)[d] / (n * loss.temperature);
+            }
+        }
+    }
+    (Value::new(value), gradient)
+}

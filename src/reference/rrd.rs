@@ -1,0 +1,36 @@
+use super::{Matrix, dot, log_softmax};
+use crate::loss::Rrd;
+use crate::problem::Value;
+
+/// L = 1/N Σ_i −Σ_k p_ik log q_ik over the keys of the queue; z, y the rows as the loss takes them.
+pub(super) fn rrd(loss: &Rrd, z: &Matrix, y: &Matrix, queue: &Matrix) -> (Value, Vec<f64>) {
+    let n = z.rows() as f64;
+    let mut cross_entropy = 0.0;
+    let mut kl = 0.0;
+    let mut gradient = vec![0.0; z.data.len()];
+    for i in 0..z.rows() {
+        let log_p = log_softmax(&similarities(y.row(i), queue, loss.teacher_temperature));
+        let log_q = log_softmax(&similarities(z.row(i), queue, loss.student_temperature));
+        for k in 0..queue.rows() {
+            let (p, q) = (log_p[k].exp(), log_q[k].exp());
+            cross_entropy -= p * log_q[k] / n;
+            kl += p * (log_p[k] - log_q[k]) / n;
+            for d in 0..z.dim {
+                gradient[i * z.dim + d] +=
+                    (q - p) * queue.row(k)[d] / (n * loss.student_temperature);
+            }
+        }
+    }
+    let value = Value {
+        loss: cross_entropy,
+        kl: Some(kl),
+    };
+    (value, gradient)
+}
+
+/// ⟨row, key⟩/τ for all keys.
+pub(super) fn similarities(row: &[f64], keys: &Matrix, temperature: f64) -> Vec<f64> {
+    (0..keys.rows())
+        .map(|k| dot(row, keys.row(k)) / temperature)
+        .collect()
+}

@@ -1,0 +1,96 @@
+//! A batch of embeddings in host memory, borrowed.
+
+use crate::element::Element;
+use crate::error::{Error, Result};
+
+/// A row-major matrix `[rows, dim]` over a borrowed slice: one embedding a row.
+///
+/// ```
+/// # fn main() -> relata::Result<()> {
+/// let embeddings = [0.5f32, 1.0, -2.0, 0.0, 3.0, 1.5];
+/// let rows = relata::Rows::new(&embeddings, [2, 3])?;
+/// assert_eq!(rows.row(1), [0.0, 3.0, 1.5]);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a, T> {
+    data: &'a [T],
+    rows: usize,
+    dim: usize,
+}
+
+impl<'a, T: Element> Rows<'a, T> {
+    /// Views `data` as `shape = [rows, dim]`.
+    ///
+    /// # Errors
+    /// [`Error::Length`] if `data` does not hold `rows · dim` elements. Empty shapes are refused
+    /// later, by the loss that cannot use them.
+    pub fn new(data: &'a [T], shape: [usize; 2]) -> Result<Self> {
+        let [rows, dim] = shape;
+        // A product that overflows is no length any slice has.
+        let expected = rows.saturating_mul(dim);
+        if data.len() != expected {
+            return Err(Error::Length {
+                argument: "rows",
+                expected,
+                got: data.len(),
+            });
+        }
+        Ok(Rows { data, rows, dim })
+    }
+
+    /// The number of rows, N.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.rows
+    }
+
+    /// Whether there are no rows.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+
+    /// The number of elements in a row, D.
+    #[must_use]
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// All elements, row after row.
+    #[must_use]
+    pub fn as_slice(&self) -> &'a [T] {
+        self.data
+    }
+
+    /// One row.
+    ///
+    /// # Panics
+    /// If `row` is not less than [`len`](Self::len), as indexing does.
+    #[must_use]
+    pub fn row(&self, row: usize) -> &'a [T] {
+        &self.data[row * self.dim..][..self.dim]
+    }
+
+    /// The rows, in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &'a [T]> + use<'a, T> {
+        // `chunks_exact` refuses 0; a matrix without columns has no elements to give either way.
+        self.data.chunks_exact(self.dim.max(1))
+    }
+
+    /// Refuses rows that hold a NaN or an infinity: the checked mode.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`], naming `argument`, and the first such element.
+    pub fn check_finite(&self, argument: &'static str) -> Result<()> {
+        match self.data.iter().position(|x| !x.to_f64().is_finite()) {
+            None => Ok(()),
+            Some(at) => Err(Error::NotFinite {
+                argument,
+                row: at / self.dim,
+                column: at % self.dim,
+                got: self.data[at].to_f64(),
+            }),
+        }
+    }
+}
