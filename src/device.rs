@@ -3,6 +3,8 @@
 use crate::element::{Element, Real};
 use crate::error::Result;
 use crate::problem::{Batch, Problem, Value};
+use crate::relation::Relation;
+use crate::rows::Rows;
 use crate::{cpu, reference};
 
 /// Something that evaluates losses on embeddings of type `T`.
@@ -25,6 +27,24 @@ pub trait Device<T: Element>: sealed::Sealed {
         batch: Batch<'_, T>,
         gradient: &mut [Self::Gradient],
     ) -> Result<Value>;
+
+    /// Overwrites `matrix` (`[N, N]`); neither N nor D is 0.
+    #[doc(hidden)]
+    fn relation_matrix(
+        &self,
+        relation: Relation,
+        rows: Rows<'_, T>,
+        matrix: &mut [Self::Gradient],
+    ) -> Result<()>;
+
+    /// Overwrites `probabilities` (`[N, D]`); neither N nor D is 0, and the temperature is in range.
+    #[doc(hidden)]
+    fn softmax(
+        &self,
+        rows: Rows<'_, T>,
+        temperature: f64,
+        probabilities: &mut [Self::Gradient],
+    ) -> Result<()>;
 }
 
 /// The definitions as the papers print them, in f64 with plain loops: the specification every other
@@ -58,6 +78,26 @@ impl<T: Element> Device<T> for Reference {
     ) -> Result<Value> {
         reference::evaluate(problem, batch, gradient)
     }
+
+    fn relation_matrix(
+        &self,
+        relation: Relation,
+        rows: Rows<'_, T>,
+        matrix: &mut [f64],
+    ) -> Result<()> {
+        reference::relation_matrix(relation, rows, matrix);
+        Ok(())
+    }
+
+    fn softmax(
+        &self,
+        rows: Rows<'_, T>,
+        temperature: f64,
+        probabilities: &mut [f64],
+    ) -> Result<()> {
+        reference::softmax(rows, temperature, probabilities);
+        Ok(())
+    }
 }
 
 impl<T: Element> Device<T> for Cpu {
@@ -74,5 +114,23 @@ impl<T: Element> Device<T> for Cpu {
         gradient: &mut [T::Real],
     ) -> Result<Value> {
         cpu::evaluate(problem, batch, gradient)
+    }
+
+    fn relation_matrix(
+        &self,
+        relation: Relation,
+        rows: Rows<'_, T>,
+        matrix: &mut [T::Real],
+    ) -> Result<()> {
+        cpu::relation_matrix(relation, rows, matrix)
+    }
+
+    fn softmax(
+        &self,
+        rows: Rows<'_, T>,
+        temperature: f64,
+        probabilities: &mut [T::Real],
+    ) -> Result<()> {
+        cpu::softmax(rows, temperature, probabilities)
     }
 }

@@ -1,7 +1,5 @@
 //! What can be wrong with a call, said in terms of its arguments.
 
-use crate::element::DType;
-
 /// The result of a call that checks its arguments.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -81,14 +79,6 @@ pub enum Error {
         expected: String,
         /// The name that came.
         got: String,
-    },
-    /// A device cannot take elements of this type.
-    #[error("dtype: expected {expected}, got {got}")]
-    UnsupportedDType {
-        /// What the device takes.
-        expected: &'static str,
-        /// What came.
-        got: DType,
     },
     /// The workspace or the result does not fit in memory.
     #[error("{argument}: expected to allocate {bytes} bytes, got none: out of memory")]

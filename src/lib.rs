@@ -1,4 +1,70 @@
-//! Relational distillation losses.
+//! Relational distillation losses: how a student network's embeddings relate to one another, compared
+//! with how its teacher's do. One fused call gives the loss and its gradient with respect to the
+//! student.
+//!
+//! | loss | compares | from |
+//! |---|---|---|
+//! | [`RkdDistance`] | pairwise distances in units of their mean | Park et al., arXiv 1904.05068 |
+//! | [`RkdAngle`] | the cosines of all angles between triples | the same |
+//! | [`Rkd`] | both, weighted, sharing all but the penalties | the same |
+//! | [`Rrd`] | softmax similarities to a [`Queue`] of past teacher keys | Giakoumoglou & Stathaki, arXiv 2407.12073 |
+//! | [`InfoNce`] | the own teacher row against others, in-batch or with a queue | van den Oord et al., arXiv 1807.03748 |
+//! | [`KdKl`] | softened logits | Hinton et al., arXiv 1503.02531 |
+//!
+//! # Example
+//!
+//! ```
+//! use relata::{Cpu, RkdAngle, Rows};
+//!
+//! # fn main() -> relata::Result<()> {
+//! // A batch of 3 samples: the student's embeddings have 2 dimensions, the teacher's 4.
+//! let student = [0.1f32, 0.9, -0.4, 0.3, 0.8, -0.2];
+//! let teacher = [0.2f32, 0.7, 0.1, 0.0, -0.3, 0.4, 0.2, 0.1, 0.9, -0.1, 0.0, 0.3];
+//! let evaluation = RkdAngle::default().evaluate(
+//!     &Cpu,
+//!     Rows::new(&student, [3, 2])?,
+//!     Rows::new(&teacher, [3, 4])?,
+//! )?;
+//! assert!(evaluation.loss > 0.0);
+//! assert_eq!(evaluation.gradient.len(), student.len());
+//! # Ok(()) }
+//! ```
+//!
+//! With a queue:
+//!
+//! ```
+//! use relata::{Cpu, Queue, Rows, Rrd};
+//!
+//! # fn main() -> relata::Result<()> {
+//! let mut queue = Queue::<f32>::new(Rrd::QUEUE_CAPACITY, 2)?;
+//! let (student, teacher) = ([0.3f32, 0.1, -0.5, 0.2], [0.4f32, 0.0, -0.3, 0.3]);
+//! let (student, teacher) = (Rows::new(&student, [2, 2])?, Rows::new(&teacher, [2, 2])?);
+//! // Enqueues the teacher's rows, then compares with all keys in the queue.
+//! let evaluation = Rrd::default().evaluate(&Cpu, student, teacher, &mut queue)?;
+//! assert!(evaluation.kl.is_some_and(|kl| kl >= 0.0));
+//! # Ok(()) }
+//! ```
+//!
+//! # Devices
+//!
+//! [`Cpu`] is the fast path: SIMD chosen at run time, rayon's thread pool, O(N²) memory for the angle
+//! loss, the queue streamed. [`Reference`] is the specification: the definitions as printed, f64, plain
+//! loops. A device is chosen by passing it; [`check`] holds one against the other and against central
+//! differences. Inputs are [`f64`], [`f32`], [`half::f16`] or [`half::bf16`] ([`Element`]); half types
+//! are computed in f32, and their gradients come back in f32.
+//!
+//! # What is promised
+//!
+//! - The same input gives the same bits, run after run, on any number of threads.
+//! - Duplicate rows, a batch of one, rows far from the origin or all but equal: finite and right. A NaN
+//!   or an infinity in the input makes the loss NaN; [`Problem::checked`] names the first bad row instead.
+//! - Bad arguments are a typed [`Error`] that names the argument, what was expected and what came.
+//!   Nothing has been written or enqueued then.
+//!
+//! [`Problem`] is a loss with shapes that have been checked; it takes an upstream gradient factor and
+//! can write into memory of the caller's ([`Problem::evaluate_into`]).
+
+mod check;
 mod cpu;
 mod device;
 mod element;
@@ -6,13 +72,16 @@ mod error;
 mod loss;
 mod problem;
 mod queue;
-pub mod reference;
+mod reference;
+mod relation;
 mod rows;
 
+pub use check::{Report, check};
 pub use device::{Cpu, Device, Reference};
 pub use element::{DType, Element, Real};
 pub use error::{Error, Result};
 pub use loss::{InfoNce, KdKl, Loss, Rkd, RkdAngle, RkdDistance, Rrd};
 pub use problem::{Batch, Evaluation, Problem, Shapes, Value};
 pub use queue::{Enqueue, Queue};
+pub use relation::{Relation, relation_matrix, softmax};
 pub use rows::Rows;

@@ -19,7 +19,7 @@ pub(crate) struct Embeddings<R: Real> {
     pub(crate) dim: usize,
     pub(crate) stride: usize,
     /// What the elements were multiplied by, unless they were normalised.
-    scale: f64,
+    pub(crate) scale: f64,
     /// The lengths the rows had, if they were normalised.
     norms: Option<Vec<f64>>,
     /// Whether every element is finite.

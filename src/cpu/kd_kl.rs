@@ -6,13 +6,11 @@ use rayon::prelude::*;
 
 use super::buffer::Buffer;
 use super::simd::{Lanes, dispatch};
+use super::softmax::{CHUNK, largest};
 use crate::element::{Element, Real};
 use crate::error::Result;
 use crate::loss::KdKl;
 use crate::problem::{Batch, Value};
-
-/// Elements added up before the sum moves on to f64.
-const CHUNK: usize = 1024;
 
 pub(super) fn kd_kl<T: Element>(
     loss: &KdKl,
@@ -109,19 +107,4 @@ impl<R: Real> WithSimd for Row<'_, R> {
         sum_difference / temperature / sum_y + sum_x.ln() - sum_y.ln()
             + R::reduce_sum(s, zeros).to_f64()
     }
-}
-
-/// The largest of the first `classes` logits. Pads the rest with what is so far below it that its
-/// exponential vanishes.
-#[inline(always)]
-fn largest<S: Simd, R: Real>(s: S, row: &mut [R], classes: usize, temperature: f64) -> R {
-    let last = row[classes - 1];
-    row[classes..].fill(last);
-    let mut largest = R::splat(s, R::LOWEST);
-    for &v in R::vectors::<S>(row) {
-        largest = R::vmax(s, v, largest);
-    }
-    let largest = R::reduce_max(s, largest);
-    row[classes..].fill(largest - R::from_f64(1000.0 * temperature));
-    largest
 }

@@ -12,6 +12,10 @@ mod rkd;
 mod rkd_angle;
 mod rrd;
 pub(crate) mod simd;
+mod softmax;
+
+pub(crate) use relation::relation_matrix;
+pub(crate) use softmax::softmax;
 
 use crate::element::Element;
 use crate::error::{Error, Result};

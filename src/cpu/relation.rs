@@ -4,10 +4,12 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::buffer::Buffer;
-use super::embeddings::Embeddings;
+use super::embeddings::{Embeddings, Entry};
 use super::simd::{dispatch, row_stride, unroll};
-use crate::element::Real;
+use crate::element::{Element, Real};
 use crate::error::Result;
+use crate::relation::Relation;
+use crate::rows::Rows;
 
 /// Relations have a multiple of this many rows; the last ones may be zero, as if their distances to
 /// all others were 0.
@@ -60,7 +62,7 @@ impl<R: Real> Relations<R> {
                 .par_chunks_mut(BLOCK * stride)
                 .enumerate()
                 .for_each(|(block, out)| {
-                    dispatch(UpperSquares {
+                    dispatch(Upper::<_, true> {
                         x: embeddings,
                         first: block * BLOCK,
                         out,
@@ -118,19 +120,70 @@ impl<R: Real> Relations<R> {
     }
 }
 
-/// Squared distances of a block of rows to all rows after them.
-struct UpperSquares<'a, R: Real> {
+/// The relation of every two rows, `[N, N]`.
+pub(crate) fn relation_matrix<T: Element>(
+    relation: Relation,
+    rows: Rows<'_, T>,
+    matrix: &mut [T::Real],
+) -> Result<()> {
+    let entry = match relation {
+        Relation::Distance | Relation::SquaredDistance => Entry::Scaled,
+        Relation::Dot => Entry::Raw,
+        Relation::Cosine => Entry::Normalized,
+    };
+    let x = &Embeddings::<T::Real>::new(rows, entry)?;
+    let n = x.rows;
+    let stride = row_stride::<T::Real>(n);
+    let mut upper = Buffer::any(n.saturating_mul(stride))?;
+    upper
+        .par_chunks_mut(BLOCK * stride)
+        .enumerate()
+        .for_each(|(block, out)| {
+            let first = block * BLOCK;
+            match relation {
+                Relation::Distance | Relation::SquaredDistance => {
+                    dispatch(Upper::<_, true> { x, first, out });
+                }
+                Relation::Dot | Relation::Cosine => {
+                    dispatch(Upper::<_, false> { x, first, out });
+                }
+            }
+        });
+    let upper = &*upper;
+    matrix
+        .par_chunks_mut(BLOCK * n)
+        .enumerate()
+        .try_for_each(|(block, out)| {
+            let mut rows = Buffer::any(out.len() / n * stride)?;
+            mirror(upper, stride, n, block * BLOCK, &mut rows);
+            for (out, row) in out.chunks_exact_mut(n).zip(rows.chunks_exact(stride)) {
+                for (out, &r) in out.iter_mut().zip(row) {
+                    *out = match relation {
+                        Relation::Distance => T::Real::from_f64(r.to_f64().sqrt() / x.scale),
+                        Relation::SquaredDistance => {
+                            T::Real::from_f64(r.to_f64() / x.scale / x.scale)
+                        }
+                        Relation::Dot | Relation::Cosine => r,
+                    };
+                }
+            }
+            Ok(())
+        })
+}
+
+/// Squared distances, or products, of a block of rows with themselves and all rows after them.
+struct Upper<'a, R: Real, const DISTANCE: bool> {
     x: &'a Embeddings<R>,
     first: usize,
     out: &'a mut [R],
 }
 
-impl<R: Real> WithSimd for UpperSquares<'_, R> {
+impl<R: Real, const DISTANCE: bool> WithSimd for Upper<'_, R, DISTANCE> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, s: S) {
-        let UpperSquares { x, first, out } = self;
+        let Upper { x, first, out } = self;
         let (n, stride) = (x.rows, row_stride::<R>(x.rows));
         let rows = out.len() / stride;
         // Tiles at the edge repeat the last row; what comes of it is not stored.
@@ -139,7 +192,7 @@ impl<R: Real> WithSimd for UpperSquares<'_, R> {
             let x_i: [_; TILE_I] = std::array::from_fn(|t| row(first + i0 + t));
             for j0 in (first + i0..n).step_by(TILE_J) {
                 let x_j: [_; TILE_J] = std::array::from_fn(|t| row(j0 + t));
-                let sums = squares::<R, S>(s, x_i, x_j);
+                let sums = tile::<R, S, DISTANCE>(s, x_i, x_j);
                 for (i, sums) in sums.iter().enumerate().take(rows - i0) {
                     for (j, &sum) in sums.iter().enumerate().take(n - j0) {
                         out[(i0 + i) * stride + j0 + j] = R::from_f64(sum);
@@ -150,9 +203,9 @@ impl<R: Real> WithSimd for UpperSquares<'_, R> {
     }
 }
 
-/// ‖x_i − x_j‖² for a tile of pairs.
+/// ‖x_i − x_j‖², or ⟨x_i, x_j⟩, for a tile of pairs.
 #[inline(always)]
-fn squares<R: Real, S: Simd>(
+fn tile<R: Real, S: Simd, const DISTANCE: bool>(
     s: S,
     x_i: [&[R::Of<S>]; TILE_I],
     x_j: [&[R::Of<S>]; TILE_J],
@@ -175,8 +228,13 @@ fn squares<R: Real, S: Simd>(
                     unroll::<TILE_J>(
                         #[inline(always)]
                         |j| {
-                            let difference = R::vsub(s, a, b[j]);
-                            sum[i][j] = R::vmul_add(s, difference, difference, sum[i][j]);
+                            let (a, b) = if DISTANCE {
+                                let difference = R::vsub(s, a, b[j]);
+                                (difference, difference)
+                            } else {
+                                (a, b[j])
+                            };
+                            sum[i][j] = R::vmul_add(s, a, b, sum[i][j]);
                         },
                     );
                 },
@@ -191,8 +249,7 @@ fn squares<R: Real, S: Simd>(
     sums
 }
 
-/// Fills a block of rows of a symmetric matrix from its upper triangle; the diagonal and the padding
-/// are 0.
+/// Fills a block of rows of a symmetric matrix from its upper triangle; the padding is 0.
 fn mirror<R: Real>(upper: &[R], stride: usize, n: usize, first: usize, out: &mut [R]) {
     for row in out.chunks_exact_mut(stride) {
         row[n..].fill(R::ZERO);
@@ -201,10 +258,10 @@ fn mirror<R: Real>(upper: &[R], stride: usize, n: usize, first: usize, out: &mut
         for (i, out) in out.chunks_exact_mut(stride).enumerate() {
             let i = first + i;
             for j in j0..n.min(j0 + BLOCK) {
-                out[j] = match j.cmp(&i) {
-                    std::cmp::Ordering::Less => upper[j * stride + i],
-                    std::cmp::Ordering::Equal => R::ZERO,
-                    std::cmp::Ordering::Greater => upper[i * stride + j],
+                out[j] = if j < i {
+                    upper[j * stride + i]
+                } else {
+                    upper[i * stride + j]
                 };
             }
         }

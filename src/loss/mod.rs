@@ -146,7 +146,7 @@ impl FromStr for Loss {
     }
 }
 
-fn not_empty(argument: &'static str, size: usize) -> Result<()> {
+pub(crate) fn not_empty(argument: &'static str, size: usize) -> Result<()> {
     if size == 0 {
         Err(Error::Empty { argument })
     } else {
@@ -168,7 +168,7 @@ fn check_delta(delta: f64) -> Result<()> {
 }
 
 /// τ or T. The bounds keep τ and 1/τ well within f32, where the fast paths compute.
-fn check_temperature(argument: &'static str, temperature: f64) -> Result<()> {
+pub(crate) fn check_temperature(argument: &'static str, temperature: f64) -> Result<()> {
     if (1e-30..=1e30).contains(&temperature) {
         Ok(())
     } else {

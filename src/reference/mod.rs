@@ -14,6 +14,7 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::loss::{Loss, Rkd};
 use crate::problem::{Batch, Problem, Value};
+use crate::relation::Relation;
 use crate::rows::Rows;
 
 pub(crate) use rkd_angle::rkd_angle;
@@ -60,6 +61,37 @@ pub(crate) fn evaluate<T: Element>(
         *out = problem.upstream_factor() * g;
     }
     Ok(value)
+}
+
+/// The relation of every two rows.
+pub(crate) fn relation_matrix<T: Element>(
+    relation: Relation,
+    rows: Rows<'_, T>,
+    matrix: &mut [f64],
+) {
+    let mut x = Matrix::new(rows);
+    if relation == Relation::Cosine {
+        x.normalize();
+    }
+    for i in 0..x.rows() {
+        for j in 0..x.rows() {
+            matrix[i * x.rows() + j] = match relation {
+                Relation::Distance => distance(x.row(i), x.row(j)),
+                Relation::SquaredDistance => squared_distance(x.row(i), x.row(j)),
+                Relation::Dot | Relation::Cosine => dot(x.row(i), x.row(j)),
+            };
+        }
+    }
+}
+
+/// softmax(x_i/τ) of every row.
+pub(crate) fn softmax<T: Element>(rows: Rows<'_, T>, temperature: f64, probabilities: &mut [f64]) {
+    for (row, p) in rows.iter().zip(probabilities.chunks_exact_mut(rows.dim())) {
+        let logits: Vec<f64> = row.iter().map(|x| x.to_f64() / temperature).collect();
+        for (p, log_p) in p.iter_mut().zip(log_softmax(&logits)) {
+            *p = log_p.exp();
+        }
+    }
 }
 
 /// Whether the loss takes its rows L2-normalised.
@@ -171,12 +203,12 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
+fn squared_distance(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum()
+}
+
 fn distance(a: &[f64], b: &[f64]) -> f64 {
-    a.iter()
-        .zip(b)
-        .map(|(a, b)| (a - b).powi(2))
-        .sum::<f64>()
-        .sqrt()
+    squared_distance(a, b).sqrt()
 }
 
 /// ½e² up to δ, linear beyond.

@@ -1,0 +1,192 @@
+//! A device held against the reference, and the reference against itself: for a user to verify their
+//! own machine in one call.
+
+use std::fmt;
+
+use crate::device::{Device, Reference};
+use crate::element::{DType, Element, Real};
+use crate::error::Result;
+use crate::problem::{Batch, Problem};
+use crate::queue::Queue;
+use crate::rows::Rows;
+
+/// Directions along which the gradient is compared with differences of the loss.
+const DIRECTIONS: u64 = 4;
+
+/// How far a device's result is from the definition.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Report {
+    /// The device's loss.
+    pub loss: f64,
+    /// The reference's loss, f64, on the same inputs.
+    pub reference_loss: f64,
+    /// |loss − reference| / |reference|, or the difference itself where the reference is below 1e-6.
+    pub loss_error: f64,
+    /// ‖gradient − reference‖ / ‖reference‖, or the difference itself where the reference is 0.
+    pub gradient_error: f64,
+    /// The device's gradient against central differences of the *reference's* loss, along a few
+    /// directions: the largest deviation, in units of ‖gradient‖.
+    pub difference_error: f64,
+    /// What the first two may be for [`passed`](Self::passed).
+    pub tolerance: f64,
+    /// What the last may be; differences are good to about 1e-6 by themselves.
+    pub difference_tolerance: f64,
+}
+
+impl Report {
+    /// Whether all errors are within their tolerances. NaN is not.
+    #[must_use]
+    pub fn passed(&self) -> bool {
+        self.loss_error <= self.tolerance
+            && self.gradient_error <= self.tolerance
+            && self.difference_error <= self.difference_tolerance
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: loss {:.6e}, off by {:.1e}; gradient off by {:.1e} (allowed {:.0e}), from differences \
+             by {:.1e} (allowed {:.0e})",
+            if self.passed() { "passed" } else { "FAILED" },
+            self.loss,
+            self.loss_error,
+            self.gradient_error,
+            self.tolerance,
+            self.difference_error,
+            self.difference_tolerance,
+        )
+    }
+}
+
+/// Evaluates `problem` on `device` and on the [`Reference`], and takes central differences of the
+/// reference's loss. The reference is slow (O(N³D) for the angle loss): a batch of 64 checks as much as
+/// one of 1024.
+///
+/// ```
+/// # fn main() -> relata::Result<()> {
+/// use relata::{Batch, Cpu, RkdDistance, Rows, check};
+/// let student: Vec<f32> = (0..40).map(|i| (i as f32 * 0.7).sin()).collect();
+/// let teacher: Vec<f32> = (0..60).map(|i| (i as f32 * 1.3).cos()).collect();
+/// let batch = Batch::new(Rows::new(&student, [10, 4])?, Rows::new(&teacher, [10, 6])?);
+/// let report = check(&RkdDistance::default().problem(batch.shapes())?, &Cpu, batch)?;
+/// assert!(report.passed(), "{report}");
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// As [`Problem::evaluate`]. A result that is merely wrong is no error: see [`Report::passed`].
+pub fn check<T: Element, D: Device<T>>(
+    problem: &Problem,
+    device: &D,
+    batch: Batch<'_, T>,
+) -> Result<Report> {
+    let evaluation = problem.evaluate(device, batch)?;
+    let reference = problem.evaluate(&Reference, batch)?;
+    let gradient: Vec<f64> = evaluation.gradient.iter().map(|g| g.to_f64()).collect();
+
+    let difference: Vec<f64> = gradient
+        .iter()
+        .zip(&reference.gradient)
+        .map(|(a, b)| a - b)
+        .collect();
+    let reference_norm = norm(&reference.gradient);
+    let (tolerance, difference_tolerance) = tolerances(D::Gradient::DTYPE);
+    let loss_unit = reference.loss.abs();
+    Ok(Report {
+        loss: evaluation.loss,
+        reference_loss: reference.loss,
+        loss_error: (evaluation.loss - reference.loss).abs()
+            / if loss_unit < 1e-6 { 1.0 } else { loss_unit },
+        gradient_error: norm(&difference) / nonzero(reference_norm),
+        difference_error: difference_error(problem, batch, &gradient)?,
+        tolerance,
+        difference_tolerance,
+    })
+}
+
+/// Sums of f32 products over a batch agree to about 1e-6; f64 keeps 1e-9 wherever rows are not closer
+/// to each other than a millionth of the longest distance.
+fn tolerances(gradient: DType) -> (f64, f64) {
+    match gradient {
+        DType::F64 => (1e-9, 1e-5),
+        DType::F32 | DType::F16 | DType::BF16 => (1e-5, 3e-5),
+    }
+}
+
+/// The largest |⟨gradient, v⟩ − (L(x + hv) − L(x − hv))/2h| / ‖gradient‖ over a few unit directions v.
+fn difference_error<T: Element>(
+    problem: &Problem,
+    batch: Batch<'_, T>,
+    gradient: &[f64],
+) -> Result<f64> {
+    let wide =
+        |rows: Rows<'_, T>| -> Vec<f64> { rows.as_slice().iter().map(|x| x.to_f64()).collect() };
+    let (x, y) = (wide(batch.student), wide(batch.teacher));
+    let queue = batch.queue.map(widen_queue).transpose()?;
+    let shapes = problem.shapes();
+    let loss_at = |x: &[f64]| -> Result<f64> {
+        let mut wide = Batch::new(
+            Rows::new(x, [shapes.rows, shapes.student_dim])?,
+            Rows::new(&y, [shapes.rows, shapes.teacher_dim])?,
+        );
+        wide.queue = queue.as_ref();
+        Ok(problem.evaluate(&Reference, wide)?.loss)
+    };
+
+    // A step that is small against the elements that differ from row to row, and large against the
+    // rounding of the loss.
+    let step = 1e-5 * norm(&x).max(1e-300);
+    let mut worst = 0.0f64;
+    for seed in 0..DIRECTIONS {
+        let direction = unit_direction(x.len(), seed);
+        let at =
+            |t: f64| -> Vec<f64> { x.iter().zip(&direction).map(|(x, v)| x + t * v).collect() };
+        let slope = (loss_at(&at(step))? - loss_at(&at(-step))?) / (2.0 * step);
+        let along: f64 = gradient.iter().zip(&direction).map(|(g, v)| g * v).sum();
+        let error = (along - problem.upstream_factor() * slope).abs() / nonzero(norm(gradient));
+        // `max` would pass over a NaN.
+        worst = if error.is_nan() {
+            error
+        } else {
+            worst.max(error)
+        };
+    }
+    Ok(worst)
+}
+
+/// The same keys in f64.
+fn widen_queue<R: Real>(queue: &Queue<R>) -> Result<Queue<f64>> {
+    let keys: Vec<f64> = queue.keys().iter().map(|k| k.to_f64()).collect();
+    let mut wide = Queue::new(queue.len(), queue.dim())?.normalize(false);
+    wide.enqueue(Rows::new(&keys, [queue.len(), queue.dim()])?)?;
+    Ok(wide)
+}
+
+/// A direction from a fixed sequence (SplitMix64), of length 1.
+fn unit_direction(len: usize, seed: u64) -> Vec<f64> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut direction: Vec<f64> = (0..len)
+        .map(|_| {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = state;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64 - 0.5
+        })
+        .collect();
+    let length = nonzero(norm(&direction));
+    direction.iter_mut().for_each(|v| *v /= length);
+    direction
+}
+
+fn norm(x: &[f64]) -> f64 {
+    x.iter().map(|x| x * x).sum::<f64>().sqrt()
+}
+
+/// What to divide by: 1 where there is no scale to compare with.
+fn nonzero(scale: f64) -> f64 {
+    if scale == 0.0 { 1.0 } else { scale }
+}

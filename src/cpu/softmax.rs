@@ -1,0 +1,92 @@
+//! The softmax of rows.
+
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::buffer::Buffer;
+use super::simd::{Lanes, dispatch};
+use crate::element::{Element, Real};
+use crate::error::Result;
+use crate::rows::Rows;
+
+/// Elements added up before the sum moves on to f64.
+pub(super) const CHUNK: usize = 1024;
+
+/// softmax(x_i/τ) of every row.
+pub(crate) fn softmax<T: Element>(
+    rows: Rows<'_, T>,
+    temperature: f64,
+    probabilities: &mut [T::Real],
+) -> Result<()> {
+    let dim = rows.dim();
+    probabilities
+        .par_chunks_exact_mut(dim)
+        .enumerate()
+        .try_for_each(|(i, out)| {
+            let mut row = Buffer::any(dim.next_multiple_of(T::Real::PAD))?;
+            T::widen(rows.row(i), &mut row[..dim]);
+            dispatch(Softmax {
+                row: &mut row,
+                dim,
+                temperature,
+            });
+            out.copy_from_slice(&row[..dim]);
+            Ok(())
+        })
+}
+
+/// One row, padded.
+struct Softmax<'a, R> {
+    row: &'a mut [R],
+    dim: usize,
+    temperature: f64,
+}
+
+impl<R: Real> WithSimd for Softmax<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) {
+        let Softmax {
+            row,
+            dim,
+            temperature,
+        } = self;
+        let max = R::splat(s, largest::<S, R>(s, row, dim, temperature));
+        let per_temperature = R::splat(s, R::from_f64(1.0 / temperature));
+        let row = R::vectors_mut::<S>(row);
+        let mut sum = 0.0;
+        for chunk in row.chunks_mut(CHUNK / R::width::<S>()) {
+            let mut part = R::splat(s, R::ZERO);
+            for v in chunk {
+                *v = R::vexp(s, R::vmul(s, R::vsub(s, *v, max), per_temperature));
+                part = R::vadd(s, part, *v);
+            }
+            sum += R::reduce_sum(s, part).to_f64();
+        }
+        let factor = R::splat(s, R::from_f64(1.0 / sum));
+        for v in row {
+            *v = R::vmul(s, *v, factor);
+        }
+    }
+}
+
+/// The largest of the first `classes` logits. Pads the rest with what is so far below it that its
+/// exponential vanishes.
+#[inline(always)]
+pub(super) fn largest<S: Simd, R: Real>(
+    s: S,
+    row: &mut [R],
+    classes: usize,
+    temperature: f64,
+) -> R {
+    let last = row[classes - 1];
+    row[classes..].fill(last);
+    let mut largest = R::splat(s, R::LOWEST);
+    for &v in R::vectors::<S>(row) {
+        largest = R::vmax(s, v, largest);
+    }
+    let largest = R::reduce_max(s, largest);
+    row[classes..].fill(largest - R::from_f64(1000.0 * temperature));
+    largest
+}
