@@ -115,7 +115,7 @@ impl Element for f16 {
         self.to_f64()
     }
     fn from_f64(value: f64) -> Self {
-        f16::from_f64(value)
+        f16::from_f32(round_to_odd(value))
     }
     fn widen(elements: &[Self], reals: &mut [f32]) {
         elements.convert_to_f32_slice(reals);
@@ -130,9 +130,50 @@ impl Element for bf16 {
         self.to_f64()
     }
     fn from_f64(value: f64) -> Self {
-        bf16::from_f64(value)
+        bf16::from_f32(round_to_odd(value))
     }
     fn widen(elements: &[Self], reals: &mut [f32]) {
         elements.convert_to_f32_slice(reals);
+    }
+}
+
+/// `value` as f32, and where it lies between two of them the one whose last bit is odd. Rounding that
+/// once more, to fewer bits, gives what rounding `value` itself would have.
+#[allow(clippy::cast_possible_truncation)] // rounding is what is asked for
+fn round_to_odd(value: f64) -> f32 {
+    let nearest = value as f32;
+    if f64::from(nearest) == value || !nearest.is_finite() {
+        return nearest;
+    }
+    let bits = nearest.to_bits();
+    let beyond = f64::from(nearest).abs() > value.abs();
+    f32::from_bits((bits - u32::from(beyond)) | 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_are_rounded_once() {
+        let just_above = |half_step: i32| 1.0 + 2f64.powi(half_step) + 2f64.powi(-40);
+        assert_eq!(
+            <f16 as Element>::from_f64(just_above(-11)).to_f32(),
+            1.0 + 2f32.powi(-10)
+        );
+        assert_eq!(
+            <bf16 as Element>::from_f64(just_above(-8)).to_f32(),
+            1.0 + 2f32.powi(-7)
+        );
+        assert_eq!(
+            <f16 as Element>::from_f64(-just_above(-11)).to_f32(),
+            -1.0 - 2f32.powi(-10)
+        );
+        for exact in [0.0, -0.0, 1.5, 65504.0, f64::INFINITY, 2f64.powi(-24)] {
+            assert_eq!(<f16 as Element>::from_f64(exact).to_f64(), exact);
+        }
+        assert_eq!(<f16 as Element>::from_f64(1e300).to_f64(), f64::INFINITY);
+        assert_eq!(<f16 as Element>::from_f64(1e-300).to_f64(), 0.0);
+        assert!(<f16 as Element>::from_f64(f64::NAN).is_nan());
     }
 }

@@ -24,19 +24,21 @@ const TILE_J: usize = 3;
 const CHUNK: usize = 512;
 
 /// Which of the four numbers of a pair of rows: see [`Relations`].
-pub(super) const MINUS_HALF_X: usize = 0;
-pub(super) const INVERSE_X: usize = 1;
-pub(super) const HALF_Y: usize = 2;
-pub(super) const INVERSE_Y: usize = 3;
+pub(super) const MINUS_A_X: usize = 0;
+pub(super) const R_X: usize = 1;
+pub(super) const A_Y: usize = 2;
+pub(super) const R_Y: usize = 3;
 
-/// The distances of student and teacher: for every pair of rows ½d and 1/d of both (1/0 counts as 0),
-/// the student's ½d with a minus, which saves the angle penalty all its changes of sign.
+/// The distances of student and teacher. For every pair of rows a = ½d and r = 1/d (0 where d = 0) of
+/// both, the student's a with a minus, which saves the angle penalty all its changes of sign.
 ///
 /// `[rows, lines, 4, PAD]`: the columns of a row in lines of `PAD`, and side by side the four lines
 /// that belong together, so that the penalties read a row as one stream. Rows and columns from N on
 /// are zero.
 pub(super) struct Relations<R: Real> {
     data: Buffer<R>,
+    /// d²: the student's above the diagonal, the teacher's below.
+    squares: Buffer<R>,
     /// N, or the next multiple of [`ROWS`].
     pub(super) rows: usize,
     /// Lines in a row, by which rows lie apart; a matrix with one number a pair has rows of
@@ -49,52 +51,73 @@ pub(super) struct Relations<R: Real> {
 }
 
 impl<R: Real> Relations<R> {
-    /// `scratch` is a matrix with one number a pair, of [`size`](Self::size).
-    pub(super) fn new(x: &Embeddings<R>, y: &Embeddings<R>, scratch: &mut [R]) -> Result<Self> {
+    pub(super) fn new(x: &Embeddings<R>, y: &Embeddings<R>) -> Result<Self> {
         let n = x.rows;
         let stride = row_stride::<R>(n);
-        let lines = stride / R::PAD;
-        let mut data = Buffer::any(4usize.saturating_mul(Self::size(n)))?;
-        data[n * 4 * stride..].fill(R::ZERO);
-        let mut spread = 1.0f64;
-        for (embeddings, half, sign) in [(x, MINUS_HALF_X, -1.0), (y, HALF_Y, 1.0)] {
-            scratch[..n * stride]
-                .par_chunks_mut(BLOCK * stride)
-                .enumerate()
-                .for_each(|(block, out)| {
-                    dispatch(Upper::<_, true> {
-                        x: embeddings,
-                        first: block * BLOCK,
-                        out,
-                    });
-                });
-            let squares = &*scratch;
-            let extremes: Vec<(f64, f64)> = data[..n * 4 * stride]
-                .par_chunks_mut(BLOCK * 4 * stride)
-                .enumerate()
-                .map(|(block, rows)| {
-                    let mut mirrored = Buffer::any(rows.len() / 4)?;
-                    mirror(squares, stride, n, block * BLOCK, &mut mirrored);
-                    Ok(dispatch(Roots {
-                        squares: &mirrored,
-                        half,
-                        sign,
-                        rows,
-                    }))
-                })
-                .collect::<Result<_>>()?;
-            let (longest, inverse_shortest) = extremes
-                .iter()
-                .fold((0.0f64, 0.0f64), |a, b| (a.0.max(b.0), a.1.max(b.1)));
-            spread = spread.max(longest * inverse_shortest);
-        }
-        Ok(Relations {
-            data,
+        let mut relations = Relations {
+            data: Buffer::any(4usize.saturating_mul(Self::size(n)))?,
+            squares: Buffer::zeros(Self::size(n))?,
             rows: n.next_multiple_of(ROWS),
-            lines,
+            lines: stride / R::PAD,
             used_lines: n.div_ceil(R::PAD),
-            spread,
-        })
+            spread: 1.0,
+        };
+        relations.data[n * 4 * stride..].fill(R::ZERO);
+        relations.add(0, x, Triangle::Upper)?;
+        relations.add(1, y, Triangle::Lower)?;
+        Ok(relations)
+    }
+
+    /// Fills in the student (0) or the teacher (1).
+    fn add(&mut self, which: usize, x: &Embeddings<R>, triangle: Triangle) -> Result<()> {
+        let (n, stride) = (x.rows, self.stride());
+        self.squares[..n * stride]
+            .par_chunks_mut(BLOCK * stride)
+            .enumerate()
+            .for_each(|(block, out)| {
+                dispatch(Pairs::<_, true> {
+                    x,
+                    triangle,
+                    stride,
+                    first: block * BLOCK,
+                    out,
+                });
+            });
+        let squares = &*self.squares;
+        let extremes: Vec<(f64, f64)> = self.data[..n * 4 * stride]
+            .par_chunks_mut(BLOCK * 4 * stride)
+            .enumerate()
+            .map(|(block, rows)| {
+                let mut mirrored = Buffer::any(rows.len() / 4)?;
+                mirror(squares, triangle, stride, n, block * BLOCK, &mut mirrored);
+                Ok(dispatch(Roots {
+                    squares: &mirrored,
+                    sign: if which == 0 { -1.0 } else { 1.0 },
+                    place: 2 * which,
+                    rows,
+                }))
+            })
+            .collect::<Result<_>>()?;
+        let (longest, inverse_shortest) = extremes
+            .iter()
+            .fold((0.0f64, 0.0f64), |a, b| (a.0.max(b.0), a.1.max(b.1)));
+        self.spread = self.spread.max(longest * inverse_shortest);
+        Ok(())
+    }
+
+    /// d² of a pair, of student and teacher.
+    #[inline(always)]
+    pub(super) fn squares(&self, i: usize, k: usize) -> (R, R) {
+        let (first, last) = (i.min(k), i.max(k));
+        let stride = self.stride();
+        (
+            self.squares[first * stride + last],
+            if first == last {
+                R::ZERO
+            } else {
+                self.squares[last * stride + first]
+            },
+        )
     }
 
     /// How many elements a matrix with one number a pair takes.
@@ -142,10 +165,22 @@ pub(crate) fn relation_matrix<T: Element>(
             let first = block * BLOCK;
             match relation {
                 Relation::Distance | Relation::SquaredDistance => {
-                    dispatch(Upper::<_, true> { x, first, out });
+                    dispatch(Pairs::<_, true> {
+                        x,
+                        triangle: Triangle::Upper,
+                        stride,
+                        first,
+                        out,
+                    });
                 }
                 Relation::Dot | Relation::Cosine => {
-                    dispatch(Upper::<_, false> { x, first, out });
+                    dispatch(Pairs::<_, false> {
+                        x,
+                        triangle: Triangle::Upper,
+                        stride,
+                        first,
+                        out,
+                    });
                 }
             }
         });
@@ -155,47 +190,69 @@ pub(crate) fn relation_matrix<T: Element>(
         .enumerate()
         .try_for_each(|(block, out)| {
             let mut rows = Buffer::any(out.len() / n * stride)?;
-            mirror(upper, stride, n, block * BLOCK, &mut rows);
+            mirror(upper, Triangle::Upper, stride, n, block * BLOCK, &mut rows);
             for (out, row) in out.chunks_exact_mut(n).zip(rows.chunks_exact(stride)) {
                 for (out, &r) in out.iter_mut().zip(row) {
-                    *out = match relation {
-                        Relation::Distance => T::Real::from_f64(r.to_f64().sqrt() / x.scale),
-                        Relation::SquaredDistance => {
-                            T::Real::from_f64(r.to_f64() / x.scale / x.scale)
-                        }
-                        Relation::Dot | Relation::Cosine => r,
-                    };
+                    *out = T::Real::from_f64(match relation {
+                        Relation::Distance => r.to_f64().sqrt() / x.scale,
+                        Relation::SquaredDistance => r.to_f64() / x.scale / x.scale,
+                        Relation::Dot | Relation::Cosine => r.to_f64(),
+                    });
                 }
             }
             Ok(())
         })
 }
 
-/// Squared distances, or products, of a block of rows with themselves and all rows after them.
-struct Upper<'a, R: Real, const DISTANCE: bool> {
+/// Which half of a symmetric matrix.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Triangle {
+    /// Columns from the row's own on.
+    Upper,
+    /// Columns before the row's own.
+    Lower,
+}
+
+/// Squared distances, or products, of a block of rows with the rows of a triangle.
+struct Pairs<'a, R: Real, const DISTANCE: bool> {
     x: &'a Embeddings<R>,
+    triangle: Triangle,
+    stride: usize,
     first: usize,
     out: &'a mut [R],
 }
 
-impl<R: Real, const DISTANCE: bool> WithSimd for Upper<'_, R, DISTANCE> {
+impl<R: Real, const DISTANCE: bool> WithSimd for Pairs<'_, R, DISTANCE> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, s: S) {
-        let Upper { x, first, out } = self;
-        let (n, stride) = (x.rows, row_stride::<R>(x.rows));
+        let Pairs {
+            x,
+            triangle,
+            stride,
+            first,
+            out,
+        } = self;
+        let n = x.rows;
         let rows = out.len() / stride;
         // Tiles at the edge repeat the last row; what comes of it is not stored.
         let row = |i: usize| R::vectors::<S>(x.row(i.min(n - 1)));
         for i0 in (0..rows).step_by(TILE_I) {
             let x_i: [_; TILE_I] = std::array::from_fn(|t| row(first + i0 + t));
-            for j0 in (first + i0..n).step_by(TILE_J) {
+            let columns = match triangle {
+                Triangle::Upper => first + i0..n,
+                Triangle::Lower => 0..n.min(first + i0 + TILE_I),
+            };
+            for j0 in columns.step_by(TILE_J) {
                 let x_j: [_; TILE_J] = std::array::from_fn(|t| row(j0 + t));
                 let sums = tile::<R, S, DISTANCE>(s, x_i, x_j);
                 for (i, sums) in sums.iter().enumerate().take(rows - i0) {
                     for (j, &sum) in sums.iter().enumerate().take(n - j0) {
-                        out[(i0 + i) * stride + j0 + j] = R::from_f64(sum);
+                        let (i, j) = (i0 + i, j0 + j);
+                        if (j >= first + i) == (triangle == Triangle::Upper) {
+                            out[i * stride + j] = R::from_f64(sum);
+                        }
                     }
                 }
             }
@@ -249,8 +306,15 @@ fn tile<R: Real, S: Simd, const DISTANCE: bool>(
     sums
 }
 
-/// Fills a block of rows of a symmetric matrix from its upper triangle; the padding is 0.
-fn mirror<R: Real>(upper: &[R], stride: usize, n: usize, first: usize, out: &mut [R]) {
+/// Fills a block of rows of a symmetric matrix from a triangle of it; the padding is 0.
+fn mirror<R: Real>(
+    matrix: &[R],
+    triangle: Triangle,
+    stride: usize,
+    n: usize,
+    first: usize,
+    out: &mut [R],
+) {
     for row in out.chunks_exact_mut(stride) {
         row[n..].fill(R::ZERO);
     }
@@ -258,23 +322,25 @@ fn mirror<R: Real>(upper: &[R], stride: usize, n: usize, first: usize, out: &mut
         for (i, out) in out.chunks_exact_mut(stride).enumerate() {
             let i = first + i;
             for j in j0..n.min(j0 + BLOCK) {
-                out[j] = if j < i {
-                    upper[j * stride + i]
+                out[j] = if i == j || (j > i) == (triangle == Triangle::Upper) {
+                    matrix[i * stride + j]
                 } else {
-                    upper[i * stride + j]
+                    matrix[j * stride + i]
                 };
             }
         }
     }
 }
 
-/// Writes ½d and 1/d of rows of d² to the places of student or teacher; gives the largest d and the
+/// Writes a and r of rows of d² to the places of student or teacher; gives the largest d and the
 /// largest 1/d.
 struct Roots<'a, R> {
+    /// `[rows, stride]`
     squares: &'a [R],
-    /// [`MINUS_HALF_X`] or [`HALF_Y`]; the place of 1/d is the next.
-    half: usize,
+    /// The sign that a takes.
     sign: f64,
+    /// The place of a; that of r is the next.
+    place: usize,
     rows: &'a mut [R],
 }
 
@@ -285,16 +351,16 @@ impl<R: Real> WithSimd for Roots<'_, R> {
     fn with_simd<S: Simd>(self, s: S) -> (f64, f64) {
         let zero = R::splat(s, R::ZERO);
         let one = R::splat(s, R::ONE);
-        let one_half = R::splat(s, R::from_f64(0.5 * self.sign));
+        let half = R::splat(s, R::from_f64(0.5 * self.sign));
         let (mut longest, mut inverse_shortest) = (zero, zero);
         let squares = R::vectors::<S>(self.squares);
         let rows = R::vectors_mut::<S>(self.rows);
         let per_line = R::PAD / R::width::<S>();
         for v in 0..squares.len() {
-            let at = (v / per_line * 4 + self.half) * per_line + v % per_line;
+            let at = (v / per_line * 4 + self.place) * per_line + v % per_line;
             let distance = R::vsqrt(s, squares[v]);
             let inverse = R::if_positive(s, distance, R::vdiv(s, one, distance), zero);
-            rows[at] = R::vmul(s, one_half, distance);
+            rows[at] = R::vmul(s, half, distance);
             rows[at + per_line] = inverse;
             longest = R::vmax(s, longest, distance);
             inverse_shortest = R::vmax(s, inverse_shortest, inverse);

@@ -7,7 +7,7 @@ use super::buffer::Buffer;
 use super::contraction::{Form, contract};
 use super::embeddings::{Embeddings, Entry};
 use super::pairs::{Block, for_all_pairs};
-use super::relation::{HALF_Y, INVERSE_X, MINUS_HALF_X, Relations};
+use super::relation::{A_Y, MINUS_A_X, R_X, Relations};
 use super::rkd_angle;
 use super::simd::{Lanes, dispatch};
 use crate::element::{DType, Element, Real};
@@ -19,14 +19,15 @@ use crate::reference;
 /// Side of the squares in which S is made symmetric.
 const SQUARE: usize = 64;
 
-/// How far the law of cosines is trusted: it loses about spread · ε, where spread is the longest
-/// distance over the shortest.
+/// How far each way of computing is trusted, by the spread of the distances: the longest over the
+/// shortest. The bar is twice the error of the definition evaluated in f32 (tests/numerics.rs).
 mod trust {
-    /// In f32. Measured (tests/numerics.rs): within twice the error of the definition evaluated in
-    /// f32 up to here.
-    pub(super) const SPREAD_F32: f64 = 4.0;
-    /// For the contraction as a product: its terms are then at most so many times those of the
-    /// differences.
+    /// For angles in f32: the law of cosines loses about spread · ε, and where distances are alike the
+    /// error stays within the bar.
+    pub(super) const SPREAD_F32_ANGLE: f64 = 1.75;
+    /// For distances in f32.
+    pub(super) const SPREAD_F32_DISTANCE: f64 = 4.0;
+    /// For the contraction as a product, which is within the bar for distances but not for angles.
     pub(super) const SPREAD_PRODUCT: f64 = 4.0;
     /// In f32, the least mean penalty: below, the difference of the cosines is mostly rounding.
     pub(super) const PENALTY_F32: f64 = 1e-4;
@@ -74,18 +75,17 @@ fn attempt<T: Element, R: Real>(
         return Ok(Some(Value::new(f64::NAN)));
     }
     let n = x.rows;
-    // One number a pair: squared distances, then the angle's sums, then C.
-    let mut matrix = Buffer::<R>::any(Relations::<R>::size(n))?;
-    let relations = Relations::new(&x, &y, &mut matrix)?;
+    let relations = Relations::new(&x, &y)?;
     drop(y);
-    matrix.fill(R::ZERO);
+    if relations.spread > trusted_spread::<T, R>(loss) {
+        return Ok(None);
+    }
+    // One number a pair: the angle's sums, then C.
+    let mut matrix = Buffer::<R>::zeros(Relations::<R>::size(n))?;
 
     let nf = n as f64;
     let mut value = 0.0;
     if loss.angle_weight > 0.0 {
-        if relations.spread > trusted_spread::<T, R>() {
-            return Ok(None);
-        }
         let mean = rkd_angle::penalize(loss.delta, &relations, &mut matrix)? / (nf * nf * nf);
         if R::DTYPE == DType::F32 && mean < trust::PENALTY_F32 {
             return Ok(None);
@@ -100,7 +100,7 @@ fn attempt<T: Element, R: Real>(
 
     let coefficients = Coefficients {
         relations: &relations,
-        minus_angle_factor: R::from_f64(-2.0 * loss.angle_weight / (nf * nf * nf)),
+        minus_angle_factor: -2.0 * loss.angle_weight / (nf * nf * nf),
         distance: distance
             .as_ref()
             .map(|penalty| (loss.distance_weight, penalty)),
@@ -112,7 +112,7 @@ fn attempt<T: Element, R: Real>(
         |block| Ok(coefficients.within(block)),
         |a, b| Ok(coefficients.between(a, b)),
     )?;
-    let form = if relations.spread <= trust::SPREAD_PRODUCT {
+    let form = if loss.angle_weight == 0.0 && relations.spread <= trust::SPREAD_PRODUCT {
         Form::Product
     } else {
         Form::Differences
@@ -129,9 +129,12 @@ fn attempt<T: Element, R: Real>(
 }
 
 /// The largest spread at which computing in `R` is good enough for a gradient in `T::Real`.
-fn trusted_spread<T: Element, R: Real>() -> f64 {
+fn trusted_spread<T: Element, R: Real>(loss: &Rkd) -> f64 {
     match (R::DTYPE, <T::Real as Element>::DTYPE) {
-        (DType::F32, _) => trust::SPREAD_F32,
+        (DType::F32, _) if loss.angle_weight > 0.0 => trust::SPREAD_F32_ANGLE,
+        (DType::F32, _) => trust::SPREAD_F32_DISTANCE,
+        // Distances alone do not go by the law of cosines.
+        _ if loss.angle_weight == 0.0 => f64::INFINITY,
         (_, DType::F32) => trust::SPREAD_F64_AS_F32,
         _ => trust::SPREAD_F64,
     }
@@ -192,15 +195,19 @@ impl DistancePenalty {
     fn new<R: Real>(delta: f64, relations: &Relations<R>, n: usize) -> Self {
         let sums: Vec<(f64, f64)> = (0..n)
             .into_par_iter()
-            .map(|i| dispatch(HalfSums(relations.row(i))))
+            .map(|i| {
+                dispatch(HalfSums {
+                    row: relations.row(i),
+                })
+            })
             .collect();
-        let (minus_x, y) = add_up(&sums);
+        let (x, y) = add_up(&sums);
         let pairs = (n * n.saturating_sub(1)) as f64;
         // ½d · 2/μ, with μ = 2 Σ ½d / P.
         let per_half = |sum: f64| if sum > 0.0 { pairs / sum } else { 0.0 };
         let mut penalty = DistancePenalty {
             delta,
-            per_half_x: per_half(-minus_x),
+            per_half_x: per_half(x),
             per_half_y: per_half(y),
             mean: 0.0,
             mean_slope: 0.0,
@@ -233,28 +240,34 @@ fn add_up(sums: &[(f64, f64)]) -> (f64, f64) {
         .fold((0.0, 0.0), |total, sum| (total.0 + sum.0, total.1 + sum.1))
 }
 
-/// The sums of a row's ½d, of student and teacher.
-struct HalfSums<'a, R>(&'a [R]);
+/// The sums of a row's ½d of student and teacher.
+struct HalfSums<'a, R: Real> {
+    row: &'a [R],
+}
 
 impl<R: Real> WithSimd for HalfSums<'_, R> {
     type Output = (f64, f64);
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, s: S) -> (f64, f64) {
-        let per_line = R::PAD / R::width::<S>();
-        let (mut x, mut y) = (R::splat(s, R::ZERO), R::splat(s, R::ZERO));
-        for group in R::vectors::<S>(self.0).chunks_exact(4 * per_line) {
-            for v in 0..per_line {
-                x = R::vadd(s, x, group[MINUS_HALF_X * per_line + v]);
-                y = R::vadd(s, y, group[HALF_Y * per_line + v]);
-            }
-        }
-        (R::reduce_sum(s, x).to_f64(), R::reduce_sum(s, y).to_f64())
+        let zero = s.splat_f64s(0.0);
+        let (mut x, mut y) = (zero, zero);
+        for_halves::<S, R>(
+            s,
+            self.row,
+            #[inline(always)]
+            |half_x, half_y| {
+                x = f64::vadd(s, x, half_x);
+                y = f64::vadd(s, y, half_y);
+            },
+        );
+        (f64::reduce_sum(s, x), f64::reduce_sum(s, y))
     }
 }
 
-/// Σ_j huber(e_ij) and Σ_j w_ij d_ij/μ of a row.
-struct Penalties<'a, R> {
+/// Σ_j huber(e_ij) and Σ_j w_ij d_ij/μ of a row. In f64: an error that all pairs share, as that of a
+/// rounded μ, would add up.
+struct Penalties<'a, R: Real> {
     penalty: &'a DistancePenalty,
     row: &'a [R],
 }
@@ -264,27 +277,46 @@ impl<R: Real> WithSimd for Penalties<'_, R> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, s: S) -> (f64, f64) {
-        let per_line = R::PAD / R::width::<S>();
-        let splat = |value: f64| R::splat(s, R::from_f64(value));
-        let minus_per_half_x = splat(-self.penalty.per_half_x);
-        let per_half_y = splat(self.penalty.per_half_y);
-        let (delta, minus_delta) = (splat(self.penalty.delta), splat(-self.penalty.delta));
-        let one_half = splat(0.5);
-        let (mut sum, mut slope_sum) = (splat(0.0), splat(0.0));
-        for group in R::vectors::<S>(self.row).chunks_exact(4 * per_line) {
-            for v in 0..per_line {
-                let scaled = R::vmul(s, group[MINUS_HALF_X * per_line + v], minus_per_half_x);
-                let target = R::vmul(s, group[HALF_Y * per_line + v], per_half_y);
-                let e = R::vsub(s, scaled, target);
-                let w = R::vmin(s, delta, R::vmax(s, minus_delta, e));
-                sum = R::vmul_add(s, w, R::vneg_mul_add(s, one_half, w, e), sum);
-                slope_sum = R::vmul_add(s, w, scaled, slope_sum);
-            }
+        let zero = s.splat_f64s(0.0);
+        let one_half = s.splat_f64s(0.5);
+        let per_half_x = s.splat_f64s(self.penalty.per_half_x);
+        let per_half_y = s.splat_f64s(self.penalty.per_half_y);
+        let delta = s.splat_f64s(self.penalty.delta);
+        let minus_delta = s.splat_f64s(-self.penalty.delta);
+        let (mut sum, mut slope_sum) = (zero, zero);
+        for_halves::<S, R>(
+            s,
+            self.row,
+            #[inline(always)]
+            |half_x, half_y| {
+                let scaled = f64::vmul(s, half_x, per_half_x);
+                let e = f64::vneg_mul_add(s, half_y, per_half_y, scaled);
+                let w = f64::vmin(s, delta, f64::vmax(s, minus_delta, e));
+                sum = f64::vmul_add(s, w, f64::vneg_mul_add(s, one_half, w, e), sum);
+                slope_sum = f64::vmul_add(s, w, scaled, slope_sum);
+            },
+        );
+        (f64::reduce_sum(s, sum), f64::reduce_sum(s, slope_sum))
+    }
+}
+
+/// Calls `f` with the ½d of student and teacher, register by register of f64.
+#[inline(always)]
+fn for_halves<S: Simd, R: Real>(s: S, row: &[R], mut f: impl FnMut(S::f64s, S::f64s)) {
+    let zero = s.splat_f64s(0.0);
+    let mut lines = [0.0f64; 64];
+    let lines = &mut lines[..4 * R::PAD];
+    for group in 0..row.len() / lines.len() {
+        let reals = &row[group * lines.len()..][..lines.len()];
+        for l in 0..lines.len() {
+            lines[l] = reals[l].to_f64();
         }
-        (
-            R::reduce_sum(s, sum).to_f64(),
-            R::reduce_sum(s, slope_sum).to_f64(),
-        )
+        let registers = f64::vectors::<S>(lines);
+        let per_line = registers.len() / 4;
+        for v in 0..per_line {
+            let at = |which: usize| registers[which * per_line + v];
+            f(f64::vsub(s, zero, at(MINUS_A_X)), at(A_Y));
+        }
     }
 }
 
@@ -292,7 +324,7 @@ impl<R: Real> WithSimd for Penalties<'_, R> {
 /// C_ij = r_ij (minus_angle_factor · (S_ij + S_ji) + the distance's 2 ∂L/∂d_ij).
 struct Coefficients<'a, R: Real> {
     relations: &'a Relations<R>,
-    minus_angle_factor: R,
+    minus_angle_factor: f64,
     distance: Option<(f64, &'a DistancePenalty)>,
 }
 
@@ -331,31 +363,28 @@ impl<R: Real> Coefficients<'_, R> {
         0.0
     }
 
-    /// C_ij from S_ij + S_ji.
+    /// C_ij from S_ij + S_ji. In f64, so that few roundings come together.
     fn of_pair(&self) -> impl Fn(usize, usize, R) -> R {
-        let (weight, per_half_x, per_half_y, delta, mean_slope) = self.distance.map_or(
-            (R::ZERO, R::ZERO, R::ZERO, R::ZERO, R::ZERO),
-            |(weight, p)| {
-                (
-                    R::from_f64(weight * p.slope_factor()),
-                    R::from_f64(p.per_half_x),
-                    R::from_f64(p.per_half_y),
-                    R::from_f64(p.delta),
-                    R::from_f64(p.mean_slope),
-                )
-            },
-        );
+        let minus_angle_factor = self.minus_angle_factor;
+        let distance = self.distance.map(|(weight, penalty)| {
+            let factor = weight * penalty.slope_factor();
+            let DistancePenalty {
+                per_half_x,
+                per_half_y,
+                delta,
+                mean_slope,
+                ..
+            } = *penalty;
+            move |half_x: f64, half_y: f64| {
+                let e = half_x * per_half_x - half_y * per_half_y;
+                factor * (e.clamp(-delta, delta) - mean_slope)
+            }
+        });
         move |i, j, sum| {
-            let at = |which| self.relations.get(i, j, which);
-            let e = -(at(MINUS_HALF_X) * per_half_x + at(HALF_Y) * per_half_y);
-            let w = if e > delta {
-                delta
-            } else if e < -delta {
-                -delta
-            } else {
-                e
-            };
-            at(INVERSE_X) * (self.minus_angle_factor * sum + weight * (w - mean_slope))
+            let at = |which| self.relations.get(i, j, which).to_f64();
+            let angle = minus_angle_factor * sum.to_f64();
+            let distance = distance.map_or(0.0, |slope| slope(-at(MINUS_A_X), at(A_Y)));
+            R::from_f64(at(R_X) * (angle + distance))
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The angle penalty: all triples by the law of cosines, each pair of ends once.
 //!
-//! With a = ½d, r = 1/d and h = ½d² = 2a², the cosine at vertex j between the ends i and k is
+//! With h = ½d², a = ½d and r = 1/d, the cosine at vertex j between the ends i and k is
 //!
 //! ```text
 //! cos_jik = r_ij r_kj (h_ij + h_kj − h_ik) = r_ij (a_kj − h_ik r_kj) + a_ij r_kj
@@ -16,7 +16,7 @@
 //!
 //! Vertices lie along the lanes: for a pair (i,k) the rows i and k of each matrix are read in order,
 //! h_ik is one number, and nothing is shuffled. 16 instructions a register of vertices, all of them
-//! products and sums: the student's ½d comes with a minus, and with it cos, e, w, G and S.
+//! products and sums: the student's a comes with a minus, and with it cos, e, w, G and S.
 
 use std::ops::Range;
 
@@ -24,7 +24,7 @@ use pulp::{Simd, WithSimd};
 
 use super::buffer::Buffer;
 use super::pairs::for_all_pairs;
-use super::relation::{HALF_Y, INVERSE_X, INVERSE_Y, MINUS_HALF_X, ROWS, Relations};
+use super::relation::{A_Y, MINUS_A_X, R_X, R_Y, ROWS, Relations};
 use super::simd::{dispatch, unroll};
 use crate::element::Real;
 use crate::error::Result;
@@ -114,21 +114,20 @@ impl<R: Real> WithSimd for Match<'_, R> {
         let stride = relations.stride();
         let (first_i, rows_i) = self.i;
         let (first_k, rows_k) = self.k;
+        let (two, one_half) = (R::from_f64(2.0), R::from_f64(0.5));
         let mut pairs = Pairs {
             stride: rows_k,
             h_x: Vec::with_capacity(rows_i * rows_k),
             minus_h_y: Vec::with_capacity(rows_i * rows_k),
             g: vec![R::splat(s, R::ZERO); rows_i * rows_k],
         };
-        let two = R::from_f64(2.0);
         for i in first_i..first_i + rows_i {
             for k in first_k..first_k + rows_k {
-                let (x, y) = (
-                    relations.get(i, k, MINUS_HALF_X),
-                    relations.get(i, k, HALF_Y),
-                );
-                pairs.h_x.push(two * x * x);
-                pairs.minus_h_y.push(-two * y * y);
+                // From d², not from ½d: the rounding of d would count twice, and the same way at every
+                // vertex.
+                let (x, y) = relations.squares(i, k);
+                pairs.h_x.push(one_half * x);
+                pairs.minus_h_y.push(-one_half * y);
             }
         }
 
@@ -170,7 +169,8 @@ impl<R: Real> WithSimd for Match<'_, R> {
         }
         for i in 0..rows_i {
             for k in 0..rows_k {
-                let half = relations.get(first_i + i, first_k + k, MINUS_HALF_X);
+                // The sums hold −S, and g is −G; −½d is at hand.
+                let half = relations.get(first_i + i, first_k + k, MINUS_A_X);
                 let g = R::reduce_sum(s, pairs.g[i * rows_k + k]);
                 self.s_i[i * stride + first_k + k] += two * half * g;
             }
@@ -373,10 +373,10 @@ impl<S: Simd, R: Real> End<S, R> {
         let per_line = R::PAD / R::width::<S>();
         let row = &row[at..at + 3 * per_line + 1];
         End {
-            minus_ax: row[MINUS_HALF_X * per_line],
-            rx: row[INVERSE_X * per_line],
-            ay: row[HALF_Y * per_line],
-            ry: row[INVERSE_Y * per_line],
+            minus_ax: row[MINUS_A_X * per_line],
+            rx: row[R_X * per_line],
+            ay: row[A_Y * per_line],
+            ry: row[R_Y * per_line],
         }
     }
 }
