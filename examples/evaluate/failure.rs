@@ -1,0 +1,47 @@
+//! How the command fails: one clear line on standard error and exit code 2.
+
+use std::io::Write;
+
+/// Why the command stops early.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// An argument, a file or a value is not what was expected; the line that says so.
+    Refused(String),
+    /// There is nothing more to do: the help was printed, or the reader of standard output has gone.
+    Quiet,
+}
+
+pub(crate) type Result<T> = std::result::Result<T, Failure>;
+
+impl Failure {
+    /// Refuses `subject`: a file, an argument or a loss.
+    pub(crate) fn refused(subject: impl std::fmt::Display, why: impl std::fmt::Display) -> Self {
+        Failure::Refused(format!("{subject}: {why}"))
+    }
+}
+
+/// The longest line written to standard error. Names in files and arguments can be of any length.
+const LONGEST_LINE: usize = 1000;
+
+/// Writes `kind: text` to standard error, as exactly one line.
+pub(crate) fn say(kind: &str, text: &str) {
+    // Nobody is left to tell if this fails.
+    let _ = writeln!(std::io::stderr(), "{kind}: {}", one_line(text));
+}
+
+/// `text` with control characters escaped, which names may hold, and not longer than a line may be.
+fn one_line(text: &str) -> String {
+    let mut line = String::new();
+    for c in text.chars() {
+        if line.len() >= LONGEST_LINE {
+            line.push('…');
+            break;
+        }
+        if c.is_control() {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+    }
+    line
+}

@@ -1,0 +1,181 @@
+//! Files of embeddings: reading them without believing what they claim.
+//!
+//! What a header says is held against the length of the file before any memory is asked for.
+
+mod gradient;
+mod npy;
+mod safetensors;
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use relata::DType;
+
+pub(crate) use gradient::GradientFile;
+
+use crate::failure::{Failure, Result};
+use crate::inputs::Matrix;
+
+/// What a reader of a format says is wrong with a file.
+type Parsed<T> = std::result::Result<T, String>;
+
+/// A matrix that a file holds: where its bytes start is where the file is left.
+struct Layout {
+    shape: [usize; 2],
+    dtype: DType,
+}
+
+/// Reads the matrix that `argument` names: `FILE.npy`, `FILE.safetensors` or
+/// `FILE.safetensors:TENSOR`.
+pub(crate) fn read(argument: &str, path: &Path) -> Result<Matrix> {
+    let origin = format!("{argument} {}", path.display());
+    match read_named(path) {
+        Ok((
+            Layout {
+                shape: [rows, dim], ..
+            },
+            values,
+        )) => Ok(Matrix {
+            origin,
+            values,
+            rows,
+            dim,
+        }),
+        Err(why) => Err(Failure::refused(origin, why)),
+    }
+}
+
+fn read_named(path: &Path) -> Parsed<(Layout, Vec<f64>)> {
+    let (path, tensor) = split_tensor(path);
+    let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
+    let is_npy = extension == "npy";
+    if !is_npy && extension != "safetensors" {
+        return Err("expected a .npy or .safetensors file".to_owned());
+    }
+    let (mut file, len) = open(&path)?;
+    let layout = if is_npy {
+        npy::find_matrix(&mut file, len)?
+    } else {
+        safetensors::find_matrix(&mut file, len, tensor.as_deref())?
+    };
+    let values = read_values(&mut file, &layout)?;
+    Ok((layout, values))
+}
+
+/// `FILE.safetensors:TENSOR` in its two parts; any other path as it is.
+fn split_tensor(path: &Path) -> (PathBuf, Option<String>) {
+    const SEPARATOR: &str = ".safetensors:";
+    // A path that is not UTF-8 can be opened, but its tensors not be named.
+    match path.to_str().and_then(|text| text.split_once(SEPARATOR)) {
+        Some((stem, tensor)) if !path.is_file() => (
+            format!("{stem}.safetensors").into(),
+            Some(tensor.to_owned()),
+        ),
+        _ => (path.to_owned(), None),
+    }
+}
+
+/// Opens a regular file, and says how long it is. Anything else might have no end, or block.
+fn open(path: &Path) -> Parsed<(File, u64)> {
+    let cannot = |error| format!("expected a file that can be read, got: {error}");
+    let metadata = fs::metadata(path).map_err(cannot)?;
+    if metadata.is_dir() {
+        return Err("expected a file, got a directory".to_owned());
+    }
+    if !metadata.is_file() {
+        return Err("expected a regular file, got a device or a pipe".to_owned());
+    }
+    let file = File::open(path).map_err(cannot)?;
+    Ok((file, metadata.len()))
+}
+
+impl Layout {
+    /// A matrix of `shape`, which the file has `available` bytes for.
+    fn new(shape: &[u64], dtype: DType, available: u64) -> Parsed<Self> {
+        let &[rows, dim] = shape else {
+            return Err(format!(
+                "expected two dimensions [rows, dim], got shape {shape:?}"
+            ));
+        };
+        for (size, of) in [(rows, "row"), (dim, "column")] {
+            if size == 0 {
+                return Err(format!("expected at least 1 {of}, got shape {shape:?}"));
+            }
+        }
+        let claimed = rows
+            .checked_mul(dim)
+            .and_then(|elements| elements.checked_mul(size_of_element(dtype)));
+        if claimed != Some(available) {
+            let claimed = claimed.map_or("more".to_owned(), |bytes| bytes.to_string());
+            return Err(format!(
+                "expected {claimed} bytes of data for shape {shape:?} of {dtype}, got {available}"
+            ));
+        }
+        let size = |size: u64| usize::try_from(size).map_err(|_| too_large(available));
+        Ok(Layout {
+            shape: [size(rows)?, size(dim)?],
+            dtype,
+        })
+    }
+}
+
+fn size_of_element(dtype: DType) -> u64 {
+    match dtype {
+        DType::F64 => 8,
+        DType::F32 => 4,
+        _ => 2,
+    }
+}
+
+fn too_large(bytes: u64) -> String {
+    format!("expected a matrix that fits in memory, got {bytes} bytes of data")
+}
+
+/// The elements of a matrix from where `file` stands, little-endian, in rows.
+fn read_values(file: &mut File, layout: &Layout) -> Parsed<Vec<f64>> {
+    let [rows, dim] = layout.shape;
+    // The product was held against the length of the file.
+    let count = rows * dim;
+    let bytes = count as u64 * size_of_element(layout.dtype);
+    let mut values = Vec::new();
+    values
+        .try_reserve_exact(count)
+        .map_err(|_| too_large(bytes))?;
+    let mut left = bytes;
+    let mut buffer = vec![0; 1 << 16];
+    while left > 0 {
+        let part = usize::try_from(left)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        let part = &mut buffer[..part];
+        file.read_exact(part).map_err(cannot_read)?;
+        decode(part, layout.dtype, &mut values);
+        left -= part.len() as u64;
+    }
+    Ok(values)
+}
+
+fn cannot_read(error: std::io::Error) -> String {
+    format!("expected to read on, got: {error}")
+}
+
+/// Appends the elements in `bytes`, a whole number of them.
+fn decode(bytes: &[u8], dtype: DType, values: &mut Vec<f64>) {
+    fn each<const B: usize>(bytes: &[u8], values: &mut Vec<f64>, value: fn([u8; B]) -> f64) {
+        values.extend(
+            bytes
+                .as_chunks::<B>()
+                .0
+                .iter()
+                .map(|&element| value(element)),
+        );
+    }
+    match dtype {
+        DType::F64 => each(bytes, values, f64::from_le_bytes),
+        DType::F32 => each(bytes, values, |b| f64::from(f32::from_le_bytes(b))),
+        DType::F16 => each(bytes, values, |b| f16::from_le_bytes(b).to_f64()),
+        _ => each(bytes, values, |b| bf16::from_le_bytes(b).to_f64()),
+    }
+}

@@ -1,0 +1,209 @@
+//! NumPy's `.npy`: a magic string, a version, the length of a header, the header, the data.
+//!
+//! The header is a Python dictionary. It is read by a parser of just the dictionaries that NumPy writes:
+//! a general one recurses as deep as a hostile header nests.
+
+use std::fs::File;
+use std::io::Read;
+
+use relata::DType;
+
+use super::{Layout, Parsed, cannot_read};
+
+const MAGIC: [u8; 6] = *b"\x93NUMPY";
+/// The longest header that version 1 can have; that of a matrix of numbers has about a hundred bytes.
+const LONGEST_HEADER: u32 = 65_535;
+
+/// Reads up to the data.
+pub(super) fn find_matrix(file: &mut File, len: u64) -> Parsed<Layout> {
+    let truncated = || format!("expected a .npy file, got one cut off after {len} bytes");
+    if len < 10 {
+        return Err(truncated());
+    }
+    let prefix: [u8; 8] = read_array(file)?;
+    if prefix[..6] != MAGIC {
+        return Err("expected a .npy file, got one that does not start with \\x93NUMPY".to_owned());
+    }
+    let (header_len, start) = match (prefix[6], prefix[7]) {
+        (1, 0) => (u32::from(u16::from_le_bytes(read_array(file)?)), 10),
+        (2 | 3, 0) if len < 12 => return Err(truncated()),
+        (2 | 3, 0) => (u32::from_le_bytes(read_array(file)?), 12),
+        (major, minor) => {
+            return Err(format!(
+                "expected .npy version 1.0, 2.0 or 3.0, got {major}.{minor}"
+            ));
+        }
+    };
+    let start = start + u64::from(header_len);
+    if header_len > LONGEST_HEADER {
+        return Err(format!(
+            "expected a header of at most {LONGEST_HEADER} bytes, got {header_len}"
+        ));
+    }
+    if start > len {
+        return Err(truncated());
+    }
+    let mut header = vec![0; header_len as usize];
+    file.read_exact(&mut header).map_err(cannot_read)?;
+    let header = std::str::from_utf8(&header)
+        .map_err(|_| "expected a header in UTF-8, got other bytes".to_owned())?;
+    let header = Header::parse(header)?;
+    if header.fortran_order {
+        return Err("expected C order, got Fortran order".to_owned());
+    }
+    Layout::new(&header.shape, header.dtype, len - start)
+}
+
+fn read_array<const B: usize>(file: &mut File) -> Parsed<[u8; B]> {
+    let mut bytes = [0; B];
+    file.read_exact(&mut bytes).map_err(cannot_read)?;
+    Ok(bytes)
+}
+
+#[derive(Debug)]
+struct Header {
+    dtype: DType,
+    fortran_order: bool,
+    shape: Vec<u64>,
+}
+
+impl Header {
+    /// Parses `{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }`, its keys in any order.
+    fn parse(text: &str) -> Parsed<Self> {
+        let mut cursor = Cursor { rest: text };
+        let (mut dtype, mut fortran_order, mut shape) = (None, None, None);
+        cursor.expect('{')?;
+        while !cursor.eat('}') {
+            let key = cursor.string()?;
+            cursor.expect(':')?;
+            match key {
+                "descr" => dtype = Some(cursor.dtype()?),
+                "fortran_order" => fortran_order = Some(cursor.boolean()?),
+                "shape" => shape = Some(cursor.shape()?),
+                key => {
+                    return Err(format!(
+                        "expected the keys descr, fortran_order and shape in the header, got {key:?}"
+                    ));
+                }
+            }
+            if !cursor.eat(',') {
+                cursor.expect('}')?;
+                break;
+            }
+        }
+        if !cursor.rest.trim().is_empty() {
+            return Err(cursor.expected("the end of the header"));
+        }
+        let missing = |key| format!("expected {key} in the header, got none");
+        Ok(Header {
+            dtype: dtype.ok_or_else(|| missing("descr"))?,
+            fortran_order: fortran_order.ok_or_else(|| missing("fortran_order"))?,
+            shape: shape.ok_or_else(|| missing("shape"))?,
+        })
+    }
+}
+
+/// What is left of a header.
+struct Cursor<'a> {
+    rest: &'a str,
+}
+
+impl<'a> Cursor<'a> {
+    fn expected(&self, what: &str) -> String {
+        let got: String = self.rest.chars().take(20).collect();
+        format!("expected {what} in the header, got {got:?}")
+    }
+
+    fn skip_space(&mut self) {
+        self.rest = self.rest.trim_start();
+    }
+
+    /// Steps over `token` if it comes next.
+    fn eat(&mut self, token: char) -> bool {
+        self.skip_space();
+        let after = self.rest.strip_prefix(token);
+        self.rest = after.unwrap_or(self.rest);
+        after.is_some()
+    }
+
+    fn expect(&mut self, token: char) -> Parsed<()> {
+        if self.eat(token) {
+            Ok(())
+        } else {
+            Err(self.expected(&format!("{token:?}")))
+        }
+    }
+
+    /// A string in either quotes. NumPy needs no escapes here, so one is an unknown key or type.
+    fn string(&mut self) -> Parsed<&'a str> {
+        for quote in ['\'', '"'] {
+            if self.eat(quote)
+                && let Some((text, after)) = self.rest.split_once(quote)
+            {
+                self.rest = after;
+                return Ok(text);
+            }
+        }
+        Err(self.expected("a string"))
+    }
+
+    fn boolean(&mut self) -> Parsed<bool> {
+        self.skip_space();
+        for (word, value) in [("True", true), ("False", false)] {
+            if let Some(after) = self.rest.strip_prefix(word) {
+                self.rest = after;
+                return Ok(value);
+            }
+        }
+        Err(self.expected("True or False"))
+    }
+
+    fn dtype(&mut self) -> Parsed<DType> {
+        const EXPECTED: &str = "expected dtype f16, f32 or f64, little-endian (<f2, <f4, <f8), got";
+        self.skip_space();
+        if self.rest.starts_with(['[', '(']) {
+            return Err(format!("{EXPECTED} a structured one"));
+        }
+        match self.string()? {
+            "<f2" => Ok(DType::F16),
+            "<f4" => Ok(DType::F32),
+            "<f8" => Ok(DType::F64),
+            other => Err(format!("{EXPECTED} {other:?}")),
+        }
+    }
+
+    /// A tuple (or list) of sizes.
+    fn shape(&mut self) -> Parsed<Vec<u64>> {
+        let close = if self.eat('[') {
+            ']'
+        } else {
+            self.expect('(')?;
+            ')'
+        };
+        let mut shape = Vec::new();
+        while !self.eat(close) {
+            shape.push(self.size()?);
+            if !self.eat(',') {
+                self.expect(close)?;
+                break;
+            }
+        }
+        Ok(shape)
+    }
+
+    fn size(&mut self) -> Parsed<u64> {
+        self.skip_space();
+        let digits = self.rest.len()
+            - self
+                .rest
+                .trim_start_matches(|c: char| c.is_ascii_digit())
+                .len();
+        let (number, after) = self.rest.split_at(digits);
+        let size = number
+            .parse()
+            .map_err(|_| self.expected("a size below 2^64"))?;
+        // Python 2 wrote long integers as 3L.
+        self.rest = after.strip_prefix('L').unwrap_or(after);
+        Ok(size)
+    }
+}

@@ -1,0 +1,104 @@
+//! `.safetensors`: the length of a header, the header in JSON, the tensors end to end.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+
+use relata::DType;
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+
+use super::{Layout, Parsed, cannot_read};
+
+/// The format's own limit.
+const LONGEST_HEADER: u64 = 100_000_000;
+/// Names listed where one is not found.
+const NAMES_LISTED: usize = 8;
+
+/// Reads up to the data of `tensor`, or of the only one there is.
+pub(super) fn find_matrix(file: &mut File, len: u64, tensor: Option<&str>) -> Parsed<Layout> {
+    let (metadata, start) = read_metadata(file, len)?;
+    let (name, info) = find_tensor(&metadata, tensor)?;
+    let dtype = match info.dtype {
+        Dtype::F64 => DType::F64,
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        other => {
+            return Err(format!(
+                "expected F16, BF16, F32 or F64, got {other} in {name:?}"
+            ));
+        }
+    };
+    let (from, to) = info.data_offsets;
+    let shape: Vec<u64> = info.shape.iter().map(|&size| size as u64).collect();
+    // `Metadata` has checked that `from` is not past `to`, and `to` not past the end.
+    let layout = Layout::new(&shape, dtype, (to - from) as u64)?;
+    file.seek(SeekFrom::Start(start + from as u64))
+        .map_err(cannot_read)?;
+    Ok(layout)
+}
+
+/// The header, checked against itself and the length of the file, and where the data starts.
+fn read_metadata(file: &mut File, len: u64) -> Parsed<(Metadata, u64)> {
+    let mut length = [0; 8];
+    if len < 8 {
+        return Err(format!(
+            "expected a .safetensors file, got one of {len} bytes"
+        ));
+    }
+    file.read_exact(&mut length).map_err(cannot_read)?;
+    let header_len = u64::from_le_bytes(length);
+    if header_len > LONGEST_HEADER.min(len - 8) {
+        return Err(format!(
+            "expected a .safetensors file, got a header of {header_len} bytes in a file of {len}"
+        ));
+    }
+    let mut header = Vec::new();
+    file.take(header_len)
+        .read_to_end(&mut header)
+        .map_err(cannot_read)?;
+    let metadata: Metadata = serde_json::from_slice(&header)
+        .map_err(|error| format!("expected a .safetensors header, got: {error}"))?;
+    let start = 8 + header_len;
+    let (claimed, data) = (metadata.data_len() as u64, len - start);
+    if claimed != data {
+        return Err(format!("expected {claimed} bytes of data, got {data}"));
+    }
+    Ok((metadata, start))
+}
+
+/// The tensor called `name`, or the only one.
+fn find_tensor<'a>(metadata: &'a Metadata, name: Option<&str>) -> Parsed<(String, &'a TensorInfo)> {
+    let names = metadata.offset_keys();
+    let name = match (name, names.as_slice()) {
+        (Some(name), _) => name.to_owned(),
+        (None, [only]) => only.clone(),
+        (None, _) => {
+            return Err(format!(
+                "expected FILE.safetensors:TENSOR, got no name; {}",
+                listed(&names)
+            ));
+        }
+    };
+    match metadata.info(&name) {
+        Some(info) => Ok((name, info)),
+        None => Err(format!(
+            "expected a tensor of the file, got {name:?}; {}",
+            listed(&names)
+        )),
+    }
+}
+
+fn listed(names: &[String]) -> String {
+    let first: Vec<&str> = names
+        .iter()
+        .take(NAMES_LISTED)
+        .map(String::as_str)
+        .collect();
+    let more = if names.len() > NAMES_LISTED {
+        ", …"
+    } else {
+        ""
+    };
+    format!("it holds {}: {}{more}", names.len(), first.join(", "))
+}

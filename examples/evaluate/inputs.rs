@@ -1,0 +1,139 @@
+//! Which matrices each loss is evaluated on.
+
+use std::path::{Path, PathBuf};
+
+use relata::Loss;
+
+use crate::failure::{Failure, Result};
+use crate::files;
+use crate::options::Options;
+
+/// A matrix `[rows, dim]` with the values its file holds: f64 holds every type's exactly.
+#[derive(Debug)]
+pub(crate) struct Matrix {
+    /// The argument and the file it came from, for messages.
+    pub(crate) origin: String,
+    pub(crate) values: Vec<f64>,
+    pub(crate) rows: usize,
+    pub(crate) dim: usize,
+}
+
+/// What one loss is evaluated on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Inputs<'a> {
+    pub(crate) student: &'a Matrix,
+    pub(crate) teacher: &'a Matrix,
+    /// Past teacher keys, the oldest first, for a loss that takes a queue.
+    pub(crate) keys: Option<&'a Matrix>,
+}
+
+/// A student and the teacher of the same samples.
+#[derive(Debug)]
+struct Pair {
+    student: Matrix,
+    teacher: Matrix,
+}
+
+/// All that was read.
+#[derive(Debug)]
+pub(crate) struct Sources {
+    pairs: Pairs,
+    /// `--queue`.
+    queue: Option<Matrix>,
+}
+
+#[derive(Debug)]
+enum Pairs {
+    /// `--student` and `--teacher`, for every loss.
+    Files(Pair),
+    /// The embeddings in `examples/data`.
+    Digits(Box<Digits>),
+}
+
+/// Of two networks on the same images, what each kind of loss is for.
+#[derive(Debug)]
+struct Digits {
+    embedding: Pair,
+    projection: Pair,
+    logits: Pair,
+    queue: Matrix,
+}
+
+impl Sources {
+    /// Reads the files the options name, or those of `examples/data`.
+    pub(crate) fn load(options: &Options) -> Result<Self> {
+        let pairs = match (&options.student, &options.teacher) {
+            (Some(student), Some(teacher)) => Pairs::Files(Pair::load(student, teacher)?),
+            _ => Pairs::Digits(Box::new(Digits::load()?)),
+        };
+        let queue = options.queue.as_deref();
+        let queue = queue.map(|path| files::read("--queue", path)).transpose()?;
+        Ok(Sources { pairs, queue })
+    }
+
+    /// The matrices `loss` is evaluated on.
+    pub(crate) fn inputs(&self, loss: &Loss) -> Inputs<'_> {
+        let pair = match &self.pairs {
+            Pairs::Files(pair) => pair,
+            Pairs::Digits(digits) => match loss {
+                Loss::Rrd(_) | Loss::InfoNce(_) => &digits.projection,
+                Loss::KdKl(_) => &digits.logits,
+                _ => &digits.embedding,
+            },
+        };
+        Inputs {
+            student: &pair.student,
+            teacher: &pair.teacher,
+            keys: self.keys(loss),
+        }
+    }
+
+    fn keys(&self, loss: &Loss) -> Option<&Matrix> {
+        match (loss, &self.pairs) {
+            (Loss::Rrd(_), Pairs::Digits(digits)) => self.queue.as_ref().or(Some(&digits.queue)),
+            (Loss::Rrd(_) | Loss::InfoNce(_), _) => self.queue.as_ref(),
+            _ => None,
+        }
+    }
+}
+
+impl Pair {
+    fn load(student: &Path, teacher: &Path) -> Result<Self> {
+        let student = files::read("--student", student)?;
+        let teacher = files::read("--teacher", teacher)?;
+        if student.rows != teacher.rows {
+            let why = format!(
+                "expected {} rows, as {} has, got {}",
+                student.rows, student.origin, teacher.rows
+            );
+            return Err(Failure::refused(&teacher.origin, why));
+        }
+        Ok(Pair { student, teacher })
+    }
+}
+
+impl Digits {
+    /// Reads the held-out digits: see `examples/data/README.md`.
+    fn load() -> Result<Self> {
+        let pair = |kind: &str| {
+            Pair::load(
+                &digits_tensor(&format!("student.{kind}")),
+                &digits_tensor(&format!("teacher.{kind}")),
+            )
+        };
+        Ok(Digits {
+            embedding: pair("embedding")?,
+            projection: pair("projection")?,
+            logits: pair("logits")?,
+            queue: files::read("queue", &digits_tensor("queue"))?,
+        })
+    }
+}
+
+fn digits_tensor(name: &str) -> PathBuf {
+    let file = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/examples/data/digits.safetensors"
+    );
+    PathBuf::from(format!("{file}:{name}"))
+}

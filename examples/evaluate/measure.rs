@@ -1,0 +1,278 @@
+//! Evaluating and timing.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use half::{bf16, f16};
+use relata::{
+    Batch, Cpu, DType, Device, Element, Enqueue, Error, Loss, Problem, Queue, Reference, Rows,
+    Value,
+};
+
+use crate::devices::DeviceKind;
+use crate::failure::{Failure, Result};
+use crate::inputs::Matrix;
+use crate::output::spinner;
+use crate::plan::{Beside, Job, round};
+
+/// What evaluating a loss on a device gave.
+#[derive(Debug)]
+pub(crate) struct Measurement {
+    pub(crate) value: f64,
+    /// KL(p‖q), for RRD.
+    pub(crate) kl: Option<f64>,
+    /// `[N, D]`; f64 holds every device's values exactly.
+    pub(crate) gradient: Vec<f64>,
+    pub(crate) seconds: f64,
+}
+
+/// How far a device is from the reference.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deviation {
+    /// |L − L_ref|/|L_ref|
+    pub(crate) value: f64,
+    /// ‖g − g_ref‖/‖g_ref‖
+    pub(crate) gradient: f64,
+}
+
+impl Measurement {
+    pub(crate) fn gradient_norm(&self) -> f64 {
+        norm(self.gradient.iter().copied())
+    }
+
+    pub(crate) fn deviation_from(&self, reference: &Measurement) -> Deviation {
+        let differences = self.gradient.iter().zip(&reference.gradient);
+        Deviation {
+            value: ratio((self.value - reference.value).abs(), reference.value.abs()),
+            gradient: ratio(
+                norm(differences.map(|(g, reference)| g - reference)),
+                reference.gradient_norm(),
+            ),
+        }
+    }
+}
+
+fn norm(values: impl Iterator<Item = f64>) -> f64 {
+    values.map(|x| x * x).sum::<f64>().sqrt()
+}
+
+/// No deviation from 0 is 0, not 0/0.
+fn ratio(difference: f64, reference: f64) -> f64 {
+    if difference == 0.0 {
+        0.0
+    } else {
+        difference / reference
+    }
+}
+
+/// Evaluates jobs, and the reference no more than once on the same inputs.
+pub(crate) struct Bench {
+    checked: bool,
+    /// By loss and the type its inputs are rounded to.
+    references: Vec<(Loss, DType, Rc<Measurement>)>,
+}
+
+impl Bench {
+    pub(crate) fn new(checked: bool) -> Self {
+        Bench {
+            checked,
+            references: Vec::new(),
+        }
+    }
+
+    pub(crate) fn measure(&mut self, job: &Job) -> Result<Rc<Measurement>> {
+        match job.device {
+            DeviceKind::Reference => self.reference(job),
+            DeviceKind::Cpu => self.evaluate(job).map(Rc::new),
+        }
+    }
+
+    /// The reference on the inputs of `job`, rounded to the same type.
+    pub(crate) fn reference(&mut self, job: &Job) -> Result<Rc<Measurement>> {
+        let job = Job {
+            device: DeviceKind::Reference,
+            dtype: widest_same(job),
+            ..*job
+        };
+        let mut known = self.references.iter();
+        if let Some((.., known)) =
+            known.find(|(loss, dtype, _)| *loss == job.loss && *dtype == job.dtype)
+        {
+            return Ok(Rc::clone(known));
+        }
+        let measured = Rc::new(self.evaluate(&job)?);
+        self.references
+            .push((job.loss, job.dtype, Rc::clone(&measured)));
+        Ok(measured)
+    }
+
+    fn evaluate(&self, job: &Job) -> Result<Measurement> {
+        let _spinner = spinner(format!(
+            "{} on {} ({})",
+            job.loss,
+            job.device.name(),
+            job.dtype
+        ));
+        let measured = match job.dtype {
+            DType::F64 => Rounded::<f64>::evaluate(job, self.checked),
+            DType::F32 => Rounded::<f32>::evaluate(job, self.checked),
+            DType::F16 => Rounded::<f16>::evaluate(job, self.checked),
+            DType::BF16 => Rounded::<bf16>::evaluate(job, self.checked),
+            other => {
+                let why = format!("expected f64, f32, f16 or bf16, got {other}");
+                return Err(Failure::refused("--dtype", why));
+            }
+        };
+        measured.map_err(|error| Failure::refused(job.loss, error))
+    }
+}
+
+/// f64 where rounding to the job's type changes nothing the reference sees, else the job's type. Beside
+/// a queue it always may: keys are normalised in the type the queue is in.
+fn widest_same(job: &Job) -> DType {
+    let exact = |matrix: &Matrix| matrix.values.iter().all(|&x| round(x, job.dtype) == x);
+    let (student, teacher, keys) = (job.inputs.student, job.inputs.teacher, job.inputs.keys);
+    if Beside::of(&job.loss, keys).is_none() && exact(student) && exact(teacher) {
+        DType::F64
+    } else {
+        job.dtype
+    }
+}
+
+/// A job's inputs in the type it asks for.
+struct Rounded<T: Element> {
+    loss: Loss,
+    student: Vec<T>,
+    teacher: Vec<T>,
+    student_shape: [usize; 2],
+    teacher_shape: [usize; 2],
+    /// As the loss is to see it, so that every repetition sees the same.
+    queue: Option<Queue<T::Real>>,
+    /// The teacher is not finite, and was to be enqueued before the loss: no queue takes it.
+    keys_refused: bool,
+}
+
+impl<T: Element> Rounded<T> {
+    fn evaluate(job: &Job, checked: bool) -> relata::Result<Measurement> {
+        let rounded = Rounded::<T>::new(job)?;
+        match job.device {
+            DeviceKind::Reference => rounded.evaluate_on(&Reference, checked),
+            DeviceKind::Cpu => rounded.evaluate_on(&Cpu, checked),
+        }
+    }
+
+    fn new(job: &Job) -> relata::Result<Self> {
+        let (student, teacher) = (job.inputs.student, job.inputs.teacher);
+        let mut rounded = Rounded {
+            loss: job.loss,
+            student: elements(student),
+            teacher: elements(teacher),
+            student_shape: [student.rows, student.dim],
+            teacher_shape: [teacher.rows, teacher.dim],
+            queue: None,
+            keys_refused: false,
+        };
+        if let Some(beside) = Beside::of(&job.loss, job.inputs.keys) {
+            let mut queue = Queue::new(beside.capacity, teacher.dim)?.normalize(beside.normalize);
+            if let Some(keys) = job.inputs.keys {
+                let shape = [keys.rows, keys.dim];
+                queue.enqueue(Rows::<T>::new(&elements::<T>(keys), shape)?)?;
+            }
+            if beside.enqueue == Enqueue::Before {
+                match queue.enqueue(rounded.teacher()?) {
+                    Err(Error::NotFinite { .. }) => rounded.keys_refused = true,
+                    enqueued => enqueued?,
+                }
+            }
+            rounded.queue = Some(queue);
+        }
+        Ok(rounded)
+    }
+
+    fn student(&self) -> relata::Result<Rows<'_, T>> {
+        Rows::new(&self.student, self.student_shape)
+    }
+
+    fn teacher(&self) -> relata::Result<Rows<'_, T>> {
+        Rows::new(&self.teacher, self.teacher_shape)
+    }
+
+    fn evaluate_on<D: Device<T>>(&self, device: &D, checked: bool) -> relata::Result<Measurement> {
+        if self.keys_refused {
+            return self.evaluate_refused(device);
+        }
+        let mut batch = Batch::new(self.student()?, self.teacher()?);
+        if let Some(queue) = &self.queue {
+            batch = batch.with_queue(queue);
+        }
+        let problem = Problem::new(self.loss, batch.shapes())?.checked(checked);
+        let mut gradient = vec![D::Gradient::default(); self.student.len()];
+        let (value, seconds) = timed(|| problem.evaluate_into(device, batch, &mut gradient))?;
+        Ok(Measurement {
+            value: value.loss,
+            kl: value.kl,
+            gradient: gradient.iter().map(|g| g.to_f64()).collect(),
+            seconds,
+        })
+    }
+
+    /// What a trainer gets whose teacher is not finite: NaN, from a queue that stays as it is.
+    fn evaluate_refused<D: Device<T>>(&self, device: &D) -> relata::Result<Measurement> {
+        let (student, teacher) = (self.student()?, self.teacher()?);
+        let mut queue = match &self.queue {
+            Some(queue) => queue.clone(),
+            None => Queue::new(1, teacher.dim())?,
+        };
+        let start = Instant::now();
+        let evaluation = match &self.loss {
+            Loss::Rrd(loss) => loss.evaluate(device, student, teacher, &mut queue)?,
+            Loss::InfoNce(loss) => {
+                loss.evaluate_with_queue(device, student, teacher, &mut queue)?
+            }
+            loss => Problem::new(*loss, Batch::new(student, teacher).shapes())?
+                .evaluate(device, Batch::new(student, teacher))?,
+        };
+        Ok(Measurement {
+            value: evaluation.loss,
+            kl: evaluation.kl,
+            gradient: evaluation.gradient.iter().map(|g| g.to_f64()).collect(),
+            seconds: start.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+fn elements<T: Element>(matrix: &Matrix) -> Vec<T> {
+    matrix.values.iter().map(|&x| T::from_f64(x)).collect()
+}
+
+/// The value, and the median of repeated evaluations after a warm-up: at least 3 and at most 100 of
+/// them, for about half a second. An evaluation of more than a second is not repeated: there the
+/// warm-up, whose cold caches no longer matter, is the measurement.
+fn timed(mut evaluate: impl FnMut() -> relata::Result<Value>) -> relata::Result<(Value, f64)> {
+    const LONG: Duration = Duration::from_secs(1);
+    const ENOUGH: Duration = Duration::from_millis(500);
+    let start = Instant::now();
+    let value = evaluate()?;
+    let warm_up = start.elapsed();
+    if warm_up > LONG {
+        return Ok((value, warm_up.as_secs_f64()));
+    }
+    let mut seconds = Vec::new();
+    let start = Instant::now();
+    while seconds.len() < 3 || (seconds.len() < 100 && start.elapsed() < ENOUGH) {
+        let start = Instant::now();
+        evaluate()?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    Ok((value, median(&mut seconds)))
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let half = values.len() / 2;
+    if values.len() % 2 == 1 {
+        values[half]
+    } else {
+        (values[half - 1] + values[half]) / 2.0
+    }
+}

@@ -1,0 +1,187 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use relata::{DType, Enqueue, Loss};
+
+use crate::devices::DeviceKind;
+use crate::failure::{Failure, Result};
+use crate::files::GradientFile;
+
+/// Evaluates distillation losses of a student against a teacher, and their gradients with respect to
+/// the student.
+///
+/// Without files it runs on the real embeddings in examples/data. Prints a table, or with --json one
+/// object a line. Files are .npy (f16, f32, f64; C order) or .safetensors (F16, BF16, F32, F64; as
+/// FILE.safetensors:TENSOR, where a file with one tensor may leave the name out).
+#[derive(Debug, Parser)]
+#[command(name = "evaluate", version, after_help = AFTER_HELP)]
+pub(crate) struct Options {
+    /// Student's embeddings [N, D] (or logits)
+    #[arg(long, value_name = "F", requires = "teacher")]
+    pub(crate) student: Option<PathBuf>,
+    /// Teacher's embeddings [N, D_t] (or logits)
+    #[arg(long, value_name = "F", requires = "student")]
+    pub(crate) teacher: Option<PathBuf>,
+    /// A loss: rkd-distance, rkd-angle, rkd, rrd, info-nce, kd-kl; may be repeated [default: all that
+    /// the shapes allow]
+    #[arg(long = "loss", value_name = "NAME", value_parser = str::parse::<Loss>)]
+    losses: Vec<Loss>,
+    /// A device: reference, cpu; may be repeated [default: all]. The table shows deviations where the
+    /// reference, which is slow, is among them
+    #[arg(long = "device", value_name = "NAME", value_parser = DeviceKind::parse)]
+    devices: Vec<DeviceKind>,
+    /// Round the inputs to f64, f32, f16 or bf16 [default: f64 for the reference, else f32]
+    #[arg(long, value_name = "TYPE", value_parser = parse_dtype)]
+    pub(crate) dtype: Option<DType>,
+    /// L2-normalise the rows first, as rrd and info-nce do by default
+    #[arg(long, conflicts_with = "no_normalize")]
+    normalize: bool,
+    /// Take the rows, and the keys of the queue, as they come, as rkd* do by default
+    #[arg(long)]
+    no_normalize: bool,
+    /// Huber's delta in rkd* [default: 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) delta: Option<f64>,
+    /// Weight of the distance loss in rkd [default: 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) distance_weight: Option<f64>,
+    /// Weight of the angle loss in rkd [default: 2]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) angle_weight: Option<f64>,
+    /// Past teacher keys [K, D], the oldest first, for rrd and info-nce; K is the queue's capacity
+    /// [default: none: rrd starts from an empty queue, info-nce is in-batch]
+    #[arg(long, value_name = "F")]
+    pub(crate) queue: Option<PathBuf>,
+    /// Whether the teacher's rows enter the queue before the loss, after it or not at all (none)
+    /// [default: before for rrd, after for info-nce]
+    #[arg(long, value_name = "WHEN", value_parser = parse_enqueue)]
+    pub(crate) enqueue: Option<Enqueue>,
+    /// Student's temperature in rrd [default: 0.1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) student_temperature: Option<f64>,
+    /// Teacher's temperature in rrd [default: 0.02]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) teacher_temperature: Option<f64>,
+    /// Temperature in info-nce and kd-kl [default: 0.07 and 4]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) temperature: Option<f64>,
+    /// Write the gradient [N, D] to this .npy file: f64 for the reference, else f32. Takes one --loss
+    /// and one --device
+    #[arg(long, value_name = "OUT.npy")]
+    gradient: Option<PathBuf>,
+    /// Print one JSON object a line, and nothing else, to standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Refuse inputs with NaN or infinities instead of giving a NaN loss
+    #[arg(long)]
+    pub(crate) checked: bool,
+}
+
+const AFTER_HELP: &str = "\
+Times are the median of repeated evaluations after a warm-up: for about half a second, at least 3 and at \
+most 100 of them. An evaluation that takes more than a second is run and timed once.
+
+Exit code: 0, or 2 where an argument, a file or a value is refused, which one line on standard error \
+explains.";
+
+impl Options {
+    pub(crate) fn from_command_line() -> Result<Self> {
+        Options::try_parse().map_err(|error| {
+            if error.exit_code() == 0 {
+                // The help or the version; if it cannot be printed there is nothing to be done.
+                let _ = error.print();
+                Failure::Quiet
+            } else {
+                Failure::Refused(on_one_line(&error.render().to_string()))
+            }
+        })
+    }
+
+    /// The losses asked for by name, each once; empty for all there are.
+    pub(crate) fn losses(&self) -> Vec<Loss> {
+        let mut losses = self.losses.clone();
+        keep_first(&mut losses);
+        losses
+    }
+
+    /// The devices to run on, each once.
+    pub(crate) fn devices(&self) -> Vec<DeviceKind> {
+        let mut devices = self.devices.clone();
+        keep_first(&mut devices);
+        if devices.is_empty() {
+            devices.extend(DeviceKind::AT_HAND);
+        }
+        devices
+    }
+
+    /// Whether the reference is among the devices to run on.
+    pub(crate) fn asks_for_reference(&self) -> bool {
+        self.devices().contains(&DeviceKind::Reference)
+    }
+
+    /// Whether the inputs are the embeddings in `examples/data`.
+    pub(crate) fn on_digits(&self) -> bool {
+        self.student.is_none()
+    }
+
+    /// `--normalize` or `--no-normalize`, if either was given.
+    pub(crate) fn normalization(&self) -> Option<bool> {
+        match (self.normalize, self.no_normalize) {
+            (false, false) => None,
+            (normalize, _) => Some(normalize),
+        }
+    }
+
+    /// Where the gradient goes, if anywhere. A gradient belongs to one loss on one device.
+    pub(crate) fn gradient_file(&self) -> Result<Option<GradientFile>> {
+        let Some(path) = &self.gradient else {
+            return Ok(None);
+        };
+        let (losses, devices) = (self.losses().len(), self.devices.len());
+        if losses != 1 || self.devices().len() != 1 {
+            let why = format!(
+                "expected exactly one --loss and one --device with it, got {losses} and {devices}"
+            );
+            return Err(Failure::refused("--gradient", why));
+        }
+        GradientFile::new(path).map(Some)
+    }
+}
+
+/// Drops what is there already.
+fn keep_first<T: PartialEq + Copy>(items: &mut Vec<T>) {
+    let mut kept: Vec<T> = Vec::new();
+    items.retain(|item| {
+        let new = !kept.contains(item);
+        kept.push(*item);
+        new
+    });
+}
+
+fn parse_dtype(name: &str) -> std::result::Result<DType, String> {
+    let known = DType::ALL.into_iter().find(|dtype| dtype.name() == name);
+    known.ok_or_else(|| format!("expected one of {}", DType::ALL.map(DType::name).join(", ")))
+}
+
+fn parse_enqueue(name: &str) -> std::result::Result<Enqueue, String> {
+    match name {
+        "before" => Ok(Enqueue::Before),
+        "after" => Ok(Enqueue::After),
+        "none" => Ok(Enqueue::Never),
+        _ => Err("expected one of before, after, none".to_owned()),
+    }
+}
+
+/// What clap says in several lines, without its hints on usage.
+fn on_one_line(rendered: &str) -> String {
+    let said: Vec<&str> = rendered
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    let said = said.join(" ");
+    said.strip_prefix("error: ").unwrap_or(&said).to_owned()
+}

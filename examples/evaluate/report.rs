@@ -1,0 +1,137 @@
+//! What is printed: lines of JSON or a table.
+
+use comfy_table::{CellAlignment, LineStyle, TableStyle, presets};
+
+use crate::measure::{Deviation, Measurement};
+use crate::plan::{Beside, Job};
+
+/// One object on one line, its keys in a fixed order.
+pub(crate) fn json(job: &Job, measured: &Measurement) -> String {
+    let mut fields = vec![
+        ("loss", string(job.loss.name())),
+        ("device", string(job.device.name())),
+        ("dtype", string(job.dtype.name())),
+        ("rows", job.inputs.student.rows.to_string()),
+        ("student_dim", job.inputs.student.dim.to_string()),
+        ("teacher_dim", job.inputs.teacher.dim.to_string()),
+        ("value", number(measured.value)),
+        ("gradient_norm", number(measured.gradient_norm())),
+        ("seconds", number(measured.seconds)),
+    ];
+    if let Some(kl) = measured.kl {
+        fields.push(("kl", number(kl)));
+    }
+    let fields: Vec<String> = fields
+        .iter()
+        .map(|(key, value)| format!("{}:{value}", string(key)))
+        .collect();
+    format!("{{{}}}", fields.join(","))
+}
+
+fn string(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// The shortest digits that read back as the same f64; JSON has no NaN, so null stands for it.
+fn number(value: f64) -> String {
+    serde_json::Value::from(value).to_string()
+}
+
+/// A row per job.
+pub(crate) struct Table {
+    table: comfy_table::Table,
+}
+
+const HEADER: [&str; 10] = [
+    "loss",
+    "device",
+    "dtype",
+    "rows x dims",
+    "value",
+    "kl",
+    "|gradient|",
+    "loss dev.",
+    "gradient dev.",
+    "time",
+];
+
+/// Lines above, below and under the header only.
+const STYLE: TableStyle = presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none());
+
+const LEGEND: &str = "\
+rows x dims: N x D of the student, /D_t of the teacher, +K keys in the queue's file. kl: rrd's KL(p||q).
+loss dev. |L - L_ref|/|L_ref| and gradient dev. |g - g_ref|/|g_ref|: from the reference, in f64, on inputs
+rounded to the same dtype; - where it is not among the devices. time: loss and gradient, the median of
+repeated evaluations.";
+
+const DIGITS: &str = "
+Inputs: two networks on 512 images of digits, examples/data/digits.safetensors.";
+
+impl Table {
+    pub(crate) fn new() -> Self {
+        let mut table = comfy_table::Table::new();
+        table.load_style(STYLE).set_header(HEADER);
+        for column in table.column_iter_mut().skip(3) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        Table { table }
+    }
+
+    pub(crate) fn add(&mut self, job: &Job, measured: &Measurement, deviation: Option<Deviation>) {
+        let none = || "-".to_owned();
+        let (value, gradient) = match deviation {
+            Some(of) => (format!("{:.1e}", of.value), format!("{:.1e}", of.gradient)),
+            None => (none(), none()),
+        };
+        self.table.add_row([
+            job.loss.name().to_owned(),
+            job.device.name().to_owned(),
+            job.dtype.name().to_owned(),
+            sizes(job),
+            significant(measured.value),
+            measured.kl.map_or_else(none, significant),
+            significant(measured.gradient_norm()),
+            value,
+            gradient,
+            time(measured.seconds),
+        ]);
+    }
+
+    /// The table and what its columns mean.
+    pub(crate) fn finish(self, on_digits: bool) -> String {
+        let digits = if on_digits { DIGITS } else { "" };
+        format!("{}\n{LEGEND}{digits}", self.table.trim_fmt())
+    }
+}
+
+fn sizes(job: &Job) -> String {
+    let (student, teacher) = (job.inputs.student, job.inputs.teacher);
+    let sizes = format!("{} x {}/{}", student.rows, student.dim, teacher.dim);
+    match (Beside::of(&job.loss, job.inputs.keys), job.inputs.keys) {
+        (Some(_), keys) => format!("{sizes} +{}", keys.map_or(0, |keys| keys.rows)),
+        (None, _) => sizes,
+    }
+}
+
+/// Seven significant digits.
+fn significant(value: f64) -> String {
+    let magnitude = value.abs();
+    if !(1e-3..1e5).contains(&magnitude) {
+        return format!("{value:.6e}");
+    }
+    let decimals = [1e4, 1e3, 1e2, 1e1, 1e0, 1e-1, 1e-2, 1e-3]
+        .iter()
+        .position(|power| magnitude >= *power)
+        .map_or(0, |position| position + 2);
+    format!("{value:.decimals$}")
+}
+
+fn time(seconds: f64) -> String {
+    if seconds < 1e-3 {
+        format!("{:.1} µs", seconds * 1e6)
+    } else if seconds < 1.0 {
+        format!("{:.2} ms", seconds * 1e3)
+    } else {
+        format!("{seconds:.2} s")
+    }
+}

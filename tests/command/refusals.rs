@@ -1,0 +1,253 @@
+//! What it leaves out, warns of or refuses: one line, exit code 2.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::support::*;
+
+#[test]
+fn what_the_shapes_do_not_allow_is_left_out_with_a_note_or_refused_by_name() {
+    let files = Files::new();
+    files.write(
+        "t.npy",
+        &npy("<f8", &[ROWS, DIM - 1], &f64_bytes(&teacher()[..10])),
+    );
+    let (objects, stderr) = files.json_and_notes("--device cpu --temperature 2");
+    let losses: Vec<_> = objects
+        .iter()
+        .map(|o| o["loss"].as_str().expect("a name"))
+        .collect();
+    assert_eq!(losses, LOSSES[..3]);
+    for (line, loss) in stderr.lines().zip(&LOSSES[3..]) {
+        let start = format!("note: {loss} is left out: teacher_dim: expected 3, got 2");
+        assert!(line.starts_with(&start), "{line}");
+    }
+    assert!(
+        stderr.ends_with("note: --temperature is not used by any loss evaluated\n"),
+        "{stderr}"
+    );
+    for loss in &LOSSES[3..] {
+        let arguments = format!("--student s.npy --teacher t.npy --loss {loss}");
+        files.refuses(
+            &arguments,
+            &format!("{loss}: teacher_dim: expected 3, got 2"),
+        );
+    }
+    files.write("q2.npy", &npy("<f8", &[5, 2], &f64_bytes(&keys()[..10])));
+    files.write("t.npy", &npy("<f8", &[ROWS, DIM], &f64_bytes(&teacher())));
+    let arguments = "--student s.npy --teacher t.npy --queue q2.npy";
+    files.refuses(
+        &format!("{arguments} --loss rrd"),
+        "queue_dim: expected 3, got 2",
+    );
+    let (objects, stderr) = files.json_and_notes("--queue q2.npy --device cpu");
+    assert_eq!(objects.len(), 4, "{stderr}");
+}
+
+#[test]
+fn nan_and_infinity_give_nan_and_a_warning_or_are_refused() {
+    let files = Files::new();
+    for (name, at, got) in [("s.npy", 4, f64::NAN), ("t.npy", 7, f64::INFINITY)] {
+        let mut values = if name == "s.npy" {
+            student()
+        } else {
+            teacher()
+        };
+        values[at] = got;
+        let good = fs::read(files.0.path().join(name)).expect("a file");
+        files.write(name, &npy("<f8", &[ROWS, DIM], &f64_bytes(&values)));
+        let (row, column) = (at / DIM, at % DIM);
+        let place =
+            format!("{name}: expected finite values, got {got} at row {row}, column {column}");
+        for queue in ["", "--queue q.npy --enqueue before"] {
+            let (objects, stderr) = files.json_and_notes(queue);
+            assert_eq!(objects.len(), 2 * LOSSES.len());
+            for object in &objects {
+                assert!(
+                    object["value"].is_null() && object["gradient_norm"].is_null(),
+                    "{object}"
+                );
+                assert_eq!(
+                    object["loss"] == "rrd",
+                    object.get("kl").is_some_and(Value::is_null)
+                );
+            }
+            let warnings = stderr.lines().filter(|line| line.starts_with("warning: "));
+            assert!(
+                warnings.clone().all(|line| line.contains(&place)),
+                "{stderr}"
+            );
+            assert_eq!(warnings.count(), 1, "{stderr}");
+        }
+        files.refuses("--student s.npy --teacher t.npy --checked", &place);
+        files.write("nan.npy", &npy("<f8", &[ROWS, DIM], &f64_bytes(&values)));
+        files.write(name, &good);
+    }
+    // No queue takes such keys.
+    let arguments = "--student s.npy --teacher t.npy --queue nan.npy";
+    files.refuses(
+        arguments,
+        "--queue nan.npy: expected finite values, got inf at row 2, column 1",
+    );
+    // 1e5 is finite, but not as f16.
+    files.write(
+        "s.npy",
+        &npy("<f8", &[ROWS, DIM], &f64_bytes(&[1e5; ROWS * DIM])),
+    );
+    let (objects, stderr) = files.json_and_notes("--loss rkd --device cpu --dtype f16");
+    assert!(
+        objects[0]["value"].is_null() && stderr.contains("which is inf as f16"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn bad_arguments_are_refused() {
+    let files = Files::new();
+    for (arguments, expected) in [
+        ("--student s.npy", "--teacher"),
+        ("--teacher t.npy", "--student"),
+        ("s.npy", "unexpected argument"),
+        ("--bogus", "--bogus"),
+        ("--loss", "--loss"),
+        (
+            "--loss triplet",
+            "expected one of rkd-distance, rkd-angle, rkd, rrd, info-nce, kd-kl",
+        ),
+        ("--device tpu", "expected one of reference, cpu"),
+        ("--device emulator", "built without it"),
+        ("--device cuda", "built without it"),
+        ("--dtype f8", "expected one of f64, f32, f16, bf16"),
+        ("--enqueue later", "expected one of before, after, none"),
+        ("--normalize --no-normalize", "cannot be used with"),
+        ("--delta many", "--delta"),
+        ("--json --json", "--json"),
+        (
+            "--delta -1",
+            "delta: expected a finite number above 0, got -1",
+        ),
+        ("--delta 0", "delta: expected"),
+        (
+            "--loss rkd --distance-weight -1",
+            "rkd: distance_weight: expected",
+        ),
+        (
+            "--loss rkd --angle-weight NaN",
+            "rkd: angle_weight: expected",
+        ),
+        (
+            "--loss rrd --student-temperature 0",
+            "rrd: student_temperature: expected",
+        ),
+        (
+            "--loss rrd --teacher-temperature inf",
+            "rrd: teacher_temperature: expected",
+        ),
+        (
+            "--loss kd-kl --temperature -4",
+            "kd-kl: temperature: expected",
+        ),
+        ("--gradient g.npy", "exactly one --loss and one --device"),
+        (
+            "--gradient g.npy --loss rkd",
+            "exactly one --loss and one --device",
+        ),
+        (
+            "--gradient g.npy --device cpu",
+            "exactly one --loss and one --device",
+        ),
+        (
+            "--gradient no/g.npy --loss rkd --device cpu",
+            "no/g.npy: expected a path",
+        ),
+        (
+            "--gradient . --loss rkd --device cpu",
+            "expected a file, got a directory",
+        ),
+    ] {
+        files.refuses(arguments, expected);
+    }
+    assert!(!files.0.path().join("g.npy").exists());
+}
+
+#[test]
+fn files_that_are_none_are_refused() {
+    let files = Files::new();
+    fs::create_dir(files.0.path().join("dir.npy")).expect("a directory");
+    files.write("s.txt", b"1 2 3");
+    for (name, expected) in [
+        ("absent.npy", "expected a file that can be read"),
+        ("absent.safetensors:x", "expected a file that can be read"),
+        ("dir.npy", "expected a file, got a directory"),
+        (".", "expected a .npy or .safetensors file"),
+        ("s.txt", "expected a .npy or .safetensors file"),
+        ("s.npy:x", "expected a .npy or .safetensors file"),
+    ] {
+        for arguments in [
+            format!("--student {name} --teacher t.npy"),
+            format!("--student s.npy --teacher {name}"),
+            format!("--student s.npy --teacher t.npy --queue {name}"),
+        ] {
+            files.refuses(&arguments, expected);
+            files.refuses(&arguments, &format!(" {name}: "));
+        }
+    }
+    files.write(
+        "t.npy",
+        &npy("<f8", &[4, DIM], &f64_bytes(&teacher()[..12])),
+    );
+    let arguments = "--student s.npy --teacher t.npy";
+    files.refuses(
+        arguments,
+        "--teacher t.npy: expected 5 rows, as --student s.npy has, got 4",
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn files_that_cannot_be_read_or_have_no_end_are_refused() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    let files = Files::new();
+    symlink("/dev/zero", files.0.path().join("zero.npy")).expect("a link");
+    files.refuses(
+        "--student zero.npy --teacher t.npy",
+        "expected a regular file",
+    );
+
+    let path = files.0.path().join("s.npy");
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o000)).expect("permissions are set");
+    // The superuser reads it all the same.
+    if fs::File::open(&path).is_err() {
+        files.refuses(
+            "--student s.npy --teacher t.npy",
+            "expected a file that can be read",
+        );
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn names_that_are_no_text_stay_on_one_line() {
+    use std::os::unix::ffi::OsStrExt;
+
+    for name in [
+        &b"\xff\xfe.npy"[..],
+        b"two\nlines.npy",
+        b"\x1b[2J.safetensors:a\nb",
+    ] {
+        let output = assert_cmd::Command::new(binary())
+            .args(["--teacher", "t.npy", "--student"])
+            .arg(std::ffi::OsStr::from_bytes(name))
+            .output()
+            .expect("the command runs");
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr:?}");
+        assert!(
+            stderr.starts_with("error: --student ") && !stderr.contains('\x1b'),
+            "{stderr:?}"
+        );
+    }
+}

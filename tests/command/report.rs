@@ -1,0 +1,194 @@
+//! What it prints and writes.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use npyz::NpyFile;
+use serde_json::Value;
+
+use crate::support::*;
+
+#[test]
+fn without_files_it_reports_on_the_digits() {
+    let output = Files::new().run("--device cpu");
+    let stdout = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(text(&output.stderr), "");
+    for loss in LOSSES {
+        let row = stdout
+            .lines()
+            .find(|line| line.split_whitespace().next() == Some(loss));
+        assert!(
+            row.is_some_and(|row| row.contains("cpu") && row.contains("512 x ")),
+            "{loss}"
+        );
+    }
+    // As examples/data/README.md has them.
+    for (loss, value) in [
+        ("rkd-distance", 0.028549195),
+        ("rkd-angle", 0.038810302),
+        ("rrd", 4.227796769),
+        ("rrd", 3.712726043),
+    ] {
+        let mut rows = stdout.lines().map(str::split_whitespace);
+        let row = rows
+            .find(|row| row.clone().next() == Some(loss))
+            .expect(loss);
+        let mut numbers = row.filter_map(|cell| cell.parse::<f64>().ok());
+        assert!(
+            numbers.any(|got| (got - value).abs() < 2e-6 * value),
+            "{value} in {stdout}"
+        );
+    }
+    assert!(stdout.contains("median"), "a legend: {stdout}");
+}
+
+#[test]
+fn the_table_says_how_far_a_device_is_from_the_reference() {
+    let files = Files::new();
+    let output = files.run("--student s.npy --teacher t.npy --loss rrd --queue q.npy --dtype f32");
+    let stdout = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0));
+    let cells = |device: &str| -> Vec<String> {
+        let row = stdout
+            .lines()
+            .find(|line| line.contains(device))
+            .expect("a row");
+        row.split_whitespace().map(str::to_owned).collect()
+    };
+    // loss, device, dtype, 5 x 3/3 +4, value, kl, norm, the two deviations, time and its unit
+    let (reference, cpu) = (cells("rrd    reference"), cells("rrd    cpu"));
+    assert_eq!(reference[2..7], ["f32", "5", "x", "3/3", "+4"]);
+    assert_eq!(reference[10..12], ["-", "-"]);
+    for deviation in &cpu[10..12] {
+        let deviation: f64 = deviation.parse().expect("a number");
+        assert!((0.0..1e-5).contains(&deviation), "{stdout}");
+    }
+}
+
+#[test]
+fn json_keeps_its_keys_and_their_order() {
+    let files = Files::new();
+    let output = files.run("--json --student s.npy --teacher t.npy");
+    let stdout = text(&output.stdout);
+    let common = "loss,device,dtype,rows,student_dim,teacher_dim,value,gradient_norm,seconds";
+    assert_eq!(stdout.lines().count(), 2 * LOSSES.len(), "{stdout}");
+    for (i, line) in stdout.lines().enumerate() {
+        let loss = LOSSES[i / 2];
+        let fields: Vec<_> = line.trim_matches(['{', '}']).split(',').collect();
+        let keys: Vec<_> = fields
+            .iter()
+            .map(|f| f.split('"').nth(1).expect("a key"))
+            .collect();
+        let rrd_only = if loss == "rrd" { ",kl" } else { "" };
+        assert_eq!(keys.join(","), format!("{common}{rrd_only}"));
+        let (device, dtype) = [("reference", "f64"), ("cpu", "f32")][i % 2];
+        let start = format!(
+            r#"{{"loss":"{loss}","device":"{device}","dtype":"{dtype}","rows":5,"student_dim":3,"teacher_dim":3,"value":"#
+        );
+        assert!(line.starts_with(&start), "{line}");
+        let object: Value = serde_json::from_str(line).expect("an object");
+        assert!(
+            object["gradient_norm"].as_f64().expect("a number") > 0.0,
+            "{line}"
+        );
+        assert!(
+            object["seconds"].as_f64().expect("a number") > 0.0,
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn losses_and_devices_come_once_and_in_the_order_asked_for() {
+    let objects = Files::new()
+        .json("--loss kd-kl --loss rkd --loss kd-kl --device cpu --device reference --device cpu");
+    let order: Vec<_> = objects
+        .iter()
+        .map(|o| (o["loss"].as_str(), o["device"].as_str()))
+        .collect();
+    let (cpu, reference) = (Some("cpu"), Some("reference"));
+    let (kd_kl, rkd) = (Some("kd-kl"), Some("rkd"));
+    assert_eq!(
+        order,
+        [
+            (kd_kl, cpu),
+            (kd_kl, reference),
+            (rkd, cpu),
+            (rkd, reference)
+        ]
+    );
+}
+
+#[test]
+fn gradients_are_written_whole_and_in_their_type() {
+    let files = Files::new();
+    for loss in LOSSES {
+        let arguments = format!("--loss {loss} --gradient g.npy --device");
+        let path = files.0.path().join("g.npy");
+        let norm = |gradient: &[f64]| gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
+
+        let reference = files
+            .json(&format!("{arguments} reference --dtype f32"))
+            .remove(0);
+        let file = NpyFile::new(fs::File::open(&path).expect("a file")).expect("a .npy file");
+        assert_eq!(file.shape(), [ROWS as u64, DIM as u64]);
+        let exact: Vec<f64> = file.into_vec().expect("f64");
+        assert_close(
+            norm(&exact),
+            reference["gradient_norm"].as_f64().expect("a norm"),
+            1e-15,
+        );
+
+        // Even where it was computed in f64.
+        files.json(&format!("{arguments} cpu --dtype f64"));
+        let file = NpyFile::new(fs::File::open(&path).expect("a file")).expect("a .npy file");
+        assert_eq!(file.shape(), [ROWS as u64, DIM as u64]);
+        let single: Vec<f32> = file.into_vec().expect("f32");
+        let error: Vec<f64> = single
+            .iter()
+            .zip(&exact)
+            .map(|(g, e)| f64::from(*g) - e)
+            .collect();
+        assert!(
+            norm(&error) <= 1e-6 * norm(&exact),
+            "{loss}: {single:?} is not {exact:?}"
+        );
+    }
+    let names = fs::read_dir(files.0.path()).expect("a directory").count();
+    assert_eq!(names, 4, "nothing but the inputs and the gradient is left");
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let files = Files::new();
+    for arguments in [
+        "--json --student s.npy --teacher t.npy",
+        "--student s.npy --teacher t.npy",
+    ] {
+        let mut child = Command::new(binary())
+            .args(arguments.split_whitespace())
+            .current_dir(files.0.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the command starts");
+        drop(child.stdout.take());
+        let output = child.wait_with_output().expect("the command ends");
+        assert_eq!(text(&output.stderr), "");
+        assert_eq!(output.status.code(), Some(0));
+    }
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for (argument, expected) in [
+        ("--help", "--student-temperature"),
+        ("--version", "evaluate"),
+    ] {
+        let output = Files::new().run(argument);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(text(&output.stdout).contains(expected));
+        assert_eq!(text(&output.stderr), "");
+    }
+}

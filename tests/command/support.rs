@@ -1,0 +1,183 @@
+//! Running the command on small files.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Output;
+
+use safetensors::{Dtype, tensor::TensorView};
+use serde_json::Value;
+use tempfile::TempDir;
+
+pub(crate) const LOSSES: [&str; 6] = [
+    "rkd-distance",
+    "rkd-angle",
+    "rkd",
+    "rrd",
+    "info-nce",
+    "kd-kl",
+];
+pub(crate) const ROWS: usize = 5;
+pub(crate) const DIM: usize = 3;
+pub(crate) const KEYS: usize = 4;
+
+/// The example that cargo builds before it runs integration tests.
+pub(crate) fn binary() -> PathBuf {
+    let test = std::env::current_exe().expect("the test knows its own path");
+    let profile = test
+        .ancestors()
+        .nth(2)
+        .expect("tests lie in <profile>/deps");
+    let binary = profile
+        .join("examples/evaluate")
+        .with_extension(std::env::consts::EXE_EXTENSION);
+    assert!(
+        binary.is_file(),
+        "build it first: cargo build --example evaluate (no {})",
+        binary.display()
+    );
+    binary
+}
+
+/// A directory of input files.
+pub(crate) struct Files(pub(crate) TempDir);
+
+impl Files {
+    /// `s.npy`, `t.npy` `[5, 3]` and `q.npy` `[4, 3]`, of values that every dtype holds exactly.
+    pub(crate) fn new() -> Self {
+        let files = Files(TempDir::new().expect("a temporary directory"));
+        files.write("s.npy", &npy("<f8", &[ROWS, DIM], &f64_bytes(&student())));
+        files.write("t.npy", &npy("<f8", &[ROWS, DIM], &f64_bytes(&teacher())));
+        files.write("q.npy", &npy("<f8", &[KEYS, DIM], &f64_bytes(&keys())));
+        files
+    }
+
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) {
+        fs::write(self.0.path().join(name), bytes).expect("a file is written");
+    }
+
+    /// Runs the command in the directory; the arguments are separated by spaces.
+    pub(crate) fn run(&self, arguments: &str) -> Output {
+        assert_cmd::Command::new(binary())
+            .args(arguments.split_whitespace())
+            .current_dir(self.0.path())
+            .output()
+            .expect("the command runs")
+    }
+
+    /// The objects printed, and the lines on standard error, of `s.npy` against `t.npy`.
+    pub(crate) fn json_and_notes(&self, arguments: &str) -> (Vec<Value>, String) {
+        let (student, teacher) = ("--student s.npy", "--teacher t.npy");
+        let output = self.run(&format!("--json {student} {teacher} {arguments}"));
+        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+        assert_eq!(output.status.code(), Some(0), "{arguments}: {stderr}");
+        let objects = stdout
+            .lines()
+            .map(|line| serde_json::from_str(line).expect(line));
+        (objects.collect(), stderr)
+    }
+
+    /// As [`json_and_notes`](Self::json_and_notes) where nothing is to be noted.
+    pub(crate) fn json(&self, arguments: &str) -> Vec<Value> {
+        let (objects, stderr) = self.json_and_notes(arguments);
+        assert_eq!(stderr, "", "{arguments}");
+        objects
+    }
+
+    /// The value of one loss on one device.
+    pub(crate) fn value(&self, arguments: &str) -> f64 {
+        let objects = self.json(arguments);
+        assert_eq!(objects.len(), 1, "{arguments}");
+        objects[0]["value"].as_f64().expect("a finite loss")
+    }
+
+    /// Exit code 2, one line that contains `expected` on standard error, nothing on standard output.
+    pub(crate) fn refuses(&self, arguments: &str, expected: &str) {
+        let output = self.run(arguments);
+        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+        assert_eq!(output.status.code(), Some(2), "{arguments}: {stderr}");
+        assert_eq!(stdout, "", "{arguments}");
+        assert_eq!(stderr.lines().count(), 1, "{arguments}: {stderr}");
+        assert!(stderr.starts_with("error: "), "{arguments}: {stderr}");
+        assert!(stderr.contains(expected), "{arguments}: {stderr}");
+    }
+
+    /// Refuses a file of these bytes as student.
+    pub(crate) fn refuses_file(&self, name: &str, bytes: &[u8], expected: &str) {
+        self.write(name, bytes);
+        self.refuses(&format!("--student {name} --teacher t.npy"), expected);
+        self.refuses(&format!("--student {name} --teacher t.npy"), name);
+    }
+}
+
+pub(crate) fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+pub(crate) fn student() -> Vec<f64> {
+    (0..ROWS * DIM)
+        .map(|i| ((i * 7 + 3) % 11) as f64 / 4.0 - 1.0)
+        .collect()
+}
+
+pub(crate) fn teacher() -> Vec<f64> {
+    (0..ROWS * DIM)
+        .map(|i| ((i * 5 + 2) % 13) as f64 / 8.0 - 0.5)
+        .collect()
+}
+
+pub(crate) fn keys() -> Vec<f64> {
+    (0..KEYS * DIM)
+        .map(|i| ((i * 3 + 1) % 7) as f64 / 2.0 - 1.0)
+        .collect()
+}
+
+pub(crate) fn f64_bytes(values: &[f64]) -> Vec<u8> {
+    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+pub(crate) fn npy(descr: &str, shape: &[usize], data: &[u8]) -> Vec<u8> {
+    let shape: String = shape.iter().map(|size| format!("{size},")).collect();
+    npy_header(
+        &format!("'descr': '{descr}', 'fortran_order': False, 'shape': ({shape})"),
+        data,
+    )
+}
+
+pub(crate) fn npy_header(entries: &str, data: &[u8]) -> Vec<u8> {
+    let header = format!("{{{entries}, }}\n");
+    let len = u16::try_from(header.len()).expect("a short header");
+    [
+        b"\x93NUMPY\x01\x00",
+        &len.to_le_bytes()[..],
+        header.as_bytes(),
+        data,
+    ]
+    .concat()
+}
+
+pub(crate) fn safetensors_header(header: &str, data: &[u8]) -> Vec<u8> {
+    [
+        &(header.len() as u64).to_le_bytes(),
+        header.as_bytes(),
+        data,
+    ]
+    .concat()
+}
+
+pub(crate) fn safetensors(tensors: &[(&str, Dtype, &[usize], &[u8])]) -> Vec<u8> {
+    let views = tensors.iter().map(|&(name, dtype, shape, data)| {
+        (
+            name,
+            TensorView::new(dtype, shape.to_vec(), data).expect("a consistent tensor"),
+        )
+    });
+    safetensors::serialize(views, None).expect("a file")
+}
+
+pub(crate) fn assert_close(got: f64, expected: f64, tolerance: f64) {
+    let error = (got - expected).abs() / expected.abs();
+    assert!(
+        error <= tolerance,
+        "{got} is not {expected}: off by {error:e}, not {tolerance:e}"
+    );
+}

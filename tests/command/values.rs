@@ -1,0 +1,191 @@
+//! The values it reports: those of the definitions, in every type, on every device.
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+use serde_json::Value;
+
+use crate::support::*;
+
+/// Rows scaled to length 1.
+fn unit(rows: &[f64]) -> Vec<Vec<f64>> {
+    let norm = |row: &[f64]| row.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let scaled = |row: &[f64]| row.iter().map(|x| x / norm(row)).collect();
+    rows.chunks(DIM).map(scaled).collect()
+}
+
+fn log_softmax(row: &[f64], keys: &[Vec<f64>], temperature: f64) -> Vec<f64> {
+    let dot = |key: &Vec<f64>| row.iter().zip(key).map(|(a, b)| a * b).sum::<f64>();
+    let logits: Vec<f64> = keys.iter().map(|key| dot(key) / temperature).collect();
+    let sum: f64 = logits.iter().map(|l| l.exp()).sum();
+    logits.iter().map(|l| l - sum.ln()).collect()
+}
+
+/// RRD's cross-entropy against `keys`, from its definition.
+fn rrd(keys: &[Vec<f64>]) -> f64 {
+    let cross_entropy = |(z, y): (Vec<f64>, Vec<f64>)| -> f64 {
+        let (log_q, log_p) = (log_softmax(&z, keys, 0.1), log_softmax(&y, keys, 0.02));
+        log_p.iter().zip(log_q).map(|(p, q)| -p.exp() * q).sum()
+    };
+    let rows = unit(&student()).into_iter().zip(unit(&teacher()));
+    rows.map(cross_entropy).sum::<f64>() / ROWS as f64
+}
+
+#[test]
+fn devices_agree_in_every_dtype() {
+    let files = Files::new();
+    for loss in LOSSES {
+        let queue = if loss == "rrd" { "--queue q.npy" } else { "" };
+        for (dtype, tolerance) in [("f64", 1e-12), ("f32", 1e-5), ("f16", 1e-5), ("bf16", 1e-5)] {
+            let objects = files.json(&format!("--loss {loss} {queue} --dtype {dtype}"));
+            for key in ["value", "gradient_norm"] {
+                let of = |object: &Value| object[key].as_f64().expect("a number");
+                assert_close(of(&objects[1]), of(&objects[0]), tolerance);
+            }
+            assert_eq!(
+                (&objects[0]["dtype"], &objects[1]["dtype"]),
+                (&dtype.into(), &dtype.into())
+            );
+        }
+    }
+}
+
+/// Inputs that a type does not hold are rounded to it, for the reference as well.
+#[test]
+fn inputs_are_rounded_to_the_dtype_asked_for() {
+    let files = Files::new();
+    let third = |values: Vec<f64>| values.into_iter().map(|x| x / 3.0).collect::<Vec<f64>>();
+    let rounded = |x: f64| bf16::from_f64(x).to_f64();
+    let write = |name: &str, values: &[f64]| {
+        files.write(name, &npy("<f8", &[ROWS, DIM], &f64_bytes(values)));
+    };
+    let (student, teacher) = (third(student()), third(teacher()));
+    write("s.npy", &student);
+    write("t.npy", &teacher);
+    let exact = files.value("--loss rkd --device reference");
+    let coarse = files.value("--loss rkd --device reference --dtype bf16");
+    write(
+        "s.npy",
+        &student.into_iter().map(rounded).collect::<Vec<_>>(),
+    );
+    write(
+        "t.npy",
+        &teacher.into_iter().map(rounded).collect::<Vec<_>>(),
+    );
+    assert_eq!(coarse, files.value("--loss rkd --device reference"));
+    assert!(coarse != exact, "bf16 is coarser than f64");
+}
+
+#[test]
+fn the_queue_is_what_the_order_of_enqueueing_makes_it() {
+    let files = Files::new();
+    let value =
+        |arguments: &str| files.value(&format!("--loss rrd --device reference {arguments}"));
+    let (stored, batch) = (unit(&keys()), unit(&teacher()));
+    let expected = rrd(&stored);
+    assert_close(value("--queue q.npy --enqueue none"), expected, 1e-12);
+    assert_close(value("--queue q.npy --enqueue after"), expected, 1e-12);
+    // Four slots for five keys: the last four of the batch.
+    let expected = rrd(&batch[1..]);
+    assert_close(value("--queue q.npy --enqueue before"), expected, 1e-12);
+    assert_close(value("--queue q.npy"), expected, 1e-12);
+    assert_close(value(""), rrd(&batch), 1e-12);
+    files.refuses(
+        "--student s.npy --teacher t.npy --loss rrd --enqueue none",
+        "queue keys",
+    );
+}
+
+#[test]
+fn info_nce_is_in_batch_unless_it_has_a_queue() {
+    let files = Files::new();
+    let value =
+        |arguments: &str| files.value(&format!("--loss info-nce --device reference {arguments}"));
+    let (z, y) = (unit(&student()), unit(&teacher()));
+    let in_batch: f64 = (0..ROWS).map(|i| -log_softmax(&z[i], &y, 0.07)[i]).sum();
+    assert_close(value(""), in_batch / ROWS as f64, 1e-12);
+    let beside = |queue: &[Vec<f64>]| -> f64 {
+        let logits = |i: usize| log_softmax(&z[i], &[&y[i..=i], queue].concat(), 0.5)[0];
+        (0..ROWS).map(|i| -logits(i)).sum::<f64>() / ROWS as f64
+    };
+    assert_close(
+        value("--queue q.npy --temperature 0.5"),
+        beside(&unit(&keys())),
+        1e-12,
+    );
+    let before = value("--queue q.npy --temperature 0.5 --enqueue before");
+    assert_close(before, beside(&y[1..]), 1e-12);
+}
+
+#[test]
+fn without_normalisation_rows_and_keys_are_taken_as_they_come() {
+    let files = Files::new();
+    let rows =
+        |values: Vec<f64>| -> Vec<Vec<f64>> { values.chunks(DIM).map(<[f64]>::to_vec).collect() };
+    let (z, y) = (rows(student()), rows(teacher()));
+    let logits = |i: usize| log_softmax(&z[i], &[&y[i..=i], &rows(keys())].concat(), 0.5)[0];
+    let expected: f64 = (0..ROWS).map(|i| -logits(i)).sum::<f64>() / ROWS as f64;
+    let arguments =
+        "--loss info-nce --device reference --no-normalize --temperature 0.5 --queue q.npy";
+    assert_close(files.value(arguments), expected, 1e-12);
+}
+
+#[test]
+fn every_type_of_file_gives_the_same_values() {
+    let files = Files::new();
+    let expected: Vec<f64> = vec![files.value("--loss rkd --device reference")];
+    let rounded = |bytes: fn(f64) -> Vec<u8>, values: Vec<f64>| -> Vec<u8> {
+        values.into_iter().flat_map(bytes).collect()
+    };
+    let as_f32 = |x: f64| (x as f32).to_le_bytes().to_vec();
+    let as_f16 = |x: f64| f16::from_f64(x).to_le_bytes().to_vec();
+    let as_bf16 = |x: f64| bf16::from_f64(x).to_le_bytes().to_vec();
+    let as_f64 = |x: f64| x.to_le_bytes().to_vec();
+    files.write(
+        "s32.npy",
+        &npy("<f4", &[ROWS, DIM], &rounded(as_f32, student())),
+    );
+    files.write(
+        "t16.npy",
+        &npy("<f2", &[ROWS, DIM], &rounded(as_f16, teacher())),
+    );
+    let shape: &[usize] = &[ROWS, DIM];
+    let tensors = [
+        ("bf16", Dtype::BF16, rounded(as_bf16, student())),
+        ("f16", Dtype::F16, rounded(as_f16, student())),
+        ("f32", Dtype::F32, rounded(as_f32, student())),
+        ("f64", Dtype::F64, rounded(as_f64, student())),
+    ];
+    let tensors: Vec<_> = tensors
+        .iter()
+        .map(|(name, t, data)| (*name, *t, shape, &data[..]))
+        .collect();
+    files.write("s.safetensors", &safetensors(&tensors));
+    let only = rounded(as_bf16, teacher());
+    files.write(
+        "t.safetensors",
+        &safetensors(&[("only", Dtype::BF16, shape, &only)]),
+    );
+    for (student, teacher) in [
+        ("s32.npy", "t16.npy"),
+        ("s.safetensors:bf16", "t.safetensors"),
+        ("s.safetensors:f16", "t.safetensors:only"),
+        ("s.safetensors:f32", "t.npy"),
+        ("s.safetensors:f64", "t.npy"),
+    ] {
+        let output = files.run(&format!(
+            "--student {student} --teacher {teacher} --loss rkd --device reference --json"
+        ));
+        let object: Value = serde_json::from_slice(&output.stdout).expect("an object");
+        assert_eq!(
+            object["value"].as_f64(),
+            Some(expected[0]),
+            "{student} {teacher}"
+        );
+    }
+    let start = "--teacher t.npy --student";
+    files.refuses(&format!("{start} s.safetensors"), "it holds 4: ");
+    files.refuses(
+        &format!("{start} s.safetensors:f8"),
+        "expected a tensor of the file, got \"f8\"",
+    );
+}
