@@ -48,7 +48,12 @@ impl<R: Real> Buffer<R> {
         let kept = POOL.with_borrow_mut(|pool| {
             // Not one so large that most of it would lie idle.
             let fits = |memory: &Vec<u64>| (words..=2 * words).contains(&memory.len());
-            pool.iter().position(fits).map(|at| pool.swap_remove(at))
+            let kept = pool.iter().position(fits).map(|at| pool.swap_remove(at));
+            if bytes > KEPT {
+                // An evaluation this large has no use for what smaller ones have left.
+                pool.clear();
+            }
+            kept
         });
         let fresh = kept.is_none();
         let memory = match kept {

@@ -71,7 +71,17 @@ impl<R: Real> WithSimd for Row<'_, R> {
         } = self;
         let max_x = largest::<S, R>(s, x, classes, temperature);
         let max_y = largest::<S, R>(s, y, classes, temperature);
-        let between_max = R::splat(s, max_y - max_x);
+        // a_y − a_x is the difference of two logits less that of their maxima. Near the teacher the
+        // logits are almost equal, and taken first they lose nothing; where an offset lies between
+        // the two, each has to lose its own maximum first.
+        let between = (max_y - max_x).to_f64();
+        let (first_x, first_y, last) = if between.abs() <= temperature {
+            (R::ZERO, R::ZERO, max_y - max_x)
+        } else {
+            (max_x, max_y, R::ZERO)
+        };
+        let (first_x, first_y) = (R::splat(s, first_x), R::splat(s, first_y));
+        let last = R::splat(s, last);
         let (max_x, max_y) = (R::splat(s, max_x), R::splat(s, max_y));
         let per_temperature = R::splat(s, R::from_f64(1.0 / temperature));
         let (x, y) = (R::vectors_mut::<S>(x), R::vectors_mut::<S>(y));
@@ -85,9 +95,8 @@ impl<R: Real> WithSimd for Row<'_, R> {
             let zero = R::splat(s, R::ZERO);
             let (mut part_x, mut part_y, mut part_difference) = (zero, zero, zero);
             for (x, y) in x.iter_mut().zip(y) {
-                // From the logits, not from a_y and a_x: near the teacher these are almost equal.
-                zeros = R::vmul_add(s, *x, zero, R::vmul_add(s, *y, zero, zeros));
-                let difference = R::vsub(s, R::vsub(s, *y, *x), between_max);
+                let difference = R::vsub(s, R::vsub(s, *y, first_y), R::vsub(s, *x, first_x));
+                let difference = R::vsub(s, difference, last);
                 *x = R::vexp(s, R::vmul(s, R::vsub(s, *x, max_x), per_temperature));
                 *y = R::vexp(s, R::vmul(s, R::vsub(s, *y, max_y), per_temperature));
                 part_x = R::vadd(s, part_x, *x);

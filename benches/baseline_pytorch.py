@@ -1,0 +1,344 @@
+#!/usr/bin/env python3
+"""The losses as their authors' code computes them in PyTorch: what relata is measured against.
+
+Two ways to run it:
+
+  * without cases, a worker: reads requests from stdin, one JSON object a line, and answers each with
+    one line. benches/compare drives it so, in turns with relata, on the same numbers.
+  * with cases named as in the results (`rkd-angle-128x512`, `rrd-256x128-k16384`), alone: measures
+    them on normal random numbers with the losses' default parameters and prints CSV.
+
+A loss and its backward pass are timed; the gradient goes to the student only, the teacher is a
+constant. All is float32, and the memory is what an evaluation adds to that of a process that has its
+inputs.
+
+Sources: RKD, github.com/lenscloth/RKD (metric/loss.py, metric/utils.py); RRD,
+github.com/giakoumoglou/distillers (RRD.py), without its copies of the queue; InfoNCE as in MoCo,
+github.com/facebookresearch/moco; KD as in RepDistiller, github.com/HobbitLong/RepDistiller.
+"""
+
+import argparse
+import json
+import re
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+
+# -- the losses ---------------------------------------------------------------------------------------
+
+
+def huber(student, teacher, p):
+    """The mean over all elements; for delta 1, smooth_l1_loss, which the authors call."""
+    if p["delta"] == 1:
+        return F.smooth_l1_loss(student, teacher)
+    return F.huber_loss(student, teacher, delta=p["delta"])
+
+
+def pairwise_distances(x, eps=1e-12):
+    """From the Gram matrix, clamped so that the root has a derivative."""
+    square = x.pow(2).sum(dim=1)
+    d2 = square.unsqueeze(1) + square.unsqueeze(0) - 2 * (x @ x.t())
+    d = d2.clamp(min=eps).sqrt().clone()
+    d[range(len(x)), range(len(x))] = 0
+    return d
+
+
+def scaled_distances(x):
+    d = pairwise_distances(x)
+    return d / d[d > 0].mean()
+
+
+def rkd_distance(x, y, queue, p):
+    with torch.no_grad():
+        t = scaled_distances(y)
+    return huber(scaled_distances(x), t, p)
+
+
+def cosines(x):
+    """[N, N, N] by way of the [N, N, D] differences."""
+    e = F.normalize(x.unsqueeze(0) - x.unsqueeze(1), p=2, dim=2)
+    return torch.bmm(e, e.transpose(1, 2)).view(-1)
+
+
+def rkd_angle(x, y, queue, p):
+    with torch.no_grad():
+        t = cosines(y)
+    return huber(cosines(x), t, p)
+
+
+def rkd(x, y, queue, p):
+    distance = rkd_distance(x, y, queue, p)
+    return p["distance_weight"] * distance + p["angle_weight"] * rkd_angle(x, y, queue, p)
+
+
+def rrd(x, y, queue, p):
+    student = torch.einsum("nc,kc->nk", x, queue) / p["student_temperature"]
+    with torch.no_grad():
+        teacher = torch.einsum("nc,kc->nk", y, queue) / p["teacher_temperature"]
+        target = F.softmax(teacher, dim=1)
+    return -torch.sum(target * F.log_softmax(student, dim=1), dim=1).mean()
+
+
+def info_nce(x, y, queue, p):
+    if queue is None:
+        logits = x @ y.t()
+        target = torch.arange(len(x), device=x.device)
+    else:
+        own = torch.einsum("nc,nc->n", x, y).unsqueeze(1)
+        logits = torch.cat([own, torch.einsum("nc,kc->nk", x, queue)], dim=1)
+        target = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    return F.cross_entropy(logits / p["temperature"], target)
+
+
+def kd_kl(x, y, queue, p):
+    t = p["temperature"]
+    with torch.no_grad():
+        target = F.softmax(y / t, dim=1)
+    return F.kl_div(F.log_softmax(x / t, dim=1), target, reduction="batchmean") * t * t
+
+
+LOSSES = {
+    "rkd-distance": rkd_distance,
+    "rkd-angle": rkd_angle,
+    "rkd": rkd,
+    "rrd": rrd,
+    "info-nce": info_nce,
+    "kd-kl": kd_kl,
+}
+
+DEFAULTS = {
+    "rkd-distance": {"delta": 1.0, "normalize": False},
+    "rkd-angle": {"delta": 1.0, "normalize": False},
+    "rkd": {"distance_weight": 1.0, "angle_weight": 2.0, "delta": 1.0, "normalize": False},
+    "rrd": {"student_temperature": 0.1, "teacher_temperature": 0.02, "normalize": True},
+    "info-nce": {"temperature": 0.07, "normalize": True},
+    "kd-kl": {"temperature": 4.0},
+}
+
+
+def whole(loss, p):
+    """The loss with the normalisation of rows that its parameters ask for."""
+    function = LOSSES[loss]
+
+    def evaluate(x, y, queue):
+        if p.get("normalize"):
+            with torch.no_grad():
+                y = F.normalize(y, dim=1)
+            x = F.normalize(x, dim=1)
+        return function(x, y, queue, p)
+
+    return evaluate
+
+
+# -- measuring ----------------------------------------------------------------------------------------
+
+
+class Case:
+    """A loss with its inputs on the device."""
+
+    def __init__(self, loss, parameters, student, teacher, queue, args):
+        self.device = torch.device(args.device)
+        self.student = student.to(self.device).requires_grad_()
+        self.teacher = teacher.to(self.device)
+        self.queue = None if queue is None else queue.to(self.device)
+        loss = whole(loss, parameters)
+        self.compile = args.compile
+        if self.compile:
+            torch.compiler.reset()  # of many shapes in one process, the later ones would run eagerly
+            loss = torch.compile(loss, dynamic=False)
+        self.loss = loss
+
+    def evaluate(self):
+        self.student.grad = None
+        loss = self.loss(self.student, self.teacher, self.queue)
+        loss.backward()
+        return loss
+
+    def synchronize(self):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def seconds(self):
+        """One evaluation."""
+        self.synchronize()
+        start = time.perf_counter()
+        self.evaluate()
+        self.synchronize()
+        return time.perf_counter() - start
+
+    def turn(self, budget):
+        """Evaluations until `budget` seconds are over, and one at least. The first is a warm-up unless
+        it is the only one."""
+        samples = [self.seconds()]
+        while sum(samples) < budget:
+            samples.append(self.seconds())
+        return samples[1:] or samples
+
+    def peak_bytes(self):
+        """What one evaluation adds at most to the memory in use."""
+        if self.compile:
+            self.evaluate()  # the compiler's memory is not meant
+        self.student.grad = None
+        if self.device.type == "cuda":
+            self.synchronize()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            self.evaluate()
+            self.synchronize()
+            return torch.cuda.max_memory_allocated() - before
+        before = resident_peak(reset=True)
+        self.evaluate()
+        return resident_peak() - before
+
+
+def resident_peak(reset=False):
+    """The most memory the process has had, in bytes; from now on, where the system can start anew."""
+    if reset:
+        try:
+            with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+                file.write("5")
+        except OSError:
+            pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def warm_up(args):
+    """Starts the threads and loads the libraries, with a case too small to leave memory behind."""
+    x = torch.randn(8, 8)
+    for loss in LOSSES:
+        queue = x if loss in ("rrd", "info-nce") else None
+        Case(loss, DEFAULTS[loss], x.clone(), x.flip(0), queue, args).evaluate()
+
+
+# -- the worker ---------------------------------------------------------------------------------------
+
+
+def load(array):
+    """A file of little-endian float32 and its shape."""
+    if array is None:
+        return None
+    rows, dim = array["shape"]
+    return torch.from_file(array["path"], size=rows * dim, dtype=torch.float32).clone().view(rows, dim)
+
+
+def save(tensor, path):
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    torch.from_file(path, shared=True, size=flat.numel(), dtype=torch.float32).copy_(flat)
+
+
+def open_case(request, args):
+    arrays = [load(request[name]) for name in ("student", "teacher", "queue")]
+    return Case(request["loss"], request["parameters"], *arrays, args)
+
+
+def answer(request, case):
+    """`case` is the one opened last."""
+    if request["do"] == "check":
+        loss = case.evaluate()
+        save(case.student.grad, request["gradient"])
+        return {"loss": loss.item(), "gradient_norm": case.student.grad.double().norm().item()}
+    if request["do"] == "time":
+        return {"seconds": case.turn(request["budget"])}
+    if request["do"] == "peak":
+        return {"bytes": case.peak_bytes()}
+    raise ValueError(f"do: expected open, check, time or peak, got {request['do']!r}")
+
+
+def work(args):
+    """Requests: {"do": "open", "loss", "parameters", "student", "teacher", "queue"}, then of that case
+    {"do": "check", "gradient"}, {"do": "time", "budget"}, {"do": "peak"}. Arrays are
+    {"path", "shape"} or null."""
+    warm_up(argparse.Namespace(device=args.device, compile=False))
+    print(json.dumps({"torch": version(args), "device": device_name(args)}), flush=True)
+    case = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["do"] == "open":
+            case = None  # frees the one before
+            case = open_case(request, args)
+            reply = {}
+        else:
+            reply = answer(request, case)
+        print(json.dumps(reply), flush=True)
+
+
+def version(args):
+    return torch.__version__ + (" compiled" if args.compile else "")
+
+
+def device_name(args):
+    return torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
+
+
+# -- alone --------------------------------------------------------------------------------------------
+
+NAME = re.compile(r"(?P<loss>[a-z-]+)-(?P<rows>\d+)x(?P<dim>\d+)(-k(?P<queue>\d+))?(?P<own>-own)?")
+
+
+def parse_case(name):
+    match = NAME.fullmatch(name)
+    if not match or match["loss"] not in LOSSES or (match["loss"] == "rrd" and not match["queue"]):
+        names = ", ".join(LOSSES)
+        sys.exit(f"case: expected LOSS-NxD[-kK[-own]] with LOSS one of {names}, got {name!r}")
+    return match
+
+
+def random_case(match, args):
+    torch.manual_seed(0)
+    rows, dim = int(match["rows"]), int(match["dim"])
+    student, teacher, queue = torch.randn(rows, dim), torch.randn(rows, dim), None
+    if match["queue"]:
+        queue = F.normalize(torch.randn(int(match["queue"]), dim), dim=1)
+        if match["own"]:
+            queue[: len(teacher)] = F.normalize(teacher, dim=1)[-len(queue) :]
+    return Case(match["loss"], DEFAULTS[match["loss"]], student, teacher, queue, args)
+
+
+def alone(args):
+    """Each case in a process of its own: memory is not given back between them."""
+    cases = [parse_case(name) for name in args.cases]
+    if not args.part:
+        print("device,threads,torch,case,p20_s,p50_s,p80_s,peak_bytes", flush=True)
+    if len(cases) == 1:
+        measure(cases[0], args)
+        return
+    options = [arg for arg in sys.argv[1:] if arg not in args.cases]
+    for case in cases:
+        subprocess.run([sys.executable, __file__, *options, "--part", case[0]], check=True)
+
+
+def measure(match, args):
+    warm_up(argparse.Namespace(device=args.device, compile=False))
+    case = random_case(match, args)
+    peak = case.peak_bytes()
+    samples = sorted(case.turn(args.seconds))
+    times = (f"{samples[round(q * (len(samples) - 1))]:.4e}" for q in (0.2, 0.5, 0.8))
+    device = f'"{device_name(args)}"'
+    print(device, args.threads, version(args), match[0], *times, peak, sep=",", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="measure these alone, and print CSV")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--compile", action="store_true", help="through torch.compile")
+    parser.add_argument("--part", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=3.0, help="alone: time for a case")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    # float32 is to mean float32; TensorFloat-32 is not used unless it is asked for.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    if args.cases:
+        alone(args)
+    else:
+        work(args)
+
+
+if __name__ == "__main__":
+    main()

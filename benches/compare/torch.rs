@@ -1,0 +1,190 @@
+//! PyTorch's side: baseline_pytorch.py as a worker behind two pipes.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use relata::Loss;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::cases::Case;
+use crate::ours::Ours;
+use crate::{Options, Result};
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/baseline_pytorch.py");
+
+/// The numbers of a case as files: both sides get the same. They are gone when this is.
+pub(crate) struct Files {
+    folder: TempDir,
+    student: Value,
+    teacher: Value,
+    queue: Value,
+}
+
+impl Files {
+    pub(crate) fn new(case: &Case, ours: &Ours) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let write = |name: &str, data: &[f32], dim: usize| -> Result<Value> {
+            let path = folder.path().join(name);
+            fs::write(&path, bytemuck::cast_slice(data))?;
+            Ok(json!({ "path": path, "shape": [data.len() / dim, dim] }))
+        };
+        let inputs = &ours.inputs;
+        Ok(Files {
+            student: write("student", &inputs.student, case.student_dim)?,
+            teacher: write("teacher", &inputs.teacher, case.teacher_dim)?,
+            queue: match &inputs.queue {
+                Some(queue) => write("queue", queue.keys(), queue.dim())?,
+                None => Value::Null,
+            },
+            folder,
+        })
+    }
+
+    fn gradient(&self) -> PathBuf {
+        self.folder.path().join("gradient")
+    }
+}
+
+/// What PyTorch got.
+pub(crate) struct Evaluated {
+    pub(crate) loss: f64,
+    pub(crate) gradient: Vec<f32>,
+}
+
+/// The worker. It ends when this is dropped.
+pub(crate) struct Torch {
+    process: Child,
+    /// None once it is to end.
+    requests: Option<ChildStdin>,
+    replies: Lines<BufReader<ChildStdout>>,
+    pub(crate) version: String,
+}
+
+impl Torch {
+    pub(crate) fn start(options: &Options) -> Result<Self> {
+        Self::spawn(options, &[])
+    }
+
+    /// With variables of its own in the environment.
+    pub(crate) fn spawn(options: &Options, environment: &[(&str, &str)]) -> Result<Self> {
+        let python = options.python.as_deref().unwrap_or(Path::new("python3"));
+        let mut process = Command::new(python)
+            .args([SCRIPT, "--threads", &options.threads.to_string()])
+            .args(options.compile.then_some("--compile"))
+            .envs(environment.iter().copied())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("--python {}: {error}", python.display()))?;
+        let requests = process.stdin.take();
+        let replies = process.stdout.take().ok_or("no stdout")?;
+        let mut torch = Torch {
+            process,
+            requests,
+            replies: BufReader::new(replies).lines(),
+            version: String::new(),
+        };
+        let hello = torch.reply()?;
+        torch.version = hello["torch"].as_str().unwrap_or_default().to_owned();
+        Ok(torch)
+    }
+
+    /// What follows is about this case.
+    pub(crate) fn open(&mut self, case: &Case, files: &Files) -> Result<()> {
+        self.ask(&json!({
+            "do": "open",
+            "loss": case.loss.name(),
+            "parameters": parameters(&case.loss)?,
+            "student": files.student,
+            "teacher": files.teacher,
+            "queue": files.queue,
+        }))?;
+        Ok(())
+    }
+
+    pub(crate) fn check(&mut self, files: &Files) -> Result<Evaluated> {
+        let path = files.gradient();
+        let reply = self.ask(&json!({ "do": "check", "gradient": path }))?;
+        Ok(Evaluated {
+            loss: number(&reply["loss"])?,
+            gradient: bytemuck::pod_collect_to_vec(&fs::read(path)?),
+        })
+    }
+
+    /// As [`Ours::turn`].
+    pub(crate) fn turn(&mut self, budget: Duration) -> Result<Vec<f64>> {
+        let reply = self.ask(&json!({ "do": "time", "budget": budget.as_secs_f64() }))?;
+        let samples = reply["seconds"].as_array().ok_or("no seconds")?;
+        samples.iter().map(number).collect()
+    }
+
+    /// What an evaluation adds to the memory of the worker: of use in a fresh one.
+    pub(crate) fn peak(&mut self) -> Result<u64> {
+        let reply = self.ask(&json!({ "do": "peak" }))?;
+        reply["bytes"]
+            .as_u64()
+            .ok_or_else(|| format!("expected bytes, got {reply}").into())
+    }
+
+    fn ask(&mut self, request: &Value) -> Result<Value> {
+        let mut requests = self.requests.as_ref().ok_or("no stdin")?;
+        writeln!(requests, "{request}")?;
+        self.reply()
+    }
+
+    fn reply(&mut self) -> Result<Value> {
+        let line = self.replies.next();
+        let line = line.ok_or("PyTorch's process ended; what it said is above")??;
+        Ok(serde_json::from_str(&line)?)
+    }
+}
+
+impl Drop for Torch {
+    fn drop(&mut self) {
+        self.requests = None;
+        // It has nothing left to read, so it ends; how does not matter any more.
+        let _ = self.process.wait();
+    }
+}
+
+fn number(value: &Value) -> Result<f64> {
+    value
+        .as_f64()
+        .ok_or_else(|| format!("expected a number, got {value}").into())
+}
+
+fn parameters(loss: &Loss) -> Result<Value> {
+    Ok(match loss {
+        Loss::RkdDistance(p) => json!({ "delta": p.delta, "normalize": p.normalize }),
+        Loss::RkdAngle(p) => json!({ "delta": p.delta, "normalize": p.normalize }),
+        Loss::Rkd(p) => json!({
+            "distance_weight": p.distance_weight,
+            "angle_weight": p.angle_weight,
+            "delta": p.delta,
+            "normalize": p.normalize,
+        }),
+        Loss::Rrd(p) => json!({
+            "student_temperature": p.student_temperature,
+            "teacher_temperature": p.teacher_temperature,
+            "normalize": p.normalize,
+        }),
+        Loss::InfoNce(p) => json!({ "temperature": p.temperature, "normalize": p.normalize }),
+        Loss::KdKl(p) => json!({ "temperature": p.temperature }),
+        other => return Err(format!("baseline_pytorch.py has no {other}").into()),
+    })
+}
+
+/// What PyTorch keeps for the backward pass of the angle loss: 2N²D + 2N³ floats. Other losses keep
+/// little.
+pub(crate) fn kept_bytes(case: &Case) -> f64 {
+    let (n, d) = (case.rows as f64, case.student_dim as f64);
+    if case.triplets() > 0 {
+        4.0 * (2.0 * n * n * d + 2.0 * n * n * n)
+    } else {
+        0.0
+    }
+}

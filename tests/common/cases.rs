@@ -1,0 +1,231 @@
+//! The cases: one table that tests, gradient checks and benchmarks share.
+//!
+//! A case is a loss with its parameters, the shapes of a batch and a recipe for its numbers. The
+//! numbers come from a seed alone, so a case is the same batch wherever it is used.
+
+#![allow(
+    dead_code,
+    reason = "every test and benchmark includes this file and uses its own part of it"
+)]
+
+#[path = "cases/data.rs"]
+mod data;
+#[path = "cases/table.rs"]
+mod table;
+
+use relata::{Batch, Element, Loss, Problem, Queue, Rows, Shapes};
+
+pub(crate) use data::Data;
+
+/// Flop of the angle loss for an unordered triple {i, k} at vertex j, with the cosines from the law of
+/// cosines: 8 for both cosines, 1 for their difference, 2 to clamp it, 4 for the penalty and its sum,
+/// 9 for the three coefficients.
+const FLOP_PER_TRIPLET: u64 = 24;
+/// Flop of KD for a class: scaling, shifting, exponential and sum of both rows, difference, penalty,
+/// gradient. An exponential counts as one.
+const FLOP_PER_CLASS: u64 = 14;
+
+/// What a case is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Small and odd: held against the reference.
+    Test,
+    /// Of a size that trainers use: timed.
+    Bench,
+    /// Small enough for the reference and large enough to time.
+    Both,
+}
+
+/// A loss, the shapes of a batch and a recipe for its numbers.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Case {
+    /// Says all there is to know: loss, rows × dim, teacher's dim where it differs, queue, and what
+    /// deviates from the defaults, for example `rrd-256x128-k16384-own`.
+    pub(crate) name: String,
+    pub(crate) loss: Loss,
+    pub(crate) rows: usize,
+    pub(crate) student_dim: usize,
+    pub(crate) teacher_dim: usize,
+    /// The queue's capacity, where the loss has a queue.
+    pub(crate) queue: Option<usize>,
+    /// How many keys of earlier batches have entered the queue: fewer than its capacity fill it in
+    /// part, more make it wrap.
+    pub(crate) past_keys: usize,
+    /// Whether the batch's own teacher rows have entered the queue, after all others.
+    pub(crate) own_keys: bool,
+    /// What the student's rows look like.
+    pub(crate) data: Data,
+    pub(crate) seed: u64,
+    pub(crate) purpose: Purpose,
+}
+
+/// The numbers of a case.
+#[derive(Clone, Debug)]
+pub(crate) struct Inputs<T: Element> {
+    pub(crate) problem: Problem,
+    pub(crate) student: Vec<T>,
+    pub(crate) teacher: Vec<T>,
+    pub(crate) queue: Option<Queue<T::Real>>,
+}
+
+impl<T: Element> Inputs<T> {
+    pub(crate) fn batch(&self) -> Batch<'_, T> {
+        let shapes = self.problem.shapes();
+        let rows = |data, dim| Rows::new(data, [shapes.rows, dim]).expect("data of this shape");
+        let batch = Batch::new(
+            rows(&self.student, shapes.student_dim),
+            rows(&self.teacher, shapes.teacher_dim),
+        );
+        match &self.queue {
+            Some(queue) => batch.with_queue(queue),
+            None => batch,
+        }
+    }
+}
+
+/// Every case, no two of the same name.
+pub(crate) fn all() -> Vec<Case> {
+    let cases = table::all();
+    for (i, case) in cases.iter().enumerate() {
+        let twin = cases[..i].iter().find(|other| other.name == case.name);
+        assert_eq!(twin, None, "two cases of one name");
+    }
+    cases
+}
+
+/// The cases to hold against the reference.
+pub(crate) fn tests() -> impl Iterator<Item = Case> {
+    all().into_iter().filter(|c| c.purpose != Purpose::Bench)
+}
+
+/// The cases to time.
+pub(crate) fn benches() -> impl Iterator<Item = Case> {
+    all().into_iter().filter(|c| c.purpose != Purpose::Test)
+}
+
+impl Case {
+    pub(crate) fn shapes(&self) -> Shapes {
+        let shapes = Shapes::new(self.rows, self.student_dim, self.teacher_dim);
+        match self.keys() {
+            Some(keys) => shapes.with_queue(keys),
+            None => shapes,
+        }
+    }
+
+    /// The loss on these shapes. Every case is one that its loss accepts.
+    pub(crate) fn problem(&self) -> Problem {
+        let problem = Problem::new(self.loss, self.shapes());
+        problem.unwrap_or_else(|error| panic!("{}: {error}", self.name))
+    }
+
+    /// The keys in the queue when the loss sees it.
+    pub(crate) fn keys(&self) -> Option<usize> {
+        let own = if self.own_keys { self.rows } else { 0 };
+        self.queue
+            .map(|capacity| capacity.min(self.past_keys + own))
+    }
+
+    pub(crate) fn inputs<T: Element>(&self) -> Inputs<T> {
+        let teacher = self.teacher();
+        Inputs {
+            problem: self.problem(),
+            student: self.student(),
+            queue: self.filled_queue(&teacher),
+            teacher,
+        }
+    }
+
+    /// `[N, D]`, row-major.
+    pub(crate) fn student<T: Element>(&self) -> Vec<T> {
+        data::round(&data::student(self))
+    }
+
+    /// `[N, D_t]`, row-major.
+    pub(crate) fn teacher<T: Element>(&self) -> Vec<T> {
+        data::round(&data::teacher(self))
+    }
+
+    /// The keys of earlier batches, `[past_keys, D]`, the oldest first, as they came: not normalised.
+    pub(crate) fn past<T: Element>(&self) -> Vec<T> {
+        data::round(&data::past(self))
+    }
+
+    fn filled_queue<T: Element>(&self, teacher: &[T]) -> Option<Queue<T::Real>> {
+        let normalize = match self.loss {
+            Loss::Rrd(loss) => loss.normalize,
+            Loss::InfoNce(loss) => loss.normalize,
+            _ => true,
+        };
+        let dim = self.teacher_dim;
+        let mut queue = Queue::new(self.queue?, dim)
+            .expect("a capacity above 0")
+            .normalize(normalize);
+        let mut enqueue = |keys: &[T]| {
+            let keys = Rows::new(keys, [keys.len() / dim, dim]).expect("whole keys");
+            queue.enqueue(keys).expect("finite keys of this length");
+        };
+        enqueue(&self.past());
+        if self.own_keys {
+            enqueue(teacher);
+        }
+        Some(queue)
+    }
+}
+
+// What an evaluation takes: for throughput.
+impl Case {
+    /// The ordered triples the angle loss counts, N³; 0 for losses without angles.
+    pub(crate) fn triplets(&self) -> u64 {
+        match self.loss {
+            Loss::RkdAngle(_) => cube(self.rows),
+            Loss::Rkd(loss) if loss.angle_weight > 0.0 => cube(self.rows),
+            _ => 0,
+        }
+    }
+
+    /// The numbers that go in: student, teacher and the keys in use.
+    pub(crate) fn elements(&self) -> u64 {
+        let keys = self.keys().unwrap_or(0) * self.student_dim;
+        (self.rows * (self.student_dim + self.teacher_dim) + keys) as u64
+    }
+
+    /// The memory traffic no implementation can avoid: everything read once, the gradient written once.
+    pub(crate) fn bytes<T: Element>(&self) -> u64 {
+        let (element, real) = (size_of::<T>(), size_of::<T::Real>());
+        let rows = self.rows * (self.student_dim + self.teacher_dim) * element;
+        let keys = self.keys().unwrap_or(0) * self.student_dim * real;
+        (rows + keys + self.rows * self.student_dim * real) as u64
+    }
+
+    /// The arithmetic of the definition's cheapest known form, a multiply-add counting as two.
+    pub(crate) fn flops(&self) -> u64 {
+        let [n, d, d_t] = [self.rows, self.student_dim, self.teacher_dim].map(|x| x as u64);
+        match self.loss {
+            // Distances of unordered pairs by differences, and the contraction of ordered ones.
+            Loss::RkdDistance(_) | Loss::RkdAngle(_) | Loss::Rkd(_) => {
+                let pairs = n * n.saturating_sub(1) / 2;
+                let triplets = self.triplets() / 2;
+                3 * pairs * (d + d_t) + 6 * pairs * d + FLOP_PER_TRIPLET * triplets
+            }
+            // Logits and mean key, of the student and of the teacher.
+            Loss::Rrd(_) => 8 * n * self.keys().unwrap_or(0) as u64 * d,
+            Loss::InfoNce(_) => 4 * n * self.keys().unwrap_or(self.rows) as u64 * d,
+            Loss::KdKl(_) => FLOP_PER_CLASS * n * d,
+            _ => panic!("{}: flop of this loss are not known", self.name),
+        }
+    }
+
+    /// How much of what bounds the loss an f32 evaluation does, and the unit of that in a second:
+    /// triples for the angle, memory traffic for logits, arithmetic for the rest.
+    pub(crate) fn work(&self) -> (u64, &'static str) {
+        match self.loss {
+            Loss::KdKl(_) => (self.bytes::<f32>(), "B/s"),
+            _ if self.triplets() > 0 => (self.triplets(), "triplet/s"),
+            _ => (self.flops(), "flop/s"),
+        }
+    }
+}
+
+fn cube(n: usize) -> u64 {
+    (n as u64).pow(3)
+}

@@ -1,0 +1,277 @@
+//! The table itself.
+
+use relata::{InfoNce, KdKl, Loss, Rkd, RkdAngle, RkdDistance, Rrd};
+
+use super::{Case, Data, Purpose};
+
+/// N, D, D_t: no triplet or pair, one of each, and both sides of every width a kernel may work in.
+const RELATIONAL: [[usize; 3]; 15] = [
+    [1, 1, 1],
+    [1, 7, 3],
+    [2, 1, 1],
+    [2, 16, 7],
+    [3, 3, 1],
+    [3, 130, 33],
+    [5, 7, 16],
+    [17, 1, 3],
+    [17, 33, 130],
+    [33, 16, 16],
+    [33, 130, 7],
+    [64, 3, 33],
+    [64, 16, 1],
+    [65, 7, 7],
+    [65, 33, 16],
+];
+
+/// N, D of rows compared in one space.
+const SQUARE: [[usize; 2]; 9] = [
+    [1, 1],
+    [2, 3],
+    [3, 130],
+    [5, 7],
+    [17, 16],
+    [33, 33],
+    [64, 7],
+    [65, 1],
+    [65, 130],
+];
+
+/// N, D, capacity, keys of the past, whether the batch's own keys follow.
+const QUEUED: [([usize; 4], bool); 13] = [
+    ([1, 1, 1, 0], true),
+    ([1, 3, 1, 1], false),
+    ([2, 7, 3, 2], false),
+    ([3, 16, 5, 4], true),
+    ([5, 33, 64, 100], false),
+    ([17, 130, 65, 40], true),
+    ([17, 16, 7, 7], true),
+    ([33, 3, 63, 63], false),
+    ([64, 16, 130, 200], true),
+    ([65, 33, 64, 0], true),
+    ([65, 7, 200, 65], false),
+    ([5, 16, 4097, 4097], false),
+    ([3, 7, 33_000, 33_010], true),
+];
+
+const DEGENERATE: [(&str, Data); 12] = [
+    ("clusters-5e-2", Data::Clusters { spread: 5e-2 }),
+    ("clusters-1e-3", Data::Clusters { spread: 1e-3 }),
+    ("clusters-1e-5", Data::Clusters { spread: 1e-5 }),
+    ("offset-1e4", offset(1e4, 1.0)),
+    ("offset-1e3-spread-1e-3", offset(1e3, 1e-3)),
+    ("scaled-60", Data::Scaled { factor: 60.0 }),
+    ("scaled-1e-3", Data::Scaled { factor: 1e-3 }),
+    ("duplicates", Data::Duplicates),
+    ("identical", Data::Identical),
+    ("zero-row", Data::ZeroRow),
+    ("teacher", Data::Teacher),
+    ("near-teacher", Data::NearTeacher { noise: 1e-2 }),
+];
+
+const fn offset(offset: f64, spread: f64) -> Data {
+    Data::Offset { offset, spread }
+}
+
+pub(super) fn all() -> Vec<Case> {
+    let mut cases = Vec::new();
+    relational(&mut cases);
+    rrd(&mut cases);
+    info_nce(&mut cases);
+    kd_kl(&mut cases);
+    timed(&mut cases);
+    cases
+}
+
+fn relational(cases: &mut Vec<Case>) {
+    let defaults: [Loss; 3] = [
+        RkdDistance::default().into(),
+        RkdAngle::default().into(),
+        Rkd::default().into(),
+    ];
+    for loss in defaults {
+        let shapes = RELATIONAL.iter();
+        cases.extend(shapes.map(|&[n, d, t]| case(loss, n, d).teacher_dim(t)));
+        let data = DEGENERATE.iter();
+        cases.extend(data.map(|&(label, data)| case(loss, 33, 16).data(data).label(label)));
+    }
+    let odd = |loss: Loss, label: &str| case(loss, 17, 16).teacher_dim(7).label(label);
+    for delta in [0.05, 0.5] {
+        for normalize in [false, true] {
+            let label = format!("delta-{delta}{}", if normalize { "-normalize" } else { "" });
+            let (distance_weight, angle_weight) = (25.0, 50.0);
+            let losses: [Loss; 3] = [
+                RkdDistance { delta, normalize }.into(),
+                RkdAngle { delta, normalize }.into(),
+                Rkd {
+                    distance_weight,
+                    angle_weight,
+                    delta,
+                    normalize,
+                }
+                .into(),
+            ];
+            cases.extend(losses.map(|loss| odd(loss, &label)));
+        }
+    }
+    for (distance_weight, angle_weight) in [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0)] {
+        let loss = Rkd {
+            distance_weight,
+            angle_weight,
+            ..Rkd::default()
+        };
+        let label = format!("weights-{distance_weight}-{angle_weight}");
+        cases.push(odd(loss.into(), &label));
+    }
+}
+
+fn rrd(cases: &mut Vec<Case>) {
+    let queued = |loss: Rrd, ([n, d, capacity, past], own): ([usize; 4], bool)| {
+        case(loss.into(), n, d).queue(capacity, past, own)
+    };
+    cases.extend(QUEUED.map(|shape| queued(Rrd::default(), shape)));
+    let shape = ([17, 33, 64, 100], true);
+    let tau = |student_temperature, teacher_temperature| Rrd {
+        student_temperature,
+        teacher_temperature,
+        ..Rrd::default()
+    };
+    // The other pair the authors have published, no scaling, nearly one-hot, nearly uniform.
+    for (s, t) in [
+        (0.04, 0.1),
+        (1.0, 1.0),
+        (0.1, 1e-3),
+        (1e-3, 0.1),
+        (0.1, 1e3),
+    ] {
+        cases.push(queued(tau(s, t), shape).label(&format!("tau-{s}-{t}")));
+    }
+    let raw = Rrd {
+        normalize: false,
+        ..tau(5.0, 3.0)
+    };
+    cases.push(queued(raw, shape).label("raw"));
+    cases.extend(
+        DEGENERATE.map(|(label, data)| queued(Rrd::default(), shape).data(data).label(label)),
+    );
+}
+
+fn info_nce(cases: &mut Vec<Case>) {
+    let loss = Loss::from(InfoNce::default());
+    cases.extend(SQUARE.map(|[n, d]| case(loss, n, d)));
+    cases.extend(
+        QUEUED.map(|([n, d, capacity, past], own)| case(loss, n, d).queue(capacity, past, own)),
+    );
+    let variants = [
+        (0.5, true, "tau-0.5"),
+        (1e-3, true, "tau-1e-3"),
+        (5.0, false, "raw"),
+    ];
+    for (temperature, normalize, label) in variants {
+        let loss = InfoNce {
+            temperature,
+            normalize,
+            ..InfoNce::default()
+        };
+        cases.push(case(loss.into(), 17, 33).label(label));
+        cases.push(case(loss.into(), 17, 33).queue(64, 64, false).label(label));
+    }
+    cases.extend(DEGENERATE.map(|(label, data)| case(loss, 33, 16).data(data).label(label)));
+}
+
+fn kd_kl(cases: &mut Vec<Case>) {
+    let loss = Loss::from(KdKl::default());
+    cases.extend(SQUARE.map(|[n, d]| case(loss, n, d)));
+    cases.push(case(loss, 3, 5003));
+    for temperature in [0.25, 1.0, 20.0] {
+        let label = format!("t-{temperature}");
+        cases.push(case(KdKl { temperature }.into(), 17, 130).label(&label));
+    }
+    cases.extend(DEGENERATE.map(|(label, data)| case(loss, 33, 16).data(data).label(label)));
+}
+
+/// Sizes that trainers use. RRD twice: beside the past alone, and as the crate's default has it, with
+/// the batch's own keys.
+fn timed(cases: &mut Vec<Case>) {
+    let [distance, angle, both]: [Loss; 3] = [
+        RkdDistance::default().into(),
+        RkdAngle::default().into(),
+        Rkd::default().into(),
+    ];
+    cases.push(case(distance, 128, 512).purpose(Purpose::Both));
+    cases.extend([512, 1024].map(|n| case(distance, n, 512).bench()));
+    cases.extend([128, 256, 512, 1024, 2048].map(|n| case(angle, n, 512).bench()));
+    cases.push(case(both, 128, 512).bench());
+    for (n, keys) in [(64, 16_384), (256, 16_384), (256, 65_536)] {
+        let loss = Loss::from(Rrd::default());
+        cases.extend([false, true].map(|own| case(loss, n, 128).queue(keys, keys, own).bench()));
+    }
+    let info_nce = Loss::from(InfoNce::default());
+    cases.push(case(info_nce, 1024, 128).bench());
+    cases.push(
+        case(info_nce, 256, 128)
+            .queue(16_384, 16_384, false)
+            .bench(),
+    );
+    let kd_kl = Loss::from(KdKl::default());
+    cases.extend([(256, 32_000), (64, 151_936)].map(|(n, c)| case(kd_kl, n, c).bench()));
+}
+
+/// A test on gaussian rows of one dim.
+fn case(loss: Loss, rows: usize, dim: usize) -> Case {
+    Case {
+        name: format!("{loss}-{rows}x{dim}"),
+        loss,
+        rows,
+        student_dim: dim,
+        teacher_dim: dim,
+        queue: None,
+        past_keys: 0,
+        own_keys: false,
+        data: Data::Gaussian,
+        seed: 0,
+        purpose: Purpose::Test,
+    }
+}
+
+/// Each of these says in the name what it changes.
+impl Case {
+    fn label(mut self, label: &str) -> Self {
+        self.name += "-";
+        self.name += label;
+        self
+    }
+
+    fn teacher_dim(mut self, dim: usize) -> Self {
+        self.teacher_dim = dim;
+        if dim == self.student_dim {
+            self
+        } else {
+            self.label(&format!("to-{dim}"))
+        }
+    }
+
+    fn queue(mut self, capacity: usize, past: usize, own: bool) -> Self {
+        self.queue = Some(capacity);
+        self.past_keys = past;
+        self.own_keys = own;
+        let mut named = self.label(&format!("k{capacity}"));
+        if past != capacity {
+            named = named.label(&format!("past-{past}"));
+        }
+        if own { named.label("own") } else { named }
+    }
+
+    fn data(mut self, data: Data) -> Self {
+        self.data = data;
+        self
+    }
+
+    fn purpose(mut self, purpose: Purpose) -> Self {
+        self.purpose = purpose;
+        self
+    }
+
+    fn bench(self) -> Self {
+        self.purpose(Purpose::Bench)
+    }
+}
