@@ -95,6 +95,7 @@ impl<R: Real> WithSimd for Row<'_, R> {
             let zero = R::splat(s, R::ZERO);
             let (mut part_x, mut part_y, mut part_difference) = (zero, zero, zero);
             for (x, y) in x.iter_mut().zip(y) {
+                zeros = R::vmul_add(s, *x, zero, R::vmul_add(s, *y, zero, zeros));
                 let difference = R::vsub(s, R::vsub(s, *y, first_y), R::vsub(s, *x, first_x));
                 let difference = R::vsub(s, difference, last);
                 *x = R::vexp(s, R::vmul(s, R::vsub(s, *x, max_x), per_temperature));
