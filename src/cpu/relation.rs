@@ -318,15 +318,31 @@ fn mirror<R: Real>(
     for row in out.chunks_exact_mut(stride) {
         row[n..].fill(R::ZERO);
     }
+    let rows = out.len() / stride;
     for j0 in (0..n).step_by(BLOCK) {
-        for (i, out) in out.chunks_exact_mut(stride).enumerate() {
+        let columns = j0..n.min(j0 + BLOCK);
+        let stored = match triangle {
+            Triangle::Upper => j0 > first,
+            Triangle::Lower => j0 < first,
+        };
+        for i in 0..rows {
+            let row = &mut out[i * stride..][..n];
             let i = first + i;
-            for j in j0..n.min(j0 + BLOCK) {
-                out[j] = if i == j || (j > i) == (triangle == Triangle::Upper) {
-                    matrix[i * stride + j]
-                } else {
-                    matrix[j * stride + i]
-                };
+            if j0 == first {
+                for j in columns.clone() {
+                    let here = i == j || (j > i) == (triangle == Triangle::Upper);
+                    row[j] = if here {
+                        matrix[i * stride + j]
+                    } else {
+                        matrix[j * stride + i]
+                    };
+                }
+            } else if stored {
+                row[columns.clone()].copy_from_slice(&matrix[i * stride..][columns.clone()]);
+            } else {
+                for j in columns.clone() {
+                    row[j] = matrix[j * stride + i];
+                }
             }
         }
     }

@@ -83,10 +83,27 @@ pub(super) fn penalize<R: Real>(
     Ok(2.0 * upper)
 }
 
-fn add<R: Real>(sums: &mut [R], terms: &[R]) {
-    for (sum, &term) in sums.iter_mut().zip(terms) {
-        *sum += term;
+/// Adds up two slices.
+struct Add<'a, R> {
+    sums: &'a mut [R],
+    terms: &'a [R],
+}
+
+impl<R: Real> WithSimd for Add<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) {
+        let terms = R::vectors::<S>(self.terms);
+        let sums = R::vectors_mut::<S>(self.sums);
+        for v in 0..sums.len().min(terms.len()) {
+            sums[v] = R::vadd(s, sums[v], terms[v]);
+        }
     }
+}
+
+fn add<R: Real>(sums: &mut [R], terms: &[R]) {
+    dispatch(Add { sums, terms });
 }
 
 /// Rows in a block: enough that a round is worth its start, few enough for many matches at once.
