@@ -34,7 +34,7 @@ const ENDS_I: usize = 2;
 /// Ends k in a tile of pairs, as many as ends i: a tile is then on the diagonal or off it.
 const ENDS_K: usize = ENDS_I;
 /// Ends k whose rows stay in the first-level cache while the ends i pass by.
-const PANEL: usize = 4;
+const PANEL: usize = ROWS;
 /// Lines of vertices at a time: 2 ends' rows, with their sums, fill 40 KiB.
 const LINES: usize = 64;
 
