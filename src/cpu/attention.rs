@@ -56,11 +56,12 @@ pub(super) struct Attention<R: Real> {
 }
 
 /// All rows over all keys. `seeds` holds for each row its product with some key, the larger the better:
-/// the maximum runs from there.
+/// the maximum runs from there. With `others`, row i passes over key i.
 pub(super) fn attend<R: Real>(
     rows: &Embeddings<R>,
     keys: Keys<'_, R>,
     seeds: &[f64],
+    others: bool,
     temperature: f64,
 ) -> Result<Attention<R>> {
     let lanes = STRIP * dispatch(Width::<R>(std::marker::PhantomData));
@@ -79,6 +80,7 @@ pub(super) fn attend<R: Real>(
             dispatch(Strip {
                 queries: &transpose(rows, first, lanes)?,
                 keys: keys.part(p * part, keys.len.min((p + 1) * part)),
+                passed_over: others.then(|| first as isize - (p * part) as isize),
                 per_temperature: R::from_f64(1.0 / temperature),
                 negligible: (R::EPSILON / (4.0 * keys.len as f64)).ln(),
                 out: &mut out,
@@ -158,6 +160,11 @@ fn merge<R: Real>(parts: &[Partial<R>], lane: usize, lanes: usize, mean: &mut [R
         .zip(&weights)
         .map(|(p, w)| w * p.sum[lane])
         .sum();
+    if sum == 0.0 {
+        // A single row has no others.
+        mean.fill(R::ZERO);
+        return f64::NEG_INFINITY;
+    }
     for (d, mean) in mean.iter_mut().enumerate() {
         let weighted: f64 = parts
             .iter()
@@ -174,6 +181,9 @@ struct Strip<'a, 'b, R: Real> {
     /// `[dim, lanes]`
     queries: &'a [R],
     keys: Keys<'a, R>,
+    /// The key that the first row passes over, counted from the part's first; each row passes over
+    /// the one after its predecessor's.
+    passed_over: Option<isize>,
     /// 1/τ
     per_temperature: R,
     /// The logit, less the largest, below which all keys together weigh less than half a unit in the
@@ -191,8 +201,7 @@ impl<R: Real> WithSimd for Strip<'_, '_, R> {
         let lanes = STRIP * R::width::<S>();
         let queries = R::vectors::<S>(self.queries);
         let per_temperature = R::splat(s, self.per_temperature);
-        let mut logits = Buffer::<R>::any(CHUNK * lanes)?;
-        let logits = R::vectors_mut::<S>(&mut logits);
+        let mut buffer = Buffer::<R>::any(CHUNK * lanes)?;
         let mut lane_sums = Buffer::<R>::any(2 * lanes)?;
         let weighted = R::vectors_mut::<S>(&mut out.weighted);
 
@@ -203,8 +212,17 @@ impl<R: Real> WithSimd for Strip<'_, '_, R> {
         max.copy_from_slice(&R::vectors::<S>(&lane_sums)[..STRIP]);
         for from in (0..keys.len).step_by(CHUNK) {
             let chunk = keys.part(from, keys.len.min(from + CHUNK));
-            let logits = &mut logits[..chunk.len * STRIP];
-            products::<S, R>(s, queries, chunk, logits);
+            let logits = &mut buffer[..chunk.len * lanes];
+            products::<S, R>(s, queries, chunk, R::vectors_mut::<S>(logits));
+            if let Some(key) = self.passed_over {
+                for lane in 0..lanes {
+                    let k = key + lane as isize - from as isize;
+                    if (0..chunk.len as isize).contains(&k) {
+                        logits[k.unsigned_abs() * lanes + lane] = R::LOWEST;
+                    }
+                }
+            }
+            let logits = R::vectors_mut::<S>(logits);
 
             let old_max = max;
             for logits in logits.chunks_exact(STRIP) {

@@ -1,4 +1,4 @@
-//! InfoNCE: the student's attention, over the teacher's rows or over the queue and the own key.
+//! InfoNCE: the student's attention over the other teacher rows, or over the queue, beside the own key.
 
 use rayon::prelude::*;
 
@@ -38,11 +38,17 @@ pub(super) fn info_nce<T: Element>(
             stride: queue.dim(),
         },
     };
+    // The own key is kept apart: near convergence it has all but a little of the softmax, and that
+    // little is the loss.
+    let others = batch.queue.is_none();
     let seeds = match batch.queue {
-        None => (0..z.rows).map(|i| dot(z.row(i), y.row(i))).collect(),
+        None if z.rows == 1 => vec![0.0],
+        None => (0..z.rows)
+            .map(|i| dot(z.row(i), y.row((i + 1) % z.rows)))
+            .collect(),
         Some(queue) => seeds(&z, queue),
     };
-    let attention = attend(&z, keys, &seeds, loss.temperature)?;
+    let attention = attend(&z, keys, &seeds, others, loss.temperature)?;
 
     let (n, dim) = (z.rows, z.dim);
     let factor = upstream / (n as f64 * loss.temperature);
@@ -52,28 +58,26 @@ pub(super) fn info_nce<T: Element>(
         .map(|(i, out)| {
             let own = &y.row(i)[..dim];
             let own_logit = dot(z.row(i), own) / loss.temperature;
-            // The own key is among the keys in-batch; beside a queue it is one more. Its weight there
-            // against that of the queue:
-            let (log_sum, queue_weight) = match batch.queue {
-                None => (attention.log_sum[i], 1.0),
-                Some(_) => beside(attention.log_sum[i], own_logit),
-            };
+            let (excess, others_weight) = beside(attention.log_sum[i], own_logit);
             let mean = &attention.mean[i * dim..][..dim];
             let mut g = Buffer::any(dim)?;
             for ((g, mean), own) in g.iter_mut().zip(mean).zip(own) {
-                // queue_weight · mean + (1 − queue_weight) · own − own
-                *g = T::Real::from_f64(queue_weight * (mean.to_f64() - own.to_f64()));
+                // weight · mean + (1 − weight) · own − own
+                *g = T::Real::from_f64(others_weight * (mean.to_f64() - own.to_f64()));
             }
             z.write_gradient(i, factor, &g, out);
-            Ok(log_sum - own_logit)
+            Ok(excess)
         })
         .collect::<Result<_>>()?;
     Ok(Value::new(losses.iter().sum::<f64>() / n as f64))
 }
 
-/// log(e^a + e^b), and the share of e^a in that sum.
+/// log(e^a + e^b) − b, and the share of e^a in that sum.
 fn beside(a: f64, b: f64) -> (f64, f64) {
-    let max = a.max(b);
-    let (ea, eb) = ((a - max).exp(), (b - max).exp());
-    (max + (ea + eb).ln(), ea / (ea + eb))
+    let ratio = (-(a - b).abs()).exp();
+    if a > b {
+        (a - b + ratio.ln_1p(), 1.0 / (1.0 + ratio))
+    } else {
+        (ratio.ln_1p(), ratio / (1.0 + ratio))
+    }
 }

@@ -40,8 +40,8 @@ pub(super) fn rrd<T: Element>(
         dim: queue.dim(),
         stride: queue.dim(),
     };
-    let student = attend(&z, keys, &seeds(&z, queue), loss.student_temperature)?;
-    let teacher = attend(&y, keys, &seeds(&y, queue), loss.teacher_temperature)?;
+    let student = attend(&z, keys, &seeds(&z, queue), false, loss.student_temperature)?;
+    let teacher = attend(&y, keys, &seeds(&y, queue), false, loss.teacher_temperature)?;
 
     let (n, dim) = (z.rows, z.dim);
     let factor = upstream / (n as f64 * loss.student_temperature);

@@ -1,0 +1,234 @@
+//! Is hostile data answered rightly or clearly? Duplicates, batches of one, equal rows, NaN, infinities,
+//! zero rows, offsets and scales, on both devices and in every type.
+
+use half::{bf16, f16};
+use relata::{
+    Batch, Cpu, Device, Element, Error, Evaluation, InfoNce, KdKl, Loss, Problem, Queue, Real,
+    Reference, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes,
+};
+
+const N: usize = 9;
+const D: usize = 5;
+
+fn numbers(len: usize, seed: f64) -> Vec<f64> {
+    (0..len)
+        .map(|i| ((i as f64 + seed) * 12.9898).sin() * 1.7)
+        .collect()
+}
+
+fn cast<T: Element>(values: &[f64]) -> Vec<T> {
+    values.iter().map(|&v| T::from_f64(v)).collect()
+}
+
+fn evaluate<T: Element, Dev: Device<T>>(
+    device: &Dev,
+    loss: Loss,
+    x: &[f64],
+    y: &[f64],
+    dim: usize,
+) -> Evaluation<Dev::Gradient> {
+    let (x, y) = (cast::<T>(x), cast::<T>(y));
+    let n = x.len() / dim;
+    let mut batch = Batch::new(
+        Rows::new(&x, [n, dim]).unwrap(),
+        Rows::new(&y, [n, dim]).unwrap(),
+    );
+    let keys = cast::<T>(&numbers(7 * dim, 3.0));
+    let mut queue = Queue::new(7, dim).unwrap();
+    queue.enqueue(Rows::new(&keys, [7, dim]).unwrap()).unwrap();
+    if matches!(loss, Loss::Rrd(_)) {
+        batch = batch.with_queue(&queue);
+    }
+    let problem = Problem::new(loss, batch.shapes()).unwrap();
+    problem.evaluate(device, batch).unwrap()
+}
+
+fn finite<R: Real>(evaluation: &Evaluation<R>) -> bool {
+    evaluation.loss.is_finite() && evaluation.gradient.iter().all(|g| g.to_f64().is_finite())
+}
+
+/// Calls `$check::<T>` for every element type on both devices.
+macro_rules! everywhere {
+    ($check:ident) => {
+        $check::<f64, _>(&Reference);
+        $check::<f64, _>(&Cpu);
+        $check::<f32, _>(&Reference);
+        $check::<f32, _>(&Cpu);
+        $check::<f16, _>(&Cpu);
+        $check::<bf16, _>(&Cpu);
+    };
+}
+
+fn rkd_losses() -> [Loss; 3] {
+    [
+        RkdDistance::default().into(),
+        RkdAngle::default().into(),
+        Rkd::default().into(),
+    ]
+}
+
+#[test]
+fn a_batch_of_one_has_no_relations() {
+    fn check<T: Element, Dev: Device<T>>(device: &Dev) {
+        for loss in rkd_losses() {
+            let got = evaluate::<T, _>(device, loss, &numbers(D, 1.0), &numbers(D, 2.0), D);
+            assert_eq!(got.loss, 0.0, "{loss}");
+            assert!(got.gradient.iter().all(|g| g.to_f64() == 0.0), "{loss}");
+        }
+        for loss in Loss::all() {
+            let got = evaluate::<T, _>(device, loss, &numbers(D, 1.0), &numbers(D, 2.0), D);
+            assert!(finite(&got), "{loss}");
+        }
+    }
+    everywhere!(check);
+}
+
+#[test]
+fn duplicates_are_finite_and_agree_with_the_reference() {
+    fn check<T: Element, Dev: Device<T>>(device: &Dev) {
+        for (in_student, in_teacher) in [(true, false), (false, true), (true, true)] {
+            let (mut x, mut y) = (numbers(N * D, 1.0), numbers(N * D, 2.0));
+            for (rows, duplicate) in [(&mut x, in_student), (&mut y, in_teacher)] {
+                if duplicate {
+                    rows.copy_within(0..D, 3 * D);
+                }
+            }
+            for loss in Loss::all() {
+                let got = evaluate::<T, _>(device, loss, &x, &y, D);
+                let want = evaluate::<T, _>(&Reference, loss, &x, &y, D);
+                assert!(finite(&got), "{loss}");
+                let error = (got.loss - want.loss).abs() / want.loss;
+                assert!(error <= 1e-5, "{loss}: off by {error:e}");
+            }
+        }
+    }
+    everywhere!(check);
+}
+
+#[test]
+fn equal_rows_have_no_gradient() {
+    fn check<T: Element, Dev: Device<T>>(device: &Dev) {
+        let x = numbers(D, 1.0).repeat(N);
+        for loss in rkd_losses() {
+            let got = evaluate::<T, _>(device, loss, &x, &numbers(N * D, 2.0), D);
+            assert!(finite(&got) && got.loss > 0.0, "{loss}");
+            assert!(got.gradient.iter().all(|g| g.to_f64() == 0.0), "{loss}");
+        }
+    }
+    everywhere!(check);
+}
+
+#[test]
+fn what_is_not_finite_makes_the_loss_nan() {
+    fn check<T: Element, Dev: Device<T>>(device: &Dev) {
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            for at in [0, 2 * D + 3, N * D - 1] {
+                for loss in Loss::all() {
+                    let (mut x, mut y) = (numbers(N * D, 1.0), numbers(N * D, 2.0));
+                    x[at] = bad;
+                    let got = evaluate::<T, _>(device, loss, &x, &y, D);
+                    assert!(got.loss.is_nan(), "{loss}, student {bad}: {}", got.loss);
+                    x = numbers(N * D, 1.0);
+                    y[at] = bad;
+                    let got = evaluate::<T, _>(device, loss, &x, &y, D);
+                    assert!(got.loss.is_nan(), "{loss}, teacher {bad}: {}", got.loss);
+                }
+            }
+        }
+    }
+    everywhere!(check);
+}
+
+#[test]
+fn a_zero_row_has_no_direction() {
+    fn check<T: Element, Dev: Device<T>>(device: &Dev) {
+        let mut x = numbers(N * D, 1.0);
+        x[2 * D..3 * D].fill(0.0);
+        let losses: [Loss; 2] = [Rrd::default().into(), InfoNce::default().into()];
+        for loss in losses {
+            let got = evaluate::<T, _>(device, loss, &x, &numbers(N * D, 2.0), D);
+            assert!(finite(&got), "{loss}");
+            let zero = &got.gradient[2 * D..3 * D];
+            assert!(zero.iter().all(|g| g.to_f64() == 0.0), "{loss}");
+            assert!(got.gradient[0].to_f64() != 0.0, "{loss}");
+        }
+    }
+    everywhere!(check);
+}
+
+#[test]
+fn squares_beyond_f16_do_not_overflow() {
+    let x: Vec<f64> = numbers(N * D, 1.0).iter().map(|x| x * 3000.0).collect();
+    for loss in Loss::all() {
+        let got = evaluate::<f16, _>(&Cpu, loss, &x, &numbers(N * D, 2.0), D);
+        assert!(finite(&got), "{loss}");
+    }
+}
+
+#[test]
+fn an_offset_far_beyond_the_spread_costs_nothing() {
+    // Rounded to f32 before they are compared: offset 1e3, spread 1e-3.
+    let x: Vec<f64> = numbers(N * D, 1.0)
+        .iter()
+        .map(|x| f64::from((1e3 + 1e-3 * x) as f32))
+        .collect();
+    for loss in rkd_losses() {
+        let got = evaluate::<f32, _>(&Cpu, loss, &x, &numbers(N * D, 2.0), D);
+        let want = evaluate::<f32, _>(&Reference, loss, &x, &numbers(N * D, 2.0), D);
+        let error = (got.loss - want.loss).abs() / want.loss;
+        assert!(error <= 1e-6, "{loss}: off by {error:e}");
+    }
+}
+
+#[test]
+fn scale_does_not_matter() {
+    let (x, y) = (numbers(N * D, 1.0), numbers(N * D, 2.0));
+    let scaled = |by: f64| x.iter().map(|x| x * by).collect::<Vec<_>>();
+    for loss in rkd_losses() {
+        let want = evaluate::<f64, _>(&Cpu, loss, &x, &y, D).loss;
+        for scale in [1e-300, 1e-30, 1e30, 1e300] {
+            let got = evaluate::<f64, _>(&Cpu, loss, &scaled(scale), &y, D);
+            assert!(
+                ((got.loss - want) / want).abs() < 1e-12,
+                "{loss} at {scale:e}"
+            );
+        }
+        for scale in [1e-30, 1e30] {
+            let got = evaluate::<f32, _>(&Cpu, loss, &scaled(scale), &y, D);
+            assert!(
+                ((got.loss - want) / want).abs() < 1e-6,
+                "{loss} at {scale:e}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_checked_mode_names_the_first_bad_row() {
+    let mut x = cast::<f32>(&numbers(N * D, 1.0));
+    let y = x.clone();
+    x[4 * D + 2] = f32::NAN;
+    x[6 * D] = f32::INFINITY;
+    let rows = |data| Rows::new(data, [N, D]).unwrap();
+    let problem = Problem::new(KdKl::default(), Shapes::new(N, D, D))
+        .unwrap()
+        .checked(true);
+    let error = problem
+        .evaluate(&Cpu, Batch::new(rows(&x), rows(&y)))
+        .unwrap_err();
+    assert!(
+        matches!(error, Error::NotFinite { argument: "student", row: 4, column: 2, got } if got.is_nan())
+    );
+    let error = problem
+        .evaluate(&Cpu, Batch::new(rows(&y), rows(&x)))
+        .unwrap_err();
+    assert!(matches!(
+        error,
+        Error::NotFinite {
+            argument: "teacher",
+            row: 4,
+            column: 2,
+            ..
+        }
+    ));
+}

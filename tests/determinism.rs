@@ -1,0 +1,211 @@
+//! The same input gives the same bits: run after run, on any number of threads, into any memory.
+
+mod common;
+
+use common::compare::assert_same_bits;
+use common::{Input, cast, for_every_dtype, losses, shapes_of};
+use rayon::ThreadPoolBuilder;
+use relata::{
+    Batch, Cpu, Device, Element, Evaluation, Loss, Real, Reference, Relation, Rows, Shapes,
+    relation_matrix, softmax,
+};
+
+/// Shapes that several threads share: more rows than a block of any kind, and none its multiple. The
+/// second for losses on which the first would take long, the third for a queue of several parts.
+const LARGE: [usize; 4] = [150, 37, 70, 9001];
+
+/// Every loss on inputs that all of its paths see work on.
+fn cases() -> Vec<(Loss, Input)> {
+    let mut cases = Vec::new();
+    for loss in losses() {
+        for (seed, sizes) in [LARGE, [5, 3, 2, 7]].into_iter().enumerate() {
+            for mut shapes in shapes_of(&loss, sizes) {
+                if matches!(loss, Loss::KdKl(_)) && sizes == LARGE {
+                    // More classes than are added up at a time.
+                    shapes = Shapes::new(9, 2500, 2500);
+                }
+                let mut input = Input::normal(seed as u64, shapes);
+                cases.push((loss, input.clone()));
+                if let Loss::RkdAngle(_) | Loss::Rkd(_) = loss
+                    && shapes.rows < 100
+                {
+                    // Nearly a duplicate: so much closer that no law of cosines will do.
+                    input.student.copy_within(..3, 3);
+                    input.student[3] += 1e-9;
+                    cases.push((loss, input));
+                }
+            }
+        }
+    }
+    cases
+}
+
+#[track_caller]
+fn assert_same<R: Real>(label: &str, got: &Evaluation<R>, want: &Evaluation<R>) {
+    assert_same_bits(label, &got.gradient, &want.gradient);
+    assert_same_bits(label, &[got.loss], &[want.loss]);
+    assert_eq!(
+        got.kl.map(f64::to_bits),
+        want.kl.map(f64::to_bits),
+        "{label}"
+    );
+}
+
+fn label<T: Element>(loss: &Loss, input: &Input) -> String {
+    format!("{loss:?} on {:?} in {}", input.shapes, T::DTYPE)
+}
+
+#[test]
+fn the_same_on_any_number_of_threads() {
+    fn check<T: Element>(pools: &[rayon::ThreadPool], loss: Loss, input: &Input) {
+        let problem = input.problem(loss);
+        let label = label::<T>(&loss, input);
+        let outside = input.run::<T, _>(&Cpu, &problem);
+        assert!(outside.gradient_norm() > 0.0, "{label}: nothing to compare");
+        assert_same(&label, &input.run::<T, _>(&Cpu, &problem), &outside);
+        for pool in pools {
+            let inside = pool.install(|| input.run::<T, _>(&Cpu, &problem));
+            let label = format!("{label}, {} threads", pool.current_num_threads());
+            assert_same(&label, &inside, &outside);
+        }
+    }
+    let pools = [1, 2, 3, 7].map(|threads| {
+        let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.expect("threads")
+    });
+    for (loss, input) in cases() {
+        check::<f32>(&pools, loss, &input);
+        check::<f64>(&pools, loss, &input);
+    }
+}
+
+#[test]
+fn the_same_reference_on_any_number_of_threads() {
+    let pools = [1, 3].map(|threads| {
+        let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.expect("threads")
+    });
+    for (loss, input) in cases() {
+        if input.shapes.rows > 100 {
+            continue; // O(N³D)
+        }
+        let problem = input.problem(loss);
+        let [one, three] = pools
+            .each_ref()
+            .map(|pool| pool.install(|| input.run::<f32, _>(&Reference, &problem)));
+        assert_same(&label::<f32>(&loss, &input), &three, &one);
+    }
+}
+
+#[test]
+fn the_same_whatever_was_computed_before() {
+    // Workspace is kept and used again: what another loss left in it must not show.
+    let cases = cases();
+    let alone: Vec<_> = cases
+        .iter()
+        .map(|(loss, input)| {
+            let problem = input.problem(*loss);
+            std::thread::scope(|scope| {
+                // A new thread, and a new pool of one: no memory has been used before.
+                let fresh = scope.spawn(|| {
+                    let pool = ThreadPoolBuilder::new().num_threads(1).build();
+                    let pool = pool.expect("a thread");
+                    pool.install(|| input.run::<f32, _>(&Cpu, &problem))
+                });
+                fresh.join().expect("an evaluation")
+            })
+        })
+        .collect();
+    let pool = ThreadPoolBuilder::new().num_threads(1).build();
+    let pool = pool.expect("a thread");
+    pool.install(|| {
+        for ((loss, input), alone) in cases.iter().zip(&alone).rev() {
+            // NaN is what would be noticed.
+            let mut spoilt = input.clone();
+            spoilt.student.fill(f64::NAN);
+            let problem = input.problem(*loss);
+            assert!(spoilt.run::<f32, _>(&Cpu, &problem).loss.is_nan());
+            let again = input.run::<f32, _>(&Cpu, &problem);
+            assert_same(&label::<f32>(loss, input), &again, alone);
+        }
+    });
+}
+
+#[test]
+fn evaluate_into_overwrites_all_of_it() {
+    fn check<T: Element, D: Device<T>>(device: &D, loss: Loss, input: &Input) {
+        let (student, teacher) = (cast::<T>(&input.student), cast::<T>(&input.teacher));
+        let shapes = input.shapes;
+        let queue = input.queue::<T>();
+        let mut batch = Batch::new(
+            Rows::new(&student, [shapes.rows, shapes.student_dim]).expect("whole rows"),
+            Rows::new(&teacher, [shapes.rows, shapes.teacher_dim]).expect("whole rows"),
+        );
+        batch.queue = queue.as_ref();
+        let problem = input.problem(loss).upstream(1.5);
+        let want = problem.evaluate(device, batch).expect("a valid batch");
+        let label = format!("{} on {}", label::<T>(&loss, input), device.name());
+        for garbage in [f64::NAN, 1e30] {
+            let garbage = <D::Gradient as Element>::from_f64(garbage);
+            let mut gradient = vec![garbage; want.gradient.len()];
+            let value = problem
+                .evaluate_into(device, batch, &mut gradient)
+                .expect("a valid batch");
+            assert_same_bits(&label, &gradient, &want.gradient);
+            assert_same_bits(&label, &[value.loss], &[want.loss]);
+            assert_eq!(value.kl, want.kl, "{label}");
+            assert!(gradient.iter().all(|g| g.to_f64().is_finite()), "{label}");
+        }
+    }
+    fn on_both<T: Element>(loss: Loss, input: &Input) {
+        check::<T, _>(&Cpu, loss, input);
+        check::<T, _>(&Reference, loss, input);
+    }
+    for (loss, input) in cases() {
+        if input.shapes.rows < 100 {
+            for_every_dtype!(on_both(loss, &input));
+        }
+    }
+    // The degenerate ones, which return early: one row, equal rows, zero rows.
+    for loss in losses() {
+        for shapes in shapes_of(&loss, [1, 3, 3, 2])
+            .into_iter()
+            .chain(shapes_of(&loss, [4, 3, 3, 2]))
+        {
+            let mut input = Input::normal(1, shapes);
+            input.student.fill(0.0);
+            on_both::<f32>(loss, &input);
+            on_both::<f64>(loss, &input);
+        }
+    }
+}
+
+#[test]
+fn building_blocks_are_the_same_on_any_number_of_threads() {
+    fn check<T: Element>(pools: &[rayon::ThreadPool]) {
+        let data = cast::<T>(&Input::normal(8, Shapes::new(150, 37, 1)).student);
+        let rows = Rows::new(&data, [150, 37]).expect("whole rows");
+        let relations = [
+            Relation::Distance,
+            Relation::SquaredDistance,
+            Relation::Dot,
+            Relation::Cosine,
+        ];
+        let all = || {
+            let mut all: Vec<_> = relations
+                .map(|relation| relation_matrix(&Cpu, relation, rows).expect("a relation"))
+                .concat();
+            all.extend(softmax(&Cpu, rows, 0.3).expect("a softmax"));
+            all
+        };
+        let outside = all();
+        for pool in pools {
+            assert_same_bits(T::DTYPE.name(), &pool.install(all), &outside);
+        }
+    }
+    let pools = [1, 2, 3, 7].map(|threads| {
+        let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.expect("threads")
+    });
+    for_every_dtype!(check(&pools));
+}

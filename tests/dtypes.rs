@@ -1,0 +1,256 @@
+//! Every case of the table in every element type, the CPU path against the reference on the same numbers;
+//! and what the comparison stands on: the comparers, the tolerances, the conversions.
+
+mod common;
+
+use std::panic::catch_unwind;
+
+use common::cases::{self, Case};
+use common::compare::{
+    assert_finite, assert_gradient, assert_loss, assert_same_bits, assert_zero, relative_error,
+};
+use common::for_every_dtype;
+use common::tolerances::{Tolerance, tolerance};
+use half::{bf16, f16};
+use relata::{Batch, Cpu, DType, Element, Loss, Reference, RkdAngle, Rows, check};
+
+/// By how much the kind of data magnifies the rounding of a loss and of its gradient.
+fn conditioning(case: &Case, dtype: DType) -> Tolerance {
+    use cases::Data;
+    let (loss, gradient) = match case.data {
+        Data::Gaussian
+        | Data::Offset { .. }
+        | Data::Scaled { .. }
+        | Data::Duplicates
+        | Data::Identical
+        | Data::ZeroRow => (1.0, 1.0),
+        // The law of cosines loses the longest distance over the shortest; in f32 it is not used here.
+        Data::Clusters { spread } if dtype == DType::F64 => (0.1 / spread, 0.1 / spread),
+        Data::Clusters { .. } => (1.0, 1.0),
+        // The relations, each rounded, differ by the noise, and their penalties by its square. (The noise
+        // that counts for RRD and InfoNCE at the teacher is what their temperatures leave: as much.)
+        Data::NearTeacher { noise } => (1.0 / (noise * noise), 1.0 / noise),
+        Data::Teacher => (1e4, 1e2),
+    };
+    Tolerance { loss, gradient }
+}
+
+#[test]
+fn every_case_in_every_dtype() {
+    fn against_reference<T: Element>(case: &Case) -> bool {
+        let inputs = case.inputs::<T>();
+        let cpu = inputs
+            .problem
+            .evaluate(&Cpu, inputs.batch())
+            .expect("a case that fits");
+        let reference = inputs
+            .problem
+            .evaluate(&Reference, inputs.batch())
+            .expect("a case that fits");
+        let name = format!("{} in {}", case.name, T::DTYPE);
+        let (tolerance, conditioning) = (
+            tolerance(&case.loss, T::DTYPE),
+            conditioning(case, T::DTYPE),
+        );
+        let of_loss = tolerance.loss * conditioning.loss;
+        let of_gradient = tolerance.gradient * conditioning.gradient;
+        assert_loss(&name, cpu.loss, reference.loss, of_loss);
+        assert_eq!(
+            cpu.kl.is_some(),
+            matches!(case.loss, Loss::Rrd(_)),
+            "{name}"
+        );
+        assert_eq!(reference.kl.is_some(), cpu.kl.is_some(), "{name}");
+        if let (Loss::Rrd(loss), Some(got), Some(want)) = (case.loss, cpu.kl, reference.kl) {
+            // A difference of the cross-entropy and the entropy, each rounded like its logits, by ε/τ.
+            let tau = loss.student_temperature.min(loss.teacher_temperature);
+            let epsilon = match T::DTYPE {
+                DType::F64 => f64::EPSILON,
+                _ => f64::from(f32::EPSILON),
+            };
+            let within = (got - want).abs() <= 2.0 * of_loss * reference.loss + epsilon / tau;
+            assert!(within, "{name}: KL {got:e}, want {want:e}");
+        }
+        let dim = case.student_dim;
+        assert_gradient(&name, &cpu.gradient, &reference.gradient, dim, of_gradient);
+        reference.gradient_norm() > 0.0
+    }
+    let mut meaningful = 0;
+    let mut all = 0;
+    for case in cases::tests() {
+        let with_gradient = for_every_dtype!(against_reference(&case));
+        all += with_gradient.len();
+        meaningful += with_gradient.iter().filter(|&&is| is).count();
+    }
+    // N = 1, identical rows and a student at its teacher have no gradient; most have.
+    assert!(meaningful > all * 3 / 4, "{meaningful} of {all}");
+}
+
+#[test]
+fn tolerances_cover_every_loss_and_dtype() {
+    for loss in Loss::all() {
+        for dtype in DType::ALL {
+            let Tolerance { loss: a, gradient } = tolerance(&loss, dtype);
+            // Between one rounding of the type it is computed in, and a number that says something.
+            let (least, most) = match dtype {
+                DType::F64 => (f64::EPSILON, 1e-11),
+                _ => (f64::from(f32::EPSILON), 1e-5),
+            };
+            for tolerance in [a, gradient] {
+                assert!((least..most).contains(&tolerance), "{loss} {dtype}");
+            }
+        }
+    }
+}
+
+#[test]
+fn comparers_refuse_what_they_should() {
+    let refuses = |compare: fn()| catch_unwind(compare).is_err();
+    let nan = f64::NAN;
+    assert!(relative_error(&[nan], &[1.0]).is_nan());
+    assert!(relative_error(&[1.0], &[nan]).is_nan());
+    assert!(!relative_error(&[f64::INFINITY], &[1.0]).is_finite());
+    assert_eq!(relative_error(&[3e200, 0.0], &[0.0, 4e200]), 1.25);
+    assert!(refuses(|| assert_gradient(
+        "",
+        &[f64::NAN, 1.0],
+        &[1.0, 1.0],
+        1,
+        1.0
+    )));
+    assert!(refuses(|| assert_gradient(
+        "",
+        &[1.0, 1.0],
+        &[1.0, f64::NAN],
+        1,
+        1.0
+    )));
+    assert!(refuses(|| assert_gradient(
+        "",
+        &[f64::NAN],
+        &[f64::NAN],
+        1,
+        1.0
+    )));
+    assert!(refuses(|| assert_gradient("", &[1.0], &[1.1], 1, 0.05)));
+    assert!(refuses(|| assert_gradient("", &[1e-3], &[0.0], 1, 1e-4)));
+    assert!(refuses(|| assert_gradient("", &[1.0], &[1.0, 2.0], 1, 1.0)));
+    assert!(refuses(|| assert_loss("", f64::NAN, 1.0, 1.0)));
+    assert!(refuses(|| assert_loss("", f64::NAN, f64::NAN, 1.0)));
+    assert!(refuses(|| assert_loss(
+        "",
+        f64::INFINITY,
+        f64::INFINITY,
+        1.0
+    )));
+    assert!(refuses(|| assert_loss("", 1.0, 1.1, 0.05)));
+    assert!(refuses(|| assert_zero("", &[0.0, f64::NAN])));
+    assert!(refuses(|| assert_zero("", &[5e-324])));
+    assert!(refuses(|| assert_finite("", &[1.0, f64::INFINITY])));
+    assert!(refuses(|| assert_same_bits("", &[0.0], &[-0.0])));
+    assert!(refuses(|| assert_same_bits(
+        "",
+        &[1.0f32],
+        &[f32::from_bits(1.0f32.to_bits() + 1)]
+    )));
+    assert_gradient("", &[1.0, 2.0f64], &[1.0, 2.0 + 1e-9], 1, 1e-9);
+    assert_loss("", 1.0 + 1e-9, 1.0, 1e-8);
+    assert_same_bits("", &[f64::NAN, -0.0], &[f64::NAN, -0.0]);
+}
+
+#[test]
+fn conversions_are_exact_up_and_nearest_down() {
+    fn round_trips<T: Element>() {
+        for value in [0.0, -0.0, 1.0, -2.5, 0.15625, 448.0, 2f64.powi(-14)] {
+            let element = T::from_f64(value);
+            assert_eq!(element.to_f64().to_bits(), value.to_bits(), "{}", T::DTYPE);
+            let mut wide = [T::Real::from_f64(f64::NAN)];
+            T::widen(&[element], &mut wide);
+            assert_eq!(wide[0].to_f64().to_bits(), value.to_bits(), "{}", T::DTYPE);
+        }
+        for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let got = T::from_f64(value).to_f64();
+            assert!(
+                got == value || got.is_nan() && value.is_nan(),
+                "{}",
+                T::DTYPE
+            );
+        }
+    }
+    for_every_dtype!(round_trips());
+    // To the nearest, ties to even: 1 + 2⁻¹¹ lies between two f16, 1 + 2⁻⁸ between two bf16.
+    assert_eq!(
+        <f16 as Element>::from_f64(1.0 + 2f64.powi(-11)),
+        f16::from_f32(1.0)
+    );
+    assert_eq!(
+        <bf16 as Element>::from_f64(1.0 + 2f64.powi(-8)),
+        bf16::from_f32(1.0)
+    );
+    let above = 1.0 + 2f64.powi(-11) + 2f64.powi(-30);
+    assert_eq!(
+        <f16 as Element>::from_f64(above).to_f32(),
+        1.0 + 2f32.powi(-10)
+    );
+    // Subnormals of f16 are numbers too.
+    let least = f16::from_bits(1);
+    assert_eq!(<f16 as Element>::to_f64(least), 2f64.powi(-24));
+    let names = DType::ALL.map(|dtype| dtype.to_string());
+    assert_eq!(names, ["f64", "f32", "f16", "bf16"]);
+}
+
+#[test]
+fn every_half_widens_as_its_value() {
+    for bits in 0..=u16::MAX {
+        let (half, brain) = (f16::from_bits(bits), bf16::from_bits(bits));
+        let mut wide = [0.0f32; 2];
+        f16::widen(&[half], &mut wide[..1]);
+        bf16::widen(&[brain], &mut wide[1..]);
+        for (wide, value) in wide
+            .iter()
+            .zip([Element::to_f64(half), Element::to_f64(brain)])
+        {
+            let same = f64::from(*wide) == value || wide.is_nan() && value.is_nan();
+            assert!(same, "{bits:#06x}: {wide}, want {value}");
+        }
+    }
+}
+
+#[test]
+fn check_passes_what_is_right_and_reports_its_size() {
+    fn passes<T: Element>(case: &Case) {
+        let inputs = case.inputs::<T>();
+        let report = check(&inputs.problem, &Cpu, inputs.batch()).expect("a case that fits");
+        assert!(report.passed(), "{} in {}: {report}", case.name, T::DTYPE);
+        assert!(report.to_string().starts_with("passed"), "{report}");
+        assert!(report.gradient_error <= report.tolerance);
+        assert!(report.loss.is_finite() && report.reference_loss.is_finite());
+    }
+    // The ordinary ones: a few rows, no degenerate data.
+    let ordinary = |case: &Case| {
+        case.data == cases::Data::Gaussian && (3..20).contains(&case.rows) && case.student_dim > 2
+    };
+    let mut checked = 0;
+    for case in cases::tests().filter(ordinary) {
+        for_every_dtype!(passes(&case));
+        checked += 1;
+    }
+    assert!(checked > 10, "{checked}");
+}
+
+#[test]
+fn check_fails_what_is_not_a_number() {
+    let mut student = [0.0f32, 0.5, 1.0, 0.25, -1.0, 0.75];
+    let teacher = [1.0f32, 0.0, 0.0, 1.0, 0.5, 0.5];
+    student[3] = f32::NAN;
+    let batch = Batch::new(
+        Rows::new(&student, [3, 2]).expect("whole rows"),
+        Rows::new(&teacher, [3, 2]).expect("whole rows"),
+    );
+    let problem = RkdAngle::default()
+        .problem(batch.shapes())
+        .expect("shapes that fit");
+    let report = check(&problem, &Cpu, batch).expect("no error: a NaN is a result");
+    assert!(!report.passed());
+    assert!(report.to_string().starts_with("FAILED"), "{report}");
+}

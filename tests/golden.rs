@@ -1,0 +1,313 @@
+//! The values and gradients that the official code gives (or, where `golden.json` says so, its
+//! mathematics), in f64: seven of losses this crate has, three of losses made from its building blocks.
+
+mod common;
+
+use common::compare::{assert_gradient, assert_loss};
+use relata::{
+    Batch, Cpu, Device, InfoNce, KdKl, Loss, Problem, Queue, Reference, Relation, Rkd, RkdAngle,
+    RkdDistance, Rows, Rrd, relation_matrix, softmax,
+};
+use serde_json::Value;
+
+/// A row-major matrix.
+#[derive(Clone)]
+struct Matrix {
+    data: Vec<f64>,
+    dim: usize,
+}
+
+impl Matrix {
+    fn rows(&self) -> Rows<'_, f64> {
+        Rows::new(&self.data, [self.data.len() / self.dim, self.dim]).expect("whole rows")
+    }
+}
+
+struct Golden(Value);
+
+impl Golden {
+    fn load() -> Self {
+        Golden(serde_json::from_str(include_str!("golden/golden.json")).expect("valid JSON"))
+    }
+
+    /// An input, by the formula in the file: scale · (sin(a·i + b·d + c) + ¼ cos(b·i·d + c)).
+    fn input(&self, name: &str) -> Matrix {
+        let spec = &self.0["inputs"][name];
+        let number = |key: &str| spec[key].as_f64();
+        let rows = number("K").or(self.0["inputs"]["N"].as_f64()).expect("N");
+        let dim = number("D").or(number("C")).expect("D or C");
+        let [a, b, c] = [0, 1, 2].map(|i| spec["abc"][i].as_f64().expect("a, b, c"));
+        let scale = number("scale").unwrap_or(1.0);
+        let mut data = Vec::new();
+        for i in (0..rows as usize).map(|i| i as f64) {
+            for d in (0..dim as usize).map(|d| d as f64) {
+                data.push(scale * ((a * i + b * d + c).sin() + 0.25 * (b * i * d + c).cos()));
+            }
+        }
+        let dim = dim as usize;
+        Matrix { data, dim }
+    }
+
+    fn case(&self, name: &str) -> (f64, Vec<f64>) {
+        let case = &self.0["cases"][name];
+        let gradient = case["grad"].as_array().expect("rows of a gradient");
+        let elements = gradient
+            .iter()
+            .flat_map(|row| row.as_array().expect("a row"));
+        (
+            case["loss"].as_f64().expect("a loss"),
+            elements.map(|g| g.as_f64().expect("a number")).collect(),
+        )
+    }
+}
+
+/// Holds `loss` on both devices against a case. The official code adds up in another order, which is worth
+/// a few units in the last place.
+fn check(case: &str, loss: impl Into<Loss>, student: &str, teacher: &str, queue: bool) {
+    let loss = loss.into();
+    let golden = Golden::load();
+    let (student, teacher) = (golden.input(student), golden.input(teacher));
+    let (value, gradient) = golden.case(case);
+    let queue = queue.then(|| {
+        let keys = golden.input("queue");
+        let mut queue = Queue::<f64>::new(keys.rows().len(), keys.dim).expect("a queue");
+        queue.enqueue(keys.rows()).expect("finite keys");
+        queue
+    });
+    let mut batch = Batch::new(student.rows(), teacher.rows());
+    batch.queue = queue.as_ref();
+    let problem = Problem::new(loss, batch.shapes()).expect("shapes that fit");
+
+    let reference = problem.evaluate(&Reference, batch).expect("a valid batch");
+    assert_loss(case, reference.loss, value, 1e-12);
+    assert_gradient(case, &reference.gradient, &gradient, student.dim, 1e-11);
+    let cpu = problem.evaluate(&Cpu, batch).expect("a valid batch");
+    assert_loss(case, cpu.loss, value, 1e-10);
+    assert_gradient(case, &cpu.gradient, &gradient, student.dim, 1e-10);
+}
+
+#[test]
+fn rkd_distance() {
+    check("rkd_d", RkdDistance::default(), "student", "teacher", false);
+}
+
+#[test]
+fn rkd_distance_of_normalised_rows() {
+    let loss = RkdDistance {
+        normalize: true,
+        ..RkdDistance::default()
+    };
+    check("rkd_d_l2norm", loss, "student", "teacher", false);
+}
+
+#[test]
+fn rkd_angle() {
+    check("rkd_a", RkdAngle::default(), "student", "teacher", false);
+}
+
+#[test]
+fn rkd_as_for_classification() {
+    check(
+        "rkd_25d_50a",
+        Rkd::CLASSIFICATION,
+        "student",
+        "teacher",
+        false,
+    );
+}
+
+#[test]
+fn kd() {
+    check(
+        "kd_T4",
+        KdKl::default(),
+        "student_logits",
+        "teacher_logits",
+        false,
+    );
+}
+
+#[test]
+fn rrd_beside_a_queue() {
+    check(
+        "rrd_queue_ts0.1_tt0.02",
+        Rrd::default(),
+        "student",
+        "teacher_sameD",
+        true,
+    );
+}
+
+#[test]
+fn info_nce_in_batch() {
+    check(
+        "infonce_inbatch_t0.07",
+        InfoNce::default(),
+        "student",
+        "teacher_sameD",
+        false,
+    );
+}
+
+#[test]
+fn every_case_is_checked() {
+    let golden = Golden::load();
+    let cases = golden.0["cases"].as_object().expect("cases");
+    let source = include_str!("golden.rs");
+    for name in cases.keys() {
+        assert!(source.contains(&format!("\"{name}\"")), "{name}");
+    }
+    assert_eq!(cases.len(), 10);
+}
+
+// Losses the crate does not have, from the building blocks it does.
+
+/// A device for f64 whose numbers come back in f64.
+trait Device64: Device<f64, Gradient = f64> {}
+impl<D: Device<f64, Gradient = f64>> Device64 for D {}
+
+fn relation<D: Device64>(device: &D, relation: Relation, x: &Matrix) -> Matrix {
+    let data = relation_matrix(device, relation, x.rows()).expect("a relation");
+    let dim = x.rows().len();
+    assert_eq!(data.len(), dim * dim);
+    Matrix { data, dim }
+}
+
+fn norm(x: &[f64]) -> f64 {
+    x.iter().map(|x| x * x).sum::<f64>().sqrt()
+}
+
+/// Similarity-preserving (Tung & Mori; RepDistiller's `SP.py`): the mean square of the difference of the
+/// Gram matrices, whose rows are L2-normalised.
+fn similarity_preserving<D: Device64>(device: &D, x: &Matrix, y: &Matrix) -> f64 {
+    let gram = |x: &Matrix| -> Vec<f64> {
+        let gram = relation(device, Relation::Dot, x);
+        let rows = gram.data.chunks(gram.dim);
+        rows.flat_map(|row| row.iter().map(|g| g / norm(row).max(1e-12)))
+            .collect()
+    };
+    let (g, h) = (gram(x), gram(y));
+    let squares = g.iter().zip(&h).map(|(g, h)| (g - h).powi(2));
+    squares.sum::<f64>() / g.len() as f64
+}
+
+/// Probabilistic knowledge transfer (Passalis & Tefas; RepDistiller's `PKT.py`): cosines, moved to 0…1
+/// and each row divided by its sum, compared by KL, averaged over all pairs. The code adds ε to every
+/// norm and to both probabilities.
+fn probabilistic_transfer<D: Device64>(device: &D, x: &Matrix, y: &Matrix) -> f64 {
+    const EPSILON: f64 = 1e-7;
+    let probabilities = |x: &Matrix| -> Vec<f64> {
+        let cosines = relation(device, Relation::Cosine, x);
+        let squares = relation(device, Relation::Dot, x);
+        // ‖x‖/(‖x‖ + ε), from the Gram matrix's diagonal.
+        let damped = |i: usize| {
+            let norm = squares.data[i * squares.dim + i].sqrt();
+            norm / (norm + EPSILON)
+        };
+        let mut p = Vec::with_capacity(cosines.data.len());
+        for (i, row) in cosines.data.chunks(cosines.dim).enumerate() {
+            let row: Vec<f64> = row
+                .iter()
+                .enumerate()
+                .map(|(j, cos)| (cos * damped(i) * damped(j) + 1.0) / 2.0)
+                .collect();
+            let sum: f64 = row.iter().sum();
+            p.extend(row.iter().map(|s| s / sum));
+        }
+        p
+    };
+    let (q, p) = (probabilities(x), probabilities(y));
+    let terms = p
+        .iter()
+        .zip(&q)
+        .map(|(p, q)| p * ((p + EPSILON) / (q + EPSILON)).ln());
+    terms.sum::<f64>() / p.len() as f64
+}
+
+/// DIST (Huang et al.; hunto's `dist_kd.py`): one minus Pearson's correlation of the softmaxes, the mean
+/// over samples and the mean over classes, added, times τ². ε = 1e-8 goes to the product of the norms.
+fn distillation_from_stronger<D: Device64>(device: &D, x: &Matrix, y: &Matrix) -> f64 {
+    const TAU: f64 = 1.0;
+    let transposed = |x: &Matrix| -> Matrix {
+        let rows = x.rows().len();
+        Matrix {
+            data: (0..x.dim)
+                .flat_map(|d| (0..rows).map(move |i| (i, d)))
+                .map(|(i, d)| x.data[i * x.dim + d])
+                .collect(),
+            dim: rows,
+        }
+    };
+    let uncorrelated = |x: &Matrix, y: &Matrix| -> f64 {
+        let centred = |row: &[f64]| -> Vec<f64> {
+            let mean = row.iter().sum::<f64>() / row.len() as f64;
+            row.iter().map(|x| x - mean).collect()
+        };
+        let correlations = x
+            .data
+            .chunks(x.dim)
+            .zip(y.data.chunks(y.dim))
+            .map(|(x, y)| {
+                let (x, y) = (centred(x), centred(y));
+                let product: f64 = x.iter().zip(&y).map(|(x, y)| x * y).sum();
+                product / (norm(&x) * norm(&y) + 1e-8)
+            });
+        1.0 - correlations.sum::<f64>() / x.rows().len() as f64
+    };
+    let distribution = |x: &Matrix| Matrix {
+        data: softmax(device, x.rows(), TAU).expect("a softmax"),
+        dim: x.dim,
+    };
+    let (q, p) = (distribution(x), distribution(y));
+    TAU * TAU * (uncorrelated(&q, &p) + uncorrelated(&transposed(&q), &transposed(&p)))
+}
+
+/// Holds a composed loss against a case, and the case's gradient against differences of the composed
+/// loss: (8 (L(h) − L(−h)) − (L(2h) − L(−2h)))/12h, whose error is of the order h⁴.
+fn check_composed(
+    case: &str,
+    student: &str,
+    teacher: &str,
+    loss: impl Fn(&Matrix, &Matrix) -> f64,
+) {
+    let golden = Golden::load();
+    let (x, y) = (golden.input(student), golden.input(teacher));
+    let (value, gradient) = golden.case(case);
+    assert_loss(case, loss(&x, &y), value, 1e-9);
+
+    let step = 1e-3;
+    let differences: Vec<f64> = (0..x.data.len())
+        .map(|at| {
+            let moved = |t: f64| {
+                let mut moved = x.clone();
+                moved.data[at] += t;
+                loss(&moved, &y)
+            };
+            let [one, two] = [step, 2.0 * step].map(|h| moved(h) - moved(-h));
+            (8.0 * one - two) / (12.0 * step)
+        })
+        .collect();
+    assert_gradient(case, &differences, &gradient, x.dim, 1e-9);
+}
+
+fn check_composed_on<D: Device64>(device: &D) {
+    check_composed("sp", "student", "teacher", |x, y| {
+        similarity_preserving(device, x, y)
+    });
+    check_composed("pkt_eps1e-7", "student", "teacher", |x, y| {
+        probabilistic_transfer(device, x, y)
+    });
+    check_composed("dist_tau1", "student_logits", "teacher_logits", |x, y| {
+        distillation_from_stronger(device, x, y)
+    });
+}
+
+#[test]
+fn losses_composed_on_the_reference() {
+    check_composed_on(&Reference);
+}
+
+#[test]
+fn losses_composed_on_the_cpu() {
+    check_composed_on(&Cpu);
+}

@@ -1,0 +1,500 @@
+//! Every error there is, reached through the public interface: what it names, expects and got.
+
+mod common;
+
+use common::{Input, for_every_dtype, losses, shapes_of};
+use relata::{
+    Batch, Cpu, DType, Element, Error, InfoNce, KdKl, Loss, Problem, Queue, Reference, Relation,
+    Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes, relation_matrix, softmax,
+};
+
+fn rows<T: Element>(data: &[T], shape: [usize; 2]) -> Rows<'_, T> {
+    Rows::new(data, shape).expect("data of this shape")
+}
+
+#[track_caller]
+fn refused<T>(result: relata::Result<T>) -> Error {
+    match result {
+        Ok(_) => panic!("accepted"),
+        Err(error) => error,
+    }
+}
+
+#[test]
+fn a_slice_of_another_length() {
+    for (len, shape, expected) in [
+        (5, [2, 3], 6),
+        (7, [2, 3], 6),
+        (0, [1, 1], 1),
+        (1, [0, 4], 0),
+        (4, [usize::MAX, 2], usize::MAX),
+    ] {
+        let data = vec![0.0f32; len];
+        let want = Error::Length {
+            argument: "rows",
+            expected,
+            got: len,
+        };
+        assert_eq!(refused(Rows::new(&data, shape)), want);
+    }
+    let error = refused(Rows::new(&[0.0f64; 5], [2, 3]));
+    assert_eq!(error.to_string(), "rows: expected 6 elements, got 5");
+    let data = [1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0];
+    let batch = rows(&data, [2, 3]);
+    assert_eq!((batch.len(), batch.dim(), batch.is_empty()), (2, 3, false));
+    assert_eq!((batch.row(0), batch.row(1)), (&data[..3], &data[3..]));
+    assert_eq!(batch.iter().collect::<Vec<_>>(), [&data[..3], &data[3..]]);
+    assert_eq!(rows::<f32>(&[], [0, 3]).iter().len(), 0);
+    assert_eq!(rows::<f32>(&[], [3, 0]).iter().len(), 0);
+}
+
+#[test]
+fn an_empty_dimension() {
+    for loss in losses() {
+        for shapes in shapes_of(&loss, [3, 4, 4, 5]) {
+            for (argument, shapes) in [
+                ("rows", Shapes { rows: 0, ..shapes }),
+                (
+                    "student_dim",
+                    Shapes {
+                        student_dim: 0,
+                        ..shapes
+                    },
+                ),
+                (
+                    "teacher_dim",
+                    Shapes {
+                        teacher_dim: 0,
+                        ..shapes
+                    },
+                ),
+            ] {
+                let error = refused(Problem::new(loss, shapes));
+                assert_eq!(error, Error::Empty { argument }, "{loss}");
+            }
+            if shapes.queue.is_some() {
+                let error = refused(Problem::new(loss, shapes.with_queue(0)));
+                assert_eq!(
+                    error,
+                    Error::Empty {
+                        argument: "queue keys"
+                    }
+                );
+            }
+        }
+    }
+    assert_eq!(
+        refused(Queue::<f32>::new(0, 3)),
+        Error::Empty {
+            argument: "queue capacity"
+        }
+    );
+    assert_eq!(
+        refused(Queue::<f32>::new(3, 0)),
+        Error::Empty {
+            argument: "queue_dim"
+        }
+    );
+    for (shape, argument) in [([0, 3], "rows"), ([3, 0], "dim")] {
+        let want = Error::Empty { argument };
+        let none = rows::<f32>(&[], shape);
+        assert_eq!(refused(relation_matrix(&Cpu, Relation::Dot, none)), want);
+        assert_eq!(refused(softmax(&Reference, none, 1.0)), want);
+    }
+    let error = Error::Empty { argument: "rows" };
+    assert_eq!(error.to_string(), "rows: expected at least 1, got 0");
+}
+
+#[test]
+fn dimensions_that_do_not_match() {
+    // Losses that compare the two spaces want them of one dimension; the relational ones do not mind.
+    for loss in losses() {
+        let shapes = Shapes::new(3, 4, 6);
+        let shapes = match loss {
+            Loss::Rrd(_) => shapes.with_queue(5),
+            _ => shapes,
+        };
+        let result = Problem::new(loss, shapes);
+        match loss {
+            Loss::RkdDistance(_) | Loss::RkdAngle(_) | Loss::Rkd(_) => assert!(result.is_ok()),
+            _ => {
+                let want = Error::Dimension {
+                    argument: "teacher_dim",
+                    expected: 4,
+                    got: 6,
+                };
+                assert_eq!(refused(result), want, "{loss}");
+            }
+        }
+    }
+    // A problem's shapes are those of the batch.
+    let problem = RkdDistance::default()
+        .problem(Shapes::new(3, 2, 4))
+        .expect("shapes that fit");
+    let evaluate = |student: [usize; 2], teacher: [usize; 2]| {
+        let (x, y) = (
+            vec![1.0f32; student[0] * student[1]],
+            vec![1.0; teacher[0] * teacher[1]],
+        );
+        problem.evaluate(&Cpu, Batch::new(rows(&x, student), rows(&y, teacher)))
+    };
+    assert!(evaluate([3, 2], [3, 4]).is_ok());
+    for (student, teacher, argument, expected, got) in [
+        ([2, 2], [3, 4], "student rows", 3, 2),
+        ([3, 3], [3, 4], "student_dim", 2, 3),
+        ([3, 2], [4, 4], "teacher rows", 3, 4),
+        ([3, 2], [3, 1], "teacher_dim", 4, 1),
+    ] {
+        let want = Error::Dimension {
+            argument,
+            expected,
+            got,
+        };
+        assert_eq!(refused(evaluate(student, teacher)), want);
+    }
+    let error = refused(evaluate([2, 2], [3, 4]));
+    assert_eq!(error.to_string(), "student rows: expected 3, got 2");
+    // And of the queue.
+    let (x, loss) = ([0.5f32; 6], Rrd::default());
+    let problem = loss
+        .problem(Shapes::new(2, 3, 3).with_queue(4))
+        .expect("shapes that fit");
+    for (keys, dim, argument, expected, got) in
+        [(3, 3, "queue keys", 4, 3), (4, 2, "queue_dim", 3, 2)]
+    {
+        let mut queue = Queue::new(8, dim).expect("a queue");
+        queue
+            .enqueue(rows(&vec![1.0f32; keys * dim], [keys, dim]))
+            .expect("keys");
+        let batch = Batch::new(rows(&x, [2, 3]), rows(&x, [2, 3])).with_queue(&queue);
+        let want = Error::Dimension {
+            argument,
+            expected,
+            got,
+        };
+        assert_eq!(refused(problem.evaluate(&Cpu, batch)), want);
+    }
+    // The batch as a whole, where it makes its own problem.
+    let error = refused(RkdAngle::default().evaluate(&Cpu, rows(&x, [2, 3]), rows(&x, [3, 2])));
+    assert_eq!(
+        error,
+        Error::Dimension {
+            argument: "teacher rows",
+            expected: 2,
+            got: 3
+        }
+    );
+}
+
+#[test]
+fn a_gradient_of_another_length() {
+    let x = [0.5f32, 1.0, 2.0, 4.0, 3.0, 0.0];
+    let batch = Batch::new(rows(&x, [3, 2]), rows(&x, [3, 2]));
+    let problem = KdKl::default()
+        .problem(batch.shapes())
+        .expect("shapes that fit");
+    for len in [0, 5, 7] {
+        let mut gradient = vec![7.0; len];
+        let want = Error::Length {
+            argument: "gradient",
+            expected: 6,
+            got: len,
+        };
+        assert_eq!(
+            refused(problem.evaluate_into(&Cpu, batch, &mut gradient)),
+            want
+        );
+        assert!(gradient.iter().all(|&g| g == 7.0), "written to");
+    }
+}
+
+#[test]
+fn a_queue_missing_or_in_the_way() {
+    let error = refused(Rrd::default().problem(Shapes::new(2, 3, 3)));
+    let want = Error::Missing {
+        argument: "queue",
+        expected: "a queue of teacher keys",
+    };
+    assert_eq!(error, want);
+    assert_eq!(
+        error.to_string(),
+        "queue: expected a queue of teacher keys, got none"
+    );
+    for loss in losses() {
+        if let Loss::Rrd(_) | Loss::InfoNce(_) = loss {
+            continue;
+        }
+        let error = refused(Problem::new(loss, Shapes::new(2, 3, 3).with_queue(4)));
+        assert_eq!(
+            error,
+            Error::Unexpected {
+                argument: "queue",
+                loss: loss.name()
+            }
+        );
+    }
+    let (x, mut queue) = ([0.5f32; 6], Queue::new(4, 3).expect("a queue"));
+    queue.enqueue(rows(&x, [2, 3])).expect("keys");
+    let batch = Batch::new(rows(&x, [2, 3]), rows(&x, [2, 3]));
+    // InfoNCE takes either, but what its problem was made for.
+    let in_batch = InfoNce::default()
+        .problem(batch.shapes())
+        .expect("shapes that fit");
+    let error = refused(in_batch.evaluate(&Cpu, batch.with_queue(&queue)));
+    assert_eq!(
+        error,
+        Error::Unexpected {
+            argument: "queue",
+            loss: "info-nce"
+        }
+    );
+    let text = "queue: expected none, got one: info-nce does not take it";
+    assert_eq!(error.to_string(), text);
+    let shapes = batch.with_queue(&queue).shapes();
+    assert_eq!(shapes.queue, Some(2));
+    let queued = InfoNce::default().problem(shapes).expect("shapes that fit");
+    let error = refused(queued.evaluate(&Cpu, batch));
+    assert!(matches!(
+        error,
+        Error::Missing {
+            argument: "queue",
+            ..
+        }
+    ));
+}
+
+#[test]
+fn a_parameter_out_of_range() {
+    let delta = |delta| -> [Loss; 3] {
+        [
+            RkdDistance {
+                delta,
+                ..RkdDistance::default()
+            }
+            .into(),
+            RkdAngle {
+                delta,
+                ..RkdAngle::default()
+            }
+            .into(),
+            Rkd {
+                delta,
+                ..Rkd::default()
+            }
+            .into(),
+        ]
+    };
+    let temperatures = |temperature| -> [(Loss, &str); 4] {
+        [
+            (KdKl { temperature }.into(), "temperature"),
+            (
+                InfoNce {
+                    temperature,
+                    ..InfoNce::default()
+                }
+                .into(),
+                "temperature",
+            ),
+            (
+                Rrd {
+                    student_temperature: temperature,
+                    ..Rrd::default()
+                }
+                .into(),
+                "student_temperature",
+            ),
+            (
+                Rrd {
+                    teacher_temperature: temperature,
+                    ..Rrd::default()
+                }
+                .into(),
+                "teacher_temperature",
+            ),
+        ]
+    };
+    #[track_caller]
+    fn check(loss: Loss, name: &str, value: f64) {
+        let shapes = shapes_of(&loss, [2, 3, 3, 4])[0];
+        let Error::Parameter {
+            argument,
+            got,
+            expected,
+        } = refused(Problem::new(loss, shapes))
+        else {
+            panic!("{loss}: another error");
+        };
+        assert_eq!(argument, name, "{loss}");
+        assert_eq!(got.to_bits(), value.to_bits(), "{loss}");
+        assert!(
+            expected.starts_with("a finite number"),
+            "{loss}: {expected}"
+        );
+    }
+    for bad in [0.0, -0.0, -1.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        for loss in delta(bad) {
+            check(loss, "delta", bad);
+        }
+        for (loss, name) in temperatures(bad) {
+            check(loss, name, bad);
+        }
+        let x = [0.5f32; 6];
+        let error = refused(softmax(&Cpu, rows(&x, [2, 3]), bad));
+        assert!(matches!(
+            error,
+            Error::Parameter {
+                argument: "temperature",
+                ..
+            }
+        ));
+    }
+    for bad in [-1.0, f64::NAN, f64::INFINITY] {
+        let distance = Rkd {
+            distance_weight: bad,
+            ..Rkd::default()
+        };
+        check(distance.into(), "distance_weight", bad);
+        let angle = Rkd {
+            angle_weight: bad,
+            ..Rkd::default()
+        };
+        check(angle.into(), "angle_weight", bad);
+    }
+    // The ends of the ranges are in them.
+    for good in [1e-30, 1e30] {
+        for (loss, _) in temperatures(good) {
+            assert!(Problem::new(loss, shapes_of(&loss, [2, 3, 3, 4])[0]).is_ok());
+        }
+    }
+    for loss in delta(f64::MIN_POSITIVE).into_iter().chain(delta(f64::MAX)) {
+        assert!(Problem::new(loss, Shapes::new(2, 3, 3)).is_ok());
+    }
+    let none = Rkd {
+        distance_weight: 0.0,
+        angle_weight: 0.0,
+        ..Rkd::default()
+    };
+    assert!(none.problem(Shapes::new(2, 3, 3)).is_ok());
+    let error = refused(
+        RkdAngle {
+            delta: -1.0,
+            ..RkdAngle::default()
+        }
+        .problem(Shapes::new(2, 3, 3)),
+    );
+    assert_eq!(
+        error.to_string(),
+        "delta: expected a finite number above 0, got -1"
+    );
+}
+
+#[test]
+fn the_checked_mode_names_the_first_bad_element() {
+    fn check<T: Element>() {
+        for loss in Loss::all() {
+            for shapes in shapes_of(&loss, [5, 3, 3, 4]) {
+                for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+                    for (argument, row, column) in [("student", 3, 1), ("teacher", 0, 2)] {
+                        let mut input = Input::normal(2, shapes);
+                        let values = match argument {
+                            "student" => &mut input.student,
+                            _ => &mut input.teacher,
+                        };
+                        values[row * 3 + column] = bad;
+                        values[14] = f64::NAN; // not the first
+                        let (x, y) = (
+                            common::cast::<T>(&input.student),
+                            common::cast::<T>(&input.teacher),
+                        );
+                        let queue = input.queue::<T>();
+                        let mut batch = Batch::new(rows(&x, [5, 3]), rows(&y, [5, 3]));
+                        batch.queue = queue.as_ref();
+                        let problem = input.problem(loss);
+                        assert!(problem.evaluate(&Cpu, batch).expect("a NaN").loss.is_nan());
+                        let error = refused(problem.checked(true).evaluate(&Cpu, batch));
+                        let Error::NotFinite {
+                            argument: a,
+                            row: r,
+                            column: c,
+                            got,
+                        } = error
+                        else {
+                            panic!("{error:?}");
+                        };
+                        assert_eq!((a, r, c), (argument, row, column), "{loss}");
+                        assert!(got == bad || got.is_nan() && bad.is_nan());
+                    }
+                }
+                let input = Input::normal(2, shapes);
+                let problem = input.problem(loss).checked(true);
+                assert!(input.run::<T, _>(&Cpu, &problem).loss.is_finite());
+            }
+        }
+    }
+    for_every_dtype!(check());
+    let mut x = [0.5f32; 6];
+    x[4] = f32::INFINITY;
+    let error = refused(rows(&x, [3, 2]).check_finite("student"));
+    let text = "student: expected finite values, got inf at row 2, column 0";
+    assert_eq!(error.to_string(), text);
+    assert!(
+        rows(&[1.0f32, f32::MAX], [1, 2])
+            .check_finite("student")
+            .is_ok()
+    );
+}
+
+#[test]
+fn an_unknown_name() {
+    let names: Vec<&str> = Loss::all().iter().map(Loss::name).collect();
+    assert_eq!(
+        names,
+        [
+            "rkd-distance",
+            "rkd-angle",
+            "rkd",
+            "rrd",
+            "info-nce",
+            "kd-kl"
+        ]
+    );
+    for loss in Loss::all() {
+        assert_eq!(loss.name().parse::<Loss>(), Ok(loss));
+        assert_eq!(loss.to_string(), loss.name());
+    }
+    for name in ["", "RKD", "rkd_angle", " rkd", "dist"] {
+        let error = refused(name.parse::<Loss>());
+        let want = Error::UnknownLoss {
+            expected: names.join(", "),
+            got: name.to_owned(),
+        };
+        assert_eq!(error, want);
+    }
+    let text =
+        "loss: expected one of rkd-distance, rkd-angle, rkd, rrd, info-nce, kd-kl, got \"dist\"";
+    assert_eq!(refused("dist".parse::<Loss>()).to_string(), text);
+}
+
+#[test]
+fn more_memory_than_there_is() {
+    let error = refused(Queue::<f32>::new(usize::MAX, 2));
+    assert_eq!(
+        error,
+        Error::OutOfMemory {
+            argument: "queue",
+            bytes: usize::MAX
+        }
+    );
+    let error = refused(Queue::<f64>::new(1 << 57, 2));
+    let want = Error::OutOfMemory {
+        argument: "queue",
+        bytes: 1 << 61,
+    };
+    assert_eq!(error, want);
+    let text = format!(
+        "queue: expected to allocate {} bytes, got none: out of memory",
+        1u64 << 61
+    );
+    assert_eq!(error.to_string(), text);
+    assert_eq!(DType::ALL.len(), 4);
+}
