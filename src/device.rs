@@ -61,6 +61,8 @@ mod sealed {
     pub trait Sealed {}
     impl Sealed for super::Reference {}
     impl Sealed for super::Cpu {}
+    #[cfg(feature = "emulator")]
+    impl Sealed for crate::gpu::emulator::Emulator {}
 }
 
 impl<T: Element> Device<T> for Reference {
@@ -132,5 +134,41 @@ impl<T: Element> Device<T> for Cpu {
         probabilities: &mut [T::Real],
     ) -> Result<()> {
         cpu::softmax(rows, temperature, probabilities)
+    }
+}
+
+#[cfg(feature = "emulator")]
+impl<T: crate::gpu::element::GpuElement> Device<T> for crate::gpu::emulator::Emulator {
+    type Gradient = f32;
+
+    fn name(&self) -> &'static str {
+        "emulator"
+    }
+
+    fn evaluate(
+        &self,
+        problem: &Problem,
+        batch: Batch<'_, T>,
+        gradient: &mut [f32],
+    ) -> Result<Value> {
+        crate::gpu::evaluate(&mut self.machine(), problem, batch, gradient)
+    }
+
+    fn relation_matrix(
+        &self,
+        relation: Relation,
+        rows: Rows<'_, T>,
+        matrix: &mut [f32],
+    ) -> Result<()> {
+        crate::gpu::relation_matrix(&mut self.machine(), relation, rows, matrix)
+    }
+
+    fn softmax(
+        &self,
+        rows: Rows<'_, T>,
+        temperature: f64,
+        probabilities: &mut [f32],
+    ) -> Result<()> {
+        crate::gpu::softmax(&mut self.machine(), rows, temperature, probabilities)
     }
 }

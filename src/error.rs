@@ -72,6 +72,24 @@ pub enum Error {
         /// Its value.
         got: f64,
     },
+    /// A dimension is larger than a GPU's kernels can count.
+    #[error("{argument}: expected at most {most}, got {got}")]
+    TooLarge {
+        /// The dimension at fault.
+        argument: &'static str,
+        /// The most there can be.
+        most: usize,
+        /// How many there are.
+        got: usize,
+    },
+    /// A kernel did what a kernel must not, and the emulator caught it: a bug in this crate.
+    #[error("{kernel}: {fault}")]
+    Kernel {
+        /// The kernel's entry point.
+        kernel: &'static str,
+        /// What it did, and where.
+        fault: String,
+    },
     /// A name that stands for no loss.
     #[error("loss: expected one of {expected}, got {got:?}")]
     UnknownLoss {

@@ -69,6 +69,8 @@ mod cpu;
 mod device;
 mod element;
 mod error;
+#[cfg(feature = "emulator")]
+mod gpu;
 mod loss;
 mod problem;
 mod queue;
@@ -80,6 +82,8 @@ pub use check::{Report, check};
 pub use device::{Cpu, Device, Reference};
 pub use element::{DType, Element, Real};
 pub use error::{Error, Result};
+#[cfg(feature = "emulator")]
+pub use gpu::{element::GpuElement, emulator::Emulator};
 pub use loss::{InfoNce, KdKl, Loss, Rkd, RkdAngle, RkdDistance, Rrd};
 pub use problem::{Batch, Evaluation, Problem, Shapes, Value};
 pub use queue::{Enqueue, Queue};

@@ -1,0 +1,314 @@
+#include "emulator.h"
+
+#include <cstdio>
+#include <cstdlib>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, bytes) ((void)(address), (void)(bytes))
+#define ASAN_UNPOISON_MEMORY_REGION(address, bytes) ((void)(address), (void)(bytes))
+#endif
+
+namespace emulator {
+
+namespace {
+
+// What shared memory holds before it is written: NaN as f32, f16 and bf16, -1 as an integer.
+constexpr unsigned char POISON = 0xFF;
+// What lies behind an array, and must still lie there when the block is done. NaN as well, for those who read it.
+constexpr unsigned char CANARY = POISON;
+constexpr size_t GUARD = 128;
+constexpr size_t ALIGNMENT = 128;
+// What any card offers a block, plus guards.
+constexpr size_t STATIC_LIMIT = 48 * 1024;
+constexpr size_t CAPACITY = 256 * 1024;
+constexpr unsigned MOST_ARRAYS = 32;
+
+thread_local Thread* running = nullptr;
+
+}  // namespace
+
+// The shared memory of the block that runs on this thread of the machine; used again by the next one.
+struct Block {
+    struct Array {
+        const Site* site;
+        size_t offset, bytes;
+    };
+
+    unsigned char* memory;
+    size_t used;
+    size_t static_bytes;
+    Array arrays[MOST_ARRAYS];
+    unsigned count;
+    size_t dynamic_offset, dynamic_bytes;
+    char fault[512];
+
+    size_t place(size_t bytes) {
+        const size_t offset = used;
+        used = (offset + bytes + GUARD + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+        ASAN_UNPOISON_MEMORY_REGION(memory + offset, used - offset);
+        memset(memory + offset, POISON, bytes);
+        memset(memory + offset + bytes, CANARY, used - offset - bytes);
+        ASAN_POISON_MEMORY_REGION(memory + offset + bytes, used - offset - bytes);
+        return offset;
+    }
+
+    // The first byte behind `array` that was written to, or 0.
+    size_t overrun(size_t offset, size_t bytes) const {
+        const unsigned char* guard = memory + offset + bytes;
+        ASAN_UNPOISON_MEMORY_REGION(guard, GUARD);
+        for (size_t i = 0; i < GUARD; i++) {
+            if (guard[i] != CANARY) return i + 1;
+        }
+        return 0;
+    }
+};
+
+// Copies under way.
+struct Copies {
+    struct Copy {
+        unsigned char* to;
+        const unsigned char* from;
+        unsigned valid;
+        uint64_t group;
+    };
+    static constexpr unsigned MOST = 64;
+    Copy copies[MOST];
+    unsigned count;
+    uint64_t group;
+};
+
+Thread* current() { return running; }
+
+namespace {
+
+void wait(uint32_t kind, const char* file, unsigned line) {
+    Thread* self = running;
+    self->wait(self->fiber, kind, file, line);
+    running = self;
+}
+
+}  // namespace
+
+void fail(const char* file, unsigned line, const char* what) {
+    Block* block = running->shared;
+    if (block->fault[0] == 0) snprintf(block->fault, sizeof block->fault, "%s:%u: %s", file, line, what);
+    for (;;) wait(FAILED, file, line);
+}
+
+void block_barrier(const char* file, unsigned line) { wait(WAIT_BLOCK, file, line); }
+void warp_barrier(const char* file, unsigned line) { wait(WAIT_WARP, file, line); }
+
+void* shared_array(const Site* site, size_t bytes) {
+    Block& block = *running->shared;
+    for (unsigned i = 0; i < block.count; i++) {
+        if (block.arrays[i].site == site) return block.memory + block.arrays[i].offset;
+    }
+    block.static_bytes += bytes;
+    if (block.count == MOST_ARRAYS) fail(site->file, site->line, "more static shared arrays than the emulator keeps");
+    if (block.static_bytes > STATIC_LIMIT) fail(site->file, site->line, "more than 48 KiB of static shared memory");
+    const size_t offset = block.place(bytes);
+    block.arrays[block.count++] = {site, offset, bytes};
+    return block.memory + offset;
+}
+
+void* dynamic_shared() { return running->shared->memory + running->shared->dynamic_offset; }
+
+const unsigned char (*exchange(const void* value, size_t bytes, const char* file, unsigned line))[64] {
+    Thread* self = running;
+    auto* board = self->warp->board[self->collectives++ % 2];
+    memcpy(board[self->thread.x % 32], value, bytes);
+    wait(WAIT_WARP, file, line);
+    return board;
+}
+
+void copy_async(void* shared, const void* global, unsigned valid, const char* file, unsigned line) {
+    Copies& c = *running->copies;
+    if (reinterpret_cast<uintptr_t>(shared) % 16 != 0 || (valid > 0 && reinterpret_cast<uintptr_t>(global) % 16 != 0))
+        fail(file, line, "cp.async of 16 bytes between addresses that are not multiples of 16");
+    if (c.count == Copies::MOST) fail(file, line, "more cp.async under way than the emulator keeps");
+    c.copies[c.count++] = {static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), valid, c.group};
+    memset(shared, POISON, 16);
+}
+
+void copy_commit() { running->copies->group++; }
+
+void copy_wait(unsigned groups_in_flight) {
+    Copies& c = *running->copies;
+    unsigned kept = 0;
+    for (unsigned i = 0; i < c.count; i++) {
+        const Copies::Copy copy = c.copies[i];
+        if (copy.group + groups_in_flight >= c.group) {
+            c.copies[kept++] = copy;
+        } else {
+            memcpy(copy.to, copy.from, copy.valid);
+            memset(copy.to + copy.valid, 0, 16 - copy.valid);
+        }
+    }
+    c.count = kept;
+}
+
+void load_matrices(uint32_t (&registers)[4], const void* row, bool transposed, const char* file, unsigned line) {
+    if (reinterpret_cast<uintptr_t>(row) % 16 != 0)
+        fail(file, line, "ldmatrix of a row whose address is not a multiple of 16");
+    const auto* board = exchange(&row, sizeof row, file, line);
+    const unsigned lane = running->thread.x % 32;
+    for (unsigned m = 0; m < 4; m++) {
+        uint16_t pair[2];
+        for (unsigned half = 0; half < 2; half++) {
+            const unsigned r = transposed ? lane % 4 * 2 + half : lane / 4;
+            const unsigned c = transposed ? lane / 4 : lane % 4 * 2 + half;
+            const uint16_t* elements;
+            memcpy(&elements, board[m * 8 + r], sizeof elements);
+            pair[half] = elements[c];
+        }
+        registers[m] = pair[0] | static_cast<uint32_t>(pair[1]) << 16;
+    }
+}
+
+namespace {
+
+float bf16_to_float(uint16_t bits) {
+    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+    float value;
+    memcpy(&value, &wide, 4);
+    return value;
+}
+
+}  // namespace
+
+void multiply_accumulate(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool bf16, const char* file,
+                         unsigned line) {
+    uint32_t operands[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    const auto* board = exchange(operands, sizeof operands, file, line);
+    Warp& warp = *running->warp;
+    const uint64_t turn = running->collectives;
+    if (warp.decoded != turn) {
+        warp.decoded = turn;
+        const auto convert = bf16 ? bf16_to_float : half_to_float;
+        for (unsigned lane = 0; lane < 32; lane++) {
+            uint16_t halves[12];
+            memcpy(halves, board[lane], sizeof halves);
+            const unsigned group = lane / 4, pair = lane % 4 * 2;
+            for (unsigned half = 0; half < 2; half++) {
+                warp.a[group][pair + half] = convert(halves[half]);
+                warp.a[group + 8][pair + half] = convert(halves[2 + half]);
+                warp.a[group][pair + 8 + half] = convert(halves[4 + half]);
+                warp.a[group + 8][pair + 8 + half] = convert(halves[6 + half]);
+                warp.b[pair + half][group] = convert(halves[8 + half]);
+                warp.b[pair + 8 + half][group] = convert(halves[10 + half]);
+            }
+        }
+    }
+    const unsigned lane = running->thread.x % 32, row = lane / 4, column = lane % 4 * 2;
+    for (unsigned i = 0; i < 4; i++) {
+        const float* x = warp.a[row + i / 2 * 8];
+        float sum = 0;
+        for (unsigned k = 0; k < 16; k++) sum += x[k] * warp.b[k][column + i % 2];
+        d[i] += sum;
+    }
+}
+
+float half_to_float(uint16_t bits) {
+    const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16;
+    const uint32_t magnitude = bits & 0x7FFF;
+    uint32_t wide;
+    float value;
+    if (magnitude >= 0x7C00) {
+        wide = sign | 0x7F800000 | (magnitude & 0x3FF) << 13;
+        memcpy(&value, &wide, 4);
+        return value;
+    }
+    // As the bits of a float, an f16's exponent is 112 too small, that of subnormals included.
+    wide = magnitude << 13;
+    memcpy(&value, &wide, 4);
+    value *= 0x1p112f;
+    return sign ? -value : value;
+}
+
+uint16_t float_to_half(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
+    bits &= 0x7FFFFFFF;
+    if (bits > 0x7F800000) return sign | 0x7FFF;
+    if (bits >= 0x477FF000) return sign | 0x7C00;
+    if (bits < 0x38800000) {
+        // Subnormal: adding 0.5 puts the last bit of an f16 into the last bit of the float.
+        float magnitude;
+        memcpy(&magnitude, &bits, 4);
+        magnitude += 0.5f;
+        memcpy(&bits, &magnitude, 4);
+        return sign | static_cast<uint16_t>(bits - 0x3F000000);
+    }
+    // To the nearest, ties to even.
+    bits += 0xFFF + (bits >> 13 & 1);
+    return sign | static_cast<uint16_t>((bits - 0x38000000) >> 13);
+}
+
+}  // namespace emulator
+
+// What the scheduler calls.
+extern "C" {
+
+emulator::Block* relata_emulator_block_new() {
+    auto* block = new emulator::Block();
+    block->memory = static_cast<unsigned char*>(aligned_alloc(emulator::ALIGNMENT, emulator::CAPACITY));
+    ASAN_POISON_MEMORY_REGION(block->memory, emulator::CAPACITY);
+    return block;
+}
+
+void relata_emulator_block_delete(emulator::Block* block) {
+    ASAN_UNPOISON_MEMORY_REGION(block->memory, emulator::CAPACITY);
+    free(block->memory);
+    delete block;
+}
+
+// Empties the block's shared memory for the next block.
+void relata_emulator_block_begin(emulator::Block* block, size_t dynamic_bytes) {
+    ASAN_POISON_MEMORY_REGION(block->memory, emulator::CAPACITY);
+    block->used = 0;
+    block->static_bytes = 0;
+    block->count = 0;
+    block->fault[0] = 0;
+    block->dynamic_bytes = dynamic_bytes;
+    block->dynamic_offset = block->place(dynamic_bytes);
+}
+
+// What went wrong in the block, or null. The text lives until the next block begins.
+const char* relata_emulator_block_end(emulator::Block* block) {
+    if (block->fault[0] != 0) return block->fault;
+    if (const size_t at = block->overrun(block->dynamic_offset, block->dynamic_bytes)) {
+        snprintf(block->fault, sizeof block->fault, "overrun: byte %zu behind the %zu bytes of dynamic shared memory was written",
+                 at - 1, block->dynamic_bytes);
+        return block->fault;
+    }
+    for (unsigned i = 0; i < block->count; i++) {
+        const auto& array = block->arrays[i];
+        if (const size_t at = block->overrun(array.offset, array.bytes)) {
+            snprintf(block->fault, sizeof block->fault, "%s:%u: overrun: byte %zu behind the %zu bytes of shared array '%s' was written",
+                     array.site->file, array.site->line, at - 1, array.bytes, array.site->name);
+            return block->fault;
+        }
+    }
+    return nullptr;
+}
+
+size_t relata_emulator_warp_bytes() { return sizeof(emulator::Warp); }
+size_t relata_emulator_copies_bytes() { return sizeof(emulator::Copies); }
+size_t relata_emulator_thread_bytes() { return sizeof(emulator::Thread); }
+
+// Runs a thread of a kernel to its end; on a fiber.
+void relata_emulator_run(const emulator::Kernel* kernel, emulator::Thread* thread, const void* arguments) {
+    thread->copies->count = 0;
+    thread->copies->group = 0;
+    thread->warp->decoded = 0;
+    emulator::running = thread;
+    kernel->run(arguments);
+}
+
+// Makes a region unreadable (and readable again) where AddressSanitizer watches; elsewhere does nothing.
+void relata_emulator_forbid(const void* address, size_t bytes) { ASAN_POISON_MEMORY_REGION(address, bytes); }
+void relata_emulator_allow(const void* address, size_t bytes) { ASAN_UNPOISON_MEMORY_REGION(address, bytes); }
+}

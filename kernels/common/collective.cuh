@@ -1,0 +1,102 @@
+// What the lanes of a warp, the threads of a block and the blocks of a grid do together. Orders are fixed: the same
+// input gives the same bits.
+#pragma once
+
+#include "platform.cuh"
+
+#if defined(__CUDACC__)
+
+template <typename V>
+DEVICE V shuffle_xor(V value, unsigned mask) {
+    return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
+}
+template <typename V>
+DEVICE V shuffle_from(V value, unsigned lane) {
+    return __shfl_sync(0xFFFFFFFFu, value, lane);
+}
+
+DEVICE unsigned atomic_increment(unsigned* counter) { return atomicAdd(counter, 1u); }
+DEVICE void atomic_or(unsigned* flags, unsigned value) { atomicOr(flags, value); }
+// What this thread wrote before is seen by all before what it writes after.
+DEVICE void fence() { __threadfence(); }
+
+#else
+
+template <typename V>
+DEVICE V shuffle_from(V value, unsigned lane SITE) {
+    V other;
+    memcpy(&other, emulator::exchange(&value, sizeof value PASS_SITE)[lane], sizeof other);
+    return other;
+}
+template <typename V>
+DEVICE V shuffle_xor(V value, unsigned mask SITE) {
+    return shuffle_from(value, lane_index() ^ mask PASS_SITE);
+}
+
+DEVICE unsigned atomic_increment(unsigned* counter) { return __atomic_fetch_add(counter, 1u, __ATOMIC_RELAXED); }
+DEVICE void atomic_or(unsigned* flags, unsigned value) { __atomic_fetch_or(flags, value, __ATOMIC_RELAXED); }
+DEVICE void fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
+#endif
+
+struct Sum {
+    template <typename V>
+    DEVICE V operator()(V a, V b) const {
+        return a + b;
+    }
+};
+struct Max {
+    DEVICE float operator()(float a, float b) const { return fmaxf(a, b); }
+};
+struct Min {
+    DEVICE float operator()(float a, float b) const { return fminf(a, b); }
+};
+
+// `value` of all lanes put together, in every lane. `combine` is commutative, so that all get the same bits.
+template <typename V, typename Combine>
+DEVICE V warp_reduce(V value, Combine combine SITE) {
+    UNROLL
+    for (unsigned mask = WARP / 2; mask > 0; mask /= 2) value = combine(value, shuffle_xor(value, mask PASS_SITE));
+    return value;
+}
+
+// `value` of all threads of the block put together, in every thread. All threads call it; it holds barriers.
+template <unsigned THREADS, typename V, typename Combine>
+DEVICE V block_reduce(V value, Combine combine SITE) {
+    constexpr unsigned WARPS = THREADS / WARP;
+    static_assert(THREADS % WARP == 0 && WARPS <= WARP, "a block of whole warps, at most 32");
+    SHARED_ARRAY(V, of_warps, WARPS);
+    value = warp_reduce(value, combine PASS_SITE);
+    // Whoever called before may still be reading.
+    block_barrier(PASS_SITE_ONLY);
+    if (lane_index() == 0) of_warps[warp_index()] = value;
+    block_barrier(PASS_SITE_ONLY);
+    value = of_warps[0];
+    UNROLL
+    for (unsigned w = 1; w < WARPS; w++) value = combine(value, of_warps[w]);
+    return value;
+}
+
+// Whether this is the last block of the grid to get here, in all its threads: it sees what all others wrote before.
+// `counter` is 0 before the launch and after it.
+DEVICE bool is_last_block(unsigned* counter SITE) {
+    SHARED_ARRAY(unsigned, last, 1);
+    block_barrier(PASS_SITE_ONLY);
+    if (threadIdx.x == 0) {
+        fence();
+        const unsigned blocks = gridDim.x * gridDim.y * gridDim.z;
+        last[0] = atomic_increment(counter) == blocks - 1;
+        if (last[0]) *counter = 0;
+        fence();
+    }
+    block_barrier(PASS_SITE_ONLY);
+    return last[0] != 0;
+}
+
+// The sum of `slots`, in a fixed order, in every thread of the block.
+template <unsigned THREADS>
+DEVICE double block_sum_of(const double* slots, uint64_t count SITE) {
+    double sum = 0;
+    for (uint64_t i = threadIdx.x; i < count; i += THREADS) sum += slots[i];
+    return block_reduce<THREADS>(sum, Sum() PASS_SITE);
+}

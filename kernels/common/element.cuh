@@ -1,0 +1,89 @@
+// Elements of embeddings: f32, f16, bf16. The halves are bits that only become numbers as f32.
+#pragma once
+
+#include "platform.cuh"
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#endif
+
+struct f16 {
+    uint16_t bits;
+};
+struct bf16 {
+    uint16_t bits;
+};
+
+DEVICE float to_float(float x) { return x; }
+
+#if defined(__CUDACC__)
+DEVICE float to_float(f16 x) { return __half2float(__ushort_as_half(x.bits)); }
+DEVICE f16 to_f16(float x) { return {__half_as_ushort(__float2half_rn(x))}; }
+DEVICE float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
+DEVICE uint32_t float_to_bits(float x) { return __float_as_uint(x); }
+#else
+DEVICE float to_float(f16 x) { return emulator::half_to_float(x.bits); }
+DEVICE f16 to_f16(float x) { return {emulator::float_to_half(x)}; }
+DEVICE float bits_to_float(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+DEVICE uint32_t float_to_bits(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+#endif
+
+DEVICE float to_float(bf16 x) { return bits_to_float(static_cast<uint32_t>(x.bits) << 16); }
+
+DEVICE bf16 to_bf16(float x) {
+    const uint32_t bits = float_to_bits(x);
+    if (x != x) return {static_cast<uint16_t>(bits >> 16 | 0x40)};
+    // To the nearest, ties to even.
+    return {static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
+}
+
+template <typename T>
+DEVICE T from_float(float x);
+template <>
+DEVICE float from_float<float>(float x) {
+    return x;
+}
+template <>
+DEVICE f16 from_float<f16>(float x) {
+    return to_f16(x);
+}
+template <>
+DEVICE bf16 from_float<bf16>(float x) {
+    return to_bf16(x);
+}
+
+// 16 bytes: the widest load and store.
+struct alignas(16) Bytes16 {
+    uint32_t words[4];
+};
+
+// How many elements a load of 16 bytes takes.
+template <typename T>
+constexpr unsigned CHUNK = 16 / sizeof(T);
+
+DEVICE bool aligned16(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
+
+// The CHUNK elements at `from`, which lie on a multiple of 16 bytes.
+template <typename T>
+DEVICE void load_chunk(const T* from, float (&to)[CHUNK<T>]) {
+    union {
+        Bytes16 bytes;
+        T elements[CHUNK<T>];
+    } chunk = {*reinterpret_cast<const Bytes16*>(from)};
+    UNROLL
+    for (unsigned i = 0; i < CHUNK<T>; i++) to[i] = to_float(chunk.elements[i]);
+}
+
+// Four floats to an address on a multiple of 16 bytes.
+DEVICE void store4(float* to, float a, float b, float c, float d) {
+    *reinterpret_cast<Bytes16*>(to) = {{float_to_bits(a), float_to_bits(b), float_to_bits(c), float_to_bits(d)}};
+}

@@ -1,0 +1,24 @@
+// Functions of numbers, alike on both sides to rounding.
+#pragma once
+
+#include "platform.cuh"
+
+constexpr float LOG2_E = 1.44269504f;
+constexpr float LN_2 = 0.693147181f;
+
+#if defined(__CUDACC__)
+
+// 2^x to 2 ulp, subnormal results flushed to 0.
+DEVICE float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+DEVICE float infinity() { return __int_as_float(0x7F800000); }
+
+#else
+
+DEVICE float exp2_fast(float x) { return exp2f(x); }
+DEVICE float infinity() { return INFINITY; }
+
+#endif

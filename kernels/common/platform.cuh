@@ -1,0 +1,76 @@
+// Who compiles a kernel: nvcc for a card, or the host's C++ compiler against the emulator. Nothing outside
+// kernels/common asks; kernels use what is declared here:
+//
+//   EXPORT_KERNEL(name, threads, blocks, Arguments, body)   an entry point: `body(arguments)` run by blocks of `threads`
+//   SHARED_ARRAY(type, name, count)                         a static array in shared memory, 16-byte aligned
+//   DYNAMIC_SHARED(type, name)                              the launch's dynamic shared memory
+//   block_barrier(), warp_barrier()                         __syncthreads(), __syncwarp()
+//   DEVICE                                                  what every function of a kernel is declared with
+//   threadIdx, blockIdx, blockDim, gridDim                  as in CUDA
+#pragma once
+
+#if defined(__CUDACC__)
+
+#include <cstdint>
+
+#define DEVICE __device__ __forceinline__
+#define UNROLL _Pragma("unroll")
+
+// `blocks`: how many blocks a multiprocessor is to hold at once, which bounds the registers of a thread.
+#define EXPORT_KERNEL(name, threads, blocks, Arguments, ...)                                            \
+    extern "C" __global__ void __launch_bounds__(threads, blocks)                                       \
+        name(const __grid_constant__ Arguments arguments) {                                             \
+        __VA_ARGS__(arguments);                                                                         \
+    }
+
+#define SHARED_ARRAY(type, name, count) __shared__ alignas(16) type name[count]
+#define DYNAMIC_SHARED(type, name)                                                                      \
+    extern __shared__ __align__(128) unsigned char relata_dynamic_shared[];                             \
+    type* name = reinterpret_cast<type*>(relata_dynamic_shared)
+
+// Where a collective is called from: the emulator reports it, a card has no use for it.
+#define SITE
+#define SITE_ONLY
+#define PASS_SITE
+#define PASS_SITE_ONLY
+
+DEVICE void block_barrier() { __syncthreads(); }
+DEVICE void warp_barrier() { __syncwarp(); }
+
+#else
+
+#include "../../emulator/emulator.h"
+
+#define DEVICE inline __attribute__((always_inline))
+#define UNROLL
+
+#define EXPORT_KERNEL(name, threads, blocks, Arguments, ...)                                            \
+    static void name##_run(const void* arguments) {                                                     \
+        __VA_ARGS__(*static_cast<const Arguments*>(arguments));                                         \
+    }                                                                                                   \
+    extern "C" const emulator::Kernel name = {threads, sizeof(Arguments), name##_run}
+
+#define SHARED_ARRAY(type, name, count)                                                                 \
+    static const emulator::Site name##_site{#name, __FILE__, __LINE__};                                 \
+    type* const name = static_cast<type*>(emulator::shared_array(&name##_site, sizeof(type) * (count)))
+#define DYNAMIC_SHARED(type, name) type* const name = static_cast<type*>(emulator::dynamic_shared())
+
+#define SITE , const char *site_file = __builtin_FILE(), unsigned site_line = __builtin_LINE()
+#define SITE_ONLY const char *site_file = __builtin_FILE(), unsigned site_line = __builtin_LINE()
+#define PASS_SITE , site_file, site_line
+#define PASS_SITE_ONLY site_file, site_line
+
+DEVICE void block_barrier(SITE_ONLY) { emulator::block_barrier(site_file, site_line); }
+DEVICE void warp_barrier(SITE_ONLY) { emulator::warp_barrier(site_file, site_line); }
+
+#define threadIdx (emulator::current()->thread)
+#define blockIdx (emulator::current()->block)
+#define blockDim (emulator::current()->block_dim)
+#define gridDim (emulator::current()->grid_dim)
+
+#endif
+
+constexpr unsigned WARP = 32;
+
+DEVICE unsigned lane_index() { return threadIdx.x % WARP; }
+DEVICE unsigned warp_index() { return threadIdx.x / WARP; }

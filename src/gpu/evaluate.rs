@@ -1,0 +1,94 @@
+//! Host slices, evaluated on a machine: copied there, computed, copied back.
+
+use super::element::GpuElement;
+use super::machine::Machine;
+use super::plan::{Addresses, Plan, QueueAddresses};
+use super::softmax::enqueue as enqueue_softmax;
+use super::workspace::Layout;
+use crate::error::Result;
+use crate::loss::Loss;
+use crate::problem::{Batch, Problem, Value};
+use crate::relation::Relation;
+use crate::rows::Rows;
+
+/// Overwrites `gradient`.
+pub(crate) fn evaluate<T: GpuElement, M: Machine>(
+    machine: &mut M,
+    problem: &Problem,
+    batch: Batch<'_, T>,
+    gradient: &mut [f32],
+) -> Result<Value> {
+    let plan = Plan::new(problem, T::DTYPE, machine.limits())?;
+    let student = Uploaded::new(machine, "student", batch.student.as_slice())?;
+    let teacher = Uploaded::new(machine, "teacher", batch.teacher.as_slice())?;
+    let mut workspace = machine.allocate("workspace", plan.workspace_bytes())?;
+    machine.write(&mut workspace, &[0; Layout::COUNTERS])?;
+    let result = machine.allocate("gradient", size_of_val(gradient))?;
+    let value = machine.allocate("loss", 8)?;
+    let addresses = Addresses {
+        student: student.address,
+        teacher: teacher.address,
+        queue: QueueAddresses::default(),
+        gradient: machine.address(&result),
+        value: machine.address(&value),
+        workspace: machine.address(&workspace),
+    };
+    plan.enqueue(machine, &addresses)?;
+
+    let mut loss_and_kl = [0.0f32; 2];
+    machine.read(&value, bytemuck::cast_slice_mut(&mut loss_and_kl))?;
+    for memory in [&student.memory, &teacher.memory, &workspace, &result, &value] {
+        machine.inspect(memory)?;
+    }
+    machine.read(&result, bytemuck::cast_slice_mut(gradient))?;
+    Ok(Value {
+        loss: loss_and_kl[0].into(),
+        kl: matches!(problem.loss(), Loss::Rrd(_)).then_some(loss_and_kl[1].into()),
+    })
+}
+
+/// Overwrites `matrix`.
+pub(crate) fn relation_matrix<T: GpuElement, M: Machine>(
+    _machine: &mut M,
+    _relation: Relation,
+    _rows: Rows<'_, T>,
+    _matrix: &mut [f32],
+) -> Result<()> {
+    unimplemented!()
+}
+
+/// Overwrites `probabilities`.
+pub(crate) fn softmax<T: GpuElement, M: Machine>(
+    machine: &mut M,
+    rows: Rows<'_, T>,
+    temperature: f64,
+    probabilities: &mut [f32],
+) -> Result<()> {
+    let input = Uploaded::new(machine, "rows", rows.as_slice())?;
+    let output = machine.allocate("probabilities", size_of_val(probabilities))?;
+    let addresses = [input.address, machine.address(&output)];
+    let shape = [rows.len(), rows.dim()];
+    enqueue_softmax(machine, T::DTYPE, shape, temperature, addresses)?;
+    machine.inspect(&input.memory)?;
+    machine.inspect(&output)?;
+    machine.read(&output, bytemuck::cast_slice_mut(probabilities))
+}
+
+/// An input on the machine.
+struct Uploaded<M: Machine> {
+    memory: M::Memory,
+    address: u64,
+}
+
+impl<M: Machine> Uploaded<M> {
+    fn new<T: GpuElement>(machine: &mut M, argument: &'static str, elements: &[T]) -> Result<Self> {
+        // Where the machine asks for it, elements before the input keep it from being aligned.
+        let skip = machine.misalignment();
+        let mut bytes = vec![0xFF; skip * size_of::<T>()];
+        bytes.extend_from_slice(bytemuck::cast_slice(elements));
+        let mut memory = machine.allocate(argument, bytes.len())?;
+        machine.write(&mut memory, &bytes)?;
+        let address = machine.address(&memory) + (skip * size_of::<T>()) as u64;
+        Ok(Uploaded { memory, address })
+    }
+}

@@ -1,0 +1,127 @@
+//! Every entry point of kernels/*.cu, with the struct it takes.
+
+use std::marker::PhantomData;
+
+use bytemuck::Pod;
+
+use super::element::index;
+use super::machine::{Launch, Launcher};
+use crate::element::DType;
+use crate::error::Result;
+
+/// What the emulator knows of a kernel. Mirrors `emulator::Kernel` in emulator/emulator.h.
+#[cfg(feature = "emulator")]
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct Emulated {
+    pub(crate) threads: u32,
+    pub(crate) arguments_bytes: u32,
+    pub(crate) run: unsafe extern "C" fn(*const std::ffi::c_void),
+}
+
+/// An entry point.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// Its symbol in the fatbin.
+    pub(crate) name: &'static str,
+    /// The size of the struct it takes.
+    pub(crate) arguments_bytes: usize,
+    #[cfg(feature = "emulator")]
+    pub(crate) emulated: &'static Emulated,
+}
+
+/// A kernel, compiled for one type of element or, where it doesn't depend on that, once.
+#[derive(Debug)]
+pub(crate) struct Family<A: 'static> {
+    pub(crate) threads: u32,
+    entries: &'static [Entry],
+    arguments: PhantomData<A>,
+}
+
+/// A kernel that takes an `A`.
+#[derive(Debug)]
+pub(crate) struct Kernel<A> {
+    entry: &'static Entry,
+    threads: u32,
+    arguments: PhantomData<A>,
+}
+
+impl<A: Pod> Family<A> {
+    /// The kernel for elements of this type.
+    pub(crate) fn of(&self, dtype: DType) -> Kernel<A> {
+        self.nth(index(dtype) % self.entries.len())
+    }
+
+    /// The kernel of a family of one.
+    pub(crate) fn only(&self) -> Kernel<A> {
+        debug_assert_eq!(self.entries.len(), 1);
+        self.nth(0)
+    }
+
+    fn nth(&self, index: usize) -> Kernel<A> {
+        Kernel {
+            entry: &self.entries[index],
+            threads: self.threads,
+            arguments: PhantomData,
+        }
+    }
+}
+
+impl<A: Pod> Kernel<A> {
+    pub(crate) fn launch(
+        &self,
+        launcher: &mut impl Launcher,
+        grid: [u32; 3],
+        shared: u32,
+        arguments: &A,
+    ) -> Result<()> {
+        launcher.launch(Launch {
+            kernel: self.entry,
+            grid,
+            threads: self.threads,
+            shared,
+            arguments: bytemuck::bytes_of(arguments),
+        })
+    }
+}
+
+macro_rules! kernels {
+    ($($(#[$doc:meta])* $family:ident: $arguments:ty, $threads:literal => [$($name:ident),+];)+) => {
+        #[cfg(feature = "emulator")]
+        #[allow(unsafe_code, non_upper_case_globals)]
+        mod emulated {
+            // SAFETY: EXPORT_KERNEL in kernels/common/platform.cuh defines these, constant, of this
+            // type; one that is missing does not link.
+            unsafe extern "C" {
+                $($(pub(super) safe static $name: super::Emulated;)+)+
+            }
+        }
+
+        $(
+            $(#[$doc])*
+            pub(crate) static $family: Family<$arguments> = Family {
+                threads: $threads,
+                entries: &[$(Entry {
+                    name: stringify!($name),
+                    arguments_bytes: size_of::<$arguments>(),
+                    #[cfg(feature = "emulator")]
+                    emulated: &emulated::$name,
+                }),+],
+                arguments: PhantomData,
+            };
+        )+
+
+        /// Every entry point.
+        #[allow(dead_code, reason = "for the launchers and the tests")]
+        pub(crate) fn all() -> impl Iterator<Item = &'static Entry> {
+            [$($family.entries),+].into_iter().flatten()
+        }
+    };
+}
+
+kernels! {
+    /// KL of softened logits, and its gradient: a block for a row.
+    KD_KL: super::kd_kl::Arguments, 256 => [relata_kd_kl_f32, relata_kd_kl_f16, relata_kd_kl_bf16];
+    /// softmax(x/τ) of every row: a block for a row.
+    SOFTMAX: super::softmax::Arguments, 256 => [relata_softmax_f32, relata_softmax_f16, relata_softmax_bf16];
+}

@@ -1,0 +1,81 @@
+//! How a problem runs on a device.
+
+use super::kd_kl;
+use super::machine::{Launcher, Limits};
+use super::workspace::Layout;
+use crate::element::DType;
+use crate::error::{Error, Result};
+use crate::loss::Loss;
+use crate::problem::Problem;
+
+/// Where a batch and its results lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Addresses {
+    /// `[N, D]`
+    pub(crate) student: u64,
+    /// `[N, D_t]`
+    pub(crate) teacher: u64,
+    /// `[capacity, pitch]` and the ring's state; 0 where the loss has no queue.
+    pub(crate) queue: QueueAddresses,
+    /// `[N, D]` f32, overwritten.
+    pub(crate) gradient: u64,
+    /// `[2]` f32, overwritten: the loss and, for RRD, the KL.
+    pub(crate) value: u64,
+    pub(crate) workspace: u64,
+}
+
+/// Where a queue lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct QueueAddresses {
+    pub(crate) keys: u64,
+    pub(crate) state: u64,
+}
+
+/// A problem on a device: a pure function of the two.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Plan {
+    passes: Passes,
+    layout: Layout,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Passes {
+    KdKl(kd_kl::Plan),
+}
+
+impl Plan {
+    pub(crate) fn new(problem: &Problem, dtype: DType, _limits: Limits) -> Result<Self> {
+        let mut layout = Layout::new();
+        let passes = match problem.loss() {
+            Loss::KdKl(loss) => Passes::KdKl(kd_kl::Plan::new(loss, problem, dtype, &mut layout)?),
+            _ => unreachable!(),
+        };
+        Ok(Plan { passes, layout })
+    }
+
+    /// The scratch memory it takes. The first [`Layout::COUNTERS`] bytes have to be zero before the
+    /// first evaluation, and are again after each.
+    pub(crate) fn workspace_bytes(&self) -> usize {
+        self.layout.bytes()
+    }
+
+    /// Launches all passes.
+    pub(crate) fn enqueue(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+        match &self.passes {
+            Passes::KdKl(plan) => plan.enqueue(launcher, at),
+        }
+    }
+}
+
+/// A size that a grid can have along x, and that kernels hold in 32 bits.
+pub(crate) fn grid_size(argument: &'static str, size: usize) -> Result<u32> {
+    const MOST: u32 = i32::MAX.cast_unsigned();
+    match u32::try_from(size) {
+        Ok(size) if size <= MOST => Ok(size),
+        _ => Err(Error::TooLarge {
+            argument,
+            most: MOST as usize,
+            got: size,
+        }),
+    }
+}
