@@ -6,7 +6,9 @@
 // back through Thread::wait.
 #pragma once
 
-#include <cmath>
+// Not <cmath>: kernels call fma, sqrt, fmax of floats by these names, as in CUDA.
+#include <math.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <cstring>

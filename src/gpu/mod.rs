@@ -14,6 +14,9 @@ pub(crate) mod plan;
 pub(crate) mod workspace;
 
 mod kd_kl;
+mod normalize;
+mod relation;
+mod rkd;
 mod softmax;
 
 pub(crate) use evaluate::{evaluate, relation_matrix, softmax};

@@ -206,7 +206,11 @@ pub(super) struct Block<'a> {
 }
 
 /// Runs a block to its end, or says what it did that a kernel must not.
-pub(super) fn run(block: &Block<'_>, arena: &mut Arena, shuffle: &mut Shuffle) -> Result<(), String> {
+pub(super) fn run(
+    block: &Block<'_>,
+    arena: &mut Arena,
+    shuffle: &mut Shuffle,
+) -> Result<(), String> {
     let threads = block.threads as usize;
     arena
         .prepare(threads)
@@ -282,7 +286,9 @@ pub(super) fn run(block: &Block<'_>, arena: &mut Arena, shuffle: &mut Shuffle) -
     let fault = unsafe { relata_emulator_block_end(arena.shared) };
     if !fault.is_null() {
         // SAFETY: C++ returns null or a string that lives until the next block begins.
-        return Err(unsafe { CStr::from_ptr(fault) }.to_string_lossy().into_owned());
+        return Err(unsafe { CStr::from_ptr(fault) }
+            .to_string_lossy()
+            .into_owned());
     }
     outcome
 }

@@ -56,13 +56,19 @@ impl Memory {
     pub(super) fn write(&mut self, bytes: &[u8]) {
         assert!(bytes.len() <= self.bytes);
         // SAFETY: as long as this, in an allocation that no kernel uses while it is written to.
-        unsafe { self.address().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+        unsafe {
+            self.address()
+                .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
+        }
     }
 
     pub(super) fn read(&self, bytes: &mut [u8]) {
         assert!(bytes.len() <= self.bytes);
         // SAFETY: as above; every byte has been initialised.
-        unsafe { self.address().copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) }
+        unsafe {
+            self.address()
+                .copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len())
+        }
     }
 
     /// How far beside the memory a kernel has written: bytes before (negative) or behind.

@@ -96,7 +96,8 @@ impl Launcher for EmulatedMachine {
         let grid = Index { x, y, z };
         let blocks = u64::from(x) * u64::from(y) * u64::from(z);
         (0..blocks).into_par_iter().try_for_each(|index| {
-            let along = |count: u32, size: u64| u32::try_from(index / size % u64::from(count)).unwrap_or(0);
+            let along =
+                |count: u32, size: u64| u32::try_from(index / size % u64::from(count)).unwrap_or(0);
             let block = Block {
                 kernel: emulated,
                 arguments: launch.arguments,
@@ -110,10 +111,16 @@ impl Launcher for EmulatedMachine {
                 dynamic_shared: launch.shared as usize,
             };
             let mut shuffle = Shuffle::new(Shuffle::mix(seed, index));
-            ARENA.with_borrow_mut(|arena| {
-                block::run(&block, arena.get_or_insert_with(Arena::new), &mut shuffle)
-            })
-            .map_err(|what| fault(format!("block ({}, {}, {}): {what}", block.block.x, block.block.y, block.block.z)))
+            ARENA
+                .with_borrow_mut(|arena| {
+                    block::run(&block, arena.get_or_insert_with(Arena::new), &mut shuffle)
+                })
+                .map_err(|what| {
+                    fault(format!(
+                        "block ({}, {}, {}): {what}",
+                        block.block.x, block.block.y, block.block.z
+                    ))
+                })
         })
     }
 }
