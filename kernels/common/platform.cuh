@@ -14,7 +14,9 @@
 #include <cstdint>
 
 #define DEVICE __device__ __forceinline__
-#define UNROLL _Pragma("unroll")
+#define RELATA_PRAGMA(text) _Pragma(#text)
+#define UNROLL RELATA_PRAGMA(unroll)
+#define UNROLL_BY(count) RELATA_PRAGMA(unroll count)
 
 // `blocks`: how many blocks a multiprocessor is to hold at once, which bounds the registers of a thread.
 #define EXPORT_KERNEL(name, threads, blocks, Arguments, ...)                                            \
@@ -43,6 +45,7 @@ DEVICE void warp_barrier() { __syncwarp(); }
 
 #define DEVICE inline __attribute__((always_inline))
 #define UNROLL
+#define UNROLL_BY(count)
 
 #define EXPORT_KERNEL(name, threads, blocks, Arguments, ...)                                            \
     static void name##_run(const void* arguments) {                                                     \

@@ -13,7 +13,11 @@ pub(crate) mod machine;
 pub(crate) mod plan;
 pub(crate) mod workspace;
 
+mod attention;
+mod info_nce;
 mod kd_kl;
+pub(crate) mod queue;
+mod rrd;
 mod softmax;
 
 pub(crate) use evaluate::{evaluate, relation_matrix, softmax};

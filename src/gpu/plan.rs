@@ -1,8 +1,8 @@
 //! How a problem runs on a device.
 
-use super::kd_kl;
 use super::machine::{Launcher, Limits};
 use super::workspace::Layout;
+use super::{info_nce, kd_kl, queue, rrd};
 use crate::element::DType;
 use crate::error::{Error, Result};
 use crate::loss::Loss;
@@ -40,13 +40,25 @@ pub(crate) struct Plan {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Passes {
+    InfoNce(info_nce::Plan),
     KdKl(kd_kl::Plan),
+    Rrd(rrd::Plan),
 }
 
 impl Plan {
-    pub(crate) fn new(problem: &Problem, dtype: DType, _limits: Limits) -> Result<Self> {
+    pub(crate) fn new(problem: &Problem, dtype: DType, limits: Limits) -> Result<Self> {
         let mut layout = Layout::new();
         let passes = match problem.loss() {
+            Loss::InfoNce(loss) => Passes::InfoNce(info_nce::Plan::new(
+                loss,
+                problem,
+                dtype,
+                limits,
+                &mut layout,
+            )?),
+            Loss::Rrd(loss) => {
+                Passes::Rrd(rrd::Plan::new(loss, problem, dtype, limits, &mut layout)?)
+            }
             Loss::KdKl(loss) => Passes::KdKl(kd_kl::Plan::new(loss, problem, dtype, &mut layout)?),
             _ => unreachable!(),
         };
@@ -62,9 +74,23 @@ impl Plan {
     /// Launches all passes.
     pub(crate) fn enqueue(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         match &self.passes {
+            Passes::InfoNce(plan) => plan.enqueue(launcher, at),
             Passes::KdKl(plan) => plan.enqueue(launcher, at),
+            Passes::Rrd(plan) => plan.enqueue(launcher, at),
         }
     }
+}
+
+/// How the queue of this problem lies in memory, if it has one.
+pub(crate) fn queue_layout(problem: &Problem, dtype: DType) -> Option<queue::Layout> {
+    let shapes = problem.shapes();
+    let normalize = match problem.loss() {
+        Loss::Rrd(loss) => loss.normalize,
+        Loss::InfoNce(loss) => loss.normalize,
+        _ => return None,
+    };
+    let layout = |capacity| queue::Layout::new(capacity, shapes.student_dim, dtype, normalize);
+    shapes.queue.map(layout)
 }
 
 /// A size that a grid can have along x, and that kernels hold in 32 bits.
