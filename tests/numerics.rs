@@ -1,4 +1,4 @@
-//! How exact is f32? On every kind of data the gradient of the CPU path may be off by at most twice what
+//! How exact is f32? On every kind of data the gradient of a device may be off by at most twice what
 //! the definition evaluated directly in f32 is off by, both against f64. Prints what it measures:
 //! `cargo test --test numerics -- --nocapture`.
 
@@ -7,6 +7,8 @@ mod common;
 use common::compare::{assert_same_bits, relative_error};
 use common::tolerances::naive;
 use common::{Input, Random, cast, losses, shapes_of};
+#[cfg(feature = "emulator")]
+use relata::Emulator;
 use relata::{
     Cpu, Device, Element, Evaluation, InfoNce, KdKl, Loss, Reference, RkdAngle, RkdDistance, Rrd,
     Shapes,
@@ -58,16 +60,16 @@ impl Errors {
 /// What was measured of one loss on one kind of data.
 struct Measured {
     name: String,
-    cpu: Errors,
+    got: Errors,
     naive: Errors,
 }
 
-/// The mean over seeds of what `measure` gives: the CPU path's errors, then the direct evaluation's.
+/// The mean over seeds of what `measure` gives: the device's errors, then the direct evaluation's.
 fn mean_of(name: String, seeds: u64, measure: impl Fn(u64) -> (Errors, Errors)) -> Measured {
-    let (cpu, naive): (Vec<_>, Vec<_>) = (0..seeds).map(measure).unzip();
+    let (got, naive): (Vec<_>, Vec<_>) = (0..seeds).map(measure).unzip();
     Measured {
         name,
-        cpu: Errors::mean(&cpu),
+        got: Errors::mean(&got),
         naive: Errors::mean(&naive),
     }
 }
@@ -80,21 +82,21 @@ fn judge(title: &str, rows: &[Measured]) {
         "", "gradient", "direct", "x", "loss", "direct", "x", "value"
     );
     let mut beyond = Vec::new();
-    for Measured { name, cpu, naive } in rows {
+    for Measured { name, got, naive } in rows {
         println!(
             "{name:<58} {:9.1e} {:9.1e} {:5.2}   {:9.1e} {:9.1e} {:5.2}   {:9.1e}",
-            cpu.gradient,
+            got.gradient,
             naive.gradient,
-            cpu.gradient / naive.gradient,
-            cpu.loss,
+            got.gradient / naive.gradient,
+            got.loss,
             naive.loss,
-            cpu.loss / naive.loss,
-            cpu.value
+            got.loss / naive.loss,
+            got.value
         );
         // Written so that a NaN on either side fails.
-        assert!(cpu.value > 1e-9, "{name}: no loss to speak of");
-        let gradient = cpu.gradient <= FACTOR * naive.gradient + FLOOR;
-        let loss = cpu.loss <= FACTOR * (naive.loss + ROUNDING);
+        assert!(got.value > 1e-9, "{name}: no loss to speak of");
+        let gradient = got.gradient <= FACTOR * naive.gradient + FLOOR;
+        let loss = got.loss <= FACTOR * (naive.loss + ROUNDING);
         if !(gradient && loss) {
             beyond.push(name);
         }
@@ -157,8 +159,12 @@ impl Student {
     }
 }
 
+/// Something that computes in f32.
+trait Device32: Device<f32, Gradient = f32> {}
+impl<D: Device<f32, Gradient = f32>> Device32 for D {}
+
 /// Both RKD losses on every kind of student.
-fn rkd(shape: [usize; 3]) {
+fn rkd<D: Device32>(device: &D, shape: [usize; 3]) {
     type Direct = fn(&[f32], &[f32], [usize; 3]) -> (f32, Vec<f32>);
     let both: [(Loss, Direct); 2] = [
         (RkdDistance::default().into(), naive::rkd_distance),
@@ -175,40 +181,51 @@ fn rkd(shape: [usize; 3]) {
                 let input = student.input(seed, shape);
                 let shapes = input.shapes;
                 let right = input.evaluate::<f32, _>(&Reference, loss);
-                let cpu = input.evaluate::<f32, _>(&Cpu, loss);
+                let got = input.evaluate::<f32, _>(device, loss);
                 let (naive, naive_gradient) = direct(
                     &cast::<f32>(&input.student),
                     &cast::<f32>(&input.teacher),
                     [shapes.rows, shapes.student_dim, shapes.teacher_dim],
                 );
                 (
-                    Errors::of(cpu.loss, &cpu.gradient, &right),
+                    Errors::of(got.loss, &got.gradient, &right),
                     Errors::of(f64::from(naive), &naive_gradient, &right),
                 )
             }));
         }
     }
-    judge(&format!("RKD, N, D, D_t = {shape:?}"), &table);
+    judge(
+        &format!("RKD on {}, N, D, D_t = {shape:?}", device.name()),
+        &table,
+    );
 }
 
 #[test]
 fn rkd_is_as_exact_as_its_definition_in_f32() {
-    rkd([64, 128, 96]);
+    rkd(&Cpu, [64, 128, 96]);
 }
 
 #[test]
 fn rkd_is_as_exact_in_another_shape() {
-    rkd([48, 40, 40]);
+    rkd(&Cpu, [48, 40, 40]);
 }
 
-/// The CPU path's and a direct evaluation's errors on one batch.
-fn compare(
+#[cfg(feature = "emulator")]
+#[test]
+fn rkd_kernels_are_as_exact_as_its_definition_in_f32() {
+    rkd(&Emulator::new(), [64, 128, 96]);
+    rkd(&Emulator::new().seed(1), [48, 40, 40]);
+}
+
+/// A device's and a direct evaluation's errors on one batch.
+fn compare<D: Device32>(
+    device: &D,
     input: &Input,
     loss: Loss,
     direct: impl Fn(&[f32], &[f32], &[f32]) -> (f32, Vec<f32>),
 ) -> (Errors, Errors) {
     let right = input.evaluate::<f32, _>(&Reference, loss);
-    let cpu = input.evaluate::<f32, _>(&Cpu, loss);
+    let got = input.evaluate::<f32, _>(device, loss);
     // The very keys the device sees.
     let keys = input
         .queue::<f32>()
@@ -216,7 +233,7 @@ fn compare(
     let (student, teacher) = (cast::<f32>(&input.student), cast::<f32>(&input.teacher));
     let (naive, gradient) = direct(&student, &teacher, &keys);
     (
-        Errors::of(cpu.loss, &cpu.gradient, &right),
+        Errors::of(got.loss, &got.gradient, &right),
         Errors::of(f64::from(naive), &gradient, &right),
     )
 }
@@ -246,6 +263,16 @@ fn at_divergence(
 
 #[test]
 fn rrd_is_as_exact_as_its_definition_in_f32() {
+    rrd(&Cpu);
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn rrd_kernels_are_as_exact_as_its_definition_in_f32() {
+    rrd(&Emulator::new());
+}
+
+fn rrd<D: Device32>(device: &D) {
     let mut table = Vec::new();
     for (n, dim, keys) in [(8, 128, 2048), (5, 40, 333)] {
         let shapes = Shapes::new(n, dim, dim).with_queue(keys);
@@ -259,7 +286,7 @@ fn rrd_is_as_exact_as_its_definition_in_f32() {
             let name = format!("rrd {n}x{dim} K {keys} tau {tau:?}");
             table.push(mean_of(name, SEEDS, |seed| {
                 let input = Input::normal(seed, shapes);
-                compare(&input, loss.into(), |x, y, keys| {
+                compare(device, &input, loss.into(), |x, y, keys| {
                     naive::rrd(x, y, keys, dim, tau)
                 })
             }));
@@ -279,17 +306,27 @@ fn rrd_is_as_exact_as_its_definition_in_f32() {
                     let evaluation = input.evaluate::<f32, _>(&Reference, loss);
                     evaluation.kl.expect("RRD's KL")
                 });
-                compare(&input, loss.into(), |x, y, keys| {
+                compare(device, &input, loss.into(), |x, y, keys| {
                     naive::rrd(x, y, keys, dim, [0.1, 0.1])
                 })
             }));
         }
     }
-    judge("RRD", &table);
+    judge(&format!("RRD on {}", device.name()), &table);
 }
 
 #[test]
 fn info_nce_is_as_exact_as_its_definition_in_f32() {
+    info_nce(&Cpu);
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn info_nce_kernels_are_as_exact_as_its_definition_in_f32() {
+    info_nce(&Emulator::new());
+}
+
+fn info_nce<D: Device32>(device: &D) {
     let mut table = Vec::new();
     for (n, dim, keys) in [(32, 128, None), (33, 40, None), (8, 128, Some(2048))] {
         let shapes = Shapes {
@@ -315,17 +352,27 @@ fn info_nce_is_as_exact_as_its_definition_in_f32() {
                 if let Some(noise) = noise {
                     approach(&mut input, noise);
                 }
-                compare(&input, loss.into(), |x, y, keys| {
+                compare(device, &input, loss.into(), |x, y, keys| {
                     naive::info_nce(x, y, keys, dim, temperature as f32)
                 })
             }));
         }
     }
-    judge("InfoNCE", &table);
+    judge(&format!("InfoNCE on {}", device.name()), &table);
 }
 
 #[test]
 fn kd_kl_is_as_exact_as_its_definition_in_f32() {
+    kd_kl(&Cpu);
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn kd_kl_kernels_are_as_exact_as_its_definition_in_f32() {
+    kd_kl(&Emulator::new());
+}
+
+fn kd_kl<D: Device32>(device: &D) {
     let mut table = Vec::new();
     for (n, classes) in [(8, 1000), (33, 37)] {
         // KL(p‖q) and the noise that gives it.
@@ -350,13 +397,13 @@ fn kd_kl_is_as_exact_as_its_definition_in_f32() {
                         loss / (temperature * temperature)
                     });
                 }
-                compare(&input, loss.into(), |x, y, _| {
+                compare(device, &input, loss.into(), |x, y, _| {
                     naive::kd_kl(x, y, classes, temperature as f32)
                 })
             }));
         }
     }
-    judge("KD", &table);
+    judge(&format!("KD on {}", device.name()), &table);
 }
 
 /// What a device makes of `input` rounded to `T`, taken as `T` and taken as f32.

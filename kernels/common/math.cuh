@@ -5,6 +5,7 @@
 
 constexpr float LOG2_E = 1.44269504f;
 constexpr float LN_2 = 0.693147181f;
+constexpr double LN_2_F64 = 0.69314718055994531;
 
 #if defined(__CUDACC__)
 

@@ -2,13 +2,15 @@
 
 use super::element::GpuElement;
 use super::machine::Machine;
-use super::plan::{Addresses, Plan, QueueAddresses};
+use super::plan::{Addresses, Plan, QueueAddresses, grid_size, queue_layout};
+use super::queue;
 use super::relation::{enqueue as enqueue_relation, workspace_bytes};
 use super::softmax::enqueue as enqueue_softmax;
 use super::workspace::Layout;
 use crate::error::Result;
 use crate::loss::Loss;
 use crate::problem::{Batch, Problem, Value};
+use crate::queue::Queue;
 use crate::relation::Relation;
 use crate::rows::Rows;
 
@@ -22,6 +24,10 @@ pub(crate) fn evaluate<T: GpuElement, M: Machine>(
     let plan = Plan::new(problem, T::DTYPE, machine.limits())?;
     let student = Uploaded::new(machine, "student", batch.student.as_slice())?;
     let teacher = Uploaded::new(machine, "teacher", batch.teacher.as_slice())?;
+    let queue = match (queue_layout(problem, T::DTYPE), batch.queue) {
+        (Some(layout), Some(queue)) => Some(UploadedQueue::new(machine, layout, queue)?),
+        _ => None,
+    };
     let mut workspace = machine.allocate("workspace", plan.workspace_bytes())?;
     machine.write(&mut workspace, &[0; Layout::COUNTERS])?;
     let result = machine.allocate("gradient", size_of_val(gradient))?;
@@ -29,7 +35,9 @@ pub(crate) fn evaluate<T: GpuElement, M: Machine>(
     let addresses = Addresses {
         student: student.address,
         teacher: teacher.address,
-        queue: QueueAddresses::default(),
+        queue: queue
+            .as_ref()
+            .map_or_else(QueueAddresses::default, |queue| queue.addresses(machine)),
         gradient: machine.address(&result),
         value: machine.address(&value),
         workspace: machine.address(&workspace),
@@ -38,13 +46,17 @@ pub(crate) fn evaluate<T: GpuElement, M: Machine>(
 
     let mut loss_and_kl = [0.0f32; 2];
     machine.read(&value, bytemuck::cast_slice_mut(&mut loss_and_kl))?;
+    let of_queue = queue.iter().flat_map(|queue| [&queue.keys, &queue.state]);
     for memory in [
         &student.memory,
         &teacher.memory,
         &workspace,
         &result,
         &value,
-    ] {
+    ]
+    .into_iter()
+    .chain(of_queue)
+    {
         machine.inspect(memory)?;
     }
     machine.read(&result, bytemuck::cast_slice_mut(gradient))?;
@@ -115,5 +127,32 @@ impl<M: Machine> Uploaded<M> {
         machine.write(&mut memory, &bytes)?;
         let address = machine.address(&memory) + (skip * size_of::<T>()) as u64;
         Ok(Uploaded { memory, address })
+    }
+}
+
+/// A queue on the machine.
+struct UploadedQueue<M: Machine> {
+    keys: M::Memory,
+    state: M::Memory,
+}
+
+impl<M: Machine> UploadedQueue<M> {
+    fn new(machine: &mut M, layout: queue::Layout, queue: &Queue<f32>) -> Result<Self> {
+        let bytes = layout.pack(queue)?;
+        let mut keys = machine.allocate("queue", bytes.len())?;
+        machine.write(&mut keys, &bytes)?;
+        let mut state = machine.allocate("queue", queue::Layout::STATE_BYTES)?;
+        machine.write(
+            &mut state,
+            bytemuck::bytes_of(&[0, grid_size("queue keys", queue.len())?]),
+        )?;
+        Ok(UploadedQueue { keys, state })
+    }
+
+    fn addresses(&self, machine: &M) -> QueueAddresses {
+        QueueAddresses {
+            keys: machine.address(&self.keys),
+            state: machine.address(&self.state),
+        }
     }
 }

@@ -144,6 +144,14 @@ kernels! {
     RKD_RELATION_ACCURATE: super::rkd::RelationArguments, 256 => [
         relata_rkd_relation_accurate_f32, relata_rkd_relation_accurate_f16, relata_rkd_relation_accurate_bf16
     ];
+    /// Rows as attention reads them, and their norms: a warp for a row.
+    ATTENTION_ROWS: super::attention::RowsArguments, 128 => [relata_attention_rows_f32, relata_attention_rows_f16, relata_attention_rows_bf16];
+    /// Attention of f32 rows over keys of f32 or f16.
+    ATTENTION_SIMT: super::attention::Arguments, 256 => [relata_attention_simt_f32, relata_attention_simt_f16];
+    /// InfoNCE from the partial attentions: a block for a row.
+    INFO_NCE: super::attention::FinishArguments, 256 => [relata_info_nce_f32, relata_info_nce_f16, relata_info_nce_bf16];
+    /// RRD from the partial attentions: a block for a row.
+    RRD: super::attention::FinishArguments, 256 => [relata_rrd_f32, relata_rrd_f16, relata_rrd_bf16];
     /// softmax(x/τ) of every row: a block for a row.
     SOFTMAX: super::softmax::Arguments, 256 => [relata_softmax_f32, relata_softmax_f16, relata_softmax_bf16];
 }

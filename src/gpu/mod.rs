@@ -13,10 +13,14 @@ pub(crate) mod machine;
 pub(crate) mod plan;
 pub(crate) mod workspace;
 
+mod attention;
+mod info_nce;
 mod kd_kl;
 mod normalize;
+pub(crate) mod queue;
 mod relation;
 mod rkd;
+mod rrd;
 mod softmax;
 
 pub(crate) use evaluate::{evaluate, relation_matrix, softmax};

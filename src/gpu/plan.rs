@@ -2,7 +2,7 @@
 
 use super::machine::{Launcher, Limits};
 use super::workspace::Layout;
-use super::{kd_kl, rkd};
+use super::{info_nce, kd_kl, queue, rkd, rrd};
 use crate::element::DType;
 use crate::error::{Error, Result};
 use crate::loss::{Loss, Rkd};
@@ -41,19 +41,31 @@ pub(crate) struct Plan {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Passes {
     Rkd(rkd::Plan),
+    InfoNce(info_nce::Plan),
     KdKl(kd_kl::Plan),
+    Rrd(rrd::Plan),
 }
 
 impl Plan {
     pub(crate) fn new(problem: &Problem, dtype: DType, limits: Limits) -> Result<Self> {
         let mut layout = Layout::new();
-        let mut rkd = |loss: Rkd| rkd::Plan::new(&loss, problem, dtype, limits, &mut layout);
+        let rkd =
+            |loss: Rkd, layout: &mut Layout| rkd::Plan::new(&loss, problem, dtype, limits, layout);
         let passes = match *problem.loss() {
-            Loss::RkdDistance(loss) => Passes::Rkd(rkd(loss.into())?),
-            Loss::RkdAngle(loss) => Passes::Rkd(rkd(loss.into())?),
-            Loss::Rkd(loss) => Passes::Rkd(rkd(loss)?),
+            Loss::RkdDistance(loss) => Passes::Rkd(rkd(loss.into(), &mut layout)?),
+            Loss::RkdAngle(loss) => Passes::Rkd(rkd(loss.into(), &mut layout)?),
+            Loss::Rkd(loss) => Passes::Rkd(rkd(loss, &mut layout)?),
+            Loss::InfoNce(loss) => Passes::InfoNce(info_nce::Plan::new(
+                &loss,
+                problem,
+                dtype,
+                limits,
+                &mut layout,
+            )?),
+            Loss::Rrd(loss) => {
+                Passes::Rrd(rrd::Plan::new(&loss, problem, dtype, limits, &mut layout)?)
+            }
             Loss::KdKl(loss) => Passes::KdKl(kd_kl::Plan::new(&loss, problem, dtype, &mut layout)?),
-            _ => unreachable!(),
         };
         Ok(Plan { passes, layout })
     }
@@ -68,7 +80,9 @@ impl Plan {
     pub(crate) fn enqueue(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         match &self.passes {
             Passes::Rkd(plan) => plan.enqueue(launcher, at),
+            Passes::InfoNce(plan) => plan.enqueue(launcher, at),
             Passes::KdKl(plan) => plan.enqueue(launcher, at),
+            Passes::Rrd(plan) => plan.enqueue(launcher, at),
         }
     }
 }
@@ -83,6 +97,18 @@ pub(crate) fn tile_pairs(rows: usize, side: usize) -> Result<u32> {
         Some(product) => grid_size("rows", product / 2),
         None => grid_size("rows", usize::MAX),
     }
+}
+
+/// How the queue of this problem lies in memory, if it has one.
+pub(crate) fn queue_layout(problem: &Problem, dtype: DType) -> Option<queue::Layout> {
+    let shapes = problem.shapes();
+    let normalize = match problem.loss() {
+        Loss::Rrd(loss) => loss.normalize,
+        Loss::InfoNce(loss) => loss.normalize,
+        _ => return None,
+    };
+    let layout = |capacity| queue::Layout::new(capacity, shapes.student_dim, dtype, normalize);
+    shapes.queue.map(layout)
 }
 
 /// A size that a grid can have along x, and that kernels hold in 32 bits.

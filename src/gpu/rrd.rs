@@ -1,0 +1,54 @@
+//! RRD, by kernels/attention_*.cu and kernels/rrd.cu.
+
+use super::attention::{self, Keys};
+use super::kernels::RRD;
+use super::machine::{Launcher, Limits};
+use super::plan::Addresses;
+use super::workspace::Layout;
+use crate::element::DType;
+use crate::error::Result;
+use crate::loss::Rrd;
+use crate::problem::Problem;
+
+/// Rows, attention of student and teacher to the queue, loss.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Plan {
+    attention: attention::Plan,
+    student_temperature: f64,
+    upstream: f64,
+}
+
+impl Plan {
+    pub(crate) fn new(
+        loss: &Rrd,
+        problem: &Problem,
+        dtype: DType,
+        limits: Limits,
+        layout: &mut Layout,
+    ) -> Result<Self> {
+        let temperatures = [loss.student_temperature, loss.teacher_temperature];
+        let (keys, normalize) = (Keys::QueueBoth, loss.normalize);
+        Ok(Plan {
+            attention: attention::Plan::new(
+                problem,
+                dtype,
+                limits,
+                keys,
+                normalize,
+                temperatures,
+                layout,
+            )?,
+            student_temperature: loss.student_temperature,
+            upstream: problem.upstream_factor(),
+        })
+    }
+
+    pub(crate) fn enqueue(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+        self.attention.enqueue(launcher, at)?;
+        let (dtype, rows) = self.attention.batch();
+        let arguments = self
+            .attention
+            .finish(at, self.upstream, self.student_temperature);
+        RRD.of(dtype).launch(launcher, [rows, 1, 1], 0, &arguments)
+    }
+}
