@@ -16,7 +16,6 @@
 // Order      fixed: dimensions in order; lengths by thread, warp, block; blocks by the last one.
 // Reference  src/reference/rkd_distance.rs; Park et al., arXiv 1904.05068.
 #include "common/collective.cuh"
-#include "common/math.cuh"
 #include "common/pair_tile.cuh"
 #include "common/rkd.cuh"
 
@@ -47,17 +46,8 @@ struct Tile {
     Real* right;
     // Of this thread's pairs.
     double sum = 0;
-    float longest = 0, shortest = infinity();
-    double longest_f64 = 0, shortest_f64 = 1e300;
-
-    DEVICE void note(float squared) {
-        longest = fmaxf(longest, squared);
-        if (squared > 0) shortest = fminf(shortest, squared);
-    }
-    DEVICE void note(double squared) {
-        longest_f64 = fmax(longest_f64, squared);
-        if (squared > 0) shortest_f64 = fmin(shortest_f64, squared);
-    }
+    // Squared. The shortest is 0 where rows coincide, or where a square in f32 has vanished: f64 tells.
+    Real longest = 0, shortest = 1e30f;
 
     template <unsigned PER, typename T>
     DEVICE void run() {
@@ -90,7 +80,8 @@ struct Tile {
                 // The diagonal is 0 unless the row isn't finite.
                 if (i <= j) {
                     sum += static_cast<double>(length);
-                    note(squared);
+                    longest = fmax(longest, squared);
+                    if (i != j) shortest = fmin(shortest, squared);
                 }
             }
         }
@@ -119,7 +110,7 @@ DEVICE rkd::Lengths of_block(double sum, V longest, V shortest) {
 
 // The lengths of all pairs of the student or the teacher, in every thread of the last block.
 DEVICE rkd::Lengths of_all(const rkd::Lengths* partials, uint32_t count) {
-    double sum = 0, longest = 0, shortest = 1e300;
+    double sum = 0, longest = 0, shortest = 1e30;
     for (uint32_t i = threadIdx.x; i < count; i += THREADS) {
         sum += partials[i].sum;
         longest = fmax(longest, partials[i].longest);
@@ -167,7 +158,7 @@ DEVICE void rkd_relation_accurate(const Arguments& arguments) {
     SHARED_ARRAY(double, right, pair_tile::SHARED<double>);
     Tile<double> tile{arguments, left, right};
     tile.template run<T>();
-    const rkd::Lengths lengths = of_block(tile.sum, tile.longest_f64, tile.shortest_f64);
+    const rkd::Lengths lengths = of_block(tile.sum, tile.longest, tile.shortest);
     if (threadIdx.x == 0) arguments.partials[blockIdx.y * gridDim.x + blockIdx.x] = lengths;
     if (!is_last_block(arguments.counter)) return;
 

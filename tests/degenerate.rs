@@ -3,8 +3,8 @@
 
 use half::{bf16, f16};
 use relata::{
-    Batch, Cpu, Device, Element, Error, Evaluation, InfoNce, KdKl, Loss, Problem, Queue, Real,
-    Reference, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes,
+    Batch, Cpu, DType, Device, Element, Error, Evaluation, InfoNce, KdKl, Loss, Problem, Queue,
+    Real, Reference, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes,
 };
 
 const N: usize = 9;
@@ -104,7 +104,15 @@ fn duplicates_are_finite_and_agree_with_the_reference() {
                 let want = evaluate::<T, _>(&Reference, loss, &x, &y, D);
                 assert!(finite(&got), "{loss}");
                 let error = (got.loss - want.loss).abs() / want.loss;
-                assert!(error <= 1e-5, "{loss}: off by {error:e}");
+                // A GPU's queue holds the keys of half types as f16, which rounds similarities by 2⁻¹² and
+                // logits by that over τ_t.
+                let halved = device.name() == "emulator" && T::DTYPE != DType::F32;
+                let tolerance = if halved && matches!(loss, Loss::Rrd(_)) {
+                    5e-3
+                } else {
+                    1e-5
+                };
+                assert!(error <= tolerance, "{loss}: off by {error:e}");
             }
         }
     }

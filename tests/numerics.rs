@@ -217,6 +217,42 @@ fn rkd_kernels_are_as_exact_as_its_definition_in_f32() {
     rkd(&Emulator::new().seed(1), [48, 40, 40]);
 }
 
+/// More rows than go straight to the accurate kernels, with lengths so alike that the fast ones are
+/// trusted, or not. The reference would take minutes: the CPU path in f64 stands in for it.
+#[cfg(feature = "emulator")]
+#[test]
+fn rkd_kernels_for_many_rows_are_as_exact_as_its_definition_in_f32() {
+    let shape @ [n, dim, dim_t] = [260, 192, 160];
+    let rows = |values: &[f64]| cast::<f32>(values);
+    let mut table = Vec::new();
+    for student in [Student::Gaussian, Student::Clusters { spread: 5e-2 }] {
+        let input = student.input(7, shape);
+        let (x, y) = (rows(&input.student), rows(&input.teacher));
+        let rounded = Input {
+            student: x.iter().map(|&x| f64::from(x)).collect(),
+            teacher: y.iter().map(|&y| f64::from(y)).collect(),
+            ..input.clone()
+        };
+        for loss in [RkdDistance::default().into(), RkdAngle::default().into()] {
+            let right = rounded.evaluate::<f64, _>(&Cpu, loss);
+            let got = input.evaluate::<f32, _>(&Emulator::new(), loss);
+            let (value, gradient) = match loss {
+                Loss::RkdAngle(_) => naive::rkd_angle(&x, &y, [n, dim, dim_t]),
+                _ => naive::rkd_distance(&x, &y, [n, dim, dim_t]),
+            };
+            table.push(Measured {
+                name: format!("{loss} {student:?}"),
+                got: Errors::of(got.loss, &got.gradient, &right),
+                naive: Errors::of(f64::from(value), &gradient, &right),
+            });
+        }
+    }
+    judge(
+        &format!("RKD on the emulator, N, D, D_t = {shape:?}"),
+        &table,
+    );
+}
+
 /// A device's and a direct evaluation's errors on one batch.
 fn compare<D: Device32>(
     device: &D,

@@ -26,7 +26,7 @@ struct Scalars {
 // A block's share of what is known of the lengths.
 struct Lengths {
     double sum;
-    // Squared, of the pairs that don't coincide.
+    // Squared.
     double longest, shortest;
 };
 

@@ -1,7 +1,13 @@
 //! RKD, distance and angle: relation → penalty → contraction.
 
-use bytemuck::{Pod, Zeroable};
+mod arguments;
+mod deal;
 
+pub(crate) use self::arguments::{
+    AngleArguments, CoefficientArguments, ContractionArguments, DistanceArguments,
+    RelationArguments,
+};
+use self::deal::{Deal, contraction_rows, relation_side};
 use super::kernels::{
     CONTRACTION, RKD_ANGLE, RKD_ANGLE_ACCURATE, RKD_ANGLE_COEFFICIENTS, RKD_DISTANCE, RKD_RELATION,
     RKD_RELATION_ACCURATE,
@@ -28,151 +34,6 @@ mod trust {
 
 /// Up to so many rows it is launches that take the time: two fewer, and the accurate path at once.
 const FEW_ROWS: usize = 256;
-
-/// Mirrors `Arguments` in kernels/rkd_relation.cu.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub(crate) struct RelationArguments {
-    rows: [u64; 2],
-    h: [u64; 2],
-    r: [u64; 2],
-    partials: u64,
-    scalars: u64,
-    counter: u64,
-    n: u32,
-    dim: [u32; 2],
-    side: u32,
-    spread_limit: f32,
-    accurate_only: u32,
-}
-
-/// Mirrors `Arguments` in kernels/rkd_angle.cu.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub(crate) struct AngleArguments {
-    h: [u64; 2],
-    r: [u64; 2],
-    sums_a: u64,
-    sums_g: u64,
-    partials: u64,
-    scalars: u64,
-    value: u64,
-    counter: u64,
-    value_factor: f64,
-    penalty_limit: f64,
-    n: u32,
-    tiles_per_group: u32,
-    vertices_per_split: u32,
-    delta: f32,
-}
-
-/// Mirrors `CoefficientArguments` in kernels/rkd_angle.cu.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub(crate) struct CoefficientArguments {
-    sums_a: u64,
-    sums_g: u64,
-    coefficients: u64,
-    n: u32,
-    groups: u32,
-    splits: u32,
-    factor: f32,
-}
-
-/// Mirrors `Arguments` in kernels/rkd_distance.cu.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub(crate) struct DistanceArguments {
-    r: [u64; 2],
-    coefficients: u64,
-    partials: u64,
-    scalars: u64,
-    value: u64,
-    counter: u64,
-    angle_factor: f64,
-    distance_factor: f64,
-    n: u32,
-    add: u32,
-    delta: f32,
-    factor: f32,
-}
-
-/// Mirrors `Arguments` in kernels/contraction.cu.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub(crate) struct ContractionArguments {
-    rows: u64,
-    coefficients: u64,
-    r: u64,
-    scalars: u64,
-    value: u64,
-    gradient: u64,
-    n: u32,
-    dim: u32,
-    rows_per_thread: u32,
-    upstream: f32,
-    distance: u32,
-    padding: u32,
-}
-
-/// How the triples of the angle loss are dealt to blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Deal {
-    /// Tiles of [`Deal::SIDE`] ends are dealt in groups: each has a slot of N² sums.
-    tiles_per_group: usize,
-    groups: usize,
-    /// Vertices are dealt in splits: each has a slot of N² sums as well.
-    vertices_per_split: usize,
-    splits: usize,
-}
-
-impl Deal {
-    /// Ends of a tile.
-    const SIDE: usize = 64;
-    /// Vertices are taken so many at a time.
-    const VERTICES: usize = 8;
-    /// More slots give more blocks and take more memory, 4 N² bytes each.
-    const MOST_GROUPS: usize = 8;
-    const MOST_SPLITS: usize = 8;
-    /// The same for few rows, whose slots are small.
-    const MOST_SPLITS_OF_FEW: usize = 32;
-
-    /// Two blocks for every multiprocessor, if the slots allow.
-    fn new(rows: usize, multiprocessors: usize) -> Self {
-        let tiles = rows.div_ceil(Self::SIDE);
-        let tiles_per_group = tiles.div_ceil(Self::MOST_GROUPS);
-        let groups = tiles.div_ceil(tiles_per_group);
-        let pairs = groups * (groups + 1) / 2;
-        let most = if rows <= FEW_ROWS {
-            Self::MOST_SPLITS_OF_FEW
-        } else {
-            Self::MOST_SPLITS
-        };
-        let splits = (2 * multiprocessors).div_ceil(pairs).clamp(1, most);
-        let vertices_per_split = rows.div_ceil(splits).next_multiple_of(Self::VERTICES);
-        Deal {
-            tiles_per_group,
-            groups,
-            vertices_per_split,
-            splits: rows.div_ceil(vertices_per_split),
-        }
-    }
-}
-
-/// Side of the relation's tiles: the largest that gives every multiprocessor a block.
-fn relation_side(rows: usize, multiprocessors: usize) -> usize {
-    let enough = |side: &usize| {
-        let tiles = rows.div_ceil(*side);
-        tiles.saturating_mul(tiles + 1) >= multiprocessors
-    };
-    [64, 32].into_iter().find(enough).unwrap_or(16)
-}
-
-/// Rows of the gradient that a thread of the contraction sums: the same consideration.
-fn contraction_rows(rows: usize, dim: usize, multiprocessors: usize) -> usize {
-    let blocks = rows.div_ceil(64).saturating_mul(dim.div_ceil(64));
-    if blocks >= multiprocessors { 4 } else { 1 }
-}
 
 /// What the passes of RKD are launched with.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -492,3 +353,6 @@ impl Plan {
         self.at.r.map(|region| region.at(at.workspace))
     }
 }
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests;
