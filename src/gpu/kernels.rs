@@ -58,7 +58,8 @@ impl<A: Pod> Family<A> {
         self.nth(0)
     }
 
-    fn nth(&self, index: usize) -> Kernel<A> {
+    /// The kernel of a family whose members differ by something else.
+    pub(crate) fn nth(&self, index: usize) -> Kernel<A> {
         Kernel {
             entry: &self.entries[index],
             threads: self.threads,
@@ -122,6 +123,12 @@ macro_rules! kernels {
 kernels! {
     /// Rows as attention reads them, and their norms: a warp for a row.
     ATTENTION_ROWS: super::attention::RowsArguments, 128 => [relata_attention_rows_f32, relata_attention_rows_f16, relata_attention_rows_bf16];
+    /// Attention of f16 rows of up to 64 elements, over a queue and over the rest of a batch.
+    ATTENTION_MMA_64: super::attention::Arguments, 128 => [relata_attention_mma_64, relata_attention_mma_64_batch];
+    /// The same, of up to 128.
+    ATTENTION_MMA_128: super::attention::Arguments, 128 => [relata_attention_mma_128, relata_attention_mma_128_batch];
+    /// The same, of up to 256.
+    ATTENTION_MMA_256: super::attention::Arguments, 128 => [relata_attention_mma_256, relata_attention_mma_256_batch];
     /// Attention of f32 rows over keys of f32 or f16.
     ATTENTION_SIMT: super::attention::Arguments, 256 => [relata_attention_simt_f32, relata_attention_simt_f16];
     /// InfoNCE from the partial attentions: a block for a row.
