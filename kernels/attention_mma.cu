@@ -83,14 +83,26 @@ struct Attention {
     static constexpr float UNBIAS = BATCH ? 0x1p-29f : 0x1p-15f;
 
     const AttentionArguments& arguments;
-    Stage rows, keys;
-    // Of this warp, the first, and of this lane in a tile of 16.
-    uint32_t first_row;
+    const Stage rows;
+    Stage keys;
+    const uint32_t first_row;  // of this warp
     Running running[TILES];
     float means[TILES][WIDTH / 8][4] = {};
     float decays[TILES][2];
     // hi and lo of the weights: left operands of 16 keys.
     uint32_t hi[TILES][SPAN / 16][4], lo[TILES][SPAN / 16][4];
+
+    DEVICE Attention(const AttentionArguments& arguments, Stage rows)
+        : arguments(arguments), rows(rows), keys(rows), first_row(blockIdx.x * ROWS + warp_index() * TILES * 16) {
+        UNROLL
+        for (unsigned m = 0; m < TILES; m++) {
+            UNROLL
+            for (unsigned half = 0; half < 2; half++) {
+                const uint32_t row = first_row + m * 16 + lane_index() / 4 + half * 8;
+                running[m].scale[half] = row < arguments.row_count ? arguments.scales[row] : 1;
+            }
+        }
+    }
 
     // Products of the warp's rows with the span's keys.
     DEVICE void multiply(unsigned span, float (&sums)[TILES][SPAN / 8][4]) const {
@@ -238,18 +250,9 @@ DEVICE void attend(const AttentionArguments& arguments) {
     const Stage rows = {shared, stride, depth};
     f16* stages = shared + Rows::ROWS * stride;
     const f16* keys = static_cast<const f16*>(arguments.keys);
-    const uint32_t block_row = blockIdx.x * Rows::ROWS;
     const KeyRange range = keys_of_split(arguments);
 
-    Rows warp = {arguments, rows, rows, block_row + warp_index() * TILES * 16};
-    UNROLL
-    for (unsigned m = 0; m < TILES; m++) {
-        UNROLL
-        for (unsigned half = 0; half < 2; half++) {
-            const uint32_t row = warp.first_row + m * 16 + lane_index() / 4 + half * 8;
-            warp.running[m].scale[half] = row < arguments.row_count ? arguments.scales[row] : 1;
-        }
-    }
+    Rows warp(arguments, rows);
     const bool has_rows = warp.first_row < arguments.row_count;
 
     const auto prefetch = [&](uint32_t first_key, unsigned stage) {
@@ -261,8 +264,8 @@ DEVICE void attend(const AttentionArguments& arguments) {
         copy_commit();
     };
     if (range.begin < range.end) {
-        rows.template fill<Rows::ROWS, WIDTH>(static_cast<const f16*>(arguments.rows), arguments.row_pitch, block_row,
-                                              arguments.row_count);
+        rows.template fill<Rows::ROWS, WIDTH>(static_cast<const f16*>(arguments.rows), arguments.row_pitch,
+                                              blockIdx.x * Rows::ROWS, arguments.row_count);
         prefetch(range.begin, 0);
     }
     unsigned stage = 0;

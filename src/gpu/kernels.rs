@@ -135,6 +135,10 @@ kernels! {
     INFO_NCE: super::attention::FinishArguments, 256 => [relata_info_nce_f32, relata_info_nce_f16, relata_info_nce_bf16];
     /// KL of softened logits, and its gradient: a block for a row.
     KD_KL: super::kd_kl::Arguments, 256 => [relata_kd_kl_f32, relata_kd_kl_f16, relata_kd_kl_bf16];
+    /// Norms of a queue's new keys, and whether all are finite: a warp for a key.
+    MEASURE_KEYS: super::queue::Arguments, 128 => [relata_measure_keys_f32, relata_measure_keys_f16, relata_measure_keys_bf16];
+    /// New keys to their slots, and the ring moved on.
+    WRITE_KEYS: super::queue::Arguments, 128 => [relata_write_keys_f32, relata_write_keys_f16, relata_write_keys_bf16];
     /// RRD from the partial attentions: a block for a row.
     RRD: super::attention::FinishArguments, 256 => [relata_rrd_f32, relata_rrd_f16, relata_rrd_bf16];
     /// softmax(x/τ) of every row: a block for a row.
