@@ -12,8 +12,7 @@
 // Numerics   squares are summed in f64: no square overflows or vanishes, of a norm up to the largest f32 or down to the
 //            least. SCALED_F16 multiplies by the power of two that brings ‖x‖ to [2^14, 2^15): nothing is rounded but
 //            elements below 2^-28 ‖x‖, off by 2^-39 ‖x‖ at most, of f16 and bf16 alike; the rest of the way to a logit
-//            is an f32 factor on the sum. UNIT_F16 rounds x/‖x‖, as a queue does. A zero row stays zero: its logits are
-//            0. Of a row that holds a NaN or an infinity, the record and all that is made of it are NaN.
+//            is an f32 factor on the sum. A zero row stays zero: its logits are 0. Of a row that holds a NaN or an infinity, the record and all that is made of it are NaN.
 // Order      fixed: by lane, by warp.
 // Reference  src/reference/mod.rs, Matrix::normalize.
 #include "common/attention.cuh"
@@ -25,7 +24,7 @@ constexpr unsigned THREADS = 128;
 constexpr unsigned WARPS = THREADS / WARP;
 
 // Mirrored in src/gpu/attention.rs.
-enum Format : uint32_t { NONE = 0, F32 = 1, SCALED_F16 = 2, UNIT_F16 = 3 };
+enum Format : uint32_t { NONE = 0, F32 = 1, SCALED_F16 = 2 };
 
 struct Set {
     const void* from;
@@ -33,7 +32,7 @@ struct Set {
     float* scales;
     RowRecord* records;
     uint32_t format;
-    float per_temperature;  // log2(e)/τ
+    float per_temperature;  // log2(e)/τ, or 1 for keys
 };
 
 struct Arguments {
@@ -65,9 +64,10 @@ DEVICE void attention_rows(const Arguments& arguments) {
 
     double factor = unit;
     if (set.format == SCALED_F16) factor = inverse > 0 ? scalbn(1.0, 14 - ilogb(norm)) : 1;
-    // From what is written to a unit row, and on to a logit.
-    const float scale =
-        set.format == SCALED_F16 ? static_cast<float>(set.per_temperature * (unit / factor)) : set.per_temperature;
+    // From what is written to a logit. Of a zero row it doesn't matter, but a scale is above 0, and small enough for
+    // one of a key.
+    float scale = set.per_temperature;
+    if (set.format == SCALED_F16) scale *= static_cast<float>(inverse == 0 ? 0x1p-14 : unit / factor);
     if (lane_index() == 0) {
         set.scales[row] = scale;
         set.records[row] = {static_cast<double>(scale) * factor + poison, unit};

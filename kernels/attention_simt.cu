@@ -1,5 +1,5 @@
-// Computes   for every row and split of the keys: the reference m, Σ_k 2^(l_k − m) and Σ_k 2^(l_k − m) key_k, with
-//            l_k = scale · ⟨row, key_k⟩. Rows × keys are never stored.
+// Computes   for every row and split of the keys, with s_k = ⟨row, key_k⟩: the largest s, Σ_k w_k and Σ_k w_k key_k of
+//            w_k = 2^(scale (s_k − largest)). Rows × keys are never stored.
 // Buffers    rows [R, row_pitch] f32, keys [K, key_pitch] f32 or f16: zero from D on, pitches whole 16 bytes, aligned to
 //            16 bytes; scales [R] f32; state [2] u32 or null; stats [splits, R], means [splits, R, mean_pitch] f32.
 // Passes     the second of three: attention_rows, this, rrd or info_nce. One launch, one sweep over the split's keys with
@@ -24,7 +24,7 @@
 // Floor      arithmetic: 2 R K D FFMA.
 // Numerics   all f32. Products are summed over D in order; a tile's exponentials and weighted keys in sums of their own,
 //            which are then added to the split's by one FFMA that also rescales: error grows with √(64 + tiles).
-//            The reference is scale · maximum, rounded; all uses of it are the same number, so its rounding cancels.
+//            Products are subtracted, then scaled: exact where it matters, at any temperature.
 // Order      fixed: by element, by key, by tile; splits by the finishing pass.
 // Reference  src/reference/rrd.rs, src/cpu/attention.rs.
 #include "common/attention.cuh"
@@ -147,8 +147,8 @@ DEVICE void attend(const AttentionArguments& arguments) {
     // The row whose softmax this thread takes part in.
     const unsigned own = threadIdx.x / 4, quarter = threadIdx.x % 4;
     const uint32_t own_row = first_row + own;
-    const float scale = own_row < arguments.row_count ? arguments.scales[own_row] : 0;
-    float reference = -infinity(), sum = 0;
+    const float scale = own_row < arguments.row_count ? arguments.scales[own_row] : 1;
+    float largest = -infinity(), sum = 0;
     float means[4][8] = {};
 
     for (uint32_t first_key = range.begin; first_key < range.end; first_key += KEYS) {
@@ -161,31 +161,28 @@ DEVICE void attend(const AttentionArguments& arguments) {
         }
         block_barrier();
 
-        float largest = -infinity();
+        float next = largest;
         UNROLL_BY(4)
         for (unsigned k = quarter; k < KEYS; k += 4) {
             const uint32_t key = first_key + k;
             if (key >= range.end || (arguments.pass_over_own && key == own_row))
                 weights[k * WEIGHT_STRIDE + own] = -infinity();
-            largest = fmaxf(largest, weights[k * WEIGHT_STRIDE + own]);
+            next = fmaxf(next, weights[k * WEIGHT_STRIDE + own]);
         }
-        largest = fmaxf(largest, shuffle_xor(largest, 1));
-        largest = fmaxf(largest, shuffle_xor(largest, 2));
-        // A tile may have no key for the row but its own, and a scale of 0 makes NaN of -inf.
-        const float candidate = largest == -infinity() ? largest : largest * scale;
-        const float next = fmaxf(reference, candidate);
+        next = fmaxf(next, shuffle_xor(next, 1));
+        next = fmaxf(next, shuffle_xor(next, 2));
+        // So far there may have been no key for the row but its own.
         const float origin = next == -infinity() ? 0 : next;
-        const float decay = exp2_fast(reference - origin);
+        const float decay = exp2_fast((largest - origin) * scale);
         float tile = 0;
         UNROLL_BY(4)
         for (unsigned k = quarter; k < KEYS; k += 4) {
-            const float product = weights[k * WEIGHT_STRIDE + own];
-            const float weight = product == -infinity() ? 0 : exp2_fast(fmaf(product, scale, -origin));
+            const float weight = exp2_fast((weights[k * WEIGHT_STRIDE + own] - origin) * scale);
             weights[k * WEIGHT_STRIDE + own] = weight;
             tile += weight;
         }
         sum = fmaf(sum, decay, tile);
-        reference = next;
+        largest = next;
         if (quarter == 0) decays[own] = decay;
         gather<K>(arguments, at, column, first_key, range.end, weights, decays, shared, means);
     }
@@ -193,7 +190,7 @@ DEVICE void attend(const AttentionArguments& arguments) {
     sum += shuffle_xor(sum, 1);
     sum += shuffle_xor(sum, 2);
     const uint64_t start = static_cast<uint64_t>(blockIdx.y) * arguments.row_count;
-    if (blockIdx.z == 0 && quarter == 0 && own_row < arguments.row_count) arguments.stats[start + own_row] = {reference, sum};
+    if (blockIdx.z == 0 && quarter == 0 && own_row < arguments.row_count) arguments.stats[start + own_row] = {largest, sum};
     if (range.begin >= range.end) return;
     UNROLL
     for (unsigned i = 0; i < 4; i++) {

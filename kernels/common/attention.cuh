@@ -15,21 +15,25 @@ struct RowRecord {
     double inverse_norm;
 };
 
-// What a row got from a split of the keys: Σ 2^(logit - reference), beside which lies Σ 2^(logit - reference) key.
-// Without keys, -inf and 0.
+// What a row got from a split of the keys: its largest product with a key, and Σ_k w_k with w_k = 2^(scale (product_k -
+// largest)). Beside it lies Σ_k w_k key_k. Without keys, -inf and 0.
+//
+// Products are subtracted before they are scaled: their difference is exact where it matters, and stays so at any
+// temperature.
 struct Stat {
-    float reference;
+    float largest;
     float sum;
 };
 
 // Mirrored in src/gpu/attention.rs.
 struct AttentionArguments {
-    const void* rows;       // [row_count, row_pitch], as attention_rows writes them
-    const float* scales;    // [row_count]: from products with a key to logits in base 2
-    const void* keys;       // [key_count, key_pitch]
-    const uint32_t* state;  // [next, len] of a queue, or null where all keys are in use
-    Stat* stats;            // [splits, row_count]
-    float* means;           // [splits, row_count, mean_pitch]: not divided by the sum
+    const void* rows;         // [row_count, row_pitch], as attention_rows writes them
+    const float* scales;      // [row_count], above 0: from products with a key to logits in base 2
+    const void* keys;         // [key_count, key_pitch]
+    const uint32_t* state;    // [next, len] of a queue, or null where all keys are in use
+    const float* key_scales;  // [key_count], of f16 keys that are rows of a batch: to length 1
+    Stat* stats;              // [splits, row_count]
+    float* means;             // [splits, row_count, mean_pitch]: not divided by the sum
     uint32_t row_count;
     uint32_t key_count;
     uint32_t dim;

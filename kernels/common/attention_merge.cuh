@@ -9,6 +9,7 @@
 struct Partials {
     const Stat* stats;
     const float* means;
+    const float* scales;
     uint32_t rows;
     uint32_t splits;
     uint32_t pitch;
@@ -30,22 +31,23 @@ using WarpSums = float[COLUMNS];
 // log2 Σ 2^logit of a row, and each split's weight: what its share of the mean is to be multiplied by. Without any
 // key, -inf and weights of 0.
 DEVICE double weigh(const Partials& partials, uint64_t row, float* weights SITE) {
-    float reference = -infinity();
+    const float scale = partials.scales[row];
+    float largest = -infinity();
     for (uint32_t s = threadIdx.x; s < partials.splits; s += THREADS)
-        reference = fmaxf(reference, partials.stats[static_cast<uint64_t>(s) * partials.rows + row].reference);
-    reference = block_reduce<THREADS>(reference, Max() PASS_SITE);
+        largest = fmaxf(largest, partials.stats[static_cast<uint64_t>(s) * partials.rows + row].largest);
+    largest = block_reduce<THREADS>(largest, Max() PASS_SITE);
     double sum = 0;
     for (uint32_t s = threadIdx.x; s < partials.splits; s += THREADS) {
         const Stat stat = partials.stats[static_cast<uint64_t>(s) * partials.rows + row];
         // Also for a NaN.
-        weights[s] = stat.sum == 0 ? 0 : exp2_fast(stat.reference - reference);
+        weights[s] = stat.sum == 0 ? 0 : exp2_fast((stat.largest - largest) * scale);
         sum += static_cast<double>(weights[s]) * stat.sum;
     }
     sum = block_reduce<THREADS>(sum, Sum() PASS_SITE);
     const float inverse = sum == 0 ? 0 : static_cast<float>(1 / sum);
     for (uint32_t s = threadIdx.x; s < partials.splits; s += THREADS) weights[s] *= inverse;
     block_barrier(PASS_SITE_ONLY);
-    return reference + log2(sum);
+    return fma(static_cast<double>(largest), static_cast<double>(scale), log2(sum));
 }
 
 // Columns `first`.. of the row's mean, as a sum for each warp: splits w, w + WARPS, ... in warp w. A sum in f32 is so

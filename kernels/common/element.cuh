@@ -61,6 +61,17 @@ DEVICE bf16 from_float<bf16>(float x) {
     return to_bf16(x);
 }
 
+// Two f16 in a word, the first in the lower half.
+DEVICE uint32_t pack_f16(float low, float high) {
+#if defined(__CUDACC__)
+    uint32_t pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+#else
+    return to_f16(low).bits | static_cast<uint32_t>(to_f16(high).bits) << 16;
+#endif
+}
+
 // 16 bytes: the widest load and store.
 struct alignas(16) Bytes16 {
     uint32_t words[4];
@@ -86,4 +97,12 @@ DEVICE void load_chunk(const T* from, float (&to)[CHUNK<T>]) {
 // Four floats to an address on a multiple of 16 bytes.
 DEVICE void store4(float* to, float a, float b, float c, float d) {
     *reinterpret_cast<Bytes16*>(to) = {{float_to_bits(a), float_to_bits(b), float_to_bits(c), float_to_bits(d)}};
+}
+
+// Two floats to an address on a multiple of 8 bytes.
+DEVICE void store2(float* to, float a, float b) {
+    struct alignas(8) Pair {
+        float a, b;
+    };
+    *reinterpret_cast<Pair*>(to) = {a, b};
 }

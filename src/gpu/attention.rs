@@ -5,8 +5,11 @@
 //! together. No matrix of rows × keys exists.
 
 use bytemuck::{Pod, Zeroable};
+use half::f16;
 
-use super::kernels::{ATTENTION_ROWS, ATTENTION_SIMT};
+use super::kernels::{
+    ATTENTION_MMA_64, ATTENTION_MMA_128, ATTENTION_MMA_256, ATTENTION_ROWS, ATTENTION_SIMT,
+};
 use super::machine::{Launcher, Limits};
 use super::plan::{Addresses, grid_size};
 use super::queue;
@@ -32,7 +35,7 @@ struct RowRecord {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Stat {
-    reference: f32,
+    largest: f32,
     sum: f32,
 }
 
@@ -67,6 +70,7 @@ pub(crate) struct Arguments {
     scales: u64,
     keys: u64,
     state: u64,
+    key_scales: u64,
     stats: u64,
     means: u64,
     row_count: u32,
@@ -85,6 +89,7 @@ pub(crate) struct Arguments {
 pub(crate) struct Partials {
     stats: u64,
     means: u64,
+    scales: u64,
     rows: u32,
     splits: u32,
     pitch: u32,
@@ -115,6 +120,7 @@ pub(crate) struct FinishArguments {
 enum Format {
     None = 0,
     F32 = 1,
+    ScaledF16 = 2,
 }
 
 /// Which rows attend to which keys.
@@ -133,17 +139,52 @@ pub(crate) enum Keys {
 enum Kernel {
     /// kernels/attention_simt.cu, on keys of this type.
     Simt(DType),
+    /// kernels/attention_mma.cu, for rows up to a width.
+    Mma(MmaWidth),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MmaWidth {
+    W64,
+    W128,
+    W256,
 }
 
 impl Kernel {
-    fn new(_dim: usize, keys: DType) -> Self {
-        Kernel::Simt(keys)
+    /// Unit rows of a half type go to the tensor cores as f16 times a power of two, as long as a tile of
+    /// them fits shared memory.
+    fn new(dim: usize, dtype: DType, normalize: bool, keys: Keys) -> Self {
+        let f16 = queue::key_type(dtype, normalize) == DType::F16;
+        match dim {
+            ..=64 if f16 => Kernel::Mma(MmaWidth::W64),
+            ..=128 if f16 => Kernel::Mma(MmaWidth::W128),
+            ..=256 if f16 => Kernel::Mma(MmaWidth::W256),
+            _ if f16 && keys != Keys::Others => Kernel::Simt(DType::F16),
+            _ => Kernel::Simt(DType::F32),
+        }
+    }
+
+    /// What it takes its rows as.
+    fn format(self) -> Format {
+        match self {
+            Kernel::Simt(_) => Format::F32,
+            Kernel::Mma(_) => Format::ScaledF16,
+        }
+    }
+
+    /// Bytes of an element of a row.
+    fn element(self) -> usize {
+        match self {
+            Kernel::Simt(_) => size_of::<f32>(),
+            Kernel::Mma(_) => size_of::<f16>(),
+        }
     }
 
     /// Rows of a block.
     fn rows(self) -> usize {
         match self {
-            Kernel::Simt(_) => 64,
+            Kernel::Mma(MmaWidth::W64 | MmaWidth::W128) => 128,
+            Kernel::Mma(MmaWidth::W256) | Kernel::Simt(_) => 64,
         }
     }
 
@@ -151,14 +192,30 @@ impl Kernel {
     fn columns(self) -> usize {
         match self {
             Kernel::Simt(_) => 128,
+            Kernel::Mma(_) => 256,
         }
     }
 
-    /// Blocks that a multiprocessor holds at once.
-    fn blocks_per_multiprocessor(self) -> usize {
+    /// Bytes of dynamic shared memory.
+    fn shared(self, dim: usize) -> usize {
         match self {
-            Kernel::Simt(_) => 2,
+            Kernel::Simt(_) => 0,
+            // The rows and two stages of keys, 16 bytes apart.
+            Kernel::Mma(_) => {
+                (self.rows() + 2 * KEYS) * (dim.next_multiple_of(16) + 8) * size_of::<f16>()
+            }
         }
+    }
+
+    /// Blocks that a multiprocessor holds at once, by its registers; of shared memory each has
+    /// `shared`, of `limit`.
+    fn blocks_per_multiprocessor(self, shared: usize, limit: usize) -> usize {
+        let by_registers = match self {
+            Kernel::Simt(_) | Kernel::Mma(MmaWidth::W128 | MmaWidth::W256) => 2,
+            Kernel::Mma(MmaWidth::W64) => 3,
+        };
+        // A block has a KiB for the system, too.
+        by_registers.min(limit / (shared + 1024)).max(1)
     }
 }
 
@@ -178,11 +235,12 @@ pub(crate) struct Plan {
     mean_pitch: u32,
     /// Row tiles, splits of the keys, chunks of columns.
     grid: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    shared: u32,
     /// log2(e)/τ of student and teacher.
     per_temperature: [f32; 2],
     /// `[2 N]` each: the student's, then the teacher's.
     prepared: Region,
-    teacher_prepared: Region,
     scales: Region,
     records: Region,
     /// `[splits, rows]`
@@ -205,23 +263,26 @@ impl Plan {
         let shapes = problem.shapes();
         let (n, dim) = (shapes.rows, shapes.student_dim);
         let rows = grid_size("rows", n)?;
-        let key_type = match keys {
-            Keys::QueueBoth | Keys::Queue => queue::key_type(dtype, normalize),
-            Keys::Others => DType::F32,
-        };
         let key_count = match shapes.queue {
             Some(capacity) => grid_size("queue keys", capacity)?,
             None => rows,
         };
-        let kernel = Kernel::new(dim, key_type);
+        let kernel = Kernel::new(dim, dtype, normalize, keys);
+        let shared = kernel.shared(dim);
         let attending = match keys {
             Keys::QueueBoth => n.saturating_mul(2),
             Keys::Queue | Keys::Others => n,
         };
+        let prepared = match keys {
+            Keys::QueueBoth | Keys::Others => n.saturating_mul(2),
+            Keys::Queue => n,
+        };
         let pitch = queue::pitch(dim);
         let tiles = (key_count as usize).div_ceil(KEYS);
         let blocks = attending.div_ceil(kernel.rows()) * dim.div_ceil(kernel.columns());
-        let slots = limits.multiprocessors as usize * kernel.blocks_per_multiprocessor();
+        let per_multiprocessor =
+            kernel.blocks_per_multiprocessor(shared, limits.shared_per_block as usize);
+        let slots = limits.multiprocessors as usize * per_multiprocessor;
         let splits = splits(blocks, tiles, slots);
         Ok(Plan {
             dtype,
@@ -239,12 +300,9 @@ impl Plan {
                 grid_size("splits", splits)?,
                 grid_size("student_dim", dim.div_ceil(kernel.columns()))?,
             ],
+            shared: grid_size("shared memory", shared)?,
             per_temperature: temperatures.map(|t| (std::f64::consts::LOG2_E / t) as f32),
-            prepared: layout.push::<f32>(&[attending, pitch])?,
-            teacher_prepared: match keys {
-                Keys::Others => layout.push::<f32>(&[n, pitch])?,
-                _ => layout.push::<f32>(&[0])?,
-            },
+            prepared: layout.push::<u8>(&[prepared, pitch, kernel.element()])?,
             scales: layout.push::<f32>(&[2, n])?,
             records: layout.push::<RowRecord>(&[2, n])?,
             stats: layout.push::<Stat>(&[splits, attending])?,
@@ -257,25 +315,35 @@ impl Plan {
     pub(crate) fn enqueue(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         let n = u64::from(self.rows);
         let prepared = self.prepared.at(at.workspace);
-        let row_bytes = u64::from(self.row_pitch) * size_of::<f32>() as u64;
-        let (teacher_format, teacher_to) = match self.keys {
-            Keys::QueueBoth => (Format::F32, prepared + n * row_bytes),
-            Keys::Queue => (Format::None, 0),
-            Keys::Others => (Format::F32, self.teacher_prepared.at(at.workspace)),
-        };
-        let set = |index: u64, from, to, format| Set {
-            from,
-            to,
-            scales: self.scales.at(at.workspace) + index * n * size_of::<f32>() as u64,
-            records: self.record(at, index),
+        let teachers = prepared + n * u64::from(self.row_pitch) * self.kernel.element() as u64;
+        let scales = self.scales.at(at.workspace);
+        let teacher_scales = scales + n * size_of::<f32>() as u64;
+        let format = self.kernel.format();
+        let [student_scale, teacher_scale] = self.per_temperature;
+        let student = Set {
+            from: at.student,
+            to: prepared,
+            scales,
+            records: self.record(at, 0),
             format: format as u32,
-            per_temperature: self.per_temperature[index as usize],
+            per_temperature: student_scale,
+        };
+        let teacher = Set {
+            from: at.teacher,
+            to: teachers,
+            scales: teacher_scales,
+            records: self.record(at, 1),
+            format: match self.keys {
+                Keys::QueueBoth | Keys::Others => format,
+                Keys::Queue => Format::None,
+            } as u32,
+            per_temperature: match self.keys {
+                Keys::QueueBoth | Keys::Queue => teacher_scale,
+                Keys::Others => 1.0,
+            },
         };
         let rows = RowsArguments {
-            sets: [
-                set(0, at.student, prepared, Format::F32),
-                set(1, at.teacher, teacher_to, teacher_format),
-            ],
+            sets: [student, teacher],
             rows: self.rows,
             dim: self.dim,
             pitch: self.row_pitch,
@@ -287,13 +355,14 @@ impl Plan {
 
         let (keys, state) = match self.keys {
             Keys::QueueBoth | Keys::Queue => (at.queue.keys, at.queue.state),
-            Keys::Others => (teacher_to, 0),
+            Keys::Others => (teachers, 0),
         };
         let attention = Arguments {
             rows: prepared,
-            scales: self.scales.at(at.workspace),
+            scales,
             keys,
             state,
+            key_scales: teacher_scales,
             stats: self.stats.at(at.workspace),
             means: self.means.at(at.workspace),
             row_count: self.attending(),
@@ -305,11 +374,18 @@ impl Plan {
             pass_over_own: (self.keys == Keys::Others).into(),
             padding: 0,
         };
-        match self.kernel {
-            Kernel::Simt(keys) => ATTENTION_SIMT
-                .of(keys)
-                .launch(launcher, self.grid, 0, &attention),
-        }
+        let kernel = match self.kernel {
+            Kernel::Simt(keys) => ATTENTION_SIMT.of(keys),
+            Kernel::Mma(width) => {
+                let family = match width {
+                    MmaWidth::W64 => &ATTENTION_MMA_64,
+                    MmaWidth::W128 => &ATTENTION_MMA_128,
+                    MmaWidth::W256 => &ATTENTION_MMA_256,
+                };
+                family.nth((self.keys == Keys::Others).into())
+            }
+        };
+        kernel.launch(launcher, self.grid, self.shared, &attention)
     }
 
     /// What the last pass takes; `temperature` is the student's.
@@ -327,6 +403,7 @@ impl Plan {
             partials: Partials {
                 stats: self.stats.at(at.workspace),
                 means: self.means.at(at.workspace),
+                scales: self.scales.at(at.workspace),
                 rows: self.attending(),
                 splits: self.grid[1],
                 pitch: self.mean_pitch,

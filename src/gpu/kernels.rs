@@ -58,7 +58,8 @@ impl<A: Pod> Family<A> {
         self.nth(0)
     }
 
-    fn nth(&self, index: usize) -> Kernel<A> {
+    /// The kernel of a family whose members differ by something else.
+    pub(crate) fn nth(&self, index: usize) -> Kernel<A> {
         Kernel {
             entry: &self.entries[index],
             threads: self.threads,
@@ -146,10 +147,20 @@ kernels! {
     ];
     /// Rows as attention reads them, and their norms: a warp for a row.
     ATTENTION_ROWS: super::attention::RowsArguments, 128 => [relata_attention_rows_f32, relata_attention_rows_f16, relata_attention_rows_bf16];
+    /// Attention of f16 rows of up to 64 elements, over a queue and over the rest of a batch.
+    ATTENTION_MMA_64: super::attention::Arguments, 128 => [relata_attention_mma_64, relata_attention_mma_64_batch];
+    /// The same, of up to 128.
+    ATTENTION_MMA_128: super::attention::Arguments, 128 => [relata_attention_mma_128, relata_attention_mma_128_batch];
+    /// The same, of up to 256.
+    ATTENTION_MMA_256: super::attention::Arguments, 128 => [relata_attention_mma_256, relata_attention_mma_256_batch];
     /// Attention of f32 rows over keys of f32 or f16.
     ATTENTION_SIMT: super::attention::Arguments, 256 => [relata_attention_simt_f32, relata_attention_simt_f16];
     /// InfoNCE from the partial attentions: a block for a row.
     INFO_NCE: super::attention::FinishArguments, 256 => [relata_info_nce_f32, relata_info_nce_f16, relata_info_nce_bf16];
+    /// Norms of a queue's new keys, and whether all are finite: a warp for a key.
+    MEASURE_KEYS: super::queue::Arguments, 128 => [relata_measure_keys_f32, relata_measure_keys_f16, relata_measure_keys_bf16];
+    /// New keys to their slots, and the ring moved on.
+    WRITE_KEYS: super::queue::Arguments, 128 => [relata_write_keys_f32, relata_write_keys_f16, relata_write_keys_bf16];
     /// RRD from the partial attentions: a block for a row.
     RRD: super::attention::FinishArguments, 256 => [relata_rrd_f32, relata_rrd_f16, relata_rrd_bf16];
     /// softmax(x/τ) of every row: a block for a row.

@@ -1,7 +1,13 @@
-//! The ring of teacher keys as it lies on a device: `[capacity, pitch]` keys and a state, `[next, len]`.
+//! The ring of teacher keys as it lies on a device: `[capacity, pitch]` keys and a state, `[next, len]`;
+//! and how a batch enters it, by kernels/enqueue.cu.
 
+use bytemuck::{Pod, Zeroable};
 use half::f16;
 
+use super::kernels::{MEASURE_KEYS, WRITE_KEYS};
+use super::machine::Launcher;
+use super::plan::{QueueAddresses, grid_size};
+use super::workspace::{self, Region};
 use crate::element::DType;
 use crate::error::{Error, Result};
 use crate::queue::Queue;
@@ -80,5 +86,280 @@ impl Layout {
             }
         }
         Ok(bytes)
+    }
+}
+
+/// Mirrors `Arguments` in kernels/enqueue.cu.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub(crate) struct Arguments {
+    batch: u64,
+    keys: u64,
+    state: u64,
+    norms: u64,
+    flag: u64,
+    counter: u64,
+    rows: u32,
+    dim: u32,
+    pitch: u32,
+    capacity: u32,
+    normalize: u32,
+    half: u32,
+}
+
+/// Keys in a block of kernels/enqueue.cu.
+const KEYS_PER_BLOCK: u32 = 4;
+
+/// A batch entering a queue on the device: two launches, nothing of it on the host, so that a captured
+/// graph fills the ring further each time it runs. A batch with a NaN or an infinity does not enter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(dead_code, reason = "for queues that live on a device")]
+pub(crate) struct EnqueuePlan {
+    dtype: DType,
+    queue: Layout,
+    normalize: bool,
+    rows: u32,
+    capacity: u32,
+    norms: Region,
+    layout: workspace::Layout,
+}
+
+#[allow(dead_code, reason = "for queues that live on a device")]
+impl EnqueuePlan {
+    /// Batches of `rows` keys of `dtype`.
+    pub(crate) fn new(queue: Layout, rows: usize, dtype: DType, normalize: bool) -> Result<Self> {
+        let mut layout = workspace::Layout::new();
+        Ok(EnqueuePlan {
+            dtype,
+            queue,
+            normalize,
+            rows: grid_size("keys", rows)?,
+            capacity: grid_size("queue capacity", queue.capacity)?,
+            norms: layout.push::<f64>(&[rows])?,
+            layout,
+        })
+    }
+
+    /// As [`Plan::workspace_bytes`](super::plan::Plan::workspace_bytes).
+    pub(crate) fn workspace_bytes(&self) -> usize {
+        self.layout.bytes()
+    }
+
+    /// Launches both passes on the batch at `batch`.
+    pub(crate) fn enqueue(
+        &self,
+        launcher: &mut impl Launcher,
+        batch: u64,
+        queue: QueueAddresses,
+        workspace: u64,
+    ) -> Result<()> {
+        let arguments = Arguments {
+            batch,
+            keys: queue.keys,
+            state: queue.state,
+            norms: self.norms.at(workspace),
+            flag: workspace::Layout::counter(1).at(workspace),
+            counter: workspace::Layout::counter(0).at(workspace),
+            rows: self.rows,
+            dim: grid_size("queue_dim", self.queue.dim)?,
+            pitch: grid_size("queue_dim", self.queue.pitch)?,
+            capacity: self.capacity,
+            normalize: self.normalize.into(),
+            half: (self.queue.element == DType::F16).into(),
+        };
+        let grid = [self.rows.div_ceil(KEYS_PER_BLOCK), 1, 1];
+        MEASURE_KEYS
+            .of(self.dtype)
+            .launch(launcher, grid, 0, &arguments)?;
+        WRITE_KEYS
+            .of(self.dtype)
+            .launch(launcher, grid, 0, &arguments)
+    }
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::gpu::element::GpuElement;
+    use crate::gpu::emulator::{EmulatedMachine, Emulator, Memory};
+    use crate::gpu::machine::Machine;
+    use crate::rows::Rows;
+
+    /// A queue on the emulator beside one on the host.
+    struct Twins {
+        machine: EmulatedMachine,
+        layout: Layout,
+        keys: Memory,
+        state: Memory,
+        host: Queue<f32>,
+        normalize: bool,
+    }
+
+    impl Twins {
+        fn new(capacity: usize, dim: usize, dtype: DType, normalize: bool, seed: u64) -> Self {
+            let mut machine = Emulator::new().seed(seed).machine();
+            let layout = Layout::new(capacity, dim, dtype, normalize);
+            let bytes = layout.bytes().expect("a small queue");
+            let mut keys = machine.allocate("queue", bytes).expect("memory");
+            machine.write(&mut keys, &vec![0; bytes]).expect("room");
+            let mut state = machine
+                .allocate("queue", Layout::STATE_BYTES)
+                .expect("memory");
+            machine
+                .write(&mut state, &[0; Layout::STATE_BYTES])
+                .expect("room");
+            let host = Queue::new(capacity, dim)
+                .expect("a queue")
+                .normalize(normalize);
+            Twins {
+                machine,
+                layout,
+                keys,
+                state,
+                host,
+                normalize,
+            }
+        }
+
+        fn enqueue<T: GpuElement>(&mut self, batch: &[T]) {
+            let rows = batch.len() / self.layout.dim;
+            let plan =
+                EnqueuePlan::new(self.layout, rows, T::DTYPE, self.normalize).expect("small sizes");
+            let machine = &mut self.machine;
+            let mut workspace = machine
+                .allocate("workspace", plan.workspace_bytes())
+                .expect("memory");
+            machine
+                .write(&mut workspace, &[0; workspace::Layout::COUNTERS])
+                .expect("room");
+            // One element off an aligned address.
+            let bytes = [
+                bytemuck::cast_slice(&[T::from_f64(0.0)]),
+                bytemuck::cast_slice::<T, u8>(batch),
+            ]
+            .concat();
+            let mut memory = machine.allocate("keys", bytes.len()).expect("memory");
+            machine.write(&mut memory, &bytes).expect("room");
+            let queue = QueueAddresses {
+                keys: machine.address(&self.keys),
+                state: machine.address(&self.state),
+            };
+            let (from, scratch) = (
+                machine.address(&memory) + size_of::<T>() as u64,
+                machine.address(&workspace),
+            );
+            plan.enqueue(machine, from, queue, scratch)
+                .expect("a kernel without fault");
+            for memory in [&memory, &workspace, &self.keys, &self.state] {
+                machine.inspect(memory).expect("no write beside memory");
+            }
+            let mut counters = [0u8; workspace::Layout::COUNTERS];
+            machine.read(&workspace, &mut counters).expect("as long");
+            assert_eq!(
+                counters,
+                [0; workspace::Layout::COUNTERS],
+                "counters are left at 0"
+            );
+            // The host refuses what is not finite, and keeps what it has.
+            let refused = self
+                .host
+                .enqueue(Rows::new(batch, [rows, self.layout.dim]).expect("whole keys"))
+                .is_err();
+            assert_eq!(refused, batch.iter().any(|x| !x.to_f64().is_finite()));
+        }
+
+        /// Asserts that both hold the same keys in the same slots, and the same number of them.
+        fn assert_same(&mut self) {
+            let mut state = [0u32; 2];
+            self.machine
+                .read(&self.state, bytemuck::cast_slice_mut(&mut state))
+                .expect("as long");
+            assert_eq!(state[1] as usize, self.host.len());
+            if !self.host.is_empty() {
+                // The newest key lies before the slot that is next.
+                let slot = (state[0] as usize + self.layout.capacity - 1) % self.layout.capacity;
+                let newest = &self.host.keys()[slot * self.layout.dim..][..self.layout.dim];
+                assert_eq!(newest, self.host.recent(0));
+            }
+            let mut got = vec![0; self.layout.bytes().expect("a small queue")];
+            self.machine.read(&self.keys, &mut got).expect("as long");
+            let want = self.layout.pack(&self.host).expect("a small queue");
+            let numbers = |bytes: &[u8]| -> Vec<f32> {
+                match self.layout.element {
+                    DType::F16 => bytemuck::pod_collect_to_vec::<u8, f16>(bytes)
+                        .iter()
+                        .map(|x| x.to_f32())
+                        .collect(),
+                    _ => bytemuck::pod_collect_to_vec(bytes),
+                }
+            };
+            // Both round x/‖x‖ in f64 to f32, by another last bit of the f64.
+            let ulp = match self.layout.element {
+                DType::F16 => 2f32.powi(-11),
+                _ => 2f32.powi(-23),
+            };
+            for (got, want) in numbers(&got).iter().zip(numbers(&want)) {
+                assert!((got - want).abs() <= ulp * want.abs(), "{got} {want}");
+            }
+        }
+    }
+
+    /// `rows` keys, no two alike.
+    fn batch<T: GpuElement>(rows: usize, dim: usize, first: usize) -> Vec<T> {
+        let element = |i: usize| ((first * dim + i) as f64 * 0.7).sin() * 3.0 + 0.1;
+        (0..rows * dim).map(|i| T::from_f64(element(i))).collect()
+    }
+
+    fn fills_and_wraps<T: GpuElement>(seed: u64) {
+        for normalize in [true, false] {
+            for (capacity, dim) in [(1, 1), (5, 7), (7, 130), (64, 16)] {
+                let mut twins = Twins::new(capacity, dim, T::DTYPE, normalize, seed);
+                let mut first = 0;
+                // In part, to the brim and beyond, then more than the ring holds.
+                for rows in [2, 3, 1, 5, 9, 17, 130] {
+                    twins.enqueue::<T>(&batch(rows, dim, first));
+                    twins.assert_same();
+                    first += rows;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_queue_fills_and_wraps_as_the_hosts_does() {
+        for seed in [0, 1, 2] {
+            fills_and_wraps::<f32>(seed);
+            fills_and_wraps::<f16>(seed);
+            fills_and_wraps::<bf16>(seed);
+        }
+    }
+
+    #[test]
+    fn a_batch_that_is_not_finite_does_not_enter() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in [0, 12, 34] {
+                let mut twins = Twins::new(8, 7, DType::F32, true, 1);
+                twins.enqueue::<f32>(&batch(3, 7, 0));
+                let mut keys = batch::<f32>(5, 7, 3);
+                keys[at] = bad;
+                twins.enqueue(&keys);
+                twins.assert_same();
+                // And the flag has been lowered.
+                twins.enqueue::<f32>(&batch(4, 7, 8));
+                twins.assert_same();
+                assert_eq!(twins.host.len(), 7);
+            }
+        }
+    }
+
+    #[test]
+    fn keys_of_any_size_enter_as_unit_keys_and_zero_as_zero() {
+        let mut twins = Twins::new(4, 3, DType::F32, true, 2);
+        twins.enqueue::<f32>(&[
+            3e38, -3e38, 3e38, 1e-45, 0.0, -1e-45, 0.0, -0.0, 0.0, 1e-20, 2e-20, 2e-20,
+        ]);
+        twins.assert_same();
     }
 }
