@@ -1,14 +1,15 @@
-//! How exact is f32? On every kind of data the gradient of a device may be off by at most twice what
+//! How exact is f32? On every kind of data the gradient of the CPU path, and of the kernels, may be off by at most twice what
 //! the definition evaluated directly in f32 is off by, both against f64. Prints what it measures:
 //! `cargo test --test numerics -- --nocapture`.
 
 mod common;
 
-use common::compare::{assert_same_bits, relative_error};
+use common::compare::assert_same_bits;
+#[cfg(feature = "emulator")]
+use common::measured::Measured;
+use common::measured::{Errors, judge, mean_of};
 use common::tolerances::naive;
 use common::{Input, Random, cast, losses, shapes_of};
-#[cfg(feature = "emulator")]
-use relata::Emulator;
 use relata::{
     Cpu, Device, Element, Evaluation, InfoNce, KdKl, Loss, Reference, RkdAngle, RkdDistance, Rrd,
     Shapes,
@@ -18,92 +19,6 @@ use relata::{
 /// O(N³D).
 const SEEDS: u64 = 12;
 const ANGLE_SEEDS: u64 = 3;
-/// At most so many times the error of the direct evaluation…
-const FACTOR: f64 = 2.0;
-/// …and a little, where both are right to the last bit.
-const FLOOR: f64 = 1e-9;
-/// One rounding to f32, which the direct evaluation's loss may be spared by luck.
-const ROUNDING: f64 = 0.5 * f32::EPSILON as f64;
-
-/// Errors against f64, relative, of the loss and of the gradient.
-#[derive(Clone, Copy, Debug, Default)]
-struct Errors {
-    loss: f64,
-    gradient: f64,
-    /// The loss itself.
-    value: f64,
-}
-
-impl Errors {
-    fn of(loss: f64, gradient: &[f32], right: &Evaluation<f64>) -> Self {
-        Errors {
-            loss: (loss - right.loss).abs() / right.loss,
-            gradient: relative_error(gradient, &right.gradient),
-            value: right.loss,
-        }
-    }
-
-    /// Root mean squares; a NaN stays.
-    fn mean(all: &[Errors]) -> Self {
-        let mean = |of: fn(&Errors) -> f64| {
-            let sum: f64 = all.iter().map(|errors| of(errors).powi(2)).sum();
-            (sum / all.len() as f64).sqrt()
-        };
-        Errors {
-            loss: mean(|errors| errors.loss),
-            gradient: mean(|errors| errors.gradient),
-            value: mean(|errors| errors.value),
-        }
-    }
-}
-
-/// What was measured of one loss on one kind of data.
-struct Measured {
-    name: String,
-    got: Errors,
-    naive: Errors,
-}
-
-/// The mean over seeds of what `measure` gives: the device's errors, then the direct evaluation's.
-fn mean_of(name: String, seeds: u64, measure: impl Fn(u64) -> (Errors, Errors)) -> Measured {
-    let (got, naive): (Vec<_>, Vec<_>) = (0..seeds).map(measure).unzip();
-    Measured {
-        name,
-        got: Errors::mean(&got),
-        naive: Errors::mean(&naive),
-    }
-}
-
-/// Prints the table and fails on rows beyond the bar.
-fn judge(title: &str, rows: &[Measured]) {
-    println!("\n{title}: errors against f64");
-    println!(
-        "{:<58} {:>9} {:>9} {:>5}   {:>9} {:>9} {:>5}   {:>9}",
-        "", "gradient", "direct", "x", "loss", "direct", "x", "value"
-    );
-    let mut beyond = Vec::new();
-    for Measured { name, got, naive } in rows {
-        println!(
-            "{name:<58} {:9.1e} {:9.1e} {:5.2}   {:9.1e} {:9.1e} {:5.2}   {:9.1e}",
-            got.gradient,
-            naive.gradient,
-            got.gradient / naive.gradient,
-            got.loss,
-            naive.loss,
-            got.loss / naive.loss,
-            got.value
-        );
-        // Written so that a NaN on either side fails.
-        assert!(got.value > 1e-9, "{name}: no loss to speak of");
-        let gradient = got.gradient <= FACTOR * naive.gradient + FLOOR;
-        let loss = got.loss <= FACTOR * (naive.loss + ROUNDING);
-        if !(gradient && loss) {
-            beyond.push(name);
-        }
-    }
-    assert!(beyond.is_empty(), "{title}: beyond the bar: {beyond:#?}");
-}
-
 #[derive(Clone, Copy, Debug)]
 enum Student {
     Gaussian,
@@ -159,12 +74,8 @@ impl Student {
     }
 }
 
-/// Something that computes in f32.
-trait Device32: Device<f32, Gradient = f32> {}
-impl<D: Device<f32, Gradient = f32>> Device32 for D {}
-
 /// Both RKD losses on every kind of student.
-fn rkd<D: Device32>(device: &D, shape: [usize; 3]) {
+fn rkd(device: &impl Device<f32, Gradient = f32>, shape: [usize; 3]) {
     type Direct = fn(&[f32], &[f32], [usize; 3]) -> (f32, Vec<f32>);
     let both: [(Loss, Direct); 2] = [
         (RkdDistance::default().into(), naive::rkd_distance),
@@ -195,67 +106,14 @@ fn rkd<D: Device32>(device: &D, shape: [usize; 3]) {
         }
     }
     judge(
-        &format!("RKD on {}, N, D, D_t = {shape:?}", device.name()),
+        &format!("{}: RKD, N, D, D_t = {shape:?}", device.name()),
         &table,
     );
 }
 
-#[test]
-fn rkd_is_as_exact_as_its_definition_in_f32() {
-    rkd(&Cpu, [64, 128, 96]);
-}
-
-#[test]
-fn rkd_is_as_exact_in_another_shape() {
-    rkd(&Cpu, [48, 40, 40]);
-}
-
-#[cfg(feature = "emulator")]
-#[test]
-fn rkd_kernels_are_as_exact_as_its_definition_in_f32() {
-    rkd(&Emulator::new(), [64, 128, 96]);
-    rkd(&Emulator::new().seed(1), [48, 40, 40]);
-}
-
-/// More rows than go straight to the accurate kernels, with lengths so alike that the fast ones are
-/// trusted, or not. The reference would take minutes: the CPU path in f64 stands in for it.
-#[cfg(feature = "emulator")]
-#[test]
-fn rkd_kernels_for_many_rows_are_as_exact_as_its_definition_in_f32() {
-    let shape @ [n, dim, dim_t] = [260, 192, 160];
-    let rows = |values: &[f64]| cast::<f32>(values);
-    let mut table = Vec::new();
-    for student in [Student::Gaussian, Student::Clusters { spread: 5e-2 }] {
-        let input = student.input(7, shape);
-        let (x, y) = (rows(&input.student), rows(&input.teacher));
-        let rounded = Input {
-            student: x.iter().map(|&x| f64::from(x)).collect(),
-            teacher: y.iter().map(|&y| f64::from(y)).collect(),
-            ..input.clone()
-        };
-        for loss in [RkdDistance::default().into(), RkdAngle::default().into()] {
-            let right = rounded.evaluate::<f64, _>(&Cpu, loss);
-            let got = input.evaluate::<f32, _>(&Emulator::new(), loss);
-            let (value, gradient) = match loss {
-                Loss::RkdAngle(_) => naive::rkd_angle(&x, &y, [n, dim, dim_t]),
-                _ => naive::rkd_distance(&x, &y, [n, dim, dim_t]),
-            };
-            table.push(Measured {
-                name: format!("{loss} {student:?}"),
-                got: Errors::of(got.loss, &got.gradient, &right),
-                naive: Errors::of(f64::from(value), &gradient, &right),
-            });
-        }
-    }
-    judge(
-        &format!("RKD on the emulator, N, D, D_t = {shape:?}"),
-        &table,
-    );
-}
-
-/// A device's and a direct evaluation's errors on one batch.
-fn compare<D: Device32>(
-    device: &D,
+/// The device's and a direct evaluation's errors on one batch.
+fn compare(
+    device: &impl Device<f32, Gradient = f32>,
     input: &Input,
     loss: Loss,
     direct: impl Fn(&[f32], &[f32], &[f32]) -> (f32, Vec<f32>),
@@ -297,18 +155,7 @@ fn at_divergence(
     input
 }
 
-#[test]
-fn rrd_is_as_exact_as_its_definition_in_f32() {
-    rrd(&Cpu);
-}
-
-#[cfg(feature = "emulator")]
-#[test]
-fn rrd_kernels_are_as_exact_as_its_definition_in_f32() {
-    rrd(&Emulator::new());
-}
-
-fn rrd<D: Device32>(device: &D) {
+fn rrd(device: &impl Device<f32, Gradient = f32>) {
     let mut table = Vec::new();
     for (n, dim, keys) in [(8, 128, 2048), (5, 40, 333)] {
         let shapes = Shapes::new(n, dim, dim).with_queue(keys);
@@ -348,21 +195,10 @@ fn rrd<D: Device32>(device: &D) {
             }));
         }
     }
-    judge(&format!("RRD on {}", device.name()), &table);
+    judge(&format!("{}: RRD", device.name()), &table);
 }
 
-#[test]
-fn info_nce_is_as_exact_as_its_definition_in_f32() {
-    info_nce(&Cpu);
-}
-
-#[cfg(feature = "emulator")]
-#[test]
-fn info_nce_kernels_are_as_exact_as_its_definition_in_f32() {
-    info_nce(&Emulator::new());
-}
-
-fn info_nce<D: Device32>(device: &D) {
+fn info_nce(device: &impl Device<f32, Gradient = f32>) {
     let mut table = Vec::new();
     for (n, dim, keys) in [(32, 128, None), (33, 40, None), (8, 128, Some(2048))] {
         let shapes = Shapes {
@@ -394,21 +230,10 @@ fn info_nce<D: Device32>(device: &D) {
             }));
         }
     }
-    judge(&format!("InfoNCE on {}", device.name()), &table);
+    judge(&format!("{}: InfoNCE", device.name()), &table);
 }
 
-#[test]
-fn kd_kl_is_as_exact_as_its_definition_in_f32() {
-    kd_kl(&Cpu);
-}
-
-#[cfg(feature = "emulator")]
-#[test]
-fn kd_kl_kernels_are_as_exact_as_its_definition_in_f32() {
-    kd_kl(&Emulator::new());
-}
-
-fn kd_kl<D: Device32>(device: &D) {
+fn kd_kl(device: &impl Device<f32, Gradient = f32>) {
     let mut table = Vec::new();
     for (n, classes) in [(8, 1000), (33, 37)] {
         // KL(p‖q) and the noise that gives it.
@@ -439,7 +264,65 @@ fn kd_kl<D: Device32>(device: &D) {
             }));
         }
     }
-    judge(&format!("KD on {}", device.name()), &table);
+    judge(&format!("{}: KD", device.name()), &table);
+}
+
+#[test]
+fn the_cpu_is_as_exact_on_rkd_as_its_definition_in_f32() {
+    rkd(&Cpu, [64, 128, 96]);
+    rkd(&Cpu, [48, 40, 40]);
+}
+
+#[test]
+fn the_cpu_is_as_exact_as_the_definitions_in_f32() {
+    rrd(&Cpu);
+    info_nce(&Cpu);
+    kd_kl(&Cpu);
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn the_kernels_are_as_exact_as_the_definitions_in_f32() {
+    let emulator = relata::Emulator::new();
+    rkd(&emulator, [64, 128, 96]);
+    rkd(&emulator, [48, 40, 40]);
+    kd_kl(&emulator);
+}
+
+/// More rows than go straight to the accurate kernels, with lengths so alike that the fast ones are
+/// trusted, or not. The reference would take minutes: the CPU path in f64 stands in for it.
+#[cfg(feature = "emulator")]
+#[test]
+fn rkd_kernels_for_many_rows_are_as_exact_as_its_definition_in_f32() {
+    let shape @ [n, dim, dim_t] = [260, 192, 160];
+    let rows = |values: &[f64]| cast::<f32>(values);
+    let mut table = Vec::new();
+    for student in [Student::Gaussian, Student::Clusters { spread: 5e-2 }] {
+        let input = student.input(7, shape);
+        let (x, y) = (rows(&input.student), rows(&input.teacher));
+        let rounded = Input {
+            student: x.iter().map(|&x| f64::from(x)).collect(),
+            teacher: y.iter().map(|&y| f64::from(y)).collect(),
+            ..input.clone()
+        };
+        for loss in [RkdDistance::default().into(), RkdAngle::default().into()] {
+            let right = rounded.evaluate::<f64, _>(&Cpu, loss);
+            let got = input.evaluate::<f32, _>(&relata::Emulator::new(), loss);
+            let (value, gradient) = match loss {
+                Loss::RkdAngle(_) => naive::rkd_angle(&x, &y, [n, dim, dim_t]),
+                _ => naive::rkd_distance(&x, &y, [n, dim, dim_t]),
+            };
+            table.push(Measured {
+                name: format!("{loss} {student:?}"),
+                device: Errors::of(got.loss, &got.gradient, &right),
+                naive: Errors::of(f64::from(value), &gradient, &right),
+            });
+        }
+    }
+    judge(
+        &format!("RKD on the emulator, N, D, D_t = {shape:?}"),
+        &table,
+    );
 }
 
 /// What a device makes of `input` rounded to `T`, taken as `T` and taken as f32.

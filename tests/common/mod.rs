@@ -9,6 +9,7 @@
 
 pub(crate) mod cases;
 pub(crate) mod compare;
+pub(crate) mod measured;
 pub(crate) mod tolerances;
 
 use relata::{
