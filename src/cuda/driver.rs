@@ -5,10 +5,11 @@
     reason = "loads the driver's library and asks its version"
 )]
 
+use std::error::Error as _;
 use std::ffi::c_int;
 use std::sync::{Arc, OnceLock};
 
-use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::result;
 use cudarc::driver::{CudaContext, sys};
 
 use super::failure::{Doing, NO_DEVICE, STUB_LIBRARY, code, said};
@@ -48,7 +49,7 @@ fn load() -> Result<()> {
     if DRIVER.get().is_some() {
         return Ok(());
     }
-    let mut whys = Vec::new();
+    let mut whys: Vec<String> = Vec::new();
     for name in NAMES {
         // SAFETY: what a library does when it is loaded is its own affair; NVIDIA's may be loaded by any
         // process, at any time and more than once. It stays loaded.
@@ -57,7 +58,8 @@ fn load() -> Result<()> {
                 DRIVER.get_or_init(|| library);
                 return Ok(());
             }
-            Err(why) => whys.push(why.to_string()),
+            // What the system says is the source of what libloading says.
+            Err(why) => whys.push(why.source().unwrap_or(&why).to_string()),
         }
     }
     Err(Error::NoDriver {
@@ -72,9 +74,7 @@ fn initialize() -> Result<()> {
             cards: 0,
         }),
         // What the toolkit has to link with, found where the driver should be.
-        Err(error @ DriverError(_)) if code(error) == STUB_LIBRARY => {
-            Err(Error::NoDriver { why: said(error) })
-        }
+        Err(error) if code(error) == STUB_LIBRARY => Err(Error::NoDriver { why: said(error) }),
         initialized => initialized.doing("initialising the driver"),
     }
 }
