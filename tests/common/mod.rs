@@ -7,6 +7,7 @@
     reason = "each test binary uses its own part of this"
 )]
 
+pub(crate) mod against;
 pub(crate) mod cases;
 pub(crate) mod compare;
 pub(crate) mod measured;
