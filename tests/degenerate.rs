@@ -120,6 +120,32 @@ fn duplicates_are_finite_and_agree_with_the_reference() {
 }
 
 #[test]
+fn rows_whose_squared_distances_vanish_agree_with_the_reference() {
+    fn check<T: Element>(spread: f64) {
+        const D: usize = 512;
+        let rows = |seed| {
+            let mut rows = numbers(N * D, seed);
+            for (at, x) in rows.iter_mut().enumerate() {
+                *x = if at % D == 0 { 1.0 } else { *x * spread };
+            }
+            rows
+        };
+        let (x, y) = (rows(1.0), rows(2.0));
+        for loss in rkd_losses() {
+            let got = evaluate::<T, _>(&Cpu, loss, &x, &y, D);
+            let want = evaluate::<f64, _>(&Reference, loss, &x, &y, D);
+            assert!(finite(&got), "{loss} at {spread:e}");
+            let error = (got.loss - want.loss).abs() / want.loss;
+            assert!(error <= 1e-5, "{loss} at {spread:e}: off by {error:e}");
+        }
+    }
+    for spread in [1e-15, 1e-19, 1e-21, 1e-23] {
+        check::<f32>(spread);
+        check::<f64>(spread);
+    }
+}
+
+#[test]
 fn equal_rows_have_no_gradient() {
     fn check<T: Element, Dev: Device<T>>(device: &Dev) {
         let x = numbers(D, 1.0).repeat(N);
