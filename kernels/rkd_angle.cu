@@ -25,9 +25,9 @@
 //            sums over i across the 4 lanes of a column and then the warps, each value of a lane's halved with a
 //            partner's until every lane has its own (a butterfly that reduces and scatters).
 // Shared     fast: 16 KiB for 8 vertices' edges, 10 KiB for sums; accurate: 24 and 18 KiB.
-// Registers  at most 255.
+// Registers  at most 224.
 // Work       fast: 16 FP32 instructions an unordered triple: 3 + 3 for the cosines and their difference, 2 to clamp,
-//            2 for the penalty, 6 for the sums. accurate: 26.
+//            2 for the penalty, 6 for the sums. accurate: about 30, selections counted.
 // Floor      FP32 issue: 16 · N³/2 / 33.4e12 s on an H200: 4 µs at N = 256, 256 µs at 1024.
 // Numerics   The law of cosines loses longest over shortest. The fast path is for spreads of at most 1.75, where
 //            it is as good as the definition, and is given up where the mean penalty is below 1e-4: there the
