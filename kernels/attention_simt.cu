@@ -80,6 +80,7 @@ DEVICE void products(const AttentionArguments& arguments, Place at, uint32_t fir
         stage<ROWS, DEPTH>(row_stage, STRIDE, rows, arguments.row_pitch, first_row, arguments.row_count, column);
         stage<KEYS, DEPTH>(key_stage, STRIDE, keys, arguments.key_pitch, first_key, end_key, column);
         block_barrier();
+        if (at.r >= arguments.row_count - first_row) continue;
         const unsigned depth = arguments.dim - column < DEPTH ? arguments.dim - column : DEPTH;
         UNROLL_BY(1)
         for (unsigned d = 0; d < depth; d += 4) {
@@ -103,10 +104,10 @@ DEVICE void products(const AttentionArguments& arguments, Place at, uint32_t fir
 
 // Weighted keys of a tile, the columns from `column` on: added to `means`, which are rescaled.
 template <typename K>
-DEVICE void gather(const AttentionArguments& arguments, Place at, uint32_t column, uint32_t first_key, uint32_t end_key,
-                   const float* weights, const float* decays, float* values, float (&means)[4][8]) {
+DEVICE void gather(const AttentionArguments& arguments, Place at, uint32_t first_row, uint32_t column, uint32_t first_key,
+                   uint32_t end_key, const float* weights, const float* decays, float* values, float (&means)[4][8]) {
     float sums[4][8] = {};
-    const bool any = column + 4 * at.c < arguments.dim;
+    const bool any = column + 4 * at.c < arguments.dim && 4 * at.r < arguments.row_count - first_row;
     for (uint32_t from = 0; from < KEYS; from += VALUES) {
         if (first_key + from >= end_key) break;
         block_barrier();
@@ -184,7 +185,7 @@ DEVICE void attend(const AttentionArguments& arguments) {
         sum = fmaf(sum, decay, tile);
         largest = next;
         if (quarter == 0) decays[own] = decay;
-        gather<K>(arguments, at, column, first_key, range.end, weights, decays, shared, means);
+        gather<K>(arguments, at, first_row, column, first_key, range.end, weights, decays, shared, means);
     }
 
     sum += shuffle_xor(sum, 1);

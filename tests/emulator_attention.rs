@@ -248,7 +248,7 @@ fn the_same_bits_on_any_schedule() {
 /// are rounded in one pass: as pairs of f16.
 #[test]
 fn near_convergence() {
-    let (n, dim, keys) = (6, 64, 1024);
+    let (n, dim, keys) = (4, 128, 4096);
     let loss = Rrd {
         student_temperature: 0.1,
         teacher_temperature: 0.1,

@@ -185,6 +185,8 @@ mod tests {
     use crate::gpu::element::GpuElement;
     use crate::gpu::emulator::{EmulatedMachine, Emulator, Memory};
     use crate::gpu::machine::Machine;
+    use crate::gpu::plan::{Addresses, Plan};
+    use crate::problem::{Batch, Problem, Shapes};
     use crate::rows::Rows;
 
     /// A queue on the emulator beside one on the host.
@@ -202,8 +204,8 @@ mod tests {
             let mut machine = Emulator::new().seed(seed).machine();
             let layout = Layout::new(capacity, dim, dtype, normalize);
             let bytes = layout.bytes().expect("a small queue");
-            let mut keys = machine.allocate("queue", bytes).expect("memory");
-            machine.write(&mut keys, &vec![0; bytes]).expect("room");
+            // NaN until a key is written.
+            let keys = machine.allocate("queue", bytes).expect("memory");
             let mut state = machine
                 .allocate("queue", Layout::STATE_BYTES)
                 .expect("memory");
@@ -300,9 +302,91 @@ mod tests {
                 DType::F16 => 2f32.powi(-11),
                 _ => 2f32.powi(-23),
             };
-            for (got, want) in numbers(&got).iter().zip(numbers(&want)) {
+            for (got, want) in numbers(&got)
+                .iter()
+                .zip(numbers(&want))
+                .take(self.host.len() * self.layout.pitch)
+            {
                 assert!((got - want).abs() <= ulp * want.abs(), "{got} {want}");
             }
+        }
+    }
+
+    /// Steps of training with the queue on the device: a loss sees the keys that have entered, however few of
+    /// those that its plan was made for.
+    fn evaluates_beside_a_filling_ring<T: GpuElement>(capacity: usize, dim: usize) {
+        let rows = 17;
+        let mut twins = Twins::new(capacity, dim, T::DTYPE, true, 1);
+        let loss = crate::Rrd::default();
+        let shapes = Shapes::new(rows, dim, dim);
+        let whole = Problem::new(loss, shapes.with_queue(capacity)).expect("shapes that fit");
+        let plan = Plan::new(&whole, T::DTYPE, twins.machine.limits()).expect("a small plan");
+        for step in 0..4 {
+            let student: Vec<T> = batch(rows, dim, 1000 + step * rows);
+            let teacher: Vec<T> = batch(rows, dim, step * rows);
+            twins.enqueue(&teacher);
+            let machine = &mut twins.machine;
+            let upload = |machine: &mut EmulatedMachine, elements: &[T]| {
+                let bytes = bytemuck::cast_slice(elements);
+                let mut memory = machine.allocate("rows", bytes.len()).expect("memory");
+                machine.write(&mut memory, bytes).expect("room");
+                memory
+            };
+            let (x, y) = (upload(machine, &student), upload(machine, &teacher));
+            let mut workspace = machine
+                .allocate("workspace", plan.workspace_bytes())
+                .expect("memory");
+            machine
+                .write(&mut workspace, &[0; workspace::Layout::COUNTERS])
+                .expect("room");
+            let result = machine
+                .allocate("gradient", 4 * rows * dim)
+                .expect("memory");
+            let value = machine.allocate("loss", 8).expect("memory");
+            let addresses = Addresses {
+                student: machine.address(&x),
+                teacher: machine.address(&y),
+                queue: QueueAddresses {
+                    keys: machine.address(&twins.keys),
+                    state: machine.address(&twins.state),
+                },
+                gradient: machine.address(&result),
+                value: machine.address(&value),
+                workspace: machine.address(&workspace),
+            };
+            plan.enqueue(machine, &addresses)
+                .expect("kernels without fault");
+            let mut got = vec![0f32; rows * dim];
+            machine
+                .read(&result, bytemuck::cast_slice_mut(&mut got))
+                .expect("as long");
+
+            let problem =
+                Problem::new(loss, shapes.with_queue(twins.host.len())).expect("shapes that fit");
+            let rows_of = |elements| Rows::new(elements, [rows, dim]).expect("whole rows");
+            let batch = Batch::new(rows_of(&student), rows_of(&teacher)).with_queue(&twins.host);
+            let want = problem
+                .evaluate(&crate::Reference, batch)
+                .expect("a batch that fits")
+                .gradient;
+            let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+            let error = norm(&mut got.iter().zip(&want).map(|(&g, w)| f64::from(g) - w))
+                / norm(&mut want.iter().copied());
+            // Keys are rounded to f16, or not at all.
+            let within = if twins.layout.element == DType::F16 {
+                3e-3
+            } else {
+                3e-6
+            };
+            assert!(error < within, "{} step {step}: {error:e}", T::DTYPE);
+        }
+    }
+
+    #[test]
+    fn losses_see_the_keys_that_have_entered() {
+        for (capacity, dim) in [(1000, 20), (60, 130), (200, 300)] {
+            evaluates_beside_a_filling_ring::<f32>(capacity, dim);
+            evaluates_beside_a_filling_ring::<f16>(capacity, dim);
         }
     }
 
