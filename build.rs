@@ -1,72 +1,37 @@
-//! Builds the kernels: for the emulator with the host's C++ compiler.
+//! Builds the kernels: with nvcc for a card, with the host's C++ compiler for the emulator.
+
+#[cfg(feature = "cuda")]
+#[path = "build/cuda.rs"]
+mod cuda;
+#[cfg(feature = "emulator")]
+#[path = "build/emulator.rs"]
+mod emulator;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
+    #[cfg(feature = "cuda")]
+    cuda::build();
     #[cfg(feature = "emulator")]
     emulator::build();
 }
 
-#[cfg(feature = "emulator")]
-mod emulator {
-    use std::path::{Path, PathBuf};
+/// The .cu files in a folder.
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+fn kernels_in(folder: &str) -> Vec<std::path::PathBuf> {
+    println!("cargo::rerun-if-changed={folder}");
+    let mut files: Vec<_> = std::fs::read_dir(folder)
+        .expect("a folder of kernels")
+        .map(|entry| entry.expect("an entry of a folder of kernels").path())
+        .filter(|path| path.extension().is_some_and(|e| e == "cu"))
+        .collect();
+    files.sort();
+    files
+}
 
-    /// The emulator and every kernel, as one static library.
-    pub(crate) fn build() {
-        println!("cargo::rerun-if-changed=emulator");
-        println!("cargo::rerun-if-changed=kernels");
-        let mut build = cc::Build::new();
-        build
-            .cpp(true)
-            .std("c++17")
-            // The tests run the kernels a lot, whatever they themselves are built with.
-            .opt_level(2)
-            .debug(true)
-            // nvcc contracts where a kernel says fmaf, and so does the host.
-            .flag("-ffp-contract=off")
-            .flag("-fno-exceptions")
-            .flag("-Wall")
-            .flag("-Wextra")
-            .flag_if_supported("-Wno-unknown-pragmas")
-            .file("emulator/emulator.cpp");
-        for kernel in kernels() {
-            // A .cu file is C++ to this compiler.
-            build.file(as_cpp(&kernel));
-        }
-        if std::env::var_os("CARGO_FEATURE_EMULATOR_SANITIZE").is_some() {
-            build
-                .flag("-fsanitize=address,undefined")
-                .flag("-fno-sanitize-recover=undefined")
-                .flag("-fno-omit-frame-pointer");
-            println!("cargo::rustc-link-arg=-fsanitize=address,undefined");
-        }
-        if std::env::var_os("RELATA_EMULATOR_COVERAGE").is_some() {
-            build.opt_level(0).flag("--coverage");
-            println!("cargo::rustc-link-arg=--coverage");
-        }
-        println!("cargo::rerun-if-env-changed=RELATA_EMULATOR_COVERAGE");
-        build.compile("relata_emulator");
-    }
-
-    fn kernels() -> Vec<PathBuf> {
-        let mut files: Vec<PathBuf> = std::fs::read_dir("kernels")
-            .expect("the folder of kernels")
-            .map(|entry| entry.expect("an entry of the folder of kernels").path())
-            .filter(|path| path.extension().is_some_and(|e| e == "cu"))
-            .collect();
-        files.sort();
-        files
-    }
-
-    /// A C++ file that includes `kernel`: compilers go by the name's ending.
-    fn as_cpp(kernel: &Path) -> PathBuf {
-        let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-        let stem = kernel.file_stem().expect("a kernel's file has a name");
-        let path = out.join(stem).with_extension("cpp");
-        let source = kernel.canonicalize().expect("the kernel's path");
-        let include = format!("#include \"{}\"\n", source.display());
-        if std::fs::read_to_string(&path).ok().as_deref() != Some(&include) {
-            std::fs::write(&path, include).expect("a file in OUT_DIR");
-        }
-        path
-    }
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+fn out_dir() -> std::path::PathBuf {
+    std::env::var_os("OUT_DIR")
+        .expect("cargo sets OUT_DIR")
+        .into()
 }

@@ -6,7 +6,9 @@
 // back through Thread::wait.
 #pragma once
 
-#include <cmath>
+// Not <cmath>: kernels call fma, sqrt, fmax of floats by these names, as in CUDA.
+#include <math.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -58,7 +60,8 @@ struct Thread {
     struct Copies* copies;
 };
 
-Thread* current();
+// The same for all of a thread's life: calls may be put together.
+__attribute__((const)) Thread* current();
 
 void* shared_array(const Site* site, size_t bytes);
 void* dynamic_shared();

@@ -4,8 +4,8 @@
 // Passes     one launch: maxima and sums of both rows in one read; a second read (from L2 where the row fits) for
 //            the divergence and the gradient. The last block adds up the rows.
 // Grid       N blocks.
-// Block      256 threads, side by side along the row: thread t takes the 16 bytes t, t + 256, ... of both rows
-//            (or the element, where a row is not aligned to 16 bytes).
+// Block      256 threads, side by side along the row: thread t takes the 16 bytes t, t + 256, ... of both rows, in one
+//            load where the row is aligned to that; what is left of the row goes element by element.
 // Shared     200 bytes for reductions.
 // Registers  at most 64.
 // Work       14 C flop and 4 C exponentials a row; 2 C elements read, 4 C bytes written.
@@ -85,16 +85,16 @@ DEVICE void kd_kl(const Arguments& arguments) {
     const T* x = static_cast<const T*>(arguments.student) + start;
     const T* y = static_cast<const T*>(arguments.teacher) + start;
     float* gradient = arguments.gradient + start;
-    const bool wide = aligned16(x) && aligned16(y) && aligned16(gradient);
-    // The rest of the row goes element by element.
-    const uint32_t chunked = wide ? classes - classes % CHUNK<T> : 0;
+    // Which thread takes what does not depend on addresses, or the bits would.
+    const bool wide_x = aligned16(x), wide_y = aligned16(y), wide_gradient = aligned16(gradient);
+    const uint32_t chunked = classes - classes % CHUNK<T>;
     float a[CHUNK<T>], b[CHUNK<T>];
 
     Row row;
     row.scale = arguments.inverse_temperature * LOG2_E;
     for (uint32_t c = threadIdx.x * CHUNK<T>; c < chunked; c += THREADS * CHUNK<T>) {
-        load_chunk(x + c, a);
-        load_chunk(y + c, b);
+        load_chunk(x + c, wide_x, a);
+        load_chunk(y + c, wide_y, b);
         UNROLL
         for (unsigned i = 0; i < CHUNK<T>; i++) row.add(a[i], b[i]);
     }
@@ -109,12 +109,12 @@ DEVICE void kd_kl(const Arguments& arguments) {
     result.shift = logf(row.student.sum) - logf(row.teacher.sum);
     const float factor = arguments.gradient_factor;
     for (uint32_t c = threadIdx.x * CHUNK<T>; c < chunked; c += THREADS * CHUNK<T>) {
-        load_chunk(x + c, a);
-        load_chunk(y + c, b);
+        load_chunk(x + c, wide_x, a);
+        load_chunk(y + c, wide_y, b);
         UNROLL
         for (unsigned i = 0; i < CHUNK<T>; i++) a[i] = factor * result.take(row, a[i], b[i]);
         UNROLL
-        for (unsigned i = 0; i < CHUNK<T>; i += 4) store4(gradient + c + i, a[i], a[i + 1], a[i + 2], a[i + 3]);
+        for (unsigned i = 0; i < CHUNK<T>; i += 4) store4(gradient + c + i, wide_gradient, a[i], a[i + 1], a[i + 2], a[i + 3]);
     }
     for (uint32_t c = chunked + threadIdx.x; c < classes; c += THREADS)
         gradient[c] = factor * result.take(row, to_float(x[c]), to_float(y[c]));

@@ -61,6 +61,8 @@ mod sealed {
     pub trait Sealed {}
     impl Sealed for super::Reference {}
     impl Sealed for super::Cpu {}
+    #[cfg(feature = "cuda")]
+    impl Sealed for crate::cuda::Cuda {}
     #[cfg(feature = "emulator")]
     impl Sealed for crate::gpu::emulator::Emulator {}
 }
@@ -137,38 +139,48 @@ impl<T: Element> Device<T> for Cpu {
     }
 }
 
-#[cfg(feature = "emulator")]
-impl<T: crate::gpu::element::GpuElement> Device<T> for crate::gpu::emulator::Emulator {
-    type Gradient = f32;
+/// What runs the CUDA kernels.
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+macro_rules! gpu_device {
+    ($device:ty, $name:literal) => {
+        impl<T: crate::gpu::element::GpuElement> Device<T> for $device {
+            type Gradient = f32;
 
-    fn name(&self) -> &'static str {
-        "emulator"
-    }
+            fn name(&self) -> &'static str {
+                $name
+            }
 
-    fn evaluate(
-        &self,
-        problem: &Problem,
-        batch: Batch<'_, T>,
-        gradient: &mut [f32],
-    ) -> Result<Value> {
-        crate::gpu::evaluate(&mut self.machine(), problem, batch, gradient)
-    }
+            fn evaluate(
+                &self,
+                problem: &Problem,
+                batch: Batch<'_, T>,
+                gradient: &mut [f32],
+            ) -> Result<Value> {
+                crate::gpu::evaluate(&mut self.machine(), problem, batch, gradient)
+            }
 
-    fn relation_matrix(
-        &self,
-        relation: Relation,
-        rows: Rows<'_, T>,
-        matrix: &mut [f32],
-    ) -> Result<()> {
-        crate::gpu::relation_matrix(&mut self.machine(), relation, rows, matrix)
-    }
+            fn relation_matrix(
+                &self,
+                relation: Relation,
+                rows: Rows<'_, T>,
+                matrix: &mut [f32],
+            ) -> Result<()> {
+                crate::gpu::relation_matrix(&mut self.machine(), relation, rows, matrix)
+            }
 
-    fn softmax(
-        &self,
-        rows: Rows<'_, T>,
-        temperature: f64,
-        probabilities: &mut [f32],
-    ) -> Result<()> {
-        crate::gpu::softmax(&mut self.machine(), rows, temperature, probabilities)
-    }
+            fn softmax(
+                &self,
+                rows: Rows<'_, T>,
+                temperature: f64,
+                probabilities: &mut [f32],
+            ) -> Result<()> {
+                crate::gpu::softmax(&mut self.machine(), rows, temperature, probabilities)
+            }
+        }
+    };
 }
+
+#[cfg(feature = "cuda")]
+gpu_device!(crate::cuda::Cuda, "cuda");
+#[cfg(feature = "emulator")]
+gpu_device!(crate::gpu::emulator::Emulator, "emulator");

@@ -106,4 +106,65 @@ pub enum Error {
         /// How much was asked for; `usize::MAX` where the number itself overflows.
         bytes: usize,
     },
+    /// This machine has no CUDA driver.
+    #[error("cuda: expected NVIDIA's driver, got none: {why}")]
+    NoDriver {
+        /// What the system says.
+        why: String,
+    },
+    /// There is no such card.
+    #[error("cuda: expected a card number {ordinal}, counted from 0, got {cards} cards")]
+    NoCard {
+        /// The card asked for.
+        ordinal: usize,
+        /// How many there are.
+        cards: usize,
+    },
+    /// The program holds no kernels that the card can run.
+    #[error(
+        "cuda: expected a card that kernels were built for ({built_for}), got {card} of compute \
+         capability {capability}; RELATA_CUDA_TARGETS says for which to build"
+    )]
+    UnsupportedCard {
+        /// The card's name.
+        card: String,
+        /// Its compute capability.
+        capability: String,
+        /// The targets that kernels were built for.
+        built_for: String,
+    },
+    /// The driver is older than the compiler of the kernels allows.
+    #[error(
+        "cuda: expected a driver for CUDA {toolkit}, which compiled the kernels, got one for CUDA {driver}"
+    )]
+    OldDriver {
+        /// The newest CUDA that the driver knows.
+        driver: String,
+        /// The release that compiled the kernels.
+        toolkit: String,
+    },
+    /// The CUDA context that is current on this thread is not the one the evaluator was made in.
+    #[error("cuda: expected the evaluator's context to be current, got {got}")]
+    NoContext {
+        /// What is.
+        got: &'static str,
+    },
+    /// An address that is not one in the memory of the evaluator's card and context.
+    #[error("{argument}: expected memory of the evaluator's context, got {got}")]
+    ForeignMemory {
+        /// The argument at fault.
+        argument: &'static str,
+        /// What lies there.
+        got: String,
+    },
+    /// The CUDA driver refused or failed at something else.
+    #[error("cuda: {doing}: {said}")]
+    Cuda {
+        /// What was being done; for a launch, the kernel.
+        doing: &'static str,
+        /// The driver's number for it, a `CUresult`.
+        code: u32,
+        /// The driver's name for it, and its explanation.
+        said: String,
+    },
 }

@@ -66,10 +66,12 @@
 
 mod check;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod device;
 mod element;
 mod error;
-#[cfg(feature = "emulator")]
+#[cfg(any(feature = "cuda", feature = "emulator"))]
 mod gpu;
 mod loss;
 mod problem;
@@ -79,11 +81,15 @@ mod relation;
 mod rows;
 
 pub use check::{Report, check};
+#[cfg(feature = "cuda")]
+pub use cuda::Cuda;
 pub use device::{Cpu, Device, Reference};
 pub use element::{DType, Element, Real};
 pub use error::{Error, Result};
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+pub use gpu::element::GpuElement;
 #[cfg(feature = "emulator")]
-pub use gpu::{element::GpuElement, emulator::Emulator};
+pub use gpu::emulator::Emulator;
 pub use loss::{InfoNce, KdKl, Loss, Rkd, RkdAngle, RkdDistance, Rrd};
 pub use problem::{Batch, Evaluation, Problem, Shapes, Value};
 pub use queue::{Enqueue, Queue};

@@ -1,10 +1,10 @@
 //! Is hostile data answered rightly or clearly? Duplicates, batches of one, equal rows, NaN, infinities,
-//! zero rows, offsets and scales, on both devices and in every type.
+//! zero rows, offsets and scales, on every device and in every type.
 
 use half::{bf16, f16};
 use relata::{
-    Batch, Cpu, Device, Element, Error, Evaluation, InfoNce, KdKl, Loss, Problem, Queue, Real,
-    Reference, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes,
+    Batch, Cpu, DType, Device, Element, Error, Evaluation, InfoNce, KdKl, Loss, Problem, Queue,
+    Real, Reference, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes,
 };
 
 const N: usize = 9;
@@ -47,7 +47,7 @@ fn finite<R: Real>(evaluation: &Evaluation<R>) -> bool {
     evaluation.loss.is_finite() && evaluation.gradient.iter().all(|g| g.to_f64().is_finite())
 }
 
-/// Calls `$check::<T>` for every element type on both devices.
+/// Calls `$check::<T>` for every element type on every device.
 macro_rules! everywhere {
     ($check:ident) => {
         $check::<f64, _>(&Reference);
@@ -56,6 +56,12 @@ macro_rules! everywhere {
         $check::<f32, _>(&Cpu);
         $check::<f16, _>(&Cpu);
         $check::<bf16, _>(&Cpu);
+        #[cfg(feature = "emulator")]
+        {
+            $check::<f32, _>(&relata::Emulator::new());
+            $check::<f16, _>(&relata::Emulator::new().seed(1));
+            $check::<bf16, _>(&relata::Emulator::new().seed(2));
+        }
     };
 }
 
@@ -98,11 +104,45 @@ fn duplicates_are_finite_and_agree_with_the_reference() {
                 let want = evaluate::<T, _>(&Reference, loss, &x, &y, D);
                 assert!(finite(&got), "{loss}");
                 let error = (got.loss - want.loss).abs() / want.loss;
-                assert!(error <= 1e-5, "{loss}: off by {error:e}");
+                // A GPU's queue holds the keys of half types as f16, which rounds similarities by 2⁻¹² and
+                // logits by that over τ_t.
+                let halved = device.name() == "emulator" && T::DTYPE != DType::F32;
+                let tolerance = if halved && matches!(loss, Loss::Rrd(_)) {
+                    5e-3
+                } else {
+                    1e-5
+                };
+                assert!(error <= tolerance, "{loss}: off by {error:e}");
             }
         }
     }
     everywhere!(check);
+}
+
+#[test]
+fn rows_whose_squared_distances_vanish_agree_with_the_reference() {
+    fn check<T: Element>(spread: f64) {
+        const D: usize = 512;
+        let rows = |seed| {
+            let mut rows = numbers(N * D, seed);
+            for (at, x) in rows.iter_mut().enumerate() {
+                *x = if at % D == 0 { 1.0 } else { *x * spread };
+            }
+            rows
+        };
+        let (x, y) = (rows(1.0), rows(2.0));
+        for loss in rkd_losses() {
+            let got = evaluate::<T, _>(&Cpu, loss, &x, &y, D);
+            let want = evaluate::<f64, _>(&Reference, loss, &x, &y, D);
+            assert!(finite(&got), "{loss} at {spread:e}");
+            let error = (got.loss - want.loss).abs() / want.loss;
+            assert!(error <= 1e-5, "{loss} at {spread:e}: off by {error:e}");
+        }
+    }
+    for spread in [1e-15, 1e-19, 1e-21, 1e-23] {
+        check::<f32>(spread);
+        check::<f64>(spread);
+    }
 }
 
 #[test]
@@ -162,45 +202,59 @@ fn squares_beyond_f16_do_not_overflow() {
     for loss in Loss::all() {
         let got = evaluate::<f16, _>(&Cpu, loss, &x, &numbers(N * D, 2.0), D);
         assert!(finite(&got), "{loss}");
+        #[cfg(feature = "emulator")]
+        {
+            let emulator = relata::Emulator::new();
+            let got = evaluate::<f16, _>(&emulator, loss, &x, &numbers(N * D, 2.0), D);
+            assert!(finite(&got), "{loss}");
+        }
     }
 }
 
 #[test]
 fn an_offset_far_beyond_the_spread_costs_nothing() {
-    // Rounded to f32 before they are compared: offset 1e3, spread 1e-3.
-    let x: Vec<f64> = numbers(N * D, 1.0)
-        .iter()
-        .map(|x| f64::from((1e3 + 1e-3 * x) as f32))
-        .collect();
-    for loss in rkd_losses() {
-        let got = evaluate::<f32, _>(&Cpu, loss, &x, &numbers(N * D, 2.0), D);
-        let want = evaluate::<f32, _>(&Reference, loss, &x, &numbers(N * D, 2.0), D);
-        let error = (got.loss - want.loss).abs() / want.loss;
-        assert!(error <= 1e-6, "{loss}: off by {error:e}");
+    fn check<Dev: Device<f32>>(device: &Dev) {
+        // Rounded to f32 before they are compared: offset 1e3, spread 1e-3.
+        let x: Vec<f64> = numbers(N * D, 1.0)
+            .iter()
+            .map(|x| f64::from((1e3 + 1e-3 * x) as f32))
+            .collect();
+        for loss in rkd_losses() {
+            let got = evaluate::<f32, _>(device, loss, &x, &numbers(N * D, 2.0), D);
+            let want = evaluate::<f32, _>(&Reference, loss, &x, &numbers(N * D, 2.0), D);
+            let error = (got.loss - want.loss).abs() / want.loss;
+            assert!(error <= 1e-6, "{loss}: off by {error:e}");
+        }
     }
+    check(&Cpu);
+    #[cfg(feature = "emulator")]
+    check(&relata::Emulator::new());
 }
 
 #[test]
 fn scale_does_not_matter() {
-    let (x, y) = (numbers(N * D, 1.0), numbers(N * D, 2.0));
-    let scaled = |by: f64| x.iter().map(|x| x * by).collect::<Vec<_>>();
-    for loss in rkd_losses() {
-        let want = evaluate::<f64, _>(&Cpu, loss, &x, &y, D).loss;
-        for scale in [1e-300, 1e-30, 1e30, 1e300] {
-            let got = evaluate::<f64, _>(&Cpu, loss, &scaled(scale), &y, D);
-            assert!(
-                ((got.loss - want) / want).abs() < 1e-12,
-                "{loss} at {scale:e}"
-            );
-        }
-        for scale in [1e-30, 1e30] {
-            let got = evaluate::<f32, _>(&Cpu, loss, &scaled(scale), &y, D);
-            assert!(
-                ((got.loss - want) / want).abs() < 1e-6,
-                "{loss} at {scale:e}"
-            );
+    fn check<T: Element, Dev: Device<T>>(device: &Dev, scales: &[f64], tolerance: f64) {
+        let (x, y) = (numbers(N * D, 1.0), numbers(N * D, 2.0));
+        for loss in rkd_losses() {
+            let want = evaluate::<f64, _>(&Cpu, loss, &x, &y, D);
+            for &scale in scales {
+                let x: Vec<f64> = x.iter().map(|x| x * scale).collect();
+                let got = evaluate::<T, _>(device, loss, &x, &y, D);
+                let error = ((got.loss - want.loss) / want.loss).abs();
+                assert!(error < tolerance, "{loss} at {scale:e}: off by {error:e}");
+                // The gradient has the unit of 1/x.
+                let norm = got.gradient_norm() * scale / want.gradient_norm();
+                assert!(
+                    (norm - 1.0).abs() < 10.0 * tolerance,
+                    "{loss} at {scale:e}: {norm}"
+                );
+            }
         }
     }
+    check::<f64, _>(&Cpu, &[1e-150, 1e-30, 1e30, 1e150], 1e-12);
+    check::<f32, _>(&Cpu, &[1e-30, 1e30], 1e-6);
+    #[cfg(feature = "emulator")]
+    check::<f32, _>(&relata::Emulator::new(), &[1e-30, 1e30], 1e-6);
 }
 
 #[test]

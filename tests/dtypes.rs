@@ -5,80 +5,25 @@ mod common;
 
 use std::panic::catch_unwind;
 
+use common::against::assert_right;
 use common::cases::{self, Case};
 use common::compare::{
     assert_finite, assert_gradient, assert_loss, assert_same_bits, assert_zero, relative_error,
 };
 use common::for_every_dtype;
-use common::tolerances::{Tolerance, tolerance};
+use common::tolerances::{Tolerance, conditioning, tolerance};
 use half::{bf16, f16};
-use relata::{Batch, Cpu, DType, Element, Loss, Reference, RkdAngle, Rows, check};
-
-/// By how much the kind of data magnifies the rounding of a loss and of its gradient.
-fn conditioning(case: &Case, dtype: DType) -> Tolerance {
-    use cases::Data;
-    let (loss, gradient) = match case.data {
-        Data::Gaussian
-        | Data::Offset { .. }
-        | Data::Scaled { .. }
-        | Data::Duplicates
-        | Data::Identical
-        | Data::ZeroRow => (1.0, 1.0),
-        // The law of cosines loses the longest distance over the shortest; in f32 it is not used here.
-        Data::Clusters { spread } if dtype == DType::F64 => (0.1 / spread, 0.1 / spread),
-        Data::Clusters { .. } => (1.0, 1.0),
-        // The relations, each rounded, differ by the noise, and their penalties by its square. (The noise
-        // that counts for RRD and InfoNCE at the teacher is what their temperatures leave: as much.)
-        Data::NearTeacher { noise } => (1.0 / (noise * noise), 1.0 / noise),
-        Data::Teacher => (1e4, 1e2),
-    };
-    Tolerance { loss, gradient }
-}
+use relata::{Batch, Cpu, DType, Element, Loss, RkdAngle, Rows, check};
 
 #[test]
 fn every_case_in_every_dtype() {
-    fn against_reference<T: Element>(case: &Case) -> bool {
-        let inputs = case.inputs::<T>();
-        let cpu = inputs
-            .problem
-            .evaluate(&Cpu, inputs.batch())
-            .expect("a case that fits");
-        let reference = inputs
-            .problem
-            .evaluate(&Reference, inputs.batch())
-            .expect("a case that fits");
-        let name = format!("{} in {}", case.name, T::DTYPE);
-        let (tolerance, conditioning) = (
-            tolerance(&case.loss, T::DTYPE),
-            conditioning(case, T::DTYPE),
-        );
-        let of_loss = tolerance.loss * conditioning.loss;
-        let of_gradient = tolerance.gradient * conditioning.gradient;
-        assert_loss(&name, cpu.loss, reference.loss, of_loss);
-        assert_eq!(
-            cpu.kl.is_some(),
-            matches!(case.loss, Loss::Rrd(_)),
-            "{name}"
-        );
-        assert_eq!(reference.kl.is_some(), cpu.kl.is_some(), "{name}");
-        if let (Loss::Rrd(loss), Some(got), Some(want)) = (case.loss, cpu.kl, reference.kl) {
-            // A difference of the cross-entropy and the entropy, each rounded like its logits, by ε/τ.
-            let tau = loss.student_temperature.min(loss.teacher_temperature);
-            let epsilon = match T::DTYPE {
-                DType::F64 => f64::EPSILON,
-                _ => f64::from(f32::EPSILON),
-            };
-            let within = (got - want).abs() <= 2.0 * of_loss * reference.loss + epsilon / tau;
-            assert!(within, "{name}: KL {got:e}, want {want:e}");
-        }
-        let dim = case.student_dim;
-        assert_gradient(&name, &cpu.gradient, &reference.gradient, dim, of_gradient);
-        reference.gradient_norm() > 0.0
+    fn on_the_cpu<T: Element>(case: &Case) -> bool {
+        assert_right::<T, _>(&Cpu, case)
     }
     let mut meaningful = 0;
     let mut all = 0;
     for case in cases::tests() {
-        let with_gradient = for_every_dtype!(against_reference(&case));
+        let with_gradient = for_every_dtype!(on_the_cpu(&case));
         all += with_gradient.len();
         meaningful += with_gradient.iter().filter(|&&is| is).count();
     }

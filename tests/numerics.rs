@@ -1,10 +1,13 @@
-//! How exact is f32? On every kind of data the gradient of the CPU path may be off by at most twice what
+//! How exact is f32? On every kind of data the gradient of the CPU path, and of the kernels, may be off by at most twice what
 //! the definition evaluated directly in f32 is off by, both against f64. Prints what it measures:
 //! `cargo test --test numerics -- --nocapture`.
 
 mod common;
 
-use common::compare::{assert_same_bits, relative_error};
+use common::compare::assert_same_bits;
+#[cfg(feature = "emulator")]
+use common::measured::Measured;
+use common::measured::{Errors, judge, mean_of};
 use common::tolerances::naive;
 use common::{Input, Random, cast, losses, shapes_of};
 use relata::{
@@ -16,92 +19,6 @@ use relata::{
 /// O(N³D).
 const SEEDS: u64 = 12;
 const ANGLE_SEEDS: u64 = 3;
-/// At most so many times the error of the direct evaluation…
-const FACTOR: f64 = 2.0;
-/// …and a little, where both are right to the last bit.
-const FLOOR: f64 = 1e-9;
-/// One rounding to f32, which the direct evaluation's loss may be spared by luck.
-const ROUNDING: f64 = 0.5 * f32::EPSILON as f64;
-
-/// Errors against f64, relative, of the loss and of the gradient.
-#[derive(Clone, Copy, Debug, Default)]
-struct Errors {
-    loss: f64,
-    gradient: f64,
-    /// The loss itself.
-    value: f64,
-}
-
-impl Errors {
-    fn of(loss: f64, gradient: &[f32], right: &Evaluation<f64>) -> Self {
-        Errors {
-            loss: (loss - right.loss).abs() / right.loss,
-            gradient: relative_error(gradient, &right.gradient),
-            value: right.loss,
-        }
-    }
-
-    /// Root mean squares; a NaN stays.
-    fn mean(all: &[Errors]) -> Self {
-        let mean = |of: fn(&Errors) -> f64| {
-            let sum: f64 = all.iter().map(|errors| of(errors).powi(2)).sum();
-            (sum / all.len() as f64).sqrt()
-        };
-        Errors {
-            loss: mean(|errors| errors.loss),
-            gradient: mean(|errors| errors.gradient),
-            value: mean(|errors| errors.value),
-        }
-    }
-}
-
-/// What was measured of one loss on one kind of data.
-struct Measured {
-    name: String,
-    cpu: Errors,
-    naive: Errors,
-}
-
-/// The mean over seeds of what `measure` gives: the CPU path's errors, then the direct evaluation's.
-fn mean_of(name: String, seeds: u64, measure: impl Fn(u64) -> (Errors, Errors)) -> Measured {
-    let (cpu, naive): (Vec<_>, Vec<_>) = (0..seeds).map(measure).unzip();
-    Measured {
-        name,
-        cpu: Errors::mean(&cpu),
-        naive: Errors::mean(&naive),
-    }
-}
-
-/// Prints the table and fails on rows beyond the bar.
-fn judge(title: &str, rows: &[Measured]) {
-    println!("\n{title}: errors against f64");
-    println!(
-        "{:<58} {:>9} {:>9} {:>5}   {:>9} {:>9} {:>5}   {:>9}",
-        "", "gradient", "direct", "x", "loss", "direct", "x", "value"
-    );
-    let mut beyond = Vec::new();
-    for Measured { name, cpu, naive } in rows {
-        println!(
-            "{name:<58} {:9.1e} {:9.1e} {:5.2}   {:9.1e} {:9.1e} {:5.2}   {:9.1e}",
-            cpu.gradient,
-            naive.gradient,
-            cpu.gradient / naive.gradient,
-            cpu.loss,
-            naive.loss,
-            cpu.loss / naive.loss,
-            cpu.value
-        );
-        // Written so that a NaN on either side fails.
-        assert!(cpu.value > 1e-9, "{name}: no loss to speak of");
-        let gradient = cpu.gradient <= FACTOR * naive.gradient + FLOOR;
-        let loss = cpu.loss <= FACTOR * (naive.loss + ROUNDING);
-        if !(gradient && loss) {
-            beyond.push(name);
-        }
-    }
-    assert!(beyond.is_empty(), "{title}: beyond the bar: {beyond:#?}");
-}
-
 #[derive(Clone, Copy, Debug)]
 enum Student {
     Gaussian,
@@ -158,7 +75,7 @@ impl Student {
 }
 
 /// Both RKD losses on every kind of student.
-fn rkd(shape: [usize; 3]) {
+fn rkd(device: &impl Device<f32, Gradient = f32>, shape: [usize; 3]) {
     type Direct = fn(&[f32], &[f32], [usize; 3]) -> (f32, Vec<f32>);
     let both: [(Loss, Direct); 2] = [
         (RkdDistance::default().into(), naive::rkd_distance),
@@ -175,40 +92,34 @@ fn rkd(shape: [usize; 3]) {
                 let input = student.input(seed, shape);
                 let shapes = input.shapes;
                 let right = input.evaluate::<f32, _>(&Reference, loss);
-                let cpu = input.evaluate::<f32, _>(&Cpu, loss);
+                let got = input.evaluate::<f32, _>(device, loss);
                 let (naive, naive_gradient) = direct(
                     &cast::<f32>(&input.student),
                     &cast::<f32>(&input.teacher),
                     [shapes.rows, shapes.student_dim, shapes.teacher_dim],
                 );
                 (
-                    Errors::of(cpu.loss, &cpu.gradient, &right),
+                    Errors::of(got.loss, &got.gradient, &right),
                     Errors::of(f64::from(naive), &naive_gradient, &right),
                 )
             }));
         }
     }
-    judge(&format!("RKD, N, D, D_t = {shape:?}"), &table);
+    judge(
+        &format!("{}: RKD, N, D, D_t = {shape:?}", device.name()),
+        &table,
+    );
 }
 
-#[test]
-fn rkd_is_as_exact_as_its_definition_in_f32() {
-    rkd([64, 128, 96]);
-}
-
-#[test]
-fn rkd_is_as_exact_in_another_shape() {
-    rkd([48, 40, 40]);
-}
-
-/// The CPU path's and a direct evaluation's errors on one batch.
+/// The device's and a direct evaluation's errors on one batch.
 fn compare(
+    device: &impl Device<f32, Gradient = f32>,
     input: &Input,
     loss: Loss,
     direct: impl Fn(&[f32], &[f32], &[f32]) -> (f32, Vec<f32>),
 ) -> (Errors, Errors) {
     let right = input.evaluate::<f32, _>(&Reference, loss);
-    let cpu = input.evaluate::<f32, _>(&Cpu, loss);
+    let got = input.evaluate::<f32, _>(device, loss);
     // The very keys the device sees.
     let keys = input
         .queue::<f32>()
@@ -216,7 +127,7 @@ fn compare(
     let (student, teacher) = (cast::<f32>(&input.student), cast::<f32>(&input.teacher));
     let (naive, gradient) = direct(&student, &teacher, &keys);
     (
-        Errors::of(cpu.loss, &cpu.gradient, &right),
+        Errors::of(got.loss, &got.gradient, &right),
         Errors::of(f64::from(naive), &gradient, &right),
     )
 }
@@ -244,8 +155,7 @@ fn at_divergence(
     input
 }
 
-#[test]
-fn rrd_is_as_exact_as_its_definition_in_f32() {
+fn rrd(device: &impl Device<f32, Gradient = f32>) {
     let mut table = Vec::new();
     for (n, dim, keys) in [(8, 128, 2048), (5, 40, 333)] {
         let shapes = Shapes::new(n, dim, dim).with_queue(keys);
@@ -259,7 +169,7 @@ fn rrd_is_as_exact_as_its_definition_in_f32() {
             let name = format!("rrd {n}x{dim} K {keys} tau {tau:?}");
             table.push(mean_of(name, SEEDS, |seed| {
                 let input = Input::normal(seed, shapes);
-                compare(&input, loss.into(), |x, y, keys| {
+                compare(device, &input, loss.into(), |x, y, keys| {
                     naive::rrd(x, y, keys, dim, tau)
                 })
             }));
@@ -279,17 +189,16 @@ fn rrd_is_as_exact_as_its_definition_in_f32() {
                     let evaluation = input.evaluate::<f32, _>(&Reference, loss);
                     evaluation.kl.expect("RRD's KL")
                 });
-                compare(&input, loss.into(), |x, y, keys| {
+                compare(device, &input, loss.into(), |x, y, keys| {
                     naive::rrd(x, y, keys, dim, [0.1, 0.1])
                 })
             }));
         }
     }
-    judge("RRD", &table);
+    judge(&format!("{}: RRD", device.name()), &table);
 }
 
-#[test]
-fn info_nce_is_as_exact_as_its_definition_in_f32() {
+fn info_nce(device: &impl Device<f32, Gradient = f32>) {
     let mut table = Vec::new();
     for (n, dim, keys) in [(32, 128, None), (33, 40, None), (8, 128, Some(2048))] {
         let shapes = Shapes {
@@ -315,17 +224,16 @@ fn info_nce_is_as_exact_as_its_definition_in_f32() {
                 if let Some(noise) = noise {
                     approach(&mut input, noise);
                 }
-                compare(&input, loss.into(), |x, y, keys| {
+                compare(device, &input, loss.into(), |x, y, keys| {
                     naive::info_nce(x, y, keys, dim, temperature as f32)
                 })
             }));
         }
     }
-    judge("InfoNCE", &table);
+    judge(&format!("{}: InfoNCE", device.name()), &table);
 }
 
-#[test]
-fn kd_kl_is_as_exact_as_its_definition_in_f32() {
+fn kd_kl(device: &impl Device<f32, Gradient = f32>) {
     let mut table = Vec::new();
     for (n, classes) in [(8, 1000), (33, 37)] {
         // KL(p‖q) and the noise that gives it.
@@ -350,13 +258,71 @@ fn kd_kl_is_as_exact_as_its_definition_in_f32() {
                         loss / (temperature * temperature)
                     });
                 }
-                compare(&input, loss.into(), |x, y, _| {
+                compare(device, &input, loss.into(), |x, y, _| {
                     naive::kd_kl(x, y, classes, temperature as f32)
                 })
             }));
         }
     }
-    judge("KD", &table);
+    judge(&format!("{}: KD", device.name()), &table);
+}
+
+#[test]
+fn the_cpu_is_as_exact_on_rkd_as_its_definition_in_f32() {
+    rkd(&Cpu, [64, 128, 96]);
+    rkd(&Cpu, [48, 40, 40]);
+}
+
+#[test]
+fn the_cpu_is_as_exact_as_the_definitions_in_f32() {
+    rrd(&Cpu);
+    info_nce(&Cpu);
+    kd_kl(&Cpu);
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn the_kernels_are_as_exact_as_the_definitions_in_f32() {
+    let emulator = relata::Emulator::new();
+    rkd(&emulator, [64, 128, 96]);
+    rkd(&emulator, [48, 40, 40]);
+    kd_kl(&emulator);
+}
+
+/// More rows than go straight to the accurate kernels, with lengths so alike that the fast ones are
+/// trusted, or not. The reference would take minutes: the CPU path in f64 stands in for it.
+#[cfg(feature = "emulator")]
+#[test]
+fn rkd_kernels_for_many_rows_are_as_exact_as_its_definition_in_f32() {
+    let shape @ [n, dim, dim_t] = [260, 192, 160];
+    let rows = |values: &[f64]| cast::<f32>(values);
+    let mut table = Vec::new();
+    for student in [Student::Gaussian, Student::Clusters { spread: 5e-2 }] {
+        let input = student.input(7, shape);
+        let (x, y) = (rows(&input.student), rows(&input.teacher));
+        let rounded = Input {
+            student: x.iter().map(|&x| f64::from(x)).collect(),
+            teacher: y.iter().map(|&y| f64::from(y)).collect(),
+            ..input.clone()
+        };
+        for loss in [RkdDistance::default().into(), RkdAngle::default().into()] {
+            let right = rounded.evaluate::<f64, _>(&Cpu, loss);
+            let got = input.evaluate::<f32, _>(&relata::Emulator::new(), loss);
+            let (value, gradient) = match loss {
+                Loss::RkdAngle(_) => naive::rkd_angle(&x, &y, [n, dim, dim_t]),
+                _ => naive::rkd_distance(&x, &y, [n, dim, dim_t]),
+            };
+            table.push(Measured {
+                name: format!("{loss} {student:?}"),
+                device: Errors::of(got.loss, &got.gradient, &right),
+                naive: Errors::of(f64::from(value), &gradient, &right),
+            });
+        }
+    }
+    judge(
+        &format!("RKD on the emulator, N, D, D_t = {shape:?}"),
+        &table,
+    );
 }
 
 /// What a device makes of `input` rounded to `T`, taken as `T` and taken as f32.

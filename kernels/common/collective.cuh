@@ -45,11 +45,18 @@ struct Sum {
         return a + b;
     }
 };
+// A NaN loses against a number in both.
 struct Max {
-    DEVICE float operator()(float a, float b) const { return fmaxf(a, b); }
+    template <typename V>
+    DEVICE V operator()(V a, V b) const {
+        return fmax(a, b);
+    }
 };
 struct Min {
-    DEVICE float operator()(float a, float b) const { return fminf(a, b); }
+    template <typename V>
+    DEVICE V operator()(V a, V b) const {
+        return fmin(a, b);
+    }
 };
 
 // `value` of all lanes put together, in every lane. `combine` is commutative, so that all get the same bits.

@@ -94,9 +94,32 @@ DEVICE void load_chunk(const T* from, float (&to)[CHUNK<T>]) {
     for (unsigned i = 0; i < CHUNK<T>; i++) to[i] = to_float(chunk.elements[i]);
 }
 
+// The same, one by one where they don't.
+template <typename T>
+DEVICE void load_chunk(const T* from, bool aligned, float (&to)[CHUNK<T>]) {
+    if (aligned) {
+        load_chunk(from, to);
+    } else {
+        UNROLL
+        for (unsigned i = 0; i < CHUNK<T>; i++) to[i] = to_float(from[i]);
+    }
+}
+
 // Four floats to an address on a multiple of 16 bytes.
 DEVICE void store4(float* to, float a, float b, float c, float d) {
     *reinterpret_cast<Bytes16*>(to) = {{float_to_bits(a), float_to_bits(b), float_to_bits(c), float_to_bits(d)}};
+}
+
+// The same, one by one where it isn't.
+DEVICE void store4(float* to, bool aligned, float a, float b, float c, float d) {
+    if (aligned) {
+        store4(to, a, b, c, d);
+    } else {
+        to[0] = a;
+        to[1] = b;
+        to[2] = c;
+        to[3] = d;
+    }
 }
 
 // Two floats to an address on a multiple of 8 bytes.

@@ -14,9 +14,9 @@
 #include <cstdint>
 
 #define DEVICE __device__ __forceinline__
-#define RELATA_PRAGMA(text) _Pragma(#text)
-#define UNROLL RELATA_PRAGMA(unroll)
+#define UNROLL _Pragma("unroll")
 #define UNROLL_BY(count) RELATA_PRAGMA(unroll count)
+#define RELATA_PRAGMA(text) _Pragma(#text)
 
 // `blocks`: how many blocks a multiprocessor is to hold at once, which bounds the registers of a thread.
 #define EXPORT_KERNEL(name, threads, blocks, Arguments, ...)                                            \

@@ -313,9 +313,16 @@ fn products_tile<S: Simd, R: Real, const T: usize>(
             },
         );
     }
-    for (out, sum) in out.chunks_exact_mut(STRIP).zip(&sum) {
-        out.copy_from_slice(sum);
-    }
+    let out = &mut out[..T * STRIP];
+    unroll::<T>(
+        #[inline(always)]
+        |t| {
+            unroll::<STRIP>(
+                #[inline(always)]
+                |w| out[t * STRIP + w] = sum[t][w],
+            );
+        },
+    );
 }
 
 /// weighted ← decay · weighted + Σ_k weights_k key_k, `[dim, STRIP]`.
@@ -364,9 +371,14 @@ fn gather_tile<S: Simd, R: Real, const T: usize>(
             },
         );
     }
-    for (out, sum) in weighted[d * STRIP..].chunks_exact_mut(STRIP).zip(&sum) {
-        for w in 0..STRIP {
-            out[w] = R::vmul_add(s, out[w], decay[w], sum[w]);
-        }
-    }
+    let out = &mut weighted[d * STRIP..][..T * STRIP];
+    unroll::<T>(
+        #[inline(always)]
+        |t| {
+            unroll::<STRIP>(
+                #[inline(always)]
+                |w| out[t * STRIP + w] = R::vmul_add(s, out[t * STRIP + w], decay[w], sum[t][w]),
+            );
+        },
+    );
 }

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::buffer::Buffer;
 use super::embeddings::Embeddings;
-use super::simd::{dispatch, unroll};
+use super::simd::{by_fours, dispatch, unroll};
 use crate::element::Real;
 use crate::error::Result;
 
@@ -60,6 +60,7 @@ pub(super) fn contract<R: Real, G: Real>(
                 form,
                 all,
                 rows: x.rows,
+                dim: x.dim,
                 coefficients,
                 stride,
                 first,
@@ -94,6 +95,7 @@ struct Block<'a, R> {
     /// All rows x_j.
     all: &'a [R],
     rows: usize,
+    dim: usize,
     coefficients: &'a [R],
     stride: usize,
     first: usize,
@@ -118,6 +120,7 @@ impl<R: Real> WithSimd for Block<'_, R> {
                     s,
                     all,
                     vectors,
+                    used: self.dim.div_ceil(R::width::<S>()),
                     rows,
                     c: rows.map(|i| &self.coefficients[i * self.stride..][j0..n.min(j0 + CHUNK)]),
                     j0,
@@ -136,8 +139,10 @@ impl<R: Real> WithSimd for Block<'_, R> {
 struct Tile<'a, S: Simd, R: Real> {
     s: S,
     all: &'a [R::Of<S>],
-    /// Registers in a row.
+    /// Registers by which rows lie apart.
     vectors: usize,
+    /// Registers of a row that hold its elements.
+    used: usize,
     rows: [usize; ROWS],
     /// C_ij of the chunk.
     c: [&'a [R]; ROWS],
@@ -149,11 +154,11 @@ impl<S: Simd, R: Real> Tile<'_, S, R> {
     /// All registers, `W` at a time where there are so many.
     #[inline(always)]
     fn add_strips<const DIFFERENCES: bool, const W: usize>(&mut self) {
-        let whole = self.vectors / W * W;
+        let whole = self.used / W * W;
         for v in (0..whole).step_by(W) {
             self.add::<DIFFERENCES, W>(v);
         }
-        for v in whole..self.vectors {
+        for v in whole..self.used {
             self.add::<DIFFERENCES, 1>(v);
         }
     }
@@ -169,25 +174,31 @@ impl<S: Simd, R: Real> Tile<'_, S, R> {
             x_i.copy_from_slice(&self.all[row * vectors + v0..][..W]);
         }
         let mut sum = [[R::splat(s, R::ZERO); W]; ROWS];
-        for j in 0..length {
-            let x_j = &self.all[(self.j0 + j) * vectors + v0..][..W];
-            unroll::<ROWS>(
-                #[inline(always)]
-                |i| {
-                    let c = R::splat(s, self.c[i][j]);
-                    unroll::<W>(
-                        #[inline(always)]
-                        |v| {
-                            sum[i][v] = if DIFFERENCES {
-                                R::vmul_add(s, c, R::vsub(s, x_i[i][v], x_j[v]), sum[i][v])
-                            } else {
-                                R::vneg_mul_add(s, c, x_j[v], sum[i][v])
-                            };
-                        },
-                    );
-                },
-            );
-        }
+        let all = self.all;
+        let (j0, c) = (self.j0, self.c);
+        by_fours(
+            0..length,
+            #[inline(always)]
+            |j| {
+                let x_j = &all[(j0 + j) * vectors + v0..][..W];
+                unroll::<ROWS>(
+                    #[inline(always)]
+                    |i| {
+                        let c = R::splat(s, c[i][j]);
+                        unroll::<W>(
+                            #[inline(always)]
+                            |v| {
+                                sum[i][v] = if DIFFERENCES {
+                                    R::vmul_add(s, c, R::vsub(s, x_i[i][v], x_j[v]), sum[i][v])
+                                } else {
+                                    R::vneg_mul_add(s, c, x_j[v], sum[i][v])
+                                };
+                            },
+                        );
+                    },
+                );
+            },
+        );
         for i in 0..ROWS {
             for v in 0..W {
                 let out = &mut self.sums[i * vectors + v0 + v];

@@ -7,6 +7,7 @@ use super::buffer::Buffer;
 use super::simd::{dispatch, row_stride};
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
+use crate::problem::Batch;
 use crate::rows::Rows;
 
 /// Rows a task works on.
@@ -51,15 +52,34 @@ impl Entry {
 
 impl<R: Real> Embeddings<R> {
     pub(crate) fn new<T: Element>(rows: Rows<'_, T>, entry: Entry) -> Result<Self> {
+        Ok(Self::read(rows, entry, Self::memory(rows)?))
+    }
+
+    /// Student and teacher, side by side.
+    pub(crate) fn both<T: Element>(batch: Batch<'_, T>, entry: Entry) -> Result<(Self, Self)> {
+        // All memory is this thread's: what another has taken would not go back there.
+        let x = Self::memory(batch.student)?;
+        let y = Self::memory(batch.teacher)?;
+        Ok(rayon::join(
+            || Self::read(batch.student, entry, x),
+            || Self::read(batch.teacher, entry, y),
+        ))
+    }
+
+    fn memory<T: Element>(rows: Rows<'_, T>) -> Result<Buffer<R>> {
+        Buffer::any(rows.len().saturating_mul(row_stride::<R>(rows.dim())))
+    }
+
+    fn read<T: Element>(rows: Rows<'_, T>, entry: Entry, mut data: Buffer<R>) -> Self {
         let (n, dim) = (rows.len(), rows.dim());
         let stride = row_stride::<R>(dim);
-        let mut data = Buffer::<R>::zeros(n.saturating_mul(stride))?;
         let extremes: Vec<(f64, bool)> = data
             .par_chunks_mut(BLOCK * stride)
             .zip(rows.as_slice().par_chunks(BLOCK * dim))
             .map(|(out, rows)| {
                 for (out, row) in out.chunks_exact_mut(stride).zip(rows.chunks_exact(dim)) {
                     widen(row, &mut out[..dim]);
+                    out[dim..].fill(R::ZERO);
                 }
                 dispatch(Extremes(out))
             })
@@ -82,7 +102,7 @@ impl<R: Real> Embeddings<R> {
                 norms = Some(data.par_chunks_mut(stride).map(normalize).collect());
             }
         }
-        Ok(Embeddings {
+        Embeddings {
             data,
             rows: n,
             dim,
@@ -90,11 +110,16 @@ impl<R: Real> Embeddings<R> {
             scale,
             norms,
             finite,
-        })
+        }
     }
 
     pub(crate) fn row(&self, i: usize) -> &[R] {
         &self.data[i * self.stride..][..self.stride]
+    }
+
+    /// The registers' worth of a row that hold its elements.
+    pub(crate) fn used(&self, i: usize) -> &[R] {
+        &self.row(i)[..self.dim.next_multiple_of(R::PAD)]
     }
 
     /// The rows less their mean.

@@ -10,6 +10,8 @@ mod pairs;
 mod relation;
 mod rkd;
 mod rkd_angle;
+mod rkd_angle_tile;
+mod rkd_distance;
 mod rrd;
 pub(crate) mod simd;
 mod softmax;

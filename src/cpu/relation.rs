@@ -5,8 +5,8 @@ use rayon::prelude::*;
 
 use super::buffer::Buffer;
 use super::embeddings::{Embeddings, Entry};
-use super::simd::{dispatch, row_stride, unroll};
-use crate::element::{Element, Real};
+use super::simd::{by_fours, dispatch, row_stride, unroll};
+use crate::element::{DType, Element, Real};
 use crate::error::Result;
 use crate::relation::Relation;
 use crate::rows::Rows;
@@ -24,21 +24,19 @@ const TILE_J: usize = 3;
 const CHUNK: usize = 512;
 
 /// Which of the four numbers of a pair of rows: see [`Relations`].
-pub(super) const MINUS_A_X: usize = 0;
+pub(super) const H_X: usize = 0;
 pub(super) const R_X: usize = 1;
-pub(super) const A_Y: usize = 2;
+pub(super) const H_Y: usize = 2;
 pub(super) const R_Y: usize = 3;
 
-/// The distances of student and teacher. For every pair of rows a = ½d and r = 1/d (0 where d = 0) of
-/// both, the student's a with a minus, which saves the angle penalty all its changes of sign.
+/// The distances of student and teacher. For every pair of rows h = ½d² and r = 1/d (0 where d = 0) of
+/// both.
 ///
 /// `[rows, lines, 4, PAD]`: the columns of a row in lines of `PAD`, and side by side the four lines
 /// that belong together, so that the penalties read a row as one stream. Rows and columns from N on
 /// are zero.
 pub(super) struct Relations<R: Real> {
     data: Buffer<R>,
-    /// d²: the student's above the diagonal, the teacher's below.
-    squares: Buffer<R>,
     /// N, or the next multiple of [`ROWS`].
     pub(super) rows: usize,
     /// Lines in a row, by which rows lie apart; a matrix with one number a pair has rows of
@@ -46,7 +44,8 @@ pub(super) struct Relations<R: Real> {
     lines: usize,
     /// Lines in a row that hold the columns up to N.
     pub(super) used_lines: usize,
-    /// The longest distance over the shortest that is not 0, in student or teacher; at least 1.
+    /// The longest distance over the shortest that is not 0, in student or teacher; at least 1. Infinite
+    /// where the square of some 1/d overflows, or nearly so.
     pub(super) spread: f64,
 }
 
@@ -54,70 +53,59 @@ impl<R: Real> Relations<R> {
     pub(super) fn new(x: &Embeddings<R>, y: &Embeddings<R>) -> Result<Self> {
         let n = x.rows;
         let stride = row_stride::<R>(n);
-        let mut relations = Relations {
-            data: Buffer::any(4usize.saturating_mul(Self::size(n)))?,
-            squares: Buffer::zeros(Self::size(n))?,
-            rows: n.next_multiple_of(ROWS),
-            lines: stride / R::PAD,
-            used_lines: n.div_ceil(R::PAD),
-            spread: 1.0,
-        };
-        relations.data[n * 4 * stride..].fill(R::ZERO);
-        relations.add(0, x, Triangle::Upper)?;
-        relations.add(1, y, Triangle::Lower)?;
-        Ok(relations)
-    }
-
-    /// Fills in the student (0) or the teacher (1).
-    fn add(&mut self, which: usize, x: &Embeddings<R>, triangle: Triangle) -> Result<()> {
-        let (n, stride) = (x.rows, self.stride());
-        self.squares[..n * stride]
+        // d²: the student's above the diagonal, the teacher's below.
+        let mut squares = Buffer::<R>::any(n.saturating_mul(stride))?;
+        squares
             .par_chunks_mut(BLOCK * stride)
             .enumerate()
             .for_each(|(block, out)| {
-                dispatch(Pairs::<_, true> {
-                    x,
-                    triangle,
-                    stride,
-                    first: block * BLOCK,
-                    out,
-                });
+                let first = block * BLOCK;
+                for (x, triangle) in [(x, Triangle::Upper), (y, Triangle::Lower)] {
+                    dispatch(Pairs::<_, true> {
+                        x,
+                        triangle,
+                        stride,
+                        first,
+                        out,
+                    });
+                }
             });
-        let squares = &*self.squares;
-        let extremes: Vec<(f64, f64)> = self.data[..n * 4 * stride]
+        let squares = &*squares;
+        let mut data = Buffer::any(4usize.saturating_mul(Self::size(n)))?;
+        data[n * 4 * stride..].fill(R::ZERO);
+        let extremes: Vec<[(f64, f64); 2]> = data[..n * 4 * stride]
             .par_chunks_mut(BLOCK * 4 * stride)
             .enumerate()
             .map(|(block, rows)| {
                 let mut mirrored = Buffer::any(rows.len() / 4)?;
-                mirror(squares, triangle, stride, n, block * BLOCK, &mut mirrored);
-                Ok(dispatch(Roots {
-                    squares: &mirrored,
-                    sign: if which == 0 { -1.0 } else { 1.0 },
-                    place: 2 * which,
-                    rows,
-                }))
+                let mut of_rows = |triangle, place| {
+                    mirror(squares, triangle, stride, n, block * BLOCK, &mut mirrored);
+                    dispatch(Roots {
+                        squares: &mirrored,
+                        place,
+                        rows,
+                    })
+                };
+                Ok([of_rows(Triangle::Upper, H_X), of_rows(Triangle::Lower, H_Y)])
             })
             .collect::<Result<_>>()?;
-        let (longest, inverse_shortest) = extremes
-            .iter()
-            .fold((0.0f64, 0.0f64), |a, b| (a.0.max(b.0), a.1.max(b.1)));
-        self.spread = self.spread.max(longest * inverse_shortest);
-        Ok(())
-    }
-
-    /// d² of a pair, of student and teacher.
-    #[inline(always)]
-    pub(super) fn squares(&self, i: usize, k: usize) -> (R, R) {
-        let (first, last) = (i.min(k), i.max(k));
-        let stride = self.stride();
-        (
-            self.squares[first * stride + last],
-            if first == last {
-                R::ZERO
-            } else {
-                self.squares[last * stride + first]
-            },
-        )
+        let spread = (0..2).fold(1.0f64, |spread, which| {
+            let (longest, inverse_shortest) = extremes
+                .iter()
+                .map(|of| of[which])
+                .fold((0.0f64, 0.0f64), |a, b| (a.0.max(b.0), a.1.max(b.1)));
+            if inverse_shortest > most_inverse::<R>() {
+                return f64::INFINITY;
+            }
+            spread.max(longest * inverse_shortest)
+        });
+        Ok(Relations {
+            data,
+            rows: n.next_multiple_of(ROWS),
+            lines: stride / R::PAD,
+            used_lines: n.div_ceil(R::PAD),
+            spread,
+        })
     }
 
     /// How many elements a matrix with one number a pair takes.
@@ -140,6 +128,14 @@ impl<R: Real> Relations<R> {
     #[inline(always)]
     pub(super) fn get(&self, i: usize, j: usize, which: usize) -> R {
         self.row(i)[(j / R::PAD * 4 + which) * R::PAD + j % R::PAD]
+    }
+}
+
+/// The largest 1/d whose square, and that of d, are far from the ends of the range.
+fn most_inverse<R: Real>() -> f64 {
+    match R::DTYPE {
+        DType::F64 => 2f64.powi(500),
+        _ => 2f64.powi(60),
     }
 }
 
@@ -237,7 +233,7 @@ impl<R: Real, const DISTANCE: bool> WithSimd for Pairs<'_, R, DISTANCE> {
         let n = x.rows;
         let rows = out.len() / stride;
         // Tiles at the edge repeat the last row; what comes of it is not stored.
-        let row = |i: usize| R::vectors::<S>(x.row(i.min(n - 1)));
+        let row = |i: usize| R::vectors::<S>(x.used(i.min(n - 1)));
         for i0 in (0..rows).step_by(TILE_I) {
             let x_i: [_; TILE_I] = std::array::from_fn(|t| row(first + i0 + t));
             let columns = match triangle {
@@ -272,31 +268,36 @@ fn tile<R: Real, S: Simd, const DISTANCE: bool>(
     let mut sums = [[0.0; TILE_J]; TILE_I];
     for chunk in (0..vectors).step_by(CHUNK / R::width::<S>()) {
         let mut sum = [[R::splat(s, R::ZERO); TILE_J]; TILE_I];
-        for v in chunk..vectors.min(chunk + CHUNK / R::width::<S>()) {
-            let mut b = [R::splat(s, R::ZERO); TILE_J];
-            unroll::<TILE_J>(
-                #[inline(always)]
-                |j| b[j] = x_j[j][v],
-            );
-            unroll::<TILE_I>(
-                #[inline(always)]
-                |i| {
-                    let a = x_i[i][v];
-                    unroll::<TILE_J>(
-                        #[inline(always)]
-                        |j| {
-                            let (a, b) = if DISTANCE {
-                                let difference = R::vsub(s, a, b[j]);
-                                (difference, difference)
-                            } else {
-                                (a, b[j])
-                            };
-                            sum[i][j] = R::vmul_add(s, a, b, sum[i][j]);
-                        },
-                    );
-                },
-            );
-        }
+        let end = vectors.min(chunk + CHUNK / R::width::<S>());
+        by_fours(
+            chunk..end,
+            #[inline(always)]
+            |v| {
+                let mut b = [R::splat(s, R::ZERO); TILE_J];
+                unroll::<TILE_J>(
+                    #[inline(always)]
+                    |j| b[j] = x_j[j][v],
+                );
+                unroll::<TILE_I>(
+                    #[inline(always)]
+                    |i| {
+                        let a = x_i[i][v];
+                        unroll::<TILE_J>(
+                            #[inline(always)]
+                            |j| {
+                                let (a, b) = if DISTANCE {
+                                    let difference = R::vsub(s, a, b[j]);
+                                    (difference, difference)
+                                } else {
+                                    (a, b[j])
+                                };
+                                sum[i][j] = R::vmul_add(s, a, b, sum[i][j]);
+                            },
+                        );
+                    },
+                );
+            },
+        );
         for i in 0..TILE_I {
             for j in 0..TILE_J {
                 sums[i][j] += R::reduce_sum(s, sum[i][j]).to_f64();
@@ -348,14 +349,12 @@ fn mirror<R: Real>(
     }
 }
 
-/// Writes a and r of rows of d² to the places of student or teacher; gives the largest d and the
+/// Writes h and r of rows of d² to the places of student or teacher; gives the largest d and the
 /// largest 1/d.
 struct Roots<'a, R> {
     /// `[rows, stride]`
     squares: &'a [R],
-    /// The sign that a takes.
-    sign: f64,
-    /// The place of a; that of r is the next.
+    /// The place of h; that of r is the next.
     place: usize,
     rows: &'a mut [R],
 }
@@ -367,7 +366,7 @@ impl<R: Real> WithSimd for Roots<'_, R> {
     fn with_simd<S: Simd>(self, s: S) -> (f64, f64) {
         let zero = R::splat(s, R::ZERO);
         let one = R::splat(s, R::ONE);
-        let half = R::splat(s, R::from_f64(0.5 * self.sign));
+        let one_half = R::splat(s, R::from_f64(0.5));
         let (mut longest, mut inverse_shortest) = (zero, zero);
         let squares = R::vectors::<S>(self.squares);
         let rows = R::vectors_mut::<S>(self.rows);
@@ -376,7 +375,15 @@ impl<R: Real> WithSimd for Roots<'_, R> {
             let at = (v / per_line * 4 + self.place) * per_line + v % per_line;
             let distance = R::vsqrt(s, squares[v]);
             let inverse = R::if_positive(s, distance, R::vdiv(s, one, distance), zero);
-            rows[at] = R::vmul(s, half, distance);
+            let h = R::vmul(s, one_half, squares[v]);
+            // All triples of an edge share the rounding of its r: a step of Newton's method,
+            // r + r (½ − h r²) with h r as it is before it is rounded, leaves one of the two.
+            let hr = R::vmul(s, h, inverse);
+            let minus_rest = R::vneg_mul_add(s, h, inverse, hr);
+            let residue = R::vneg_mul_add(s, hr, inverse, one_half);
+            let residue = R::vmul_add(s, minus_rest, inverse, residue);
+            let inverse = R::vmul_add(s, inverse, residue, inverse);
+            rows[at] = h;
             rows[at + per_line] = inverse;
             longest = R::vmax(s, longest, distance);
             inverse_shortest = R::vmax(s, inverse_shortest, inverse);

@@ -1,15 +1,13 @@
 //! RKD, distance and angle: relation → penalty → contraction.
 
-use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
-
 use super::buffer::Buffer;
 use super::contraction::{Form, contract};
 use super::embeddings::{Embeddings, Entry};
 use super::pairs::{Block, for_all_pairs};
-use super::relation::{A_Y, MINUS_A_X, R_X, Relations};
+use super::relation::{H_X, H_Y, R_X, R_Y, Relations};
 use super::rkd_angle;
-use super::simd::{Lanes, dispatch};
+use super::rkd_distance::{DistancePenalty, half_distance};
+use super::simd::Lanes;
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
 use crate::loss::Rkd;
@@ -68,8 +66,7 @@ fn attempt<T: Element, R: Real>(
     upstream: f64,
     gradient: &mut [T::Real],
 ) -> Result<Option<Value>> {
-    let x = Embeddings::<R>::new(batch.student, entry)?;
-    let y = Embeddings::<R>::new(batch.teacher, entry)?;
+    let (x, y) = Embeddings::<R>::both(batch, entry)?;
     if !(x.finite && y.finite) {
         gradient.fill(T::Real::from_f64(f64::NAN));
         return Ok(Some(Value::new(f64::NAN)));
@@ -155,8 +152,7 @@ fn by_definition<T: Element>(
     let mut value = attempt::<T, f64>(&distance, entry, batch, upstream, gradient)?
         .map_or(0.0, |value| value.loss);
 
-    let x = Embeddings::<f64>::new(batch.student, entry)?;
-    let y = Embeddings::<f64>::new(batch.teacher, entry)?;
+    let (x, y) = Embeddings::<f64>::both(batch, entry)?;
     let compact = |x: &Embeddings<f64>| reference::Matrix {
         data: (0..x.rows)
             .flat_map(|i| &x.row(i)[..x.dim])
@@ -175,149 +171,6 @@ fn by_definition<T: Element>(
         }
     }
     Ok(Value::new(value))
-}
-
-/// The distance penalty of a batch, and what its slopes need to know of all pairs.
-struct DistancePenalty {
-    delta: f64,
-    /// 2/μ of the student, which takes ½d to d/μ; 0 where all rows are equal.
-    per_half_x: f64,
-    /// 2/μ of the teacher.
-    per_half_y: f64,
-    /// 1/N² Σ_ij huber(e_ij)
-    mean: f64,
-    /// Σ_ij w_ij d_ij/(μP), w without its 1/N².
-    mean_slope: f64,
-    n: usize,
-}
-
-impl DistancePenalty {
-    fn new<R: Real>(delta: f64, relations: &Relations<R>, n: usize) -> Self {
-        let sums: Vec<(f64, f64)> = (0..n)
-            .into_par_iter()
-            .map(|i| {
-                dispatch(HalfSums {
-                    row: relations.row(i),
-                })
-            })
-            .collect();
-        let (x, y) = add_up(&sums);
-        let pairs = (n * n.saturating_sub(1)) as f64;
-        // ½d · 2/μ, with μ = 2 Σ ½d / P.
-        let per_half = |sum: f64| if sum > 0.0 { pairs / sum } else { 0.0 };
-        let mut penalty = DistancePenalty {
-            delta,
-            per_half_x: per_half(x),
-            per_half_y: per_half(y),
-            mean: 0.0,
-            mean_slope: 0.0,
-            n,
-        };
-        let sums: Vec<(f64, f64)> = (0..n)
-            .into_par_iter()
-            .map(|i| {
-                dispatch(Penalties {
-                    penalty: &penalty,
-                    row: relations.row(i),
-                })
-            })
-            .collect();
-        let (sum, slope_sum) = add_up(&sums);
-        penalty.mean = sum / (n * n) as f64;
-        penalty.mean_slope = if pairs > 0.0 { slope_sum / pairs } else { 0.0 };
-        penalty
-    }
-
-    /// What w_ij less the mean slope is multiplied by to give 2 ∂L/∂d_ij, which is C_ij d_ij:
-    /// ∂L/∂d_ij = (w_ij − Σ_kl w_kl d_kl/(μP))/(N²μ).
-    fn slope_factor(&self) -> f64 {
-        self.per_half_x / (self.n * self.n) as f64
-    }
-}
-
-fn add_up(sums: &[(f64, f64)]) -> (f64, f64) {
-    sums.iter()
-        .fold((0.0, 0.0), |total, sum| (total.0 + sum.0, total.1 + sum.1))
-}
-
-/// The sums of a row's ½d of student and teacher.
-struct HalfSums<'a, R: Real> {
-    row: &'a [R],
-}
-
-impl<R: Real> WithSimd for HalfSums<'_, R> {
-    type Output = (f64, f64);
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, s: S) -> (f64, f64) {
-        let zero = s.splat_f64s(0.0);
-        let (mut x, mut y) = (zero, zero);
-        for_halves::<S, R>(
-            s,
-            self.row,
-            #[inline(always)]
-            |half_x, half_y| {
-                x = f64::vadd(s, x, half_x);
-                y = f64::vadd(s, y, half_y);
-            },
-        );
-        (f64::reduce_sum(s, x), f64::reduce_sum(s, y))
-    }
-}
-
-/// Σ_j huber(e_ij) and Σ_j w_ij d_ij/μ of a row. In f64: an error that all pairs share, as that of a
-/// rounded μ, would add up.
-struct Penalties<'a, R: Real> {
-    penalty: &'a DistancePenalty,
-    row: &'a [R],
-}
-
-impl<R: Real> WithSimd for Penalties<'_, R> {
-    type Output = (f64, f64);
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, s: S) -> (f64, f64) {
-        let zero = s.splat_f64s(0.0);
-        let one_half = s.splat_f64s(0.5);
-        let per_half_x = s.splat_f64s(self.penalty.per_half_x);
-        let per_half_y = s.splat_f64s(self.penalty.per_half_y);
-        let delta = s.splat_f64s(self.penalty.delta);
-        let minus_delta = s.splat_f64s(-self.penalty.delta);
-        let (mut sum, mut slope_sum) = (zero, zero);
-        for_halves::<S, R>(
-            s,
-            self.row,
-            #[inline(always)]
-            |half_x, half_y| {
-                let scaled = f64::vmul(s, half_x, per_half_x);
-                let e = f64::vneg_mul_add(s, half_y, per_half_y, scaled);
-                let w = f64::vmin(s, delta, f64::vmax(s, minus_delta, e));
-                sum = f64::vmul_add(s, w, f64::vneg_mul_add(s, one_half, w, e), sum);
-                slope_sum = f64::vmul_add(s, w, scaled, slope_sum);
-            },
-        );
-        (f64::reduce_sum(s, sum), f64::reduce_sum(s, slope_sum))
-    }
-}
-
-/// Calls `f` with the ½d of student and teacher, register by register of f64.
-#[inline(always)]
-fn for_halves<S: Simd, R: Real>(s: S, row: &[R], mut f: impl FnMut(S::f64s, S::f64s)) {
-    let zero = s.splat_f64s(0.0);
-    let mut lines = [0.0f64; 64];
-    let lines = &mut lines[..4 * R::PAD];
-    for group in 0..row.len() / lines.len() {
-        let reals = &row[group * lines.len()..][..lines.len()];
-        for l in 0..lines.len() {
-            lines[l] = reals[l].to_f64();
-        }
-        let registers = f64::vectors::<S>(lines);
-        let per_line = registers.len() / 4;
-        for v in 0..per_line {
-            let at = |which: usize| registers[which * per_line + v];
-            f(f64::vsub(s, zero, at(MINUS_A_X)), at(A_Y));
-        }
-    }
 }
 
 /// Turns the angle's sums S into the coefficients C, in place:
@@ -383,7 +236,12 @@ impl<R: Real> Coefficients<'_, R> {
         move |i, j, sum| {
             let at = |which| self.relations.get(i, j, which).to_f64();
             let angle = minus_angle_factor * sum.to_f64();
-            let distance = distance.map_or(0.0, |slope| slope(-at(MINUS_A_X), at(A_Y)));
+            let distance = distance.map_or(0.0, |slope| {
+                slope(
+                    half_distance(at(H_X), at(R_X)),
+                    half_distance(at(H_Y), at(R_Y)),
+                )
+            });
             R::from_f64(at(R_X) * (angle + distance))
         }
     }

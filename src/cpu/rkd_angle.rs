@@ -1,9 +1,9 @@
 //! The angle penalty: all triples by the law of cosines, each pair of ends once.
 //!
-//! With h = ½d², a = ½d and r = 1/d, the cosine at vertex j between the ends i and k is
+//! With h = ½d² and r = 1/d, the cosine at vertex j between the ends i and k is
 //!
 //! ```text
-//! cos_jik = r_ij r_kj (h_ij + h_kj − h_ik) = r_ij (a_kj − h_ik r_kj) + a_ij r_kj
+//! cos_jik = r_ij r_kj (h_ij + h_kj − h_ik)
 //! ```
 //!
 //! and with w the penalty's slope there, the coefficients ∂L/∂h of the three edges gather
@@ -15,8 +15,7 @@
 //! ```
 //!
 //! Vertices lie along the lanes: for a pair (i,k) the rows i and k of each matrix are read in order,
-//! h_ik is one number, and nothing is shuffled. 16 instructions a register of vertices, all of them
-//! products and sums: the student's a comes with a minus, and with it cos, e, w, G and S.
+//! h_ik is one number, and nothing is shuffled. `rkd_angle_tile` has the kernel.
 
 use std::ops::Range;
 
@@ -24,19 +23,20 @@ use pulp::{Simd, WithSimd};
 
 use super::buffer::Buffer;
 use super::pairs::for_all_pairs;
-use super::relation::{A_Y, MINUS_A_X, R_X, R_Y, ROWS, Relations};
-use super::simd::{dispatch, unroll};
+use super::relation::{H_X, H_Y, R_X, ROWS, Relations};
+use super::rkd_angle_tile::{ENDS, Tile};
+use super::rkd_distance::half_distance;
+use super::simd::dispatch;
 use crate::element::Real;
 use crate::error::Result;
 
-/// Ends i in a tile of pairs.
-const ENDS_I: usize = 2;
-/// Ends k in a tile of pairs, as many as ends i: a tile is then on the diagonal or off it.
-const ENDS_K: usize = ENDS_I;
 /// Ends k whose rows stay in the first-level cache while the ends i pass by.
 const PANEL: usize = ROWS;
 /// Lines of vertices at a time: 2 ends' rows, with their sums, fill 40 KiB.
 const LINES: usize = 64;
+
+/// The spread up to which no triangle has an obtuse angle: √2, less what rounding may do.
+const ACUTE: f64 = 1.414;
 
 /// Adds up the penalty over all ordered triples, and leaves in `sums`, zero at first, what makes
 /// −r_ij (S_ij + S_ji) be N³/2 times ∂L/∂h_ij. Gives the sum of penalties.
@@ -45,6 +45,9 @@ pub(super) fn penalize<R: Real>(
     relations: &Relations<R>,
     sums: &mut [R],
 ) -> Result<f64> {
+    // Cosines between 0 and 1 differ by no more than 1. (They are 0 where an edge has no length, and 1
+    // where the one between the ends has none.)
+    let clamped = !(relations.spread <= ACUTE && delta >= 1.0);
     let upper = for_all_pairs(
         sums,
         relations.stride(),
@@ -54,6 +57,7 @@ pub(super) fn penalize<R: Real>(
             let ends = (block.first, block.rows);
             let penalty = dispatch(Match {
                 delta,
+                clamped,
                 relations,
                 i: ends,
                 k: ends,
@@ -69,6 +73,7 @@ pub(super) fn penalize<R: Real>(
             let mut s_k = Buffer::zeros(b.data.len())?;
             let penalty = dispatch(Match {
                 delta,
+                clamped,
                 relations,
                 i: (a.first, a.rows),
                 k: (b.first, b.rows),
@@ -115,6 +120,8 @@ fn block_side(rows: usize) -> usize {
 /// both in one block, the second not before the first.
 struct Match<'a, R: Real> {
     delta: f64,
+    /// Whether some |e| may exceed δ.
+    clamped: bool,
     relations: &'a Relations<R>,
     i: (usize, usize),
     k: (usize, usize),
@@ -126,322 +133,115 @@ impl<R: Real> WithSimd for Match<'_, R> {
     type Output = f64;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, s: S) -> f64 {
-        let relations = self.relations;
-        let stride = relations.stride();
-        let (first_i, rows_i) = self.i;
-        let (first_k, rows_k) = self.k;
-        let (two, one_half) = (R::from_f64(2.0), R::from_f64(0.5));
-        let mut pairs = Pairs {
-            stride: rows_k,
-            h_x: Vec::with_capacity(rows_i * rows_k),
-            minus_h_y: Vec::with_capacity(rows_i * rows_k),
-            g: vec![R::splat(s, R::ZERO); rows_i * rows_k],
-        };
-        for i in first_i..first_i + rows_i {
-            for k in first_k..first_k + rows_k {
-                // From d², not from ½d: the rounding of d would count twice, and the same way at every
-                // vertex.
-                let (x, y) = relations.squares(i, k);
-                pairs.h_x.push(one_half * x);
-                pairs.minus_h_y.push(-one_half * y);
-            }
-        }
-
-        let within = first_i == first_k;
+    fn with_simd<S: Simd>(mut self, s: S) -> f64 {
         let mut penalty = 0.0;
-        for line in (0..relations.used_lines).step_by(LINES) {
-            let lines = line..relations.used_lines.min(line + LINES);
-            for panel in (0..rows_k).step_by(PANEL) {
-                for i in (0..rows_i).step_by(ENDS_I) {
-                    let mut penalties = [R::splat(s, R::ZERO); ENDS_I];
-                    for k in (panel..panel + PANEL).step_by(ENDS_K) {
-                        if within && k < i {
-                            continue;
-                        }
-                        let tile = Tile {
-                            s,
-                            delta: R::from_f64(self.delta),
-                            i,
-                            k,
-                            rows_i: registers(relations, first_i + i, &lines),
-                            rows_k: registers(relations, first_k + k, &lines),
-                            sums_i: sums(&mut self.s_i[i * stride..], stride, &lines),
-                            sums_k: sums(&mut self.s_k[k * stride..], stride, &lines),
-                        };
-                        // The tile of some ends with themselves has every pair in both orders, so all
-                        // that comes of it counts half. So do its pairs of equal ends, whose cosines
-                        // are 1, or 0 where the edge has no length.
-                        if within && k == i {
-                            tile.penalize::<true>(&mut pairs, &mut penalties);
-                        } else {
-                            tile.penalize::<false>(&mut pairs, &mut penalties);
-                        }
-                    }
-                    for lanes in penalties {
-                        penalty += R::reduce_sum(s, lanes).to_f64();
-                    }
+        for line in (0..self.relations.used_lines).step_by(LINES) {
+            let lines = line..self.relations.used_lines.min(line + LINES);
+            for panel in (0..self.k.1).step_by(PANEL) {
+                for i in (0..self.i.1).step_by(ENDS) {
+                    penalty += self.panel(s, &lines, i, panel);
                 }
-            }
-        }
-        for i in 0..rows_i {
-            for k in 0..rows_k {
-                // The sums hold −S, and g is −G; −½d is at hand.
-                let half = relations.get(first_i + i, first_k + k, MINUS_A_X);
-                let g = R::reduce_sum(s, pairs.g[i * rows_k + k]);
-                self.s_i[i * stride + first_k + k] += two * half * g;
             }
         }
         penalty
     }
 }
 
-/// What belongs to the edges between the ends of a match, `[i, k]`.
-struct Pairs<R, V> {
-    stride: usize,
-    h_x: Vec<R>,
-    minus_h_y: Vec<R>,
-    /// −G, whose lanes are summed at the end.
-    g: Vec<V>,
-}
-
-/// The pairs of `ENDS_I` ends from i on with `ENDS_K` ends from k on, at the vertices of some lines.
-struct Tile<'a, S: Simd, R: Real> {
-    s: S,
-    delta: R,
-    i: usize,
-    k: usize,
-    rows_i: [&'a [R::Of<S>]; ENDS_I],
-    rows_k: [&'a [R::Of<S>]; ENDS_K],
-    sums_i: [&'a mut [R::Of<S>]; ENDS_I],
-    sums_k: [&'a mut [R::Of<S>]; ENDS_K],
-}
-
-impl<S: Simd, R: Real> Tile<'_, S, R> {
-    /// Adds to the ends' rows of −S, to the pairs' −G and to the penalties; or half of it.
+impl<R: Real> Match<'_, R> {
+    /// The pairs of the ends from `i` on with those of a panel, at the vertices of some lines.
     #[inline(always)]
-    fn penalize<const HALF: bool>(
-        self,
-        pairs: &mut Pairs<R, R::Of<S>>,
-        penalties: &mut [R::Of<S>; ENDS_I],
-    ) {
-        let Tile {
-            s,
-            i,
-            k,
-            rows_i,
-            rows_k,
-            sums_i,
-            sums_k,
-            ..
-        } = self;
-        let per_line = R::PAD / R::width::<S>();
-        let vectors = sums_i[0].len();
-        let delta = R::splat(s, self.delta);
-        let minus_delta = R::splat(s, -self.delta);
-        let minus_half = R::splat(s, R::from_f64(-0.5));
-        let one_half = R::splat(s, R::from_f64(0.5));
-        let zero = R::splat(s, R::ZERO);
-
-        let mut g_ik = [[zero; ENDS_K]; ENDS_I];
-        let mut h_x = [[zero; ENDS_K]; ENDS_I];
-        let mut minus_h_y = [[zero; ENDS_K]; ENDS_I];
-        unroll::<ENDS_I>(
-            #[inline(always)]
-            |u| {
-                let at = (i + u) * pairs.stride + k;
-                g_ik[u].copy_from_slice(&pairs.g[at..at + ENDS_K]);
-                let x = &pairs.h_x[at..at + ENDS_K];
-                let y = &pairs.minus_h_y[at..at + ENDS_K];
-                unroll::<ENDS_K>(
-                    #[inline(always)]
-                    |w| {
-                        h_x[u][w] = R::splat(s, x[w]);
-                        minus_h_y[u][w] = R::splat(s, y[w]);
-                    },
-                );
-            },
-        );
-        for v in 0..vectors {
-            let at = v / per_line * 4 * per_line + v % per_line;
-            let end_i: [_; ENDS_I] = std::array::from_fn(
-                #[inline(always)]
-                |u| End::<S, R>::read(rows_i[u], at),
-            );
-            let end_k: [_; ENDS_K] = std::array::from_fn(
-                #[inline(always)]
-                |w| End::<S, R>::read(rows_k[w], at),
-            );
-            // Step by step for all pairs of the tile, rather than pair by pair: each step of a pair
-            // waits for the one before.
-            let mut minus_cos = [[zero; ENDS_K]; ENDS_I];
-            let mut minus_e = [[zero; ENDS_K]; ENDS_I];
-            let mut minus_w = [[zero; ENDS_K]; ENDS_I];
-            tile(
-                #[inline(always)]
-                |u, w| {
-                    let (i, k) = (end_i[u], end_k[w]);
-                    minus_e[u][w] = R::vmul_add(s, h_x[u][w], k.rx, k.minus_ax);
-                    minus_cos[u][w] = R::vmul(s, i.minus_ax, k.rx);
-                },
-            );
-            tile(
-                #[inline(always)]
-                |u, w| {
-                    minus_cos[u][w] = R::vmul_add(s, end_i[u].rx, minus_e[u][w], minus_cos[u][w]);
-                    let k = end_k[w];
-                    minus_w[u][w] = R::vmul_add(s, minus_h_y[u][w], k.ry, k.ay);
-                },
-            );
-            tile(
-                #[inline(always)]
-                |u, w| {
-                    minus_e[u][w] = R::vmul_add(s, end_i[u].ay, end_k[w].ry, minus_cos[u][w]);
-                },
-            );
-            tile(
-                #[inline(always)]
-                |u, w| {
-                    minus_e[u][w] = R::vmul_add(s, end_i[u].ry, minus_w[u][w], minus_e[u][w]);
-                },
-            );
-            tile(
-                #[inline(always)]
-                |u, w| {
-                    minus_w[u][w] = R::vmin(s, delta, R::vmax(s, minus_delta, minus_e[u][w]));
-                },
-            );
-            tile(
-                #[inline(always)]
-                |u, w| {
-                    let rest = R::vmul_add(s, minus_half, minus_w[u][w], minus_e[u][w]);
-                    if HALF {
-                        minus_w[u][w] = R::vmul(s, one_half, minus_w[u][w]);
-                    }
-                    penalties[u] = R::vmul_add(s, minus_w[u][w], rest, penalties[u]);
-                },
-            );
-            tile(
-                #[inline(always)]
-                |u, w| {
-                    let minus_wr = R::vmul(s, minus_w[u][w], end_i[u].rx);
-                    g_ik[u][w] = R::vmul_add(s, minus_wr, end_k[w].rx, g_ik[u][w]);
-                },
-            );
-            unroll::<ENDS_I>(
-                #[inline(always)]
-                |u| {
-                    let mut sum = sums_i[u][v];
-                    unroll::<ENDS_K>(
-                        #[inline(always)]
-                        |w| {
-                            let r = R::vmul_add(s, minus_cos[u][w], end_i[u].rx, end_k[w].rx);
-                            sum = R::vmul_add(s, minus_w[u][w], r, sum);
-                        },
-                    );
-                    sums_i[u][v] = sum;
-                },
-            );
-            unroll::<ENDS_K>(
-                #[inline(always)]
-                |w| {
-                    let mut sum = sums_k[w][v];
-                    unroll::<ENDS_I>(
-                        #[inline(always)]
-                        |u| {
-                            let r = R::vmul_add(s, minus_cos[u][w], end_k[w].rx, end_i[u].rx);
-                            sum = R::vmul_add(s, minus_w[u][w], r, sum);
-                        },
-                    );
-                    sums_k[w][v] = sum;
-                },
-            );
+    fn panel<S: Simd>(&mut self, s: S, lines: &Range<usize>, i: usize, panel: usize) -> f64 {
+        let relations = self.relations;
+        let stride = relations.stride();
+        let (first_i, first_k) = (self.i.0 + i, self.k.0 + panel);
+        let within = self.i.0 == self.k.0;
+        // The numbers of the edges between the ends: a panel lies within a line.
+        let edges = |end: usize, which: usize| -> &[R; PANEL] {
+            let at = (first_k / R::PAD * 4 + which) * R::PAD + first_k % R::PAD;
+            relations.row(first_i + end)[at..]
+                .first_chunk()
+                .expect("a panel in a line")
+        };
+        let h_x = [edges(0, H_X), edges(1, H_X)];
+        let h_y = [edges(0, H_Y), edges(1, H_Y)];
+        let delta = R::from_f64(self.delta);
+        let ends_i = registers::<R, S>(relations, first_i, lines);
+        let [mut sums_0, mut sums_1] = sums::<R, S>(&mut self.s_i[i * stride..], stride, lines);
+        let mut penalties = [R::splat(s, R::ZERO); ENDS];
+        let mut g = [[R::splat(s, R::ZERO); ENDS]; PANEL];
+        for tile in (0..PANEL).step_by(ENDS) {
+            let k = panel + tile;
+            if within && k < i {
+                continue;
+            }
+            let pair = |h: [&[R; PANEL]; ENDS]| {
+                [[h[0][tile], h[0][tile + 1]], [h[1][tile], h[1][tile + 1]]]
+            };
+            let tile = Tile {
+                s,
+                delta,
+                h_x: pair(h_x),
+                h_y: pair(h_y),
+                ends_i,
+                ends_k: registers::<R, S>(relations, first_k + tile, lines),
+                sums_i: [&mut sums_0, &mut sums_1],
+                sums_k: sums::<R, S>(&mut self.s_k[k * stride..], stride, lines),
+                g: g[tile..].first_chunk_mut().expect("a tile in a panel"),
+            };
+            // The tile of some ends with themselves has every pair in both orders, so all that comes of
+            // it counts half. So do its pairs of equal ends, whose cosines are 1, or 0 where the edge
+            // has no length.
+            match (within && k == i, self.clamped) {
+                (false, false) => tile.penalize::<false, false>(&mut penalties),
+                (false, true) => tile.penalize::<false, true>(&mut penalties),
+                (true, false) => tile.penalize::<true, false>(&mut penalties),
+                (true, true) => tile.penalize::<true, true>(&mut penalties),
+            }
         }
-        unroll::<ENDS_I>(
-            #[inline(always)]
-            |u| {
-                let at = (i + u) * pairs.stride + k;
-                pairs.g[at..at + ENDS_K].copy_from_slice(&g_ik[u]);
-            },
-        );
-    }
-}
-
-/// A register of vertices' edges to one end.
-struct End<S: Simd, R: Real> {
-    minus_ax: R::Of<S>,
-    rx: R::Of<S>,
-    ay: R::Of<S>,
-    ry: R::Of<S>,
-}
-
-impl<S: Simd, R: Real> Clone for End<S, R> {
-    #[inline(always)]
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<S: Simd, R: Real> Copy for End<S, R> {}
-
-impl<S: Simd, R: Real> End<S, R> {
-    #[inline(always)]
-    fn read(row: &[R::Of<S>], at: usize) -> Self {
-        let per_line = R::PAD / R::width::<S>();
-        let row = &row[at..at + 3 * per_line + 1];
-        End {
-            minus_ax: row[MINUS_A_X * per_line],
-            rx: row[R_X * per_line],
-            ay: row[A_Y * per_line],
-            ry: row[R_Y * per_line],
+        // The sums hold −S, and g is −G; the end waits for a factor d.
+        for u in 0..ENDS {
+            let (h, r) = (h_x[u], edges(u, R_X));
+            let out = &mut self.s_i[(i + u) * stride + first_k..][..PANEL];
+            for k in 0..PANEL {
+                let half = half_distance(h[k].to_f64(), r[k].to_f64());
+                let g = R::reduce_sum(s, g[k][u]).to_f64();
+                out[k] += R::from_f64(-2.0 * half * g);
+            }
         }
+        let sum: f64 = penalties
+            .into_iter()
+            .map(|lanes| R::reduce_sum(s, lanes).to_f64())
+            .sum();
+        // Without clamping e² was added up.
+        if self.clamped { sum } else { 0.5 * sum }
     }
 }
 
-/// Calls `f` for every pair of a tile.
+/// Some lines of the rows from `first` on.
 #[inline(always)]
-fn tile(mut f: impl FnMut(usize, usize)) {
-    unroll::<ENDS_I>(
-        #[inline(always)]
-        |u| {
-            unroll::<ENDS_K>(
-                #[inline(always)]
-                |w| f(u, w),
-            );
-        },
-    );
-}
-
-/// Some lines of `T` rows from `first` on.
-#[inline(always)]
-fn registers<'a, R: Real, S: Simd, const T: usize>(
+fn registers<'a, R: Real, S: Simd>(
     relations: &'a Relations<R>,
     first: usize,
     lines: &Range<usize>,
-) -> [&'a [R::Of<S>]; T] {
-    std::array::from_fn(
-        #[inline(always)]
-        |t| {
-            let row = relations.row(first + t);
-            R::vectors::<S>(&row[lines.start * 4 * R::PAD..lines.end * 4 * R::PAD])
-        },
-    )
+) -> [&'a [R::Of<S>]; ENDS] {
+    let lines = lines.start * 4 * R::PAD..lines.end * 4 * R::PAD;
+    [
+        R::vectors::<S>(&relations.row(first)[lines.clone()]),
+        R::vectors::<S>(&relations.row(first + 1)[lines]),
+    ]
 }
 
-/// Some lines of the first `T` rows of a matrix, to write.
+/// Some lines of the first rows of a matrix, to write.
 #[inline(always)]
-fn sums<'a, R: Real, S: Simd, const T: usize>(
+fn sums<'a, R: Real, S: Simd>(
     matrix: &'a mut [R],
     stride: usize,
     lines: &Range<usize>,
-) -> [&'a mut [R::Of<S>]; T] {
-    let mut rest = matrix;
-    std::array::from_fn(
-        #[inline(always)]
-        |_| {
-            let (row, tail) = std::mem::take(&mut rest).split_at_mut(stride);
-            rest = tail;
-            R::vectors_mut::<S>(&mut row[lines.start * R::PAD..lines.end * R::PAD])
-        },
-    )
+) -> [&'a mut [R::Of<S>]; ENDS] {
+    let lines = lines.start * R::PAD..lines.end * R::PAD;
+    let (first, rest) = matrix.split_at_mut(stride);
+    [
+        R::vectors_mut::<S>(&mut first[lines.clone()]),
+        R::vectors_mut::<S>(&mut rest[lines]),
+    ]
 }

@@ -25,8 +25,7 @@ pub(super) fn rrd<T: Element>(
     gradient: &mut [T::Real],
 ) -> Result<Value> {
     let entry = Entry::normalized_if(loss.normalize);
-    let z = Embeddings::<T::Real>::new(batch.student, entry)?;
-    let y = Embeddings::<T::Real>::new(batch.teacher, entry)?;
+    let (z, y) = Embeddings::<T::Real>::both(batch, entry)?;
     if !(z.finite && y.finite) {
         gradient.fill(T::Real::from_f64(f64::NAN));
         return Ok(Value {

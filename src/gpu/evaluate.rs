@@ -4,6 +4,7 @@ use super::element::GpuElement;
 use super::machine::Machine;
 use super::plan::{Addresses, Plan, QueueAddresses, grid_size, queue_layout};
 use super::queue;
+use super::relation::{enqueue as enqueue_relation, workspace_bytes};
 use super::softmax::enqueue as enqueue_softmax;
 use super::workspace::Layout;
 use crate::error::Result;
@@ -67,12 +68,30 @@ pub(crate) fn evaluate<T: GpuElement, M: Machine>(
 
 /// Overwrites `matrix`.
 pub(crate) fn relation_matrix<T: GpuElement, M: Machine>(
-    _machine: &mut M,
-    _relation: Relation,
-    _rows: Rows<'_, T>,
-    _matrix: &mut [f32],
+    machine: &mut M,
+    relation: Relation,
+    rows: Rows<'_, T>,
+    matrix: &mut [f32],
 ) -> Result<()> {
-    unimplemented!()
+    let shape = [rows.len(), rows.dim()];
+    let input = Uploaded::new(machine, "rows", rows.as_slice())?;
+    let output = machine.allocate("matrix", size_of_val(matrix))?;
+    let workspace = machine.allocate("workspace", workspace_bytes(relation, shape))?;
+    let addresses = [&output, &workspace].map(|memory| machine.address(memory));
+    let [to, scratch] = addresses;
+    enqueue_relation(
+        machine,
+        T::DTYPE,
+        relation,
+        shape,
+        input.address,
+        to,
+        scratch,
+    )?;
+    for memory in [&input.memory, &output, &workspace] {
+        machine.inspect(memory)?;
+    }
+    machine.read(&output, bytemuck::cast_slice_mut(matrix))
 }
 
 /// Overwrites `probabilities`.

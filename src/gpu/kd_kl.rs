@@ -40,7 +40,12 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    pub(crate) fn new(loss: &KdKl, problem: &Problem, dtype: DType, layout: &mut Layout) -> Result<Self> {
+    pub(crate) fn new(
+        loss: &KdKl,
+        problem: &Problem,
+        dtype: DType,
+        layout: &mut Layout,
+    ) -> Result<Self> {
         let shapes = problem.shapes();
         Ok(Plan {
             dtype,
@@ -67,6 +72,8 @@ impl Plan {
             gradient_factor: (self.upstream * t / n) as f32,
             padding: 0,
         };
-        KD_KL.of(self.dtype).launch(launcher, [self.rows, 1, 1], 0, &arguments)
+        KD_KL
+            .of(self.dtype)
+            .launch(launcher, [self.rows, 1, 1], 0, &arguments)
     }
 }

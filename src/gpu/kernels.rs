@@ -121,6 +121,30 @@ macro_rules! kernels {
 }
 
 kernels! {
+    /// ∂L/∂x = Σ C (x_i − x_j): a block for a tile of the gradient.
+    CONTRACTION: super::rkd::ContractionArguments, 256 => [relata_contraction_f32, relata_contraction_f16, relata_contraction_bf16];
+    /// KL of softened logits, and its gradient: a block for a row.
+    KD_KL: super::kd_kl::Arguments, 256 => [relata_kd_kl_f32, relata_kd_kl_f16, relata_kd_kl_bf16];
+    /// x/‖x‖ of every row: a block for a row.
+    NORMALIZE: super::normalize::Arguments, 256 => [relata_normalize_f32, relata_normalize_f16, relata_normalize_bf16];
+    /// The way back through x/‖x‖: a block for a row.
+    NORMALIZE_BACKWARD: super::normalize::BackwardArguments, 256 => [relata_normalize_backward];
+    /// The public relation matrices: a block for a tile of pairs.
+    RELATION: super::relation::Arguments, 256 => [relata_relation_f32, relata_relation_f16, relata_relation_bf16];
+    /// The angle penalty in f32.
+    RKD_ANGLE: super::rkd::AngleArguments, 128 => [relata_rkd_angle];
+    /// The angle penalty with ½d² as a pair of f32.
+    RKD_ANGLE_ACCURATE: super::rkd::AngleArguments, 256 => [relata_rkd_angle_accurate];
+    /// Adds up the angle penalty's sums.
+    RKD_ANGLE_COEFFICIENTS: super::rkd::CoefficientArguments, 256 => [relata_rkd_angle_coefficients];
+    /// The distance penalty.
+    RKD_DISTANCE: super::rkd::DistanceArguments, 256 => [relata_rkd_distance];
+    /// All lengths of student and teacher in f32.
+    RKD_RELATION: super::rkd::RelationArguments, 256 => [relata_rkd_relation_f32, relata_rkd_relation_f16, relata_rkd_relation_bf16];
+    /// All lengths of student and teacher in f64.
+    RKD_RELATION_ACCURATE: super::rkd::RelationArguments, 256 => [
+        relata_rkd_relation_accurate_f32, relata_rkd_relation_accurate_f16, relata_rkd_relation_accurate_bf16
+    ];
     /// Rows as attention reads them, and their norms: a warp for a row.
     ATTENTION_ROWS: super::attention::RowsArguments, 128 => [relata_attention_rows_f32, relata_attention_rows_f16, relata_attention_rows_bf16];
     /// Attention of f16 rows of up to 64 elements, over a queue and over the rest of a batch.
@@ -133,8 +157,6 @@ kernels! {
     ATTENTION_SIMT: super::attention::Arguments, 256 => [relata_attention_simt_f32, relata_attention_simt_f16];
     /// InfoNCE from the partial attentions: a block for a row.
     INFO_NCE: super::attention::FinishArguments, 256 => [relata_info_nce_f32, relata_info_nce_f16, relata_info_nce_bf16];
-    /// KL of softened logits, and its gradient: a block for a row.
-    KD_KL: super::kd_kl::Arguments, 256 => [relata_kd_kl_f32, relata_kd_kl_f16, relata_kd_kl_bf16];
     /// Norms of a queue's new keys, and whether all are finite: a warp for a key.
     MEASURE_KEYS: super::queue::Arguments, 128 => [relata_measure_keys_f32, relata_measure_keys_f16, relata_measure_keys_bf16];
     /// New keys to their slots, and the ring moved on.

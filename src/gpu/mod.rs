@@ -16,7 +16,10 @@ pub(crate) mod workspace;
 mod attention;
 mod info_nce;
 mod kd_kl;
+mod normalize;
 pub(crate) mod queue;
+mod relation;
+mod rkd;
 mod rrd;
 mod softmax;
 

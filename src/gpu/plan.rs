@@ -2,10 +2,10 @@
 
 use super::machine::{Launcher, Limits};
 use super::workspace::Layout;
-use super::{info_nce, kd_kl, queue, rrd};
+use super::{info_nce, kd_kl, queue, rkd, rrd};
 use crate::element::DType;
 use crate::error::{Error, Result};
-use crate::loss::Loss;
+use crate::loss::{Loss, Rkd};
 use crate::problem::Problem;
 
 /// Where a batch and its results lie.
@@ -40,6 +40,7 @@ pub(crate) struct Plan {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Passes {
+    Rkd(rkd::Plan),
     InfoNce(info_nce::Plan),
     KdKl(kd_kl::Plan),
     Rrd(rrd::Plan),
@@ -48,19 +49,23 @@ enum Passes {
 impl Plan {
     pub(crate) fn new(problem: &Problem, dtype: DType, limits: Limits) -> Result<Self> {
         let mut layout = Layout::new();
-        let passes = match problem.loss() {
+        let rkd =
+            |loss: Rkd, layout: &mut Layout| rkd::Plan::new(&loss, problem, dtype, limits, layout);
+        let passes = match *problem.loss() {
+            Loss::RkdDistance(loss) => Passes::Rkd(rkd(loss.into(), &mut layout)?),
+            Loss::RkdAngle(loss) => Passes::Rkd(rkd(loss.into(), &mut layout)?),
+            Loss::Rkd(loss) => Passes::Rkd(rkd(loss, &mut layout)?),
             Loss::InfoNce(loss) => Passes::InfoNce(info_nce::Plan::new(
-                loss,
+                &loss,
                 problem,
                 dtype,
                 limits,
                 &mut layout,
             )?),
             Loss::Rrd(loss) => {
-                Passes::Rrd(rrd::Plan::new(loss, problem, dtype, limits, &mut layout)?)
+                Passes::Rrd(rrd::Plan::new(&loss, problem, dtype, limits, &mut layout)?)
             }
-            Loss::KdKl(loss) => Passes::KdKl(kd_kl::Plan::new(loss, problem, dtype, &mut layout)?),
-            _ => unreachable!(),
+            Loss::KdKl(loss) => Passes::KdKl(kd_kl::Plan::new(&loss, problem, dtype, &mut layout)?),
         };
         Ok(Plan { passes, layout })
     }
@@ -74,10 +79,23 @@ impl Plan {
     /// Launches all passes.
     pub(crate) fn enqueue(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         match &self.passes {
+            Passes::Rkd(plan) => plan.enqueue(launcher, at),
             Passes::InfoNce(plan) => plan.enqueue(launcher, at),
             Passes::KdKl(plan) => plan.enqueue(launcher, at),
             Passes::Rrd(plan) => plan.enqueue(launcher, at),
         }
+    }
+}
+
+/// Pairs of tiles (a, b) with a ≤ b, for `rows` rows in tiles of `side`.
+pub(crate) fn tile_pairs(rows: usize, side: usize) -> Result<u32> {
+    let tiles = rows.div_ceil(side);
+    match tiles
+        .checked_add(1)
+        .and_then(|more| tiles.checked_mul(more))
+    {
+        Some(product) => grid_size("rows", product / 2),
+        None => grid_size("rows", usize::MAX),
     }
 }
 
@@ -101,6 +119,19 @@ pub(crate) fn grid_size(argument: &'static str, size: usize) -> Result<u32> {
         _ => Err(Error::TooLarge {
             argument,
             most: MOST as usize,
+            got: size,
+        }),
+    }
+}
+
+/// The blocks it takes to cover `size`, `each` at a time, where a grid counts them along y.
+pub(crate) fn grid_size_y(argument: &'static str, size: usize, each: usize) -> Result<u32> {
+    const MOST: usize = 65535;
+    match u32::try_from(size.div_ceil(each)) {
+        Ok(blocks) if blocks as usize <= MOST => Ok(blocks),
+        _ => Err(Error::TooLarge {
+            argument,
+            most: MOST * each,
             got: size,
         }),
     }

@@ -32,5 +32,7 @@ pub(crate) fn enqueue(
         dim: grid_size("dim", dim)?,
         inverse_temperature: (1.0 / temperature) as f32,
     };
-    SOFTMAX.of(dtype).launch(launcher, [grid_size("rows", rows)?, 1, 1], 0, &arguments)
+    SOFTMAX
+        .of(dtype)
+        .launch(launcher, [grid_size("rows", rows)?, 1, 1], 0, &arguments)
 }

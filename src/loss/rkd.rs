@@ -1,4 +1,4 @@
-use super::{check_delta, check_weight, loss};
+use super::{RkdAngle, RkdDistance, check_delta, check_weight, loss};
 use crate::error::Result;
 
 /// RKD distance and angle in one evaluation: the relation and the contraction are computed once.
@@ -44,6 +44,30 @@ impl Default for Rkd {
             angle_weight: 2.0,
             delta: 1.0,
             normalize: false,
+        }
+    }
+}
+
+/// The distance alone.
+impl From<RkdDistance> for Rkd {
+    fn from(loss: RkdDistance) -> Self {
+        Rkd {
+            distance_weight: 1.0,
+            angle_weight: 0.0,
+            delta: loss.delta,
+            normalize: loss.normalize,
+        }
+    }
+}
+
+/// The angle alone.
+impl From<RkdAngle> for Rkd {
+    fn from(loss: RkdAngle) -> Self {
+        Rkd {
+            distance_weight: 0.0,
+            angle_weight: 1.0,
+            delta: loss.delta,
+            normalize: loss.normalize,
         }
     }
 }

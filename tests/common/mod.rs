@@ -7,8 +7,10 @@
     reason = "each test binary uses its own part of this"
 )]
 
+pub(crate) mod against;
 pub(crate) mod cases;
 pub(crate) mod compare;
+pub(crate) mod measured;
 pub(crate) mod tolerances;
 
 use relata::{

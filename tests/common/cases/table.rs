@@ -94,6 +94,10 @@ fn relational(cases: &mut Vec<Case>) {
         let data = DEGENERATE.iter();
         cases.extend(data.map(|&(label, data)| case(loss, 33, 16).data(data).label(label)));
     }
+    // Distances so alike that no angle is obtuse.
+    for loss in [RkdAngle::default().into(), Rkd::default().into()] {
+        cases.push(case(loss, 33, 512).label("acute"));
+    }
     let odd = |loss: Loss, label: &str| case(loss, 17, 16).teacher_dim(7).label(label);
     for delta in [0.05, 0.5] {
         for normalize in [false, true] {

@@ -1,0 +1,291 @@
+//! A fatbin of every kernel, by nvcc: cubins for a list of cards and PTX for cards that come later.
+//!
+//! Nothing of CUDA is linked and no card is asked for: the driver loads the fatbins when the program
+//! runs. docs/decisions/0006 says why it is done so.
+
+use std::collections::hash_map::DefaultHasher;
+use std::env;
+use std::fs;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::{kernels_in, out_dir};
+
+/// A cubin runs on cards of its major version from its minor one on (one with an `a` on that very one),
+/// PTX on all from its version on, after the driver has compiled it. So sm_80 is for 8.6 and 8.9 too: they
+/// would get the same instructions.
+const TARGETS: &str = "sm_80 sm_90a sm_100 sm_120 compute_80";
+
+/// Shared with scripts/check-kernels.
+const OPTIONS: &str = "kernels/nvcc.options";
+
+type Result<T> = std::result::Result<T, String>;
+
+pub(crate) fn build() {
+    for variable in [
+        "RELATA_CUDA_TARGETS",
+        "NVCC",
+        "CUDA_HOME",
+        "CUDA_PATH",
+        "PATH",
+        // nvcc reads these itself.
+        "NVCC_CCBIN",
+        "NVCC_PREPEND_FLAGS",
+        "NVCC_APPEND_FLAGS",
+        "DOCS_RS",
+    ] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    // The machine that builds the documentation has no nvcc, and needs no kernels.
+    let images = if env::var_os("DOCS_RS").is_some() {
+        Ok(Images::default())
+    } else {
+        compile()
+    };
+    match images {
+        Ok(images) => {
+            fs::write(out_dir().join("images.rs"), images.source()).expect("a file in OUT_DIR")
+        }
+        Err(why) => {
+            for line in why.lines() {
+                println!("cargo::error={line}");
+            }
+        }
+    }
+}
+
+/// What src/cuda/images.rs includes.
+#[derive(Default)]
+struct Images {
+    files: Vec<String>,
+    targets: Vec<String>,
+    toolkit: (u32, u32),
+}
+
+impl Images {
+    fn source(&self) -> String {
+        let Images {
+            files,
+            targets,
+            toolkit,
+        } = self;
+        let files: String = files
+            .iter()
+            .map(|file| format!("image!({file:?}), "))
+            .collect();
+        format!(
+            "const IMAGES: &[&[u8]] = &[{files}];\nconst TARGETS: &[&str] = &{targets:?};\n\
+             const TOOLKIT: (u32, u32) = {toolkit:?};\n"
+        )
+    }
+}
+
+fn compile() -> Result<Images> {
+    let nvcc = Nvcc::find()?;
+    let targets = match env::var("RELATA_CUDA_TARGETS") {
+        Ok(list) => parse(&list)?,
+        Err(_) => nvcc.those_known(parse(TARGETS)?),
+    };
+    let mut arguments = vec![
+        "-fatbin".to_owned(),
+        "--options-file".to_owned(),
+        OPTIONS.to_owned(),
+    ];
+    arguments.extend(targets.iter().map(|target| gencode(target)));
+    let kernels = kernels_in("kernels");
+    let shared = hash_of_folder(Path::new("kernels/common"));
+
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<()> {
+        while let Some(kernel) = kernels.get(next.fetch_add(1, Ordering::Relaxed)) {
+            nvcc.compile(kernel, &arguments, shared)?;
+        }
+        Ok(())
+    };
+    let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok());
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs.unwrap_or(1)).map(|_| scope.spawn(work)).collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().expect("a worker that returns"))
+    })?;
+    Ok(Images {
+        files: kernels
+            .iter()
+            .map(|kernel| format!("{}.fatbin", stem(kernel)))
+            .collect(),
+        targets,
+        toolkit: nvcc.release,
+    })
+}
+
+fn parse(list: &str) -> Result<Vec<String>> {
+    let targets: Vec<String> = list
+        .split([' ', ',', ';'])
+        .filter(|target| !target.is_empty())
+        .map(str::to_owned)
+        .collect();
+    let known = |target: &String| {
+        let number = target
+            .strip_prefix("sm_")
+            .or_else(|| target.strip_prefix("compute_"));
+        number.is_some_and(|number| number.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    match targets.iter().find(|target| !known(target)) {
+        Some(other) => Err(format!(
+            "RELATA_CUDA_TARGETS: expected names like sm_90a and compute_80, got {other}"
+        )),
+        None if targets.is_empty() => {
+            Err("RELATA_CUDA_TARGETS: expected at least one target, got none".to_owned())
+        }
+        None => Ok(targets),
+    }
+}
+
+/// sm_90a: a cubin; compute_80: PTX.
+fn gencode(target: &str) -> String {
+    format!("-gencode=arch=compute_{},code={target}", number(target))
+}
+
+fn number(target: &str) -> &str {
+    target.trim_start_matches(|c: char| !c.is_ascii_digit())
+}
+
+struct Nvcc {
+    program: PathBuf,
+    /// What it says of its version.
+    version: String,
+    release: (u32, u32),
+}
+
+impl Nvcc {
+    fn find() -> Result<Self> {
+        let in_folder =
+            |variable| env::var_os(variable).map(|folder| Path::new(&folder).join("bin/nvcc"));
+        let usual = PathBuf::from("/usr/local/cuda/bin/nvcc");
+        let program = env::var_os("NVCC")
+            .map(PathBuf::from)
+            .or_else(|| in_folder("CUDA_HOME"))
+            .or_else(|| in_folder("CUDA_PATH"))
+            .or_else(|| (in_path("nvcc").is_none() && usual.is_file()).then_some(usual))
+            .unwrap_or_else(|| "nvcc".into());
+        let output = command(&program).arg("--version").output().map_err(|error| {
+            format!(
+                "the feature cuda needs nvcc, and {} does not start: {error}\n\
+                 scripts/install-nvcc brings one without a CUDA installation; or set NVCC, CUDA_HOME or PATH",
+                program.display()
+            )
+        })?;
+        let version = String::from_utf8_lossy(&output.stdout).into_owned();
+        let release = release(&version).ok_or_else(|| {
+            format!(
+                "{} --version: expected a release, got {version:?}",
+                program.display()
+            )
+        })?;
+        Ok(Nvcc {
+            program,
+            version,
+            release,
+        })
+    }
+
+    /// Of `targets` those that this release compiles for.
+    fn those_known(&self, mut targets: Vec<String>) -> Vec<String> {
+        let output = command(&self.program).arg("--list-gpu-code").output();
+        let listed = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+        let listed = listed.unwrap_or_default();
+        if !listed.is_empty() {
+            targets.retain(|target| {
+                let number = number(target).trim_end_matches('a');
+                listed.lines().any(|line| line == format!("sm_{number}"))
+            });
+        }
+        targets
+    }
+
+    /// Writes `<stem>.fatbin`, unless there is one of the same making.
+    fn compile(&self, kernel: &Path, arguments: &[String], shared: u64) -> Result<()> {
+        let image = out_dir().join(format!("{}.fatbin", stem(kernel)));
+        let mut hasher = DefaultHasher::new();
+        let flags = ["NVCC_CCBIN", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"].map(env::var_os);
+        (
+            arguments,
+            shared,
+            &self.version,
+            flags,
+            fs::read(kernel).ok(),
+            fs::read(OPTIONS).ok(),
+        )
+            .hash(&mut hasher);
+        let (making, note) = (hasher.finish().to_string(), image.with_extension("making"));
+        if image.is_file() && fs::read_to_string(&note).is_ok_and(|old| old == making) {
+            return Ok(());
+        }
+        let output = command(&self.program)
+            .args(arguments)
+            .arg("-o")
+            .arg(&image)
+            .arg(kernel)
+            .output()
+            .map_err(|error| format!("{}: {error}", self.program.display()))?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            return Err(format!(
+                "nvcc does not compile {}:\n{said}",
+                kernel.display()
+            ));
+        }
+        fs::write(note, making).map_err(|error| error.to_string())
+    }
+}
+
+/// With its own folder in PATH: the nvcc of a Python wheel looks there for its parts.
+fn command(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    if let Some(folder) = program.parent().filter(|folder| folder.is_absolute()) {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let folders = std::iter::once(folder.to_owned()).chain(env::split_paths(&path));
+        command.env("PATH", env::join_paths(folders).unwrap_or(path));
+    }
+    command
+}
+
+fn in_path(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path)
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
+}
+
+/// 13.0 of "Cuda compilation tools, release 13.0, V13.0.88".
+fn release(version: &str) -> Option<(u32, u32)> {
+    let (_, rest) = version.split_once("release ")?;
+    let (major, minor) = rest.split(',').next()?.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+fn stem(kernel: &Path) -> String {
+    kernel
+        .file_stem()
+        .expect("a kernel's file has a name")
+        .to_string_lossy()
+        .into_owned()
+}
+
+fn hash_of_folder(folder: &Path) -> u64 {
+    let mut files: Vec<_> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    files.sort();
+    let mut hasher = DefaultHasher::new();
+    for file in files {
+        (fs::read(&file).ok(), file).hash(&mut hasher);
+    }
+    hasher.finish()
+}

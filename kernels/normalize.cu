@@ -1,0 +1,85 @@
+// Computes   z = x/‖x‖ of every row, and back: ∂L/∂x = (g − ⟨g, z⟩ z)/‖x‖. A row of zeros has no direction: z = 0, and
+//            its gradient is 0.
+// Buffers    x [N, D] f32, f16 or bf16, aligned to its element; z, gradient [N, D] f32; norms [N] f32: 1/‖x‖, or 0.
+// Passes     `normalize`: one launch for up to two matrices; `normalize_backward`: in place over the gradient.
+// Grid       (N, matrices).
+// Block      256 threads, side by side along the row.
+// Shared     64 bytes for reductions.
+// Registers  at most 64.
+// Work       4 flop an element forth, 5 back; element + 4 bytes an element forth, 12 back.
+// Floor      bandwidth, launch.
+// Numerics   squares of elements scaled by a power of two close to the largest: no row's norm overflows or vanishes
+//            before it does itself. Sums in f32 by thread, then by tree.
+// Order      fixed: by thread, warp, block.
+// Reference  src/reference/mod.rs, Matrix::normalize.
+#include "common/collective.cuh"
+#include "common/element.cuh"
+
+namespace {
+
+constexpr unsigned THREADS = 256;
+
+struct Arguments {
+    const void* rows[2];
+    float* normalized[2];
+    float* norms[2];
+    uint32_t dim[2];
+};
+
+template <typename T>
+DEVICE void normalize(const Arguments& arguments) {
+    const unsigned which = blockIdx.y;
+    const uint32_t dim = arguments.dim[which];
+    const uint64_t start = static_cast<uint64_t>(blockIdx.x) * dim;
+    const T* x = static_cast<const T*>(arguments.rows[which]) + start;
+    float largest = 0, finite = 0;
+    for (uint32_t d = threadIdx.x; d < dim; d += THREADS) {
+        const float value = to_float(x[d]);
+        largest = fmaxf(largest, fabsf(value));
+        finite = fmaf(value, 0.0f, finite);
+    }
+    largest = block_reduce<THREADS>(largest, Max());
+    // NaN if the row isn't finite.
+    finite = block_reduce<THREADS>(finite, Sum());
+    // A power of two that brings the largest element near 1 and is itself in range.
+    int exponent = 0;
+    if (largest > 0 && finite == 0) frexpf(largest, &exponent);
+    exponent = exponent < -125 ? -125 : exponent > 125 ? 125 : exponent;
+    const float scale = ldexpf(1.0f, -exponent);
+    float sum = finite;
+    for (uint32_t d = threadIdx.x; d < dim; d += THREADS) {
+        const float value = to_float(x[d]) * scale;
+        sum = fmaf(value, value, sum);
+    }
+    sum = block_reduce<THREADS>(sum, Sum());
+    const float inverse = sum > 0 ? 1.0f / sqrtf(sum) : sum;
+    for (uint32_t d = threadIdx.x; d < dim; d += THREADS) arguments.normalized[which][start + d] = to_float(x[d]) * scale * inverse;
+    if (threadIdx.x == 0 && arguments.norms[which] != nullptr) arguments.norms[which][blockIdx.x] = inverse * scale;
+}
+
+struct BackwardArguments {
+    const float* normalized;
+    const float* norms;
+    float* gradient;
+    uint32_t dim;
+    uint32_t padding;
+};
+
+DEVICE void normalize_backward(const BackwardArguments& arguments) {
+    const uint32_t dim = arguments.dim;
+    const uint64_t start = static_cast<uint64_t>(blockIdx.x) * dim;
+    const float* z = arguments.normalized + start;
+    float* g = arguments.gradient + start;
+    float along = 0;
+    for (uint32_t d = threadIdx.x; d < dim; d += THREADS) along = fmaf(g[d], z[d], along);
+    along = block_reduce<THREADS>(along, Sum());
+    const float norm = arguments.norms[blockIdx.x];
+    for (uint32_t d = threadIdx.x; d < dim; d += THREADS) g[d] = fmaf(-along, z[d], g[d]) * norm;
+}
+
+}  // namespace
+
+EXPORT_KERNEL(relata_normalize_f32, THREADS, 4, Arguments, normalize<float>);
+EXPORT_KERNEL(relata_normalize_f16, THREADS, 4, Arguments, normalize<f16>);
+EXPORT_KERNEL(relata_normalize_bf16, THREADS, 4, Arguments, normalize<bf16>);
+EXPORT_KERNEL(relata_normalize_backward, THREADS, 4, BackwardArguments, normalize_backward);

@@ -1,0 +1,79 @@
+// Computes   the relation of every two rows: ‖x_i − x_j‖, its square, or ⟨x_i, x_j⟩ (of normalised rows: the cosine).
+// Buffers    rows [N, D] f32, f16 or bf16, aligned to their element; matrix [N, N] f32.
+// Passes     one launch; for the cosine after `normalize`.
+// Grid       tile pairs a ≤ b of 64 rows a side.
+// Block      256 threads, 16 pairs a thread: see common/pair_tile.cuh.
+// Shared     17 KiB: both sides of the tile, 32 dimensions at a time.
+// Registers  at most 128.
+// Work       N² D flop; N²/64 D elements read, 4 N² bytes written.
+// Floor      FP32 issue: N² D / 33.4e12 s on an H200 (half for products).
+// Numerics   distances from differences: right however close rows lie. Where a square leaves f32's range so does the
+//            square that was asked for; the distance is taken from scaled differences then.
+// Order      fixed: dimensions in order, 32 at a time.
+// Reference  src/reference/mod.rs, relation_matrix.
+#include "common/pair_tile.cuh"
+
+namespace {
+
+using pair_tile::THREADS;
+
+// Mirrored by src/gpu/relation.rs.
+enum Relation : uint32_t { DISTANCE = 0, SQUARED_DISTANCE = 1, DOT = 2 };
+
+struct Arguments {
+    const void* rows;
+    float* matrix;
+    uint32_t n;
+    uint32_t dim;
+    uint32_t relation;
+    uint32_t padding;
+};
+
+// ‖x_i − x_j‖ where its square isn't an f32: once more, by this thread alone.
+template <typename T>
+DEVICE float distance_in_f64(const T* x, const T* y, uint32_t dim) {
+    double sum = 0;
+    for (uint32_t d = 0; d < dim; d++) {
+        const double difference = static_cast<double>(to_float(x[d])) - static_cast<double>(to_float(y[d]));
+        sum = fma(difference, difference, sum);
+    }
+    return static_cast<float>(sqrt(sum));
+}
+
+template <typename T>
+DEVICE void relation(const Arguments& arguments) {
+    constexpr unsigned PER = 4, SIDE = 16 * PER;
+    SHARED_ARRAY(float, left, pair_tile::SHARED<float>);
+    SHARED_ARRAY(float, right, pair_tile::SHARED<float>);
+    const uint32_t n = arguments.n, dim = arguments.dim;
+    const T* rows = static_cast<const T*>(arguments.rows);
+    const auto [a, b] = pair_tile::pair_of(blockIdx.x);
+    float sum[PER][PER];
+    if (arguments.relation == DOT) {
+        pair_tile::sums<PER, pair_tile::Product>(rows, n, dim, a * SIDE, b * SIDE, left, right, sum);
+    } else {
+        pair_tile::sums<PER, pair_tile::SquaredDifference>(rows, n, dim, a * SIDE, b * SIDE, left, right, sum);
+    }
+    UNROLL
+    for (unsigned p = 0; p < PER; p++) {
+        UNROLL
+        for (unsigned q = 0; q < PER; q++) {
+            const uint32_t i = a * SIDE + threadIdx.x / 16 * PER + p, j = b * SIDE + threadIdx.x % 16 * PER + q;
+            if (i >= n || j >= n) continue;
+            float value = sum[p][q];
+            if (arguments.relation == DISTANCE) {
+                const bool in_range = value > 1e-30f && value < 1e38f;
+                value = in_range ? sqrtf(value)
+                                 : distance_in_f64(rows + static_cast<uint64_t>(i) * dim, rows + static_cast<uint64_t>(j) * dim, dim);
+            }
+            arguments.matrix[static_cast<uint64_t>(i) * n + j] = value;
+            if (a != b) arguments.matrix[static_cast<uint64_t>(j) * n + i] = value;
+        }
+    }
+}
+
+}  // namespace
+
+EXPORT_KERNEL(relata_relation_f32, THREADS, 2, Arguments, relation<float>);
+EXPORT_KERNEL(relata_relation_f16, THREADS, 2, Arguments, relation<f16>);
+EXPORT_KERNEL(relata_relation_bf16, THREADS, 2, Arguments, relation<bf16>);

@@ -1,0 +1,160 @@
+//! Embeddings that are on the card already.
+#![allow(unsafe_code, reason = "hands the addresses of slices to the raw entry")]
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice};
+
+use super::driver;
+use super::failure::Doing;
+use super::memory::Memory;
+use super::raw::{Buffers, RawEvaluator};
+use crate::error::{Error, Result};
+use crate::gpu::element::GpuElement;
+use crate::problem::Problem;
+
+/// A problem on a stream of a card, with its workspace.
+///
+/// ```no_run
+/// use relata::cuda::{Evaluator, cudarc::driver::CudaContext};
+/// use relata::{RkdAngle, Shapes};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let stream = CudaContext::new(0)?.default_stream();
+/// let problem = RkdAngle::default().problem(Shapes::new(128, 512, 768))?;
+/// let mut evaluator = Evaluator::<f32>::new(&stream, &problem)?;
+///
+/// let (student, teacher) = (stream.alloc_zeros(128 * 512)?, stream.alloc_zeros(128 * 768)?);
+/// let (mut gradient, mut value) = (stream.alloc_zeros(128 * 512)?, stream.alloc_zeros(2)?);
+/// evaluator.enqueue(&student, &teacher, &mut gradient, &mut value)?; // returns at once
+/// let loss = stream.clone_dtoh(&value)?[0];
+/// # Ok(()) }
+/// ```
+///
+/// # Graphs
+/// An evaluation that has been captured uses the evaluator's workspace and the slices whenever the graph
+/// is launched: keep all of them until the graph is gone, which nothing checks. A stream that can be
+/// captured is not the default one, and beside a second stream cudarc waits for events of the slices,
+/// which no capture allows: turn that off (`CudaContext::disable_event_tracking`) before the slices are
+/// made.
+#[derive(Debug)]
+pub struct Evaluator<T> {
+    raw: RawEvaluator,
+    stream: Arc<CudaStream>,
+    workspace: Memory,
+    element: PhantomData<fn(T)>,
+}
+
+impl<T: GpuElement> Evaluator<T> {
+    /// Plans `problem`, loads its kernels and allocates their workspace.
+    ///
+    /// # Errors
+    /// As [`RawEvaluator::new`], and [`Error::OutOfMemory`].
+    pub fn new(stream: &Arc<CudaStream>, problem: &Problem) -> Result<Self> {
+        driver::version()?;
+        bind(stream)?;
+        let raw = RawEvaluator::new::<T>(problem)?;
+        let workspace = Memory::new(stream, "workspace", raw.workspace_bytes())?;
+        // SAFETY: memory of this length, and a stream, of the context that was bound above.
+        unsafe { raw.initialize(workspace.address(), stream.cu_stream().cast()) }?;
+        Ok(Evaluator {
+            raw,
+            stream: Arc::clone(stream),
+            workspace,
+            element: PhantomData,
+        })
+    }
+
+    /// The problem it evaluates.
+    #[must_use]
+    pub fn problem(&self) -> &Problem {
+        self.raw.problem()
+    }
+
+    /// The stream that evaluations are enqueued on.
+    #[must_use]
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// The memory it holds on the card.
+    #[must_use]
+    pub fn workspace_bytes(&self) -> usize {
+        self.raw.workspace_bytes()
+    }
+
+    /// As [`RawEvaluator::set_upstream`].
+    ///
+    /// # Errors
+    /// None that [`new`](Self::new) has not had.
+    pub fn set_upstream(&mut self, upstream: f64) -> Result<()> {
+        self.raw.set_upstream(upstream)
+    }
+
+    /// Enqueues an evaluation and returns: `student` `[N, D]`, `teacher` `[N, D_t]`; `gradient` `[N, D]`
+    /// and `value` `[2]` are overwritten, the latter with the loss and, for RRD, KL(p‖q). Nothing is
+    /// allocated, copied or waited for.
+    ///
+    /// # Errors
+    /// [`Error::Length`] and [`Error::ForeignMemory`], naming the argument; nothing has been enqueued
+    /// then. [`Error::Cuda`] if the driver refuses a launch. What goes wrong on the card shows when the
+    /// stream is waited for.
+    pub fn enqueue(
+        &mut self,
+        student: &impl DevicePtr<T>,
+        teacher: &impl DevicePtr<T>,
+        gradient: &mut impl DevicePtrMut<f32>,
+        value: &mut impl DevicePtrMut<f32>,
+    ) -> Result<()> {
+        let shapes = self.problem().shapes();
+        self.check("student", student, shapes.rows * shapes.student_dim)?;
+        self.check("teacher", teacher, shapes.rows * shapes.teacher_dim)?;
+        self.check("gradient", gradient, shapes.rows * shapes.student_dim)?;
+        self.check("value", value, 2)?;
+        bind(&self.stream)?;
+        // The guards keep other streams waiting until the launches are done.
+        let (student, _read_student) = student.device_ptr(&self.stream);
+        let (teacher, _read_teacher) = teacher.device_ptr(&self.stream);
+        let (gradient, _written_gradient) = gradient.device_ptr_mut(&self.stream);
+        let (value, _written_value) = value.device_ptr_mut(&self.stream);
+        let buffers = Buffers {
+            student,
+            teacher,
+            gradient,
+            value,
+            workspace: self.workspace.address(),
+        };
+        // SAFETY: slices of these lengths in the context of the evaluator, of which those written to are
+        // borrowed mutably and so overlap nothing. cudarc frees a slice only after what was launched on
+        // it. The workspace is initialised, and this stream's alone.
+        unsafe { self.raw.enqueue(&buffers, self.stream.cu_stream().cast()) }
+    }
+
+    fn check<E>(
+        &self,
+        argument: &'static str,
+        slice: &impl DeviceSlice<E>,
+        expected: usize,
+    ) -> Result<()> {
+        if slice.len() != expected {
+            return Err(Error::Length {
+                argument,
+                expected,
+                got: slice.len(),
+            });
+        }
+        if slice.stream().context().cu_ctx() != self.stream.context().cu_ctx() {
+            return Err(Error::ForeignMemory {
+                argument,
+                got: "memory of another context".to_owned(),
+            });
+        }
+        Ok(())
+    }
+}
+
+fn bind(stream: &CudaStream) -> Result<()> {
+    let bound = stream.context().bind_to_thread();
+    bound.doing("making the card's context current")
+}

@@ -1,0 +1,71 @@
+//! A card as what host slices are evaluated on.
+
+use std::sync::Arc;
+
+use cudarc::driver::CudaStream;
+
+use super::card::Card;
+use super::launcher::StreamLauncher;
+use super::library::Library;
+use super::memory::Memory;
+use crate::error::Result;
+use crate::gpu::machine::{Launch, Launcher, Limits, Machine};
+
+pub(crate) struct CudaMachine<'a> {
+    stream: &'a Arc<CudaStream>,
+    card: &'a Card,
+    launcher: StreamLauncher,
+}
+
+impl<'a> CudaMachine<'a> {
+    pub(super) fn new(
+        stream: &'a Arc<CudaStream>,
+        card: &'a Card,
+        library: &'static Library,
+    ) -> Self {
+        CudaMachine {
+            stream,
+            card,
+            launcher: StreamLauncher {
+                library,
+                stream: stream.cu_stream(),
+            },
+        }
+    }
+}
+
+impl Launcher for CudaMachine<'_> {
+    fn launch(&mut self, launch: Launch<'_>) -> Result<()> {
+        // The context is current on this thread: memory was allocated, and so it is before each launch.
+        self.launcher.launch(launch)
+    }
+}
+
+impl Machine for CudaMachine<'_> {
+    type Memory = Memory;
+
+    fn limits(&self) -> Limits {
+        self.card.limits
+    }
+
+    fn allocate(&mut self, argument: &'static str, bytes: usize) -> Result<Memory> {
+        Memory::new(self.stream, argument, bytes)
+    }
+
+    fn address(&self, memory: &Memory) -> u64 {
+        memory.address()
+    }
+
+    fn write(&mut self, memory: &mut Memory, bytes: &[u8]) -> Result<()> {
+        memory.write(bytes)
+    }
+
+    fn read(&mut self, memory: &Memory, bytes: &mut [u8]) -> Result<()> {
+        memory.read(bytes)
+    }
+
+    fn inspect(&mut self, _memory: &Memory) -> Result<()> {
+        // compute-sanitizer does that.
+        Ok(())
+    }
+}

@@ -1,0 +1,243 @@
+//! Addresses and foreign streams.
+#![allow(unsafe_code, reason = "takes addresses")]
+
+use std::ffi::{c_int, c_void};
+use std::ptr::null_mut;
+
+use cudarc::driver::result;
+use cudarc::driver::sys::{self, CUcontext, CUdevice, CUpointer_attribute};
+
+use super::card::Card;
+use super::driver;
+use super::failure::{Doing, code};
+use super::launcher::StreamLauncher;
+use super::library::Library;
+use crate::error::{Error, Result};
+use crate::gpu::element::GpuElement;
+use crate::gpu::plan::{Addresses, Plan, QueueAddresses};
+use crate::gpu::workspace::Layout;
+use crate::problem::Problem;
+
+/// Where a batch and its results lie on the card. Addresses are multiples of their element's size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Buffers {
+    /// `[N, D]`
+    pub student: u64,
+    /// `[N, D_t]`
+    pub teacher: u64,
+    /// `[N, D]` f32, overwritten.
+    pub gradient: u64,
+    /// `[2]` f32, overwritten: the loss and, for RRD, KL(p‖q).
+    pub value: u64,
+    /// [`RawEvaluator::workspace_bytes`] bytes, aligned to 256. Between evaluations it belongs to the
+    /// evaluator: nothing else may write there.
+    pub workspace: u64,
+}
+
+/// A problem in the CUDA context that was current when this was made, for memory and streams of any
+/// library: what an adapter to a framework stands on. Nothing of cudarc shows.
+///
+/// It makes no context and no stream, changes neither, and never makes another context current.
+#[derive(Clone, Debug)]
+pub struct RawEvaluator {
+    problem: Problem,
+    element: Element,
+    plan: Plan,
+    card: Card,
+    context: Context,
+    library: &'static Library,
+}
+
+/// The type of the embeddings: its name and its size.
+#[derive(Clone, Copy, Debug)]
+struct Element {
+    dtype: crate::DType,
+    bytes: u64,
+}
+
+/// A context to compare with, not to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Context(CUcontext);
+
+// SAFETY: no one looks behind the address.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+impl RawEvaluator {
+    /// Plans `problem` for embeddings of type `T` on the card of the current context, and loads its
+    /// kernels there.
+    ///
+    /// # Errors
+    /// [`Error::NoContext`] if no context is current; otherwise as [`Cuda::new`](super::Cuda::new), and
+    /// [`Error::TooLarge`] if the kernels cannot count the rows or columns.
+    pub fn new<T: GpuElement>(problem: &Problem) -> Result<Self> {
+        driver::version()?;
+        let context = current()?;
+        let card = Card::of(current_device()?)?;
+        let library = Library::prepared(&card)?;
+        let element = Element {
+            dtype: T::DTYPE,
+            bytes: size_of::<T>() as u64,
+        };
+        Ok(RawEvaluator {
+            problem: *problem,
+            element,
+            plan: Plan::new(problem, element.dtype, card.limits)?,
+            card,
+            context,
+            library,
+        })
+    }
+
+    /// The problem it evaluates.
+    #[must_use]
+    pub fn problem(&self) -> &Problem {
+        &self.problem
+    }
+
+    /// The upstream gradient of the evaluations enqueued from now on. Costs nothing: a trainer that
+    /// scales its loss may change it at every step.
+    ///
+    /// # Errors
+    /// None that [`new`](Self::new) has not had.
+    pub fn set_upstream(&mut self, upstream: f64) -> Result<()> {
+        let problem = self.problem.upstream(upstream);
+        self.plan = Plan::new(&problem, self.element.dtype, self.card.limits)?;
+        self.problem = problem;
+        Ok(())
+    }
+
+    /// The scratch memory an evaluation takes.
+    #[must_use]
+    pub fn workspace_bytes(&self) -> usize {
+        self.plan.workspace_bytes()
+    }
+
+    /// Makes a workspace ready: once, before its first evaluation. Enqueued on `stream`.
+    ///
+    /// # Errors
+    /// [`Error::NoContext`] and [`Error::Cuda`].
+    ///
+    /// # Safety
+    /// `workspace` is the address of [`workspace_bytes`](Self::workspace_bytes) bytes in the context's
+    /// memory, and `stream` a `CUstream` of that context or null, which stands for its default stream.
+    pub unsafe fn initialize(&self, workspace: u64, stream: *mut c_void) -> Result<()> {
+        self.in_its_context()?;
+        // SAFETY: the counters are the workspace's first bytes, and the caller promises both.
+        let result =
+            unsafe { result::memset_d8_async(workspace, 0, Layout::COUNTERS, stream.cast()) };
+        result.doing("clearing the workspace")
+    }
+
+    /// Enqueues an evaluation on `stream` and returns. Only launches are enqueued, always the same ones,
+    /// so a graph may capture them. What goes wrong on the card shows when the stream is waited for.
+    ///
+    /// # Errors
+    /// [`Error::NoContext`] if another context is current than when this was made, and [`Error::Cuda`].
+    ///
+    /// # Safety
+    /// The buffers are as [`Buffers`] says, for this problem's shapes, in the memory of the evaluator's
+    /// context; `gradient`, `value` and `workspace` overlap nothing. The workspace has been
+    /// [initialised](Self::initialize), and no other evaluation uses it at the same time. `stream` is a
+    /// `CUstream` of that context or null, which stands for its default stream. All of it stays valid
+    /// until the stream has done what was enqueued here, or for as long as a graph that captured it can
+    /// be launched.
+    pub unsafe fn enqueue(&self, buffers: &Buffers, stream: *mut c_void) -> Result<()> {
+        self.in_its_context()?;
+        let mut launcher = StreamLauncher {
+            library: self.library,
+            stream: stream.cast(),
+        };
+        self.plan.enqueue(&mut launcher, &addresses(buffers))
+    }
+
+    /// Asks the driver whether the buffers are memory of this evaluator's card and context, aligned as
+    /// they have to be. A few microseconds; their lengths it does not know.
+    ///
+    /// # Errors
+    /// [`Error::ForeignMemory`], naming the buffer.
+    pub fn check(&self, buffers: &Buffers) -> Result<()> {
+        self.in_its_context()?;
+        for (argument, address, alignment) in [
+            ("student", buffers.student, self.element.bytes),
+            ("teacher", buffers.teacher, self.element.bytes),
+            ("gradient", buffers.gradient, 4),
+            ("value", buffers.value, 4),
+            ("workspace", buffers.workspace, 256),
+        ] {
+            let foreign = |got| Error::ForeignMemory { argument, got };
+            if address % alignment != 0 {
+                let got = format!("{address:#x}, which is no multiple of {alignment}");
+                return Err(foreign(got));
+            }
+            let card = card_of(address).map_err(foreign)?;
+            if card != self.card.device {
+                return Err(foreign(format!("memory of card {card}")));
+            }
+            if context_of(address).is_some_and(|context| context != self.context) {
+                return Err(foreign("memory of another context".to_owned()));
+            }
+        }
+        Ok(())
+    }
+
+    fn in_its_context(&self) -> Result<()> {
+        if current()? == self.context {
+            Ok(())
+        } else {
+            Err(Error::NoContext { got: "another one" })
+        }
+    }
+}
+
+fn addresses(buffers: &Buffers) -> Addresses {
+    Addresses {
+        student: buffers.student,
+        teacher: buffers.teacher,
+        queue: QueueAddresses::default(),
+        gradient: buffers.gradient,
+        value: buffers.value,
+        workspace: buffers.workspace,
+    }
+}
+
+/// The context that is current on this thread.
+fn current() -> Result<Context> {
+    let current = result::ctx::get_current().doing("asking for the current context")?;
+    current.map(Context).ok_or(Error::NoContext { got: "none" })
+}
+
+/// The card of the current context.
+fn current_device() -> Result<CUdevice> {
+    let mut device = 0;
+    // SAFETY: it writes to the address of a device's handle.
+    let result = unsafe { sys::cuCtxGetDevice(&raw mut device) };
+    result.result().doing("asking the context for its card")?;
+    Ok(device)
+}
+
+/// The card whose memory lies there, or what does.
+fn card_of(address: u64) -> std::result::Result<c_int, String> {
+    const ORDINAL: CUpointer_attribute = CUpointer_attribute::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL;
+    let mut ordinal: c_int = -1;
+    // SAFETY: this attribute is an int. The address is looked up, not read from.
+    let result = unsafe { sys::cuPointerGetAttribute((&raw mut ordinal).cast(), ORDINAL, address) };
+    match result.result() {
+        Ok(()) if ordinal >= 0 => Ok(ordinal),
+        Ok(()) => Err("host memory".to_owned()),
+        Err(error) => Err(format!(
+            "{address:#x}, which the driver doesn't know ({})",
+            code(error)
+        )),
+    }
+}
+
+/// The context whose memory lies there; memory from a pool belongs to none.
+fn context_of(address: u64) -> Option<Context> {
+    const CONTEXT: CUpointer_attribute = CUpointer_attribute::CU_POINTER_ATTRIBUTE_CONTEXT;
+    let mut context: CUcontext = null_mut();
+    // SAFETY: this attribute is a context's handle. The address is looked up, not read from.
+    let result = unsafe { sys::cuPointerGetAttribute((&raw mut context).cast(), CONTEXT, address) };
+    (result.result().is_ok() && !context.is_null()).then_some(Context(context))
+}

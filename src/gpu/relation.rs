@@ -1,0 +1,72 @@
+//! The relation of every two rows, by kernels/relation.cu.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::kernels::RELATION;
+use super::machine::Launcher;
+use super::normalize;
+use super::plan::{grid_size, tile_pairs};
+use crate::element::DType;
+use crate::error::Result;
+use crate::relation::Relation;
+
+/// Rows of a tile.
+const SIDE: usize = 64;
+
+/// Mirrors `Arguments` in kernels/relation.cu.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub(crate) struct Arguments {
+    rows: u64,
+    matrix: u64,
+    n: u32,
+    dim: u32,
+    relation: u32,
+    padding: u32,
+}
+
+/// Bytes of scratch memory.
+pub(crate) fn workspace_bytes(relation: Relation, [rows, dim]: [usize; 2]) -> usize {
+    match relation {
+        Relation::Cosine => rows.saturating_mul(dim).saturating_mul(size_of::<f32>()),
+        Relation::Distance | Relation::SquaredDistance | Relation::Dot => 0,
+    }
+}
+
+/// Overwrites `matrix` `[N, N]` f32.
+pub(crate) fn enqueue(
+    launcher: &mut impl Launcher,
+    dtype: DType,
+    relation: Relation,
+    [rows, dim]: [usize; 2],
+    input: u64,
+    matrix: u64,
+    workspace: u64,
+) -> Result<()> {
+    let (dtype, input) = if relation == Relation::Cosine {
+        let normalized = normalize::Matrix {
+            rows: input,
+            dim,
+            normalized: workspace,
+            norms: 0,
+        };
+        normalize::enqueue(launcher, dtype, rows, &[normalized])?;
+        (DType::F32, workspace)
+    } else {
+        (dtype, input)
+    };
+    let arguments = Arguments {
+        rows: input,
+        matrix,
+        n: grid_size("rows", rows)?,
+        dim: grid_size("dim", dim)?,
+        relation: match relation {
+            Relation::Distance => 0,
+            Relation::SquaredDistance => 1,
+            Relation::Dot | Relation::Cosine => 2,
+        },
+        padding: 0,
+    };
+    let grid = [tile_pairs(rows, SIDE)?, 1, 1];
+    RELATION.of(dtype).launch(launcher, grid, 0, &arguments)
+}

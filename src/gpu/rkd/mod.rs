@@ -1,0 +1,358 @@
+//! RKD, distance and angle: relation → penalty → contraction.
+
+mod arguments;
+mod deal;
+
+pub(crate) use self::arguments::{
+    AngleArguments, CoefficientArguments, ContractionArguments, DistanceArguments,
+    RelationArguments,
+};
+use self::deal::{Deal, contraction_rows, relation_side};
+use super::kernels::{
+    CONTRACTION, RKD_ANGLE, RKD_ANGLE_ACCURATE, RKD_ANGLE_COEFFICIENTS, RKD_DISTANCE, RKD_RELATION,
+    RKD_RELATION_ACCURATE,
+};
+use super::machine::{Launcher, Limits};
+use super::normalize;
+use super::plan::{Addresses, grid_size, grid_size_y, tile_pairs};
+use super::workspace::{Layout, Region};
+use crate::element::DType;
+use crate::error::Result;
+use crate::loss::Rkd;
+use crate::problem::{Problem, Shapes};
+
+/// How far the fast path is trusted. The bar is twice the error of the definition evaluated in f32.
+mod trust {
+    /// For angles, the longest edge over the shortest: the law of cosines loses about as much, and where
+    /// lengths are alike the error stays within the bar.
+    pub(super) const SPREAD_ANGLE: f32 = 1.75;
+    /// For distances; they only have to be in range.
+    pub(super) const SPREAD_DISTANCE: f32 = 1e15;
+    /// The least mean penalty of angles: below, the difference of the cosines is mostly rounding.
+    pub(super) const PENALTY: f64 = 1e-4;
+}
+
+/// Up to so many rows it is launches that take the time: two fewer, and the accurate path at once.
+const FEW_ROWS: usize = 256;
+
+/// What the passes of RKD are launched with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Plan {
+    loss: Rkd,
+    dtype: DType,
+    shapes: Shapes,
+    upstream: f64,
+    angle: Option<Deal>,
+    distance: bool,
+    side: usize,
+    rows_per_thread: usize,
+    distance_blocks: usize,
+    at: Workspace,
+}
+
+/// Where things lie in the workspace; of student and teacher where there are two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Workspace {
+    scalars: Region,
+    partials: Region,
+    normalized: Option<[Region; 2]>,
+    norms: Region,
+    h: Option<[Region; 2]>,
+    r: [Region; 2],
+    sums_a: Region,
+    sums_g: Region,
+    coefficients: Region,
+}
+
+/// Bytes of `rkd::Scalars` in kernels/common/rkd.cuh.
+const SCALARS: usize = 64;
+
+impl Plan {
+    pub(crate) fn new(
+        loss: &Rkd,
+        problem: &Problem,
+        dtype: DType,
+        limits: Limits,
+        layout: &mut Layout,
+    ) -> Result<Self> {
+        let shapes = problem.shapes();
+        let n = shapes.rows;
+        let multiprocessors = limits.multiprocessors as usize;
+        let side = relation_side(n, multiprocessors);
+        let angle = (loss.angle_weight > 0.0).then(|| Deal::new(n, multiprocessors));
+        // With both weights 0, the distance gives the zeros.
+        let distance = loss.distance_weight > 0.0 || angle.is_none();
+        let distance_blocks = n.saturating_mul(n).div_ceil(1024).min(1024);
+
+        let relation_blocks = tile_pairs(n, side)? as usize;
+        let angle_blocks = match angle {
+            Some(deal) => deal.groups * (deal.groups + 1) / 2 * deal.splits,
+            None => 0,
+        };
+        // `rkd::Lengths` is three f64.
+        let partials = (6 * relation_blocks)
+            .max(angle_blocks)
+            .max(2 * distance_blocks);
+        let (groups, splits) = angle.map_or((0, 0), |deal| (deal.groups, deal.splits));
+        let mut pair = |elements: &[usize], wide: bool| -> Result<[Region; 2]> {
+            let mut push = || {
+                if wide {
+                    layout.push::<f64>(elements)
+                } else {
+                    layout.push::<f32>(elements)
+                }
+            };
+            Ok([push()?, push()?])
+        };
+        let at = Workspace {
+            // In f64, the widest the fast and the accurate path put here.
+            h: match angle {
+                Some(_) => Some(pair(&[n, n], true)?),
+                None => None,
+            },
+            r: pair(&[n, n], false)?,
+            normalized: if loss.normalize {
+                Some([
+                    layout.push::<f32>(&[n, shapes.student_dim])?,
+                    layout.push::<f32>(&[n, shapes.teacher_dim])?,
+                ])
+            } else {
+                None
+            },
+            norms: layout.push::<f32>(&[n])?,
+            scalars: layout.push::<u8>(&[SCALARS])?,
+            partials: layout.push::<f64>(&[partials])?,
+            sums_a: layout.push::<f32>(&[groups, n, n])?,
+            sums_g: layout.push::<f32>(&[splits, n, n])?,
+            coefficients: layout.push::<f32>(&[n, n])?,
+        };
+        Ok(Plan {
+            loss: *loss,
+            dtype,
+            shapes,
+            upstream: problem.upstream_factor(),
+            angle,
+            distance,
+            side,
+            rows_per_thread: contraction_rows(n, shapes.student_dim, multiprocessors),
+            distance_blocks,
+            at,
+        })
+    }
+
+    pub(crate) fn enqueue(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+        let (dtype, rows) = self.enqueue_normalize(launcher, at)?;
+        let accurate_only = self.shapes.rows <= FEW_ROWS;
+        if !accurate_only {
+            self.enqueue_relation(launcher, at, dtype, rows, false)?;
+            if let Some(deal) = self.angle {
+                self.enqueue_angle(launcher, at, deal, false)?;
+            }
+        }
+        // Unless all there is to do here has been done, and well enough: the kernels know.
+        self.enqueue_relation(launcher, at, dtype, rows, true)?;
+        if let Some(deal) = self.angle {
+            self.enqueue_angle(launcher, at, deal, true)?;
+            self.enqueue_coefficients(launcher, at, deal)?;
+        }
+        if self.distance {
+            self.enqueue_distance(launcher, at)?;
+        }
+        self.enqueue_contraction(launcher, at, dtype, rows[0])?;
+        if let Some([student, _]) = self.at.normalized {
+            normalize::enqueue_backward(
+                launcher,
+                [self.shapes.rows, self.shapes.student_dim],
+                student.at(at.workspace),
+                self.at.norms.at(at.workspace),
+                at.gradient,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Gives the rows of student and teacher that the other passes read, and their type.
+    fn enqueue_normalize(
+        &self,
+        launcher: &mut impl Launcher,
+        at: &Addresses,
+    ) -> Result<(DType, [u64; 2])> {
+        let Some(normalized) = self.at.normalized else {
+            return Ok((self.dtype, [at.student, at.teacher]));
+        };
+        let [student, teacher] = normalized.map(|region| region.at(at.workspace));
+        let matrices = [
+            normalize::Matrix {
+                rows: at.student,
+                dim: self.shapes.student_dim,
+                normalized: student,
+                norms: self.at.norms.at(at.workspace),
+            },
+            normalize::Matrix {
+                rows: at.teacher,
+                dim: self.shapes.teacher_dim,
+                normalized: teacher,
+                norms: 0,
+            },
+        ];
+        normalize::enqueue(launcher, self.dtype, self.shapes.rows, &matrices)?;
+        Ok((DType::F32, [student, teacher]))
+    }
+
+    fn enqueue_relation(
+        &self,
+        launcher: &mut impl Launcher,
+        at: &Addresses,
+        dtype: DType,
+        rows: [u64; 2],
+        accurate: bool,
+    ) -> Result<()> {
+        let arguments = RelationArguments {
+            rows,
+            h: self.h(at),
+            r: self.r(at),
+            partials: self.at.partials.at(at.workspace),
+            scalars: self.at.scalars.at(at.workspace),
+            counter: Layout::counter(0).at(at.workspace),
+            n: grid_size("rows", self.shapes.rows)?,
+            dim: [
+                grid_size("student_dim", self.shapes.student_dim)?,
+                grid_size("teacher_dim", self.shapes.teacher_dim)?,
+            ],
+            side: self.side as u32,
+            spread_limit: if self.angle.is_some() {
+                trust::SPREAD_ANGLE
+            } else {
+                trust::SPREAD_DISTANCE
+            },
+            accurate_only: (self.shapes.rows <= FEW_ROWS).into(),
+        };
+        let family = if accurate {
+            &RKD_RELATION_ACCURATE
+        } else {
+            &RKD_RELATION
+        };
+        let grid = [tile_pairs(self.shapes.rows, self.side)?, 2, 1];
+        family.of(dtype).launch(launcher, grid, 0, &arguments)
+    }
+
+    fn enqueue_angle(
+        &self,
+        launcher: &mut impl Launcher,
+        at: &Addresses,
+        deal: Deal,
+        accurate: bool,
+    ) -> Result<()> {
+        let arguments = AngleArguments {
+            h: self.h(at),
+            r: self.r(at),
+            sums_a: self.at.sums_a.at(at.workspace),
+            sums_g: self.at.sums_g.at(at.workspace),
+            partials: self.at.partials.at(at.workspace),
+            scalars: self.at.scalars.at(at.workspace),
+            value: at.value,
+            counter: Layout::counter(0).at(at.workspace),
+            value_factor: self.loss.angle_weight,
+            penalty_limit: trust::PENALTY,
+            n: grid_size("rows", self.shapes.rows)?,
+            tiles_per_group: deal.tiles_per_group as u32,
+            vertices_per_split: deal.vertices_per_split as u32,
+            delta: self.loss.delta as f32,
+        };
+        let family = if accurate {
+            &RKD_ANGLE_ACCURATE
+        } else {
+            &RKD_ANGLE
+        };
+        let pairs = deal.groups * (deal.groups + 1) / 2;
+        let grid = [pairs as u32, deal.splits as u32, 1];
+        family.only().launch(launcher, grid, 0, &arguments)
+    }
+
+    fn enqueue_coefficients(
+        &self,
+        launcher: &mut impl Launcher,
+        at: &Addresses,
+        deal: Deal,
+    ) -> Result<()> {
+        /// Side of the patches that a block mirrors.
+        const PATCH: usize = 32;
+        let n = self.shapes.rows as f64;
+        let arguments = CoefficientArguments {
+            sums_a: self.at.sums_a.at(at.workspace),
+            sums_g: self.at.sums_g.at(at.workspace),
+            coefficients: self.at.coefficients.at(at.workspace),
+            n: grid_size("rows", self.shapes.rows)?,
+            groups: deal.groups as u32,
+            splits: deal.splits as u32,
+            factor: (2.0 * self.loss.angle_weight / (n * n * n)) as f32,
+        };
+        let grid = [tile_pairs(self.shapes.rows, PATCH)?, 1, 1];
+        RKD_ANGLE_COEFFICIENTS
+            .only()
+            .launch(launcher, grid, 0, &arguments)
+    }
+
+    fn enqueue_distance(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+        let n = self.shapes.rows as f64;
+        let weight = self.loss.distance_weight;
+        let arguments = DistanceArguments {
+            r: self.r(at),
+            coefficients: self.at.coefficients.at(at.workspace),
+            partials: self.at.partials.at(at.workspace),
+            scalars: self.at.scalars.at(at.workspace),
+            value: at.value,
+            counter: Layout::counter(0).at(at.workspace),
+            angle_factor: self.angle.map_or(0.0, |_| self.loss.angle_weight),
+            distance_factor: weight / (n * n),
+            n: grid_size("rows", self.shapes.rows)?,
+            add: self.angle.is_some().into(),
+            delta: self.loss.delta as f32,
+            factor: (2.0 * weight / (n * n)) as f32,
+        };
+        let grid = [self.distance_blocks as u32, 1, 1];
+        RKD_DISTANCE.only().launch(launcher, grid, 0, &arguments)
+    }
+
+    fn enqueue_contraction(
+        &self,
+        launcher: &mut impl Launcher,
+        at: &Addresses,
+        dtype: DType,
+        rows: u64,
+    ) -> Result<()> {
+        let arguments = ContractionArguments {
+            rows,
+            coefficients: self.at.coefficients.at(at.workspace),
+            r: self.r(at)[0],
+            scalars: self.at.scalars.at(at.workspace),
+            value: at.value,
+            gradient: at.gradient,
+            n: grid_size("rows", self.shapes.rows)?,
+            dim: grid_size("student_dim", self.shapes.student_dim)?,
+            rows_per_thread: self.rows_per_thread as u32,
+            upstream: self.upstream as f32,
+            distance: self.distance.into(),
+            padding: 0,
+        };
+        let grid = [
+            grid_size("rows", self.shapes.rows.div_ceil(16 * self.rows_per_thread))?,
+            grid_size_y("student_dim", self.shapes.student_dim, 64)?,
+            1,
+        ];
+        CONTRACTION.of(dtype).launch(launcher, grid, 0, &arguments)
+    }
+
+    fn h(&self, at: &Addresses) -> [u64; 2] {
+        self.at
+            .h
+            .map_or([0; 2], |h| h.map(|region| region.at(at.workspace)))
+    }
+
+    fn r(&self, at: &Addresses) -> [u64; 2] {
+        self.at.r.map(|region| region.at(at.workspace))
+    }
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests;

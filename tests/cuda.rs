@@ -1,0 +1,350 @@
+//! The kernels on a card. Without one each test says SKIPPED and passes; with RELATA_REQUIRE_CUDA=1 it
+//! fails.
+#![cfg(feature = "cuda")]
+#![allow(unsafe_code, reason = "the raw entry, and graphs")]
+
+mod common;
+
+use std::io::Write;
+use std::sync::Arc;
+
+use common::against::assert_right;
+use common::cases::{self, Case, Inputs};
+use common::compare::{assert_gradient, assert_same_bits};
+use half::{bf16, f16};
+use relata::cuda::cudarc::driver::{
+    CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, sys,
+};
+use relata::cuda::{Buffers, Evaluator, RawEvaluator};
+use relata::{
+    Batch, Cuda, Evaluation, GpuElement, Problem, Reference, Relation, Rows, relation_matrix,
+    softmax,
+};
+
+/// The first card, or None and a line that says why not.
+fn card() -> Option<Cuda> {
+    match Cuda::new(0) {
+        Ok(cuda) => Some(cuda),
+        Err(why) if std::env::var("RELATA_REQUIRE_CUDA").is_ok_and(|required| required == "1") => {
+            panic!("RELATA_REQUIRE_CUDA=1 and no card: {why}")
+        }
+        Err(why) => {
+            let thread = std::thread::current();
+            let test = thread.name().unwrap_or("cuda");
+            // Past the capture of what tests print, so that it is seen.
+            let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {why}");
+            None
+        }
+    }
+}
+
+/// The name of the test and then a card, or out.
+macro_rules! card_or_skip {
+    () => {
+        match card() {
+            Some(cuda) => cuda,
+            None => return,
+        }
+    };
+}
+
+macro_rules! for_every_gpu_dtype {
+    ($check:ident($($argument:expr),*)) => {
+        [$check::<f32>($($argument),*), $check::<f16>($($argument),*), $check::<bf16>($($argument),*)]
+    };
+}
+
+/// Those without a queue, which an evaluator of slices takes from the card.
+fn without_queue() -> impl Iterator<Item = Case> {
+    cases::tests().filter(|case| case.queue.is_none())
+}
+
+/// The inputs and results of an evaluator, each between canaries.
+struct OnCard<T> {
+    stream: Arc<CudaStream>,
+    problem: Problem,
+    student: CudaSlice<T>,
+    teacher: CudaSlice<T>,
+    gradient: CudaSlice<f32>,
+    value: CudaSlice<f32>,
+}
+
+/// Elements before and after what counts. They keep an alignment as good as that of memory by itself,
+/// which the order of sums may depend on.
+const MARGIN: usize = 128;
+const CANARY: f32 = -1.25e33;
+
+impl<T: GpuElement + DeviceRepr> OnCard<T> {
+    fn new(stream: &Arc<CudaStream>, inputs: &Inputs<T>) -> Self {
+        let upload = |data: &[T]| {
+            let nan = [T::from_f64(f64::NAN); MARGIN];
+            stream
+                .clone_htod(&[&nan, data, &nan].concat())
+                .expect("memory")
+        };
+        let canaries = |len| {
+            stream
+                .clone_htod(&vec![CANARY; len + 2 * MARGIN])
+                .expect("memory")
+        };
+        OnCard {
+            stream: Arc::clone(stream),
+            problem: inputs.problem,
+            student: upload(&inputs.student),
+            teacher: upload(&inputs.teacher),
+            gradient: canaries(inputs.student.len()),
+            value: canaries(2),
+        }
+    }
+
+    fn enqueue(&mut self, evaluator: &mut Evaluator<T>) {
+        let inner = |len: usize| MARGIN..len - MARGIN;
+        let (student, teacher) = (
+            self.student.slice(inner(self.student.len())),
+            self.teacher.slice(inner(self.teacher.len())),
+        );
+        let (gradient, value) = (inner(self.gradient.len()), inner(self.value.len()));
+        let mut gradient = self.gradient.slice_mut(gradient);
+        let mut value = self.value.slice_mut(value);
+        let enqueued = evaluator.enqueue(&student, &teacher, &mut gradient, &mut value);
+        enqueued.expect("slices that fit");
+    }
+
+    /// Loss and gradient, and canaries where they were.
+    fn results(&self, name: &str) -> (f32, Vec<f32>) {
+        let download = |slice| {
+            let mut all = self.stream.clone_dtoh(slice).expect("results");
+            self.stream.synchronize().expect("no fault on the card");
+            let margins = [
+                all.split_off(all.len() - MARGIN),
+                all.drain(..MARGIN).collect(),
+            ]
+            .concat();
+            assert_eq!(margins, [CANARY; 2 * MARGIN], "{name}: written beside it");
+            all
+        };
+        (download(&self.value)[0], download(&self.gradient))
+    }
+
+    /// Other numbers in the same places, as the next step of a training would have.
+    fn swap_inputs(&mut self) {
+        let (student, teacher) = (self.student.len(), self.teacher.len());
+        assert_eq!(student, teacher, "a case whose dims are equal");
+        std::mem::swap(&mut self.student, &mut self.teacher);
+    }
+}
+
+fn on_host<T: GpuElement>(cuda: &Cuda, inputs: &Inputs<T>) -> Evaluation<f32> {
+    let evaluation = inputs.problem.evaluate(cuda, inputs.batch());
+    evaluation.expect("a case that fits")
+}
+
+#[test]
+fn every_case_in_every_dtype() {
+    let cuda = card_or_skip!();
+    fn right<T: GpuElement>(cuda: &Cuda, case: &Case) {
+        assert_right::<T, _>(cuda, case);
+    }
+    for case in cases::tests() {
+        for_every_gpu_dtype!(right(&cuda, &case));
+    }
+}
+
+#[test]
+fn the_same_bits_from_both_depths_and_every_time() {
+    let cuda = card_or_skip!();
+    fn same<T: GpuElement + DeviceRepr>(cuda: &Cuda, case: &Case) {
+        let inputs = case.inputs::<T>();
+        let name = format!("{} in {}", case.name, T::DTYPE);
+        let first = on_host(cuda, &inputs);
+        let again = on_host(cuda, &inputs);
+        assert_same_bits(&name, &again.gradient, &first.gradient);
+        assert_same_bits(&name, &[again.loss], &[first.loss]);
+        if inputs.queue.is_some() {
+            return;
+        }
+        let stream = CudaContext::new(0).expect("a card").default_stream();
+        let mut on_card = OnCard::new(&stream, &inputs);
+        let mut evaluator = Evaluator::<T>::new(&stream, &inputs.problem).expect("an evaluator");
+        for _ in 0..3 {
+            on_card.enqueue(&mut evaluator);
+            let (loss, gradient) = on_card.results(&name);
+            assert_same_bits(&name, &gradient, &first.gradient);
+            assert_same_bits(&name, &[f64::from(loss)], &[first.loss]);
+        }
+    }
+    for case in cases::tests() {
+        for_every_gpu_dtype!(same(&cuda, &case));
+    }
+}
+
+#[test]
+fn a_graph_evaluates_what_lies_there_when_it_is_launched() {
+    let _cuda = card_or_skip!();
+    let context = CudaContext::new(0).expect("a card");
+    // SAFETY: one stream is all that is used.
+    unsafe { context.disable_event_tracking() };
+    let stream = context.new_stream().expect("a stream");
+    for case in without_queue().filter(|case| case.student_dim == case.teacher_dim) {
+        let inputs = case.inputs::<f32>();
+        let mut on_card = OnCard::new(&stream, &inputs);
+        let mut evaluator = Evaluator::<f32>::new(&stream, &inputs.problem).expect("an evaluator");
+        on_card.enqueue(&mut evaluator);
+        let (loss, gradient) = on_card.results(&case.name);
+
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        stream.begin_capture(mode).expect("a capture");
+        on_card.enqueue(&mut evaluator);
+        let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        let graph = graph
+            .expect("nothing that a graph cannot hold")
+            .expect("a graph");
+        for _ in 0..2 {
+            graph.launch().expect("a launch");
+            let replayed = on_card.results(&case.name);
+            assert_same_bits(&case.name, &replayed.1, &gradient);
+            assert_same_bits(&case.name, &[replayed.0], &[loss]);
+        }
+        // The graph has addresses, not numbers.
+        let teacher = on_card.teacher.clone();
+        stream
+            .memcpy_dtod(&teacher, &mut on_card.student)
+            .expect("a copy");
+        graph.launch().expect("a launch");
+        let (at_teacher, _) = on_card.results(&case.name);
+        on_card.enqueue(&mut evaluator);
+        assert_same_bits(&case.name, &[at_teacher], &[on_card.results(&case.name).0]);
+    }
+}
+
+#[test]
+fn an_evaluator_serves_batch_after_batch() {
+    let _cuda = card_or_skip!();
+    let stream = CudaContext::new(0).expect("a card").default_stream();
+    for case in without_queue().filter(|case| case.student_dim == case.teacher_dim) {
+        let inputs = case.inputs::<f32>();
+        let mut on_card = OnCard::new(&stream, &inputs);
+        let mut evaluator = Evaluator::<f32>::new(&stream, &on_card.problem).expect("an evaluator");
+        on_card.enqueue(&mut evaluator);
+        let first = on_card.results(&case.name);
+        on_card.swap_inputs();
+        on_card.enqueue(&mut evaluator);
+        on_card.results(&case.name);
+        on_card.swap_inputs();
+        evaluator.set_upstream(2.0).expect("a factor");
+        on_card.enqueue(&mut evaluator);
+        let doubled = on_card.results(&case.name);
+        assert_same_bits(&case.name, &[doubled.0], &[first.0]);
+        let twice: Vec<f64> = first.1.iter().map(|g| 2.0 * f64::from(*g)).collect();
+        assert_gradient(&case.name, &doubled.1, &twice, case.student_dim, 1e-6);
+    }
+}
+
+#[test]
+fn the_raw_entry_on_a_foreign_stream() {
+    let cuda = card_or_skip!();
+    let context = CudaContext::new(0).expect("a card");
+    let stream = context.default_stream();
+    let mut foreign = std::ptr::null_mut();
+    // SAFETY: it writes to the address of a stream's handle; a context is current.
+    let made = unsafe { sys::cuStreamCreate(&raw mut foreign, 0) };
+    made.result().expect("a stream");
+    for case in without_queue().filter(|case| case.rows < 20) {
+        let inputs = case.inputs::<bf16>();
+        let want = on_host(&cuda, &inputs);
+        let evaluator = RawEvaluator::new::<bf16>(&inputs.problem).expect("an evaluator");
+        let student = stream.clone_htod(&inputs.student).expect("memory");
+        let teacher = stream.clone_htod(&inputs.teacher).expect("memory");
+        let mut gradient = stream
+            .alloc_zeros::<f32>(inputs.student.len())
+            .expect("memory");
+        let mut value = stream.alloc_zeros::<f32>(2).expect("memory");
+        let mut workspace = stream
+            .alloc_zeros::<u8>(evaluator.workspace_bytes())
+            .expect("memory");
+        stream.synchronize().expect("all there");
+        let buffers = Buffers {
+            student: student.device_ptr(&stream).0,
+            teacher: teacher.device_ptr(&stream).0,
+            gradient: gradient.device_ptr_mut(&stream).0,
+            value: value.device_ptr_mut(&stream).0,
+            workspace: workspace.device_ptr_mut(&stream).0,
+        };
+        evaluator.check(&buffers).expect("memory of this card");
+        // SAFETY: memory of these lengths, and a stream, of the current context, all alive below.
+        unsafe { evaluator.initialize(buffers.workspace, foreign.cast()) }.expect("cleared");
+        // SAFETY: as above.
+        unsafe { evaluator.enqueue(&buffers, foreign.cast()) }.expect("launches");
+        // SAFETY: the stream made above.
+        let done = unsafe { sys::cuStreamSynchronize(foreign) };
+        done.result().expect("no fault on the card");
+        let got = stream.clone_dtoh(&gradient).expect("the gradient");
+        assert_same_bits(&case.name, &got, &want.gradient);
+    }
+    // SAFETY: the stream made above, which nothing uses any more.
+    let gone = unsafe { sys::cuStreamDestroy_v2(foreign) };
+    gone.result().expect("no stream");
+}
+
+#[test]
+fn building_blocks_are_right() {
+    let cuda = card_or_skip!();
+    for [n, dim] in [[1, 1], [5, 7], [64, 33], [130, 257]] {
+        let data = common::Input::normal(7, relata::Shapes::new(n, dim, 1)).student;
+        let data = common::cast::<f32>(&data);
+        let rows = Rows::new(&data, [n, dim]).expect("whole rows");
+        for relation in [
+            Relation::Distance,
+            Relation::SquaredDistance,
+            Relation::Dot,
+            Relation::Cosine,
+        ] {
+            let got = relation_matrix(&cuda, relation, rows).expect("a relation");
+            let want = relation_matrix(&Reference, relation, rows).expect("a relation");
+            assert_gradient(&format!("{relation:?} {n}x{dim}"), &got, &want, n, 1e-6);
+        }
+        let got = softmax(&cuda, rows, 0.3).expect("a softmax");
+        let want = softmax(&Reference, rows, 0.3).expect("a softmax");
+        assert_gradient(&format!("softmax {n}x{dim}"), &got, &want, dim, 1e-6);
+    }
+}
+
+#[test]
+fn what_is_not_a_number_makes_the_loss_none() {
+    let cuda = card_or_skip!();
+    for case in cases::tests().filter(|case| (3..20).contains(&case.rows)) {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut inputs = case.inputs::<f32>();
+            inputs.student[case.student_dim] = bad;
+            assert!(
+                on_host(&cuda, &inputs).loss.is_nan(),
+                "{}: student {bad}",
+                case.name
+            );
+            let mut inputs = case.inputs::<f32>();
+            inputs.teacher[case.teacher_dim] = bad;
+            assert!(
+                on_host(&cuda, &inputs).loss.is_nan(),
+                "{}: teacher {bad}",
+                case.name
+            );
+        }
+    }
+}
+
+#[test]
+fn every_row_of_a_large_batch_counts() {
+    let cuda = card_or_skip!();
+    for case in cases::benches().filter(|case| case.flops() < 1 << 31 && case.triplets() < 1 << 25)
+    {
+        let inputs = case.inputs::<f32>();
+        let got = on_host(&cuda, &inputs);
+        let batch: Batch<'_, f32> = inputs.batch();
+        let want = inputs
+            .problem
+            .evaluate(&relata::Cpu, batch)
+            .expect("a case that fits");
+        let want: Vec<f64> = want.gradient.iter().map(|g| f64::from(*g)).collect();
+        assert_gradient(&case.name, &got.gradient, &want, case.student_dim, 1e-4);
+    }
+}

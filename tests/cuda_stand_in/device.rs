@@ -1,0 +1,123 @@
+//! The device for host slices.
+
+use half::bf16;
+use relata::{Batch, Cuda, Error, Evaluation, Rows, softmax};
+
+use crate::support::{calls, deeds};
+use crate::{CLASSES, ROWS, beside, problem};
+
+fn evaluate(cuda: &Cuda) -> relata::Result<Evaluation<f32>> {
+    let rows = [bf16::ONE; ROWS * CLASSES];
+    let rows = Rows::new(&rows, [ROWS, CLASSES]).expect("whole rows");
+    problem().evaluate(cuda, Batch::new(rows, rows))
+}
+
+beside!(copies_computes_and_copies_back, StandIn, [], {
+    let cuda = Cuda::new(0).expect("the stand-in's card");
+    assert_eq!(cuda.card(), "stand-in 0");
+    calls();
+    evaluate(&cuda).expect("an evaluation");
+    let calls = deeds(calls());
+    let names: Vec<&str> = calls
+        .iter()
+        .map(|call| call.split(' ').next().expect("a name"))
+        .collect();
+    let of = |name: &str| names.iter().filter(|&&other| other == name).count();
+    assert_eq!(of("cuLaunchKernel"), 1, "{calls:#?}");
+    assert_eq!(of("cuMemAllocAsync"), of("cuMemFreeAsync"), "{calls:#?}");
+    let launch = calls
+        .iter()
+        .find(|call| call.starts_with("cuLaunchKernel"))
+        .expect("a launch");
+    let want = format!(
+        "cuLaunchKernel relata_kd_kl_bf16 grid {ROWS} 1 1 block 256 1 1 shared 0 stream 0 "
+    );
+    assert!(launch.starts_with(&want), "{launch}");
+    // Waited for before anything is looked at.
+    let launched = names.iter().position(|&name| name == "cuLaunchKernel");
+    let waited = names.iter().position(|&name| name == "cuStreamSynchronize");
+    assert!(launched < waited, "{calls:#?}");
+});
+
+beside!(
+    without_pools_memory_is_plain,
+    StandIn,
+    [("STAND_IN_POOLS", "0")],
+    {
+        let cuda = Cuda::new(0).expect("the stand-in's card");
+        calls();
+        evaluate(&cuda).expect("an evaluation");
+        let calls = calls();
+        let of = |name: &str| calls.iter().filter(|call| call.starts_with(name)).count();
+        assert!(
+            of("cuMemAlloc_v2") > 0 && of("cuMemAlloc_v2") == of("cuMemFree_v2"),
+            "{calls:#?}"
+        );
+        assert_eq!(of("cuMemAllocAsync"), 0, "{calls:#?}");
+    }
+);
+
+beside!(
+    what_fails_on_the_card_is_an_error,
+    StandIn,
+    [("STAND_IN_FAIL", "cuStreamSynchronize:700:1")],
+    {
+        let cuda = Cuda::new(0).expect("the stand-in's card");
+        let error = evaluate(&cuda).expect_err("a fault on the card");
+        assert_eq!(
+            error.to_string(),
+            "cuda: waiting for the kernels: CUDA_ERROR_ILLEGAL_ADDRESS (700): as the stand-in puts it"
+        );
+        assert!(matches!(error, Error::Cuda { code: 700, .. }));
+    }
+);
+
+beside!(
+    a_refused_launch_names_its_kernel,
+    StandIn,
+    [("STAND_IN_FAIL", "cuLaunchKernel:701")],
+    {
+        let cuda = Cuda::new(0).expect("the stand-in's card");
+        let error = evaluate(&cuda).expect_err("no launch");
+        assert!(
+            matches!(
+                error,
+                Error::Cuda {
+                    doing: "relata_kd_kl_bf16",
+                    code: 701,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+);
+
+beside!(
+    no_memory_for_an_input,
+    StandIn,
+    [("STAND_IN_FAIL", "cuMemAllocAsync:2:2")],
+    {
+        let cuda = Cuda::new(0).expect("the stand-in's card");
+        let error = evaluate(&cuda).expect_err("no memory");
+        assert_eq!(
+            error,
+            Error::OutOfMemory {
+                argument: "teacher",
+                bytes: 2 * ROWS * CLASSES
+            }
+        );
+        assert!(evaluate(&cuda).is_ok(), "and goes on when there is some");
+    }
+);
+
+beside!(softmax_is_a_launch_too, StandIn, [], {
+    let cuda = Cuda::new(0).expect("the stand-in's card");
+    let rows = [1.0f32; 6];
+    softmax(&cuda, Rows::new(&rows, [2, 3]).expect("whole rows"), 0.5).expect("a softmax");
+    assert!(
+        calls()
+            .iter()
+            .any(|call| call.starts_with("cuLaunchKernel relata_softmax_f32 grid 2 1 1"))
+    );
+});
