@@ -1,33 +1,37 @@
-// Computes   for every row and split of the keys, with s_k = ⟨row, key_k⟩: the largest s, Σ_k w_k and Σ_k w_k key_k of
-//            w_k = 2^(scale (s_k − largest)). Rows × keys are never stored. In a batch (keys are the rows of the teacher,
-//            times a scale each) row i passes over key i.
-// Buffers    rows [R, row_pitch] f16, keys [K, key_pitch] f16: zero from D on, pitches multiples of 8, aligned to 16 bytes;
-//            scales [R], key_scales [K] (of a batch) f32; state [2] u32 or null; stats [splits, R], means [splits, R,
-//            mean_pitch] f32.
-// Passes     the second of three: attention_rows, this, rrd or info_nce. One launch, one sweep over the split's keys with
-//            a running maximum (FlashAttention-2, arXiv 2307.08691, with keys for values). For f16 and bf16 rows of unit
-//            length or a known one, D ≤ WIDTH; attention_simt is for the rest.
-// Grid       ⌈R / (64 TILES)⌉ × splits: 4 warps of TILES tiles of 16 rows; whole tiles of 64 keys.
-// Block      128 threads. A warp holds 16 TILES rows over SPAN = 64 / TILES keys at a time; lane 4g + t, of each tile of 16
-//            rows (kernels/common/mma.cuh):
+// Computes   for every row and split of the keys, with s_k = ⟨row, key_k⟩: the largest s, Σ_k w_k and Σ_k w_k key_k
+//            of w_k = 2^(scale (s_k − largest)). Rows × keys are never stored. In a batch (keys are the rows of the
+//            teacher, times a scale each) row i passes over key i.
+// Buffers    rows [R, row_pitch] f16, keys [K, key_pitch] f16: zero from D on, pitches multiples of 8, aligned to 16
+//            bytes; scales [R], key_scales [K] (of a batch) f32; state [2] u32 or null; stats [splits, R], means
+//            [splits, R, mean_pitch] f32.
+// Passes     the second of three: attention_rows, this, rrd or info_nce. One launch, one sweep over the split's keys
+//            with a running maximum (FlashAttention-2, arXiv 2307.08691, with keys for values). For f16 and bf16 rows
+//            of unit length or a known one, D ≤ WIDTH; attention_simt is for the rest.
+// Grid       ⌈R / (64 TILES)⌉ × splits: 4 warps of TILES tiles of 16 rows; whole tiles of 64 keys. TILES is 2, so
+//            that a key's fragments serve two tiles of rows from shared memory, or 1 where WIDTH is 256 and the means
+//            alone take 128 registers.
+// Block      128 threads. A warp holds 16 TILES rows over SPAN = 64 / TILES keys at a time; lane 4g + t, of each tile
+//            of 16 rows (kernels/common/mma.cuh):
 //
 //                        keys 8n + 2t, 8n + 2t + 1 of the span (columns of the mean alike)
 //              row g      sums[n][0..1]    means[n][0..1]
 //              row g + 8  sums[n][2..3]    means[n][2..3]
 //
 //            The logits' layout is that of the left operand of the next product: weights never leave the registers.
-// Shared     dynamic: rows, and two stages of 64 keys: (64 TILES + 128)(D' + 8) f16, D' = D to the next multiple of 16. The
-//            8 put neighbouring rows' 16 bytes on different banks, for ldmatrix. Static: a batch's key scales, 512 B.
+// Shared     dynamic: rows, and two stages of 64 keys: (64 TILES + 128)(D' + 8) f16, D' = D to the next multiple of
+//            16. The 8 put neighbouring rows' 16 bytes on different banks, for ldmatrix. Static: a batch's key
+//            scales, 512 B.
 // Registers  at most 255 (two blocks a multiprocessor); 64-wide 168 (three).
-// Work       6 R K D flop: logits, and each weight as a sum of two f16. R K exponentials. K D f16 read (from L2) for each block
-//            of rows.
+// Work       6 R K D flop: logits, and each weight as a sum of two f16. R K exponentials. K D f16 read (from L2) for
+//            each block of rows.
 // Floor      arithmetic: 4 R K D flop of tensor cores for the loss as it is defined, 6 as it is computed here.
-// Numerics   Products of f16 are exact, sums f32: logits are as good as in f32. A weight is w = hi + lo, two f16 of 2^15 w, so
-//            that 2^-22 of it is lost where one f16 would lose 2^-12: near convergence O_s − O_t cancels, and this is what
-//            is left. A tile's weighted keys are summed in accumulators of their own (tensor cores truncate) and added to the
-//            split's by an FFMA that also rescales, so rescaling costs nothing and needs no condition.
-//            Keys are as exact as f16: off by 2^-12, which no computation here can undo, unless they are the batch's own: those
-//            come as the rows they are, exact, with their lengths as scales.
+//            docs/kernels/rrd.md has them in microseconds.
+// Numerics   Products of f16 are exact, sums f32: logits are as good as in f32. A weight is w = hi + lo, two f16 of
+//            2^15 w, so that 2^-22 of it is lost where one f16 would lose 2^-12: near convergence O_s − O_t cancels,
+//            and this is what is left. A tile's weighted keys are summed in accumulators of their own (tensor cores
+//            truncate) and added to the split's by an FFMA that also rescales, so rescaling costs nothing and needs
+//            no condition. Keys are as exact as f16: off by 2^-12, which no computation here can undo, unless they
+//            are the batch's own: those come as the rows they are, exact, with their lengths as scales.
 // Order      fixed: by key, by tile; splits by the finishing pass.
 // Reference  src/reference/rrd.rs, src/reference/info_nce.rs.
 #include "common/async.cuh"

@@ -9,10 +9,11 @@
 // Registers  at most 64.
 // Work       4 D flop a row, in f64; D elements read, pitch elements written.
 // Floor      latency: two reads of a short row, about 2 µs.
-// Numerics   squares are summed in f64: no square overflows or vanishes, of a norm up to the largest f32 or down to the
-//            least. SCALED_F16 multiplies by the power of two that brings ‖x‖ to [2^14, 2^15): nothing is rounded but
-//            elements below 2^-28 ‖x‖, off by 2^-39 ‖x‖ at most, of f16 and bf16 alike; the rest of the way to a logit
-//            is an f32 factor on the sum. A zero row stays zero: its logits are 0. Of a row that holds a NaN or an infinity, the record and all that is made of it are NaN.
+// Numerics   squares are summed in f64: no square overflows or vanishes, of a norm up to the largest f32 or down to
+//            the least. SCALED_F16 multiplies by the power of two that brings ‖x‖ to [2^14, 2^15): nothing is rounded
+//            but elements below 2^-28 ‖x‖, off by 2^-39 ‖x‖ at most, of f16 and bf16 alike; the rest of the way to a
+//            logit is an f32 factor on the sum. A zero row stays zero: its logits are 0. Of a row that holds a NaN or
+//            an infinity, the record and all that is made of it are NaN.
 // Order      fixed: by lane, by warp.
 // Reference  src/reference/mod.rs, Matrix::normalize.
 #include "common/attention.cuh"

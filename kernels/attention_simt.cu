@@ -1,10 +1,11 @@
 // Computes   for every row and split of the keys, with s_k = ⟨row, key_k⟩: the largest s, Σ_k w_k and Σ_k w_k key_k of
 //            w_k = 2^(scale (s_k − largest)). Rows × keys are never stored.
-// Buffers    rows [R, row_pitch] f32, keys [K, key_pitch] f32 or f16: zero from D on, pitches whole 16 bytes, aligned to
-//            16 bytes; scales [R] f32; state [2] u32 or null; stats [splits, R], means [splits, R, mean_pitch] f32.
-// Passes     the second of three: attention_rows, this, rrd or info_nce. One launch, one sweep over the split's keys with
-//            a running maximum (Milakov, Gimelshein, arXiv 1805.02867). For what attention_mma is not for: f32, rows or
-//            keys of any length (normalize off), D > 256.
+// Buffers    rows [R, row_pitch] f32, keys [K, key_pitch] f32 or f16: zero from D on, pitches whole 16 bytes, aligned
+//            to 16 bytes; scales [R] f32; state [2] u32 or null; stats [splits, R], means [splits, R, mean_pitch]
+//            f32.
+// Passes     the second of three: attention_rows, this, rrd or info_nce. One launch, one sweep over the split's keys
+//            with a running maximum (Milakov, Gimelshein, arXiv 1805.02867). For what attention_mma is not for: f32,
+//            rows or keys of any length (normalize off), D > 256.
 // Grid       ⌈R/64⌉ × splits × ⌈D/128⌉: 64 rows, whole tiles of 64 keys, 128 columns of the mean. With more than 128
 //            columns the logits are formed again for each 128.
 // Block      256 threads, 8 warps, as 4 × 2 over the 64 × 64 logits, 16 rows x 32 keys each, 4 × 8 lanes in a warp:
@@ -16,14 +17,14 @@
 //
 //            so that a warp's loads from shared memory take one wavefront each: 4 rows and 8 keys (or 2 × 8 groups of
 //            columns), as broadcasts.
-// Shared     37 KiB: logits, then weights [key][row] 18 KiB; 32 elements of the rows and of the keys, each 64 × (32 + 4) f32, in
-//            whose place then 32 keys × 128 columns; what the tile's sums are worth 256 B.
+// Shared     37 KiB: logits, then weights [key][row] 18 KiB; 32 elements of the rows and of the keys, each 64 × (32 +
+//            4) f32, in whose place then 32 keys × 128 columns; what the tile's sums are worth 256 B.
 // Registers  at most 128 (two blocks a multiprocessor): 16 logits, 32 means, 32 of a tile's means.
 // Work       4 R K D flop (6 at D = 256, 8 at D = 384: the logits once more for each 128), R K exponentials a pass;
 //            K D read (from L2) for each 64 rows.
 // Floor      arithmetic: 2 R K D FFMA.
-// Numerics   all f32. Products are summed over D in order; a tile's exponentials and weighted keys in sums of their own,
-//            which are then added to the split's by one FFMA that also rescales: error grows with √(64 + tiles).
+// Numerics   all f32. Products are summed over D in order; a tile's exponentials and weighted keys in sums of their
+//            own, which are then added to the split's by one FFMA that also rescales: error grows with √(64 + tiles).
 //            Products are subtracted, then scaled: exact where it matters, at any temperature.
 // Order      fixed: by element, by key, by tile; splits by the finishing pass.
 // Reference  src/reference/rrd.rs, src/cpu/attention.rs.
@@ -49,7 +50,8 @@ static_assert(ROWS == 64 && KEYS == 64 && STAGE >= VALUES * COLUMNS, "both uses 
 // `COUNT` rows from `first` on, `WIDTH` columns of each from `column` on, to shared memory. Beyond `end` and `pitch`
 // there are zeros.
 template <unsigned COUNT, unsigned WIDTH, typename T>
-DEVICE void stage(float* to, unsigned stride, const T* from, uint32_t pitch, uint32_t first, uint32_t end, uint32_t column) {
+DEVICE void stage(float* to, unsigned stride, const T* from, uint32_t pitch, uint32_t first, uint32_t end,
+                  uint32_t column) {
     constexpr unsigned CHUNKS = WIDTH / CHUNK<T>;
     UNROLL_BY(2)
     for (unsigned i = threadIdx.x; i < COUNT * CHUNKS; i += THREADS) {
@@ -69,8 +71,8 @@ struct Place {
 
 // The products of the thread's rows and keys.
 template <typename K>
-DEVICE void products(const AttentionArguments& arguments, Place at, uint32_t first_row, uint32_t first_key, uint32_t end_key,
-                     float* shared, float (&sums)[4][4]) {
+DEVICE void products(const AttentionArguments& arguments, Place at, uint32_t first_row, uint32_t first_key,
+                     uint32_t end_key, float* shared, float (&sums)[4][4]) {
     const float* rows = static_cast<const float*>(arguments.rows);
     const K* keys = static_cast<const K*>(arguments.keys);
     float* row_stage = shared;
@@ -80,6 +82,7 @@ DEVICE void products(const AttentionArguments& arguments, Place at, uint32_t fir
         stage<ROWS, DEPTH>(row_stage, STRIDE, rows, arguments.row_pitch, first_row, arguments.row_count, column);
         stage<KEYS, DEPTH>(key_stage, STRIDE, keys, arguments.key_pitch, first_key, end_key, column);
         block_barrier();
+        if (at.r >= arguments.row_count - first_row) continue;
         const unsigned depth = arguments.dim - column < DEPTH ? arguments.dim - column : DEPTH;
         UNROLL_BY(1)
         for (unsigned d = 0; d < depth; d += 4) {
@@ -103,10 +106,11 @@ DEVICE void products(const AttentionArguments& arguments, Place at, uint32_t fir
 
 // Weighted keys of a tile, the columns from `column` on: added to `means`, which are rescaled.
 template <typename K>
-DEVICE void gather(const AttentionArguments& arguments, Place at, uint32_t column, uint32_t first_key, uint32_t end_key,
-                   const float* weights, const float* decays, float* values, float (&means)[4][8]) {
+DEVICE void gather(const AttentionArguments& arguments, Place at, uint32_t first_row, uint32_t column,
+                   uint32_t first_key, uint32_t end_key, const float* weights, const float* decays, float* values,
+                   float (&means)[4][8]) {
     float sums[4][8] = {};
-    const bool any = column + 4 * at.c < arguments.dim;
+    const bool any = column + 4 * at.c < arguments.dim && 4 * at.r < arguments.row_count - first_row;
     for (uint32_t from = 0; from < KEYS; from += VALUES) {
         if (first_key + from >= end_key) break;
         block_barrier();
@@ -184,13 +188,14 @@ DEVICE void attend(const AttentionArguments& arguments) {
         sum = fmaf(sum, decay, tile);
         largest = next;
         if (quarter == 0) decays[own] = decay;
-        gather<K>(arguments, at, column, first_key, range.end, weights, decays, shared, means);
+        gather<K>(arguments, at, first_row, column, first_key, range.end, weights, decays, shared, means);
     }
 
     sum += shuffle_xor(sum, 1);
     sum += shuffle_xor(sum, 2);
     const uint64_t start = static_cast<uint64_t>(blockIdx.y) * arguments.row_count;
-    if (blockIdx.z == 0 && quarter == 0 && own_row < arguments.row_count) arguments.stats[start + own_row] = {largest, sum};
+    if (blockIdx.z == 0 && quarter == 0 && own_row < arguments.row_count)
+        arguments.stats[start + own_row] = {largest, sum};
     if (range.begin >= range.end) return;
     UNROLL
     for (unsigned i = 0; i < 4; i++) {

@@ -1,19 +1,20 @@
-// Computes   a queue with a batch of keys added, in order, over the oldest where there is no room; of a batch larger than
-//            the ring the last keys. Keys are divided by their norms where the queue asks for it. If an element is not
-//            finite, nothing.
-// Buffers    batch [B, D] f32, f16 or bf16, aligned to its element; keys [capacity, pitch] f32 or f16, written to `pitch`
-//            with zeros from D on; state [next, len] u32; norms [B] f64; flag, counter u32, 0 before and after.
-// Passes     two launches: `measure` takes the norms and raises the flag where one is not finite; `write` puts the keys in
-//            their slots, and its last block moves the ring on and lowers the flag. All on the device, so that a captured
-//            graph goes on to fill the ring as it is replayed.
+// Computes   a queue with a batch of keys added, in order, over the oldest where there is no room; of a batch larger
+//            than the ring the last keys. Keys are divided by their norms where the queue asks for it. If an element
+//            is not finite, nothing.
+// Buffers    batch [B, D] f32, f16 or bf16, aligned to its element; keys [capacity, pitch] f32 or f16, written to
+//            `pitch` with zeros from D on; state [next, len] u32; norms [B] f64; flag, counter u32, 0 before and
+//            after.
+// Passes     two launches: `measure` takes the norms and raises the flag where one is not finite; `write` puts the
+//            keys in their slots, and its last block moves the ring on and lowers the flag. All on the device, so
+//            that a captured graph goes on to fill the ring as it is replayed.
 // Grid       ⌈B/4⌉ each.
 // Block      128 threads: warp w takes key 4 · blockIdx.x + w; lane l elements l, l + 32, ...
 // Shared     16 bytes for the ticket.
 // Registers  at most 64.
 // Work       3 B D flop, in f64; 2 B D elements read, B pitch elements written.
 // Floor      latency: two launches and three reads of a short row, about 5 µs.
-// Numerics   squares are summed in f64, so that none overflows or vanishes; x/‖x‖ is rounded once to f32, and once more to
-//            f16 where that is what the queue holds. A zero key stays zero.
+// Numerics   squares are summed in f64, so that none overflows or vanishes; x/‖x‖ is rounded once to f32, and once
+//            more to f16 where that is what the queue holds. A zero key stays zero.
 // Order      fixed: by lane, by warp.
 // Reference  src/queue.rs, Queue::enqueue.
 #include "common/collective.cuh"

@@ -7,9 +7,8 @@
 
 // 16 bytes, of which `valid` are read and the rest is zero; both addresses are multiples of 16.
 DEVICE void copy_async(void* shared, const void* global, unsigned valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-                 "l"(global), "r"(valid)
-                 : "memory");
+    const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid) : "memory");
 }
 
 // Makes a group of the thread's copies since the last.

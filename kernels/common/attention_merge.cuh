@@ -64,9 +64,8 @@ DEVICE void gather(const Partials& partials, uint64_t row, const float* weights,
                 weight[b] = s < partials.splits ? weights[s] : 0;
                 share[b][0] = share[b][1] = share[b][2] = share[b][3] = 0;
                 // A split without keys has written nothing.
-                if (weight[b] != 0)
-                    load_chunk(partials.means + (static_cast<uint64_t>(s) * partials.rows + row) * partials.pitch + column,
-                               share[b]);
+                const uint64_t at = static_cast<uint64_t>(s) * partials.rows + row;
+                if (weight[b] != 0) load_chunk(partials.means + at * partials.pitch + column, share[b]);
             }
             UNROLL
             for (unsigned b = 0; b < BATCH; b++) {
@@ -89,8 +88,8 @@ DEVICE float total(const WarpSums* sums, unsigned column) {
 // Carries g, which lies in `gradient`, back to the row x as it came: factor (g − ⟨g,z⟩z)/‖x‖ with z = x/‖x‖, or
 // factor · g where rows are not normalised. `along` is ⟨g,x⟩.
 template <typename T>
-DEVICE void write_gradient(const T* x, float* gradient, uint32_t dim, bool normalized, double along, double inverse_norm,
-                           double factor) {
+DEVICE void write_gradient(const T* x, float* gradient, uint32_t dim, bool normalized, double along,
+                           double inverse_norm, double factor) {
     const double shrink = normalized ? along * inverse_norm * inverse_norm : 0;
     factor *= inverse_norm;
     // Every thread finds what it has written itself.

@@ -9,8 +9,8 @@
 
 #if defined(__CUDACC__)
 
-// Four 8x8 matrices of 16-bit elements from shared memory: rows begin where lanes 0-7, 8-15, 16-23 and 24-31 say, each on a
-// multiple of 16 bytes; register i gets elements 2t, 2t+1 of row g of matrix i.
+// Four 8x8 matrices of 16-bit elements from shared memory: rows begin where lanes 0-7, 8-15, 16-23 and 24-31 say,
+// each on a multiple of 16 bytes; register i gets elements 2t, 2t+1 of row g of matrix i.
 DEVICE void load_matrices(uint32_t (&registers)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
@@ -26,9 +26,10 @@ DEVICE void load_matrices_transposed(uint32_t (&registers)[4], const void* row) 
 
 // d += a b, of f16, summed in f32.
 DEVICE void multiply_accumulate(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 #else

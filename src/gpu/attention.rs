@@ -4,220 +4,26 @@
 //! keys, split by split; what finishes a loss (kernels/rrd.cu, kernels/info_nce.cu) puts the splits
 //! together. No matrix of rows × keys exists.
 
-use bytemuck::{Pod, Zeroable};
-use half::f16;
+mod arguments;
+mod kernel;
 
-use super::kernels::{
-    ATTENTION_MMA_64, ATTENTION_MMA_128, ATTENTION_MMA_256, ATTENTION_ROWS, ATTENTION_SIMT,
-};
+pub(crate) use self::arguments::{Arguments, FinishArguments, RowsArguments};
+use self::arguments::{Partials, RowRecord, Set, Stat};
+pub(crate) use self::kernel::Keys;
+use self::kernel::{Format, KEYS, Kernel, splits};
+use super::kernels::ATTENTION_ROWS;
 use super::machine::{Launcher, Limits};
 use super::plan::{Addresses, grid_size};
 use super::queue;
 use super::workspace::{Layout, Region};
 use crate::element::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::problem::Problem;
 
-/// Keys of a tile, in every attention kernel.
-const KEYS: usize = 64;
-/// Most parts the keys are attended to in; `MOST_SPLITS` in kernels/common/attention_merge.cuh.
-const MOST_SPLITS: usize = 512;
-
-/// Mirrors `RowRecord` in kernels/common/attention.cuh.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct RowRecord {
-    to_logit: f64,
-    inverse_norm: f64,
-}
-
-/// Mirrors `Stat` in kernels/common/attention.cuh.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Stat {
-    largest: f32,
-    sum: f32,
-}
-
-/// Mirrors `Set` in kernels/attention_rows.cu.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Set {
-    from: u64,
-    to: u64,
-    scales: u64,
-    records: u64,
-    format: u32,
-    per_temperature: f32,
-}
-
-/// Mirrors `Arguments` in kernels/attention_rows.cu.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub(crate) struct RowsArguments {
-    sets: [Set; 2],
-    rows: u32,
-    dim: u32,
-    pitch: u32,
-    normalize: u32,
-}
-
-/// Mirrors `AttentionArguments` in kernels/common/attention.cuh.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub(crate) struct Arguments {
-    rows: u64,
-    scales: u64,
-    keys: u64,
-    state: u64,
-    key_scales: u64,
-    stats: u64,
-    means: u64,
-    row_count: u32,
-    key_count: u32,
-    dim: u32,
-    row_pitch: u32,
-    key_pitch: u32,
-    mean_pitch: u32,
-    pass_over_own: u32,
-    padding: u32,
-}
-
-/// Mirrors `Partials` in kernels/common/attention_merge.cuh.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub(crate) struct Partials {
-    stats: u64,
-    means: u64,
-    scales: u64,
-    rows: u32,
-    splits: u32,
-    pitch: u32,
-    padding: u32,
-}
-
-/// Mirrors `Arguments` in kernels/rrd.cu and in kernels/info_nce.cu.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub(crate) struct FinishArguments {
-    student: u64,
-    teacher: u64,
-    student_records: u64,
-    teacher_records: u64,
-    partials: Partials,
-    gradient: u64,
-    losses: u64,
-    value: u64,
-    counter: u64,
-    factor: f64,
-    dim: u32,
-    normalized: u32,
-}
-
-/// How a row is prepared; `Format` in kernels/attention_rows.cu.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-enum Format {
-    None = 0,
-    F32 = 1,
-    ScaledF16 = 2,
-}
-
-/// Which rows attend to which keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Keys {
-    /// The student's rows and the teacher's, to a queue.
-    QueueBoth,
-    /// The student's rows alone, to a queue.
-    Queue,
-    /// The student's rows, to the teacher's of other samples.
-    Others,
-}
-
-/// The kernel that takes rows over keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kernel {
-    /// kernels/attention_simt.cu, on keys of this type.
-    Simt(DType),
-    /// kernels/attention_mma.cu, for rows up to a width.
-    Mma(MmaWidth),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum MmaWidth {
-    W64,
-    W128,
-    W256,
-}
-
-impl Kernel {
-    /// Unit rows of a half type go to the tensor cores as f16 times a power of two, as long as a tile of
-    /// them fits shared memory.
-    fn new(dim: usize, dtype: DType, normalize: bool, keys: Keys) -> Self {
-        let f16 = queue::key_type(dtype, normalize) == DType::F16;
-        match dim {
-            ..=64 if f16 => Kernel::Mma(MmaWidth::W64),
-            ..=128 if f16 => Kernel::Mma(MmaWidth::W128),
-            ..=256 if f16 => Kernel::Mma(MmaWidth::W256),
-            _ if f16 && keys != Keys::Others => Kernel::Simt(DType::F16),
-            _ => Kernel::Simt(DType::F32),
-        }
-    }
-
-    /// What it takes its rows as.
-    fn format(self) -> Format {
-        match self {
-            Kernel::Simt(_) => Format::F32,
-            Kernel::Mma(_) => Format::ScaledF16,
-        }
-    }
-
-    /// Bytes of an element of a row.
-    fn element(self) -> usize {
-        match self {
-            Kernel::Simt(_) => size_of::<f32>(),
-            Kernel::Mma(_) => size_of::<f16>(),
-        }
-    }
-
-    /// Rows of a block.
-    fn rows(self) -> usize {
-        match self {
-            Kernel::Mma(MmaWidth::W64 | MmaWidth::W128) => 128,
-            Kernel::Mma(MmaWidth::W256) | Kernel::Simt(_) => 64,
-        }
-    }
-
-    /// Columns of the mean of a block.
-    fn columns(self) -> usize {
-        match self {
-            Kernel::Simt(_) => 128,
-            Kernel::Mma(_) => 256,
-        }
-    }
-
-    /// Bytes of dynamic shared memory.
-    fn shared(self, dim: usize) -> usize {
-        match self {
-            Kernel::Simt(_) => 0,
-            // The rows and two stages of keys, 16 bytes apart.
-            Kernel::Mma(_) => {
-                (self.rows() + 2 * KEYS) * (dim.next_multiple_of(16) + 8) * size_of::<f16>()
-            }
-        }
-    }
-
-    /// Blocks that a multiprocessor holds at once, by its registers; of shared memory each has
-    /// `shared`, of `limit`.
-    fn blocks_per_multiprocessor(self, shared: usize, limit: usize) -> usize {
-        let by_registers = match self {
-            Kernel::Simt(_) | Kernel::Mma(MmaWidth::W128 | MmaWidth::W256) => 2,
-            Kernel::Mma(MmaWidth::W64) => 3,
-        };
-        // A block has a KiB for the system, too.
-        by_registers.min(limit / (shared + 1024)).max(1)
-    }
-}
+/// Rows in a block of kernels/attention_rows.cu.
+const ROWS_PER_BLOCK: u32 = 4;
+/// What a grid can have along y and z.
+const MOST_BLOCKS: usize = 65_535;
 
 /// The passes but for the last.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -267,8 +73,7 @@ impl Plan {
             Some(capacity) => grid_size("queue keys", capacity)?,
             None => rows,
         };
-        let kernel = Kernel::new(dim, dtype, normalize, keys);
-        let shared = kernel.shared(dim);
+        let kernel = Kernel::new(dim, dtype, normalize, keys, limits);
         let attending = match keys {
             Keys::QueueBoth => n.saturating_mul(2),
             Keys::Queue | Keys::Others => n,
@@ -278,12 +83,24 @@ impl Plan {
             Keys::Queue => n,
         };
         let pitch = queue::pitch(dim);
-        let tiles = (key_count as usize).div_ceil(KEYS);
-        let blocks = attending.div_ceil(kernel.rows()) * dim.div_ceil(kernel.columns());
-        let per_multiprocessor =
-            kernel.blocks_per_multiprocessor(shared, limits.shared_per_block as usize);
-        let slots = limits.multiprocessors as usize * per_multiprocessor;
-        let splits = splits(blocks, tiles, slots);
+        let mean_pitch = dim.next_multiple_of(4);
+        let (row_tiles, columns) = (
+            attending.div_ceil(kernel.rows()),
+            dim.div_ceil(kernel.columns()),
+        );
+        if columns > MOST_BLOCKS {
+            return Err(Error::TooLarge {
+                argument: "student_dim",
+                most: MOST_BLOCKS * kernel.columns(),
+                got: dim,
+            });
+        }
+        let slots = limits.multiprocessors as usize * kernel.blocks_per_multiprocessor(dim, limits);
+        let splits = splits(
+            row_tiles * columns,
+            (key_count as usize).div_ceil(KEYS),
+            slots,
+        );
         Ok(Plan {
             dtype,
             keys,
@@ -294,19 +111,19 @@ impl Plan {
             dim: grid_size("student_dim", dim)?,
             row_pitch: grid_size("student_dim", pitch)?,
             key_pitch: grid_size("student_dim", pitch)?,
-            mean_pitch: grid_size("student_dim", dim.next_multiple_of(4))?,
+            mean_pitch: grid_size("student_dim", mean_pitch)?,
             grid: [
-                grid_size("rows", attending.div_ceil(kernel.rows()))?,
+                grid_size("rows", row_tiles)?,
                 grid_size("splits", splits)?,
-                grid_size("student_dim", dim.div_ceil(kernel.columns()))?,
+                grid_size("student_dim", columns)?,
             ],
-            shared: grid_size("shared memory", shared)?,
+            shared: grid_size("student_dim", kernel.shared(dim))?,
             per_temperature: temperatures.map(|t| (std::f64::consts::LOG2_E / t) as f32),
             prepared: layout.push::<u8>(&[prepared, pitch, kernel.element()])?,
             scales: layout.push::<f32>(&[2, n])?,
             records: layout.push::<RowRecord>(&[2, n])?,
             stats: layout.push::<Stat>(&[splits, attending])?,
-            means: layout.push::<f32>(&[splits, attending, dim.next_multiple_of(4)])?,
+            means: layout.push::<f32>(&[splits, attending, mean_pitch])?,
             losses: layout.push::<f64>(&[2, n])?,
         })
     }
@@ -349,9 +166,12 @@ impl Plan {
             pitch: self.row_pitch,
             normalize: self.normalize.into(),
         };
-        ATTENTION_ROWS
-            .of(self.dtype)
-            .launch(launcher, [self.rows.div_ceil(4), 2, 1], 0, &rows)?;
+        ATTENTION_ROWS.of(self.dtype).launch(
+            launcher,
+            [self.rows.div_ceil(ROWS_PER_BLOCK), 2, 1],
+            0,
+            &rows,
+        )?;
 
         let (keys, state) = match self.keys {
             Keys::QueueBoth | Keys::Queue => (at.queue.keys, at.queue.state),
@@ -374,18 +194,8 @@ impl Plan {
             pass_over_own: (self.keys == Keys::Others).into(),
             padding: 0,
         };
-        let kernel = match self.kernel {
-            Kernel::Simt(keys) => ATTENTION_SIMT.of(keys),
-            Kernel::Mma(width) => {
-                let family = match width {
-                    MmaWidth::W64 => &ATTENTION_MMA_64,
-                    MmaWidth::W128 => &ATTENTION_MMA_128,
-                    MmaWidth::W256 => &ATTENTION_MMA_256,
-                };
-                family.nth((self.keys == Keys::Others).into())
-            }
-        };
-        kernel.launch(launcher, self.grid, self.shared, &attention)
+        let entry = self.kernel.entry(self.keys);
+        entry.launch(launcher, self.grid, self.shared, &attention)
     }
 
     /// What the last pass takes; `temperature` is the student's.
@@ -433,44 +243,5 @@ impl Plan {
 
     fn record(&self, at: &Addresses, index: u64) -> u64 {
         self.records.at(at.workspace) + index * u64::from(self.rows) * size_of::<RowRecord>() as u64
-    }
-}
-
-/// In how many parts to attend to `tiles` of keys, with `blocks` blocks for each part and room for `slots`
-/// at once: few rows need many splits to fill a card, and each costs a block its start, a write of the
-/// means and a read of them.
-fn splits(blocks: usize, tiles: usize, slots: usize) -> usize {
-    // In 64ths of the time a tile takes.
-    const TILE: usize = 64;
-    const START: usize = TILE;
-    const MERGE: usize = 1;
-    let most = tiles.min(MOST_SPLITS).min(slots.div_ceil(blocks) * 4);
-    let cost = |splits: usize| {
-        let waves = blocks.saturating_mul(splits).div_ceil(slots);
-        waves
-            .saturating_mul(tiles.div_ceil(splits) * TILE + START)
-            .saturating_add(splits * MERGE)
-    };
-    (1..=most.max(1))
-        .min_by_key(|&splits| cost(splits))
-        .unwrap_or(1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn splits_fill_a_card_and_no_more() {
-        // Two blocks on each of 132 multiprocessors. A batch of 64, K = 16384: as many as fit at once.
-        let small = splits(2, 256, 264);
-        assert!((64..=132).contains(&small), "{small}");
-        // Enough rows to fill the card: the keys are split only where that evens out the last wave.
-        assert_eq!(splits(264, 1024, 264), 1);
-        assert!(splits(200, 1024, 264) > 1);
-        assert!(splits(100_000, 1024, 264) <= 4);
-        // Never more than there are tiles, or than the last pass holds weights for.
-        assert_eq!(splits(1, 1, 264), 1);
-        assert!(splits(1, 1 << 20, 1 << 20) <= MOST_SPLITS);
     }
 }

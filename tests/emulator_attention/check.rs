@@ -1,0 +1,156 @@
+//! The emulator held against the reference on one batch.
+
+use half::{bf16, f16};
+use relata::{
+    Batch, DType, Element, Emulator, Evaluation, GpuElement, Loss, Problem, Queue, Reference, Rows,
+};
+
+use crate::common::cases::Data;
+use crate::common::compare::{assert_gradient, assert_loss, assert_same_bits};
+use crate::common::tolerances::{Tolerance, tolerance};
+use crate::common::{self, Input};
+
+/// A seed whose schedule is shuffled and whose inputs are not aligned.
+pub(crate) const SEED: u64 = 1;
+
+/// The queue as a device holds it: unit keys of half-precision losses are rounded to f16.
+pub(crate) fn stored<T: Element>(queue: &Queue<f32>, loss: &Loss) -> Queue<f32> {
+    if T::DTYPE == DType::F32 || !common::normalizes(loss) {
+        return queue.clone();
+    }
+    let keys: Vec<f32> = queue
+        .keys()
+        .iter()
+        .map(|&x| f16::from_f32(x).to_f32())
+        .collect();
+    let mut stored = Queue::new(queue.len(), queue.dim())
+        .expect("keys")
+        .normalize(false);
+    stored
+        .enqueue(Rows::new(&keys, [queue.len(), queue.dim()]).expect("whole keys"))
+        .expect("finite keys");
+    stored
+}
+
+/// What rounding the keys to f16 changes: each element by 2^-13 or so of itself, and each logit by as much of
+/// a product of rows of length 1, over τ, less what evens out over D.
+fn rounding_of_keys(loss: &Loss, dim: usize) -> Tolerance {
+    let tau = match loss {
+        Loss::Rrd(loss) => loss.student_temperature.min(loss.teacher_temperature),
+        Loss::InfoNce(loss) => loss.temperature,
+        _ => unreachable!(),
+    };
+    let of_logit = 1.5e-4 / (tau * (dim as f64).sqrt());
+    Tolerance {
+        loss: of_logit,
+        gradient: 4e-4 + of_logit,
+    }
+}
+
+/// By how much the kind of data magnifies the rounding of a loss and of its gradient.
+fn conditioning(data: Data) -> Tolerance {
+    let (loss, gradient) = match data {
+        // The distributions, each rounded, differ by the noise, and the divergence by its square.
+        Data::NearTeacher { noise } => (1.0 / (noise * noise), 1.0 / noise),
+        Data::Teacher => (1e4, 1e2),
+        _ => (1.0, 1.0),
+    };
+    Tolerance { loss, gradient }
+}
+
+fn assert_close(
+    name: &str,
+    problem: &Problem,
+    got: &Evaluation<f32>,
+    want: &Evaluation<f64>,
+    within: Tolerance,
+) {
+    assert_loss(name, got.loss, want.loss, within.loss);
+    assert_gradient(
+        name,
+        &got.gradient,
+        &want.gradient,
+        problem.shapes().student_dim,
+        within.gradient,
+    );
+    assert_eq!(got.kl.is_some(), want.kl.is_some(), "{name}");
+    if let (Loss::Rrd(loss), Some(got), Some(kl)) = (problem.loss(), got.kl, want.kl) {
+        // A difference of the cross-entropy and the entropy, each rounded like its logits, by ε/τ.
+        let tau = loss.student_temperature.min(loss.teacher_temperature);
+        let unit = f64::from(f32::EPSILON) / tau;
+        let error = (got - kl).abs();
+        assert!(
+            error <= 2.0 * within.loss * want.loss.abs() + unit,
+            "{name}: KL {got:e}, want {kl:e}"
+        );
+    }
+}
+
+/// The emulator against the reference, with what a type's own rounding allows; the keys as they are stored.
+pub(crate) fn check<T: GpuElement<Real = f32>>(
+    name: &str,
+    problem: &Problem,
+    batch: Batch<'_, T>,
+    data: Data,
+) {
+    let name = format!("{name} in {}", T::DTYPE);
+    let keys = batch.queue.map(|queue| stored::<T>(queue, problem.loss()));
+    let mut as_stored = batch;
+    as_stored.queue = keys.as_ref();
+    let got = problem
+        .evaluate(&Emulator::new().seed(SEED), as_stored)
+        .expect("a batch that fits");
+    let want = problem
+        .evaluate(&Reference, as_stored)
+        .expect("a batch that fits");
+    let (table, conditioning) = (tolerance(problem.loss(), T::DTYPE), conditioning(data));
+    let within = Tolerance {
+        loss: table.loss * conditioning.loss,
+        gradient: table.gradient * conditioning.gradient,
+    };
+    assert_close(&name, problem, &got, &want, within);
+
+    if keys.is_some() && T::DTYPE != DType::F32 {
+        let exact = problem
+            .evaluate(&Reference, batch)
+            .expect("a batch that fits");
+        let rounding = rounding_of_keys(problem.loss(), problem.shapes().student_dim);
+        let within = Tolerance {
+            loss: within.loss + rounding.loss * conditioning.loss,
+            gradient: within.gradient + rounding.gradient * conditioning.gradient,
+        };
+        // The keys are rounded on their way to the device, and that is all that differs.
+        let rounded = problem
+            .evaluate(&Emulator::new().seed(SEED), batch)
+            .expect("a batch that fits");
+        assert_same_bits(&name, &rounded.gradient, &got.gradient);
+        assert_close(
+            &format!("{name}, keys in f32"),
+            problem,
+            &rounded,
+            &exact,
+            within,
+        );
+    }
+}
+
+/// A batch of these shapes.
+pub(crate) fn check_input(name: &str, loss: Loss, input: &Input) {
+    fn check_as<T: GpuElement<Real = f32>>(name: &str, loss: Loss, input: &Input) {
+        let (student, teacher) = (
+            common::cast::<T>(&input.student),
+            common::cast::<T>(&input.teacher),
+        );
+        let shape = [input.shapes.rows, input.shapes.student_dim];
+        let queue = input.queue::<T>();
+        let mut batch = Batch::new(
+            Rows::new(&student, shape).expect("whole rows"),
+            Rows::new(&teacher, shape).expect("whole rows"),
+        );
+        batch.queue = queue.as_ref();
+        check(name, &input.problem(loss), batch, Data::Gaussian);
+    }
+    check_as::<f32>(name, loss, input);
+    check_as::<f16>(name, loss, input);
+    check_as::<bf16>(name, loss, input);
+}

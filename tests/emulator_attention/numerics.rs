@@ -1,0 +1,147 @@
+//! Where rounding shows: near convergence, at extreme temperatures, in rows of extreme length.
+
+use half::f16;
+use relata::{Batch, Emulator, GpuElement, InfoNce, Loss, Reference, Rows, Rrd, Shapes};
+
+use crate::check::{SEED, check_input, stored};
+use crate::common::compare::{assert_loss, relative_error};
+use crate::common::tolerances::naive;
+use crate::common::{self, Input};
+
+/// O_s − O_t cancels as the student converges. f32 is held to what the definition in f32 gives, twice over;
+/// f16 to what forming q − p before rounding would give, 2.2e-4 whatever the divergence, although weights
+/// are rounded in one pass: as pairs of f16.
+#[test]
+fn near_convergence() {
+    let (n, dim, keys) = (4, 128, 2048);
+    let loss = Rrd {
+        student_temperature: 0.1,
+        teacher_temperature: 0.1,
+        ..Rrd::default()
+    };
+    for (kl, noise) in [(0.2, 0.87), (4e-3, 0.103), (4e-5, 0.0103)] {
+        let mut errors = [[0.0f64; 3]; 3];
+        for seed in 0..3u64 {
+            let mut input = Input::normal(seed, Shapes::new(n, dim, dim).with_queue(keys));
+            for (x, y) in input.student.iter_mut().zip(&input.teacher) {
+                *x = y + noise * *x;
+            }
+            errors[0][seed as usize] = error_of::<f32>(&input, loss, kl);
+            errors[1][seed as usize] = error_of::<f16>(&input, loss, kl);
+            let (x, y) = (
+                common::cast::<f32>(&input.student),
+                common::cast::<f32>(&input.teacher),
+            );
+            let queue = input.queue::<f32>().expect("a queue");
+            let (_, gradient) = naive::rrd(&x, &y, queue.keys(), dim, [0.1, 0.1]);
+            let want = input.evaluate::<f32, _>(&Reference, loss);
+            errors[2][seed as usize] = relative_error(&gradient, &want.gradient);
+        }
+        let [single, half, naive] = errors.map(|e| e.iter().sum::<f64>() / 3.0);
+        println!("KL {kl}: f32 {single:.1e}, naive {naive:.1e}, f16 {half:.1e}");
+        assert!(
+            single <= 2.0 * naive,
+            "KL {kl}: {single:e}, the definition in f32 {naive:e}"
+        );
+        assert!(half <= 2.2e-4, "KL {kl}: {half:e}");
+    }
+
+    fn error_of<T: GpuElement<Real = f32>>(input: &Input, loss: Rrd, kl: f64) -> f64 {
+        let (student, teacher) = (
+            common::cast::<T>(&input.student),
+            common::cast::<T>(&input.teacher),
+        );
+        let shape = [input.shapes.rows, input.shapes.student_dim];
+        let queue = stored::<T>(&input.queue::<T>().expect("a queue"), &loss.into());
+        let batch = Batch::new(
+            Rows::new(&student, shape).expect("whole rows"),
+            Rows::new(&teacher, shape).expect("whole rows"),
+        )
+        .with_queue(&queue);
+        let problem = input.problem(loss);
+        let got = problem
+            .evaluate(&Emulator::new().seed(SEED), batch)
+            .expect("a batch that fits");
+        let want = problem
+            .evaluate(&Reference, batch)
+            .expect("a batch that fits");
+        let divergence = want.kl.expect("RRD's KL");
+        assert!(
+            divergence > 0.3 * kl && divergence < 3.0 * kl,
+            "KL {divergence:e}, wanted {kl:e}"
+        );
+        relative_error(&got.gradient, &want.gradient)
+    }
+}
+
+#[test]
+fn temperatures_far_from_one() {
+    for tau in [1e-30, 1e-9, 0.02, 1e9, 1e30] {
+        for dim in [16, 300] {
+            let queued = Input::normal(3, Shapes::new(5, dim, dim).with_queue(130));
+            let batch = Input::normal(4, Shapes::new(5, dim, dim));
+            let info_nce = InfoNce {
+                temperature: tau,
+                ..InfoNce::default()
+            };
+            let rrd = Rrd {
+                student_temperature: 0.1,
+                teacher_temperature: tau,
+                ..Rrd::default()
+            };
+            for (loss, input) in [
+                (Loss::from(rrd), &queued),
+                (info_nce.into(), &queued),
+                (info_nce.into(), &batch),
+            ] {
+                let got = input.evaluate::<f32, _>(&Emulator::new(), loss);
+                let want = input.evaluate::<f32, _>(&Reference, loss);
+                let name = format!("{loss} tau {tau} D {dim}");
+                assert_loss(&name, got.loss, want.loss, 1e-5);
+                let error = relative_error(&got.gradient, &want.gradient);
+                assert!(
+                    error <= 1e-5 || want.gradient_norm() < 1e-25,
+                    "{name}: {error:e}"
+                );
+                let half = input.evaluate::<f16, _>(&Emulator::new(), loss);
+                assert!(
+                    half.loss.is_finite() && half.gradient.iter().all(|g| g.is_finite()),
+                    "{name}"
+                );
+            }
+        }
+    }
+}
+
+/// ‖x‖² beyond f16, and rows down to its least numbers.
+#[test]
+fn rows_of_any_length() {
+    for (factor, label) in [(2000.0, "large"), (1e-4, "small")] {
+        let mut queued = Input::normal(5, Shapes::new(17, 128, 128).with_queue(70));
+        let mut batch = Input::normal(6, Shapes::new(17, 128, 128));
+        for input in [&mut queued, &mut batch] {
+            input.student.iter_mut().for_each(|x| *x *= factor);
+            input.teacher.iter_mut().for_each(|x| *x *= factor);
+        }
+        check_input(&format!("rrd {label}"), Rrd::default().into(), &queued);
+        check_input(
+            &format!("info-nce {label}"),
+            InfoNce::default().into(),
+            &queued,
+        );
+        check_input(
+            &format!("info-nce {label}, batch"),
+            InfoNce::default().into(),
+            &batch,
+        );
+    }
+    // Beyond what f32 can square.
+    for factor in [1e37, 1e-42] {
+        let mut input = Input::normal(8, Shapes::new(5, 20, 20).with_queue(70));
+        input.student.iter_mut().for_each(|x| *x *= factor);
+        input.teacher.iter_mut().for_each(|x| *x *= factor);
+        let got = input.evaluate::<f32, _>(&Emulator::new(), Rrd::default());
+        let want = input.evaluate::<f32, _>(&Reference, Rrd::default());
+        assert_loss(&format!("times {factor}"), got.loss, want.loss, 1e-5);
+    }
+}
