@@ -63,8 +63,8 @@ impl Kernel {
     ) -> Self {
         let width = match dim {
             ..=64 => Some(MmaWidth::W64),
-            ..=128 => Some(MmaWidth::W128),
-            ..=256 => Some(MmaWidth::W256),
+            65..=128 => Some(MmaWidth::W128),
+            129..=256 => Some(MmaWidth::W256),
             _ => None,
         };
         let key_type = queue::key_type(dtype, normalize);
