@@ -4,6 +4,7 @@
 mod common;
 
 use common::Input;
+use common::against::as_stored;
 use common::cases::{self, Case, Data};
 use common::compare::{
     assert_gradient, assert_loss, assert_same_bits, assert_zero, relative_error,
@@ -17,25 +18,6 @@ use relata::{
 
 /// A seed whose schedule is shuffled and whose inputs are not aligned.
 const SEED: u64 = 1;
-
-/// The queue as a device holds it: unit keys of half-precision losses are rounded to f16.
-fn stored<T: Element>(queue: &Queue<f32>, loss: &Loss) -> Queue<f32> {
-    if T::DTYPE == DType::F32 || !common::normalizes(loss) {
-        return queue.clone();
-    }
-    let keys: Vec<f32> = queue
-        .keys()
-        .iter()
-        .map(|&x| f16::from_f32(x).to_f32())
-        .collect();
-    let mut stored = Queue::new(queue.len(), queue.dim())
-        .expect("keys")
-        .normalize(false);
-    stored
-        .enqueue(Rows::new(&keys, [queue.len(), queue.dim()]).expect("whole keys"))
-        .expect("finite keys");
-    stored
-}
 
 /// What rounding the keys to f16 changes: each element by 2^-13 or so of itself, and each logit by as much of
 /// a product of rows of length 1, over τ, less what evens out over D.
@@ -99,7 +81,9 @@ fn check<T: GpuElement<Real = f32>>(
     data: Data,
 ) {
     let name = format!("{name} in {}", T::DTYPE);
-    let keys = batch.queue.map(|queue| stored::<T>(queue, problem.loss()));
+    let keys = batch
+        .queue
+        .map(|queue| as_stored::<T>(queue, problem.loss()));
     let mut as_stored = batch;
     as_stored.queue = keys.as_ref();
     let got = problem
@@ -287,7 +271,7 @@ fn near_convergence() {
             common::cast::<T>(&input.teacher),
         );
         let shape = [input.shapes.rows, input.shapes.student_dim];
-        let queue = stored::<T>(&input.queue::<T>().expect("a queue"), &loss.into());
+        let queue = as_stored::<T>(&input.queue::<T>().expect("a queue"), &loss.into());
         let batch = Batch::new(
             Rows::new(&student, shape).expect("whole rows"),
             Rows::new(&teacher, shape).expect("whole rows"),
