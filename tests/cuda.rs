@@ -8,17 +8,17 @@ mod common;
 use std::io::Write;
 use std::sync::Arc;
 
-use common::against::assert_right;
+use common::against::assert_kernels_right;
 use common::cases::{self, Case, Inputs};
 use common::compare::{assert_gradient, assert_same_bits};
 use half::{bf16, f16};
 use relata::cuda::cudarc::driver::{
     CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, sys,
 };
-use relata::cuda::{Buffers, Evaluator, RawEvaluator};
+use relata::cuda::{Buffers, Evaluator, Queue, RawEvaluator};
 use relata::{
-    Batch, Cuda, Evaluation, GpuElement, Problem, Reference, Relation, Rows, relation_matrix,
-    softmax,
+    Batch, Cuda, Evaluation, GpuElement, Loss, Problem, Reference, Relation, Rows, Rrd, Shapes,
+    relation_matrix, softmax,
 };
 
 /// The first card, or None and a line that says why not.
@@ -143,7 +143,7 @@ fn on_host<T: GpuElement>(cuda: &Cuda, inputs: &Inputs<T>) -> Evaluation<f32> {
 fn every_case_in_every_dtype() {
     let cuda = card_or_skip!();
     fn right<T: GpuElement>(cuda: &Cuda, case: &Case) {
-        assert_right::<T, _>(cuda, case);
+        assert_kernels_right::<T, _>(cuda, case);
     }
     for case in cases::tests() {
         for_every_gpu_dtype!(right(&cuda, &case));
@@ -287,11 +287,56 @@ fn the_raw_entry_on_a_foreign_stream() {
     gone.result().expect("no stream");
 }
 
+/// Steps of a training with the queue on the card, against the same on the host.
+#[test]
+fn a_queue_fills_on_the_card() {
+    let cuda = card_or_skip!();
+    fn steps<T: GpuElement + DeviceRepr>(cuda: &Cuda, loss: Loss, capacity: usize, dim: usize) {
+        let rows = 17;
+        let stream = CudaContext::new(0).expect("a card").default_stream();
+        let shapes = Shapes::new(rows, dim, dim).with_queue(capacity);
+        let problem = Problem::new(loss, shapes).expect("shapes that fit");
+        let mut evaluator = Evaluator::<T>::new(&stream, &problem).expect("an evaluator");
+        let mut queue = Queue::<T>::new(&stream, &problem).expect("a queue");
+        let mut host = relata::Queue::<f32>::new(capacity, dim).expect("a queue");
+        let mut gradient = stream.alloc_zeros::<f32>(rows * dim).expect("memory");
+        let mut value = stream.alloc_zeros::<f32>(2).expect("memory");
+        for step in 0..5 {
+            let name = format!("{loss} {shapes:?} in {}, step {step}", T::DTYPE);
+            let input = common::Input::normal(step, Shapes::new(rows, dim, dim));
+            let (x, y) = (
+                common::cast::<T>(&input.student),
+                common::cast::<T>(&input.teacher),
+            );
+            let [student, teacher] = [&x, &y].map(|rows| stream.clone_htod(rows).expect("memory"));
+            evaluator
+                .enqueue_with_queue(&student, &teacher, &mut queue, &mut gradient, &mut value)
+                .expect("slices that fit");
+            let rows_of = |data| Rows::new(data, [rows, dim]).expect("whole rows");
+            let Loss::Rrd(loss) = loss else {
+                panic!("a loss whose batch enters before: {loss}");
+            };
+            let want = loss.evaluate(cuda, rows_of(&x), rows_of(&y), &mut host);
+            let want = want.expect("a batch that fits");
+            let got = stream.clone_dtoh(&gradient).expect("the gradient");
+            stream.synchronize().expect("no fault on the card");
+            let want: Vec<f64> = want.gradient.iter().map(|g| f64::from(*g)).collect();
+            // The keys are cut elsewhere: by the capacity, not by how many there are.
+            assert_gradient(&name, &got, &want, dim, 1e-4);
+            assert_eq!(queue.to_host().expect("keys").len(), host.len(), "{name}");
+        }
+    }
+    for (capacity, dim) in [(1000, 20), (60, 130), (200, 300)] {
+        let loss = Loss::from(Rrd::default());
+        for_every_gpu_dtype!(steps(&cuda, loss, capacity, dim));
+    }
+}
+
 #[test]
 fn building_blocks_are_right() {
     let cuda = card_or_skip!();
     for [n, dim] in [[1, 1], [5, 7], [64, 33], [130, 257]] {
-        let data = common::Input::normal(7, relata::Shapes::new(n, dim, 1)).student;
+        let data = common::Input::normal(7, Shapes::new(n, dim, 1)).student;
         let data = common::cast::<f32>(&data);
         let rows = Rows::new(&data, [n, dim]).expect("whole rows");
         for relation in [

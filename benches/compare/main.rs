@@ -25,7 +25,7 @@ use cases::Case;
 use machine::Machine;
 use ours::Ours;
 use record::{Measurement, Peaks, Record};
-use torch::Torch;
+use torch::{Torch, Worker};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -80,6 +80,14 @@ struct Options {
     bench: bool,
 }
 
+impl Options {
+    fn worker(&self) -> Worker {
+        let mut arguments = vec!["--threads".to_owned(), self.threads.to_string()];
+        arguments.extend(self.compile.then(|| "--compile".to_owned()));
+        Worker::new(self.python.as_deref(), arguments)
+    }
+}
+
 fn main() -> ExitCode {
     if !asked() {
         eprintln!("compare: skipped, needs --python PATH to a Python with torch; see --help");
@@ -131,7 +139,7 @@ fn compare(options: &Options, cases: &[Case]) -> Result<()> {
         let percent = 100.0 * busy;
         eprintln!("compare: the machine is not quiet ({percent:.0} %): the ratios won't be right");
     }
-    let mut torch = Torch::start(options)?;
+    let mut torch = Torch::spawn(&options.worker(), &[])?;
     let machine = Machine::of(options.threads, &torch.version);
     let mut record = Record::new(machine);
     println!("{}", record::heading());
@@ -152,7 +160,7 @@ fn compare(options: &Options, cases: &[Case]) -> Result<()> {
 
 fn measure(options: &Options, case: &Case, torch: &mut Torch) -> Result<Measurement> {
     let mut ours = Ours::new(case);
-    let files = torch::Files::new(case, &ours)?;
+    let files = torch::Files::new(case, &ours.inputs)?;
     let sits_out = torch::kept_bytes(case) > options.torch_memory * 1024f64.powi(3);
     let mut torch = (!sits_out).then_some(torch);
     if let Some(torch) = torch.as_deref_mut() {

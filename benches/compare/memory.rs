@@ -33,7 +33,7 @@ pub(crate) fn of_ours(case: &Case, threads: usize) -> Result<Option<u64>> {
 }
 
 pub(crate) fn of_torch(case: &Case, files: &Files, options: &Options) -> Result<u64> {
-    let mut torch = Torch::spawn(options, &ENVIRONMENT)?;
+    let mut torch = Torch::spawn(&options.worker(), &ENVIRONMENT)?;
     torch.open(case, files)?;
     torch.peak()
 }

@@ -10,11 +10,29 @@ use relata::Loss;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::cases::Case;
-use crate::ours::Ours;
-use crate::{Options, Result};
+use crate::Result;
+use crate::cases::{Case, Inputs};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/baseline_pytorch.py");
+
+/// How the worker is started.
+#[derive(Clone, Debug)]
+pub(crate) struct Worker {
+    /// The Python that has torch.
+    pub(crate) python: PathBuf,
+    pub(crate) script: PathBuf,
+    pub(crate) arguments: Vec<String>,
+}
+
+impl Worker {
+    pub(crate) fn new(python: Option<&Path>, arguments: Vec<String>) -> Self {
+        Worker {
+            python: python.unwrap_or(Path::new("python3")).to_owned(),
+            script: SCRIPT.into(),
+            arguments,
+        }
+    }
+}
 
 /// The numbers of a case as files: both sides get the same. They are gone when this is.
 pub(crate) struct Files {
@@ -25,14 +43,13 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    pub(crate) fn new(case: &Case, ours: &Ours) -> Result<Self> {
+    pub(crate) fn new(case: &Case, inputs: &Inputs<f32>) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let write = |name: &str, data: &[f32], dim: usize| -> Result<Value> {
             let path = folder.path().join(name);
             fs::write(&path, bytemuck::cast_slice(data))?;
             Ok(json!({ "path": path, "shape": [data.len() / dim, dim] }))
         };
-        let inputs = &ours.inputs;
         Ok(Files {
             student: write("student", &inputs.student, case.student_dim)?,
             teacher: write("teacher", &inputs.teacher, case.teacher_dim)?,
@@ -65,16 +82,12 @@ pub(crate) struct Torch {
 }
 
 impl Torch {
-    pub(crate) fn start(options: &Options) -> Result<Self> {
-        Self::spawn(options, &[])
-    }
-
     /// With variables of its own in the environment.
-    pub(crate) fn spawn(options: &Options, environment: &[(&str, &str)]) -> Result<Self> {
-        let python = options.python.as_deref().unwrap_or(Path::new("python3"));
+    pub(crate) fn spawn(worker: &Worker, environment: &[(&str, &str)]) -> Result<Self> {
+        let python = &worker.python;
         let mut process = Command::new(python)
-            .args([SCRIPT, "--threads", &options.threads.to_string()])
-            .args(options.compile.then_some("--compile"))
+            .arg(&worker.script)
+            .args(&worker.arguments)
             .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -93,8 +106,19 @@ impl Torch {
         Ok(torch)
     }
 
-    /// What follows is about this case.
+    /// What follows is about this case, as f32.
     pub(crate) fn open(&mut self, case: &Case, files: &Files) -> Result<()> {
+        self.open_copies(case, files, "f32", 1)
+    }
+
+    /// The same in another type, and with so many copies of the inputs, taken in turns.
+    pub(crate) fn open_copies(
+        &mut self,
+        case: &Case,
+        files: &Files,
+        dtype: &str,
+        copies: usize,
+    ) -> Result<()> {
         self.ask(&json!({
             "do": "open",
             "loss": case.loss.name(),
@@ -102,6 +126,8 @@ impl Torch {
             "student": files.student,
             "teacher": files.teacher,
             "queue": files.queue,
+            "dtype": dtype,
+            "copies": copies,
         }))?;
         Ok(())
     }

@@ -41,6 +41,12 @@ use self::library::Library;
 use self::machine::CudaMachine;
 use crate::error::Result;
 
+/// The release of nvcc that compiled the kernels, and what for: `13.0` and `sm_80, sm_90a, compute_80`.
+#[must_use]
+pub fn build() -> (String, String) {
+    (images::toolkit().to_string(), images::targets())
+}
+
 /// A CUDA card, for data in host memory: copied there, computed, copied back, on the default stream of
 /// the card's primary context. [`f32`], [`half::f16`] and [`half::bf16`].
 ///

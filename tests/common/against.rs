@@ -1,35 +1,46 @@
 //! A device against the reference on the cases of the table.
 
-use relata::{DType, Device, Element, Loss, Reference};
+use half::f16;
+use relata::{DType, Device, Element, Loss, Queue, Reference, Rows};
 
-use super::cases::{Case, Data};
+use super::cases::{Case, Inputs};
 use super::compare::{assert_gradient, assert_loss};
-use super::tolerances::{Tolerance, tolerance};
-
-/// By how much the kind of data magnifies the rounding of a loss and of its gradient.
-fn conditioning(case: &Case, dtype: DType) -> Tolerance {
-    let (loss, gradient) = match case.data {
-        Data::Gaussian
-        | Data::Offset { .. }
-        | Data::Scaled { .. }
-        | Data::Duplicates
-        | Data::Identical
-        | Data::ZeroRow => (1.0, 1.0),
-        // The law of cosines loses the longest distance over the shortest; in f32 it is not used here.
-        Data::Clusters { spread } if dtype == DType::F64 => (0.1 / spread, 0.1 / spread),
-        Data::Clusters { .. } => (1.0, 1.0),
-        // The relations, each rounded, differ by the noise, and their penalties by its square. (The noise
-        // that counts for RRD and InfoNCE at the teacher is what their temperatures leave: as much.)
-        Data::NearTeacher { noise } => (1.0 / (noise * noise), 1.0 / noise),
-        Data::Teacher => (1e4, 1e2),
-    };
-    Tolerance { loss, gradient }
-}
+use super::tolerances::{conditioning, tolerance};
 
 /// Asserts that `device` is right on `case`; says whether there was a gradient to get wrong.
-#[track_caller]
 pub(crate) fn assert_right<T: Element, D: Device<T>>(device: &D, case: &Case) -> bool {
-    let inputs = case.inputs::<T>();
+    compare(device, case, &case.inputs())
+}
+
+/// The same of a device that runs the CUDA kernels, on keys as it stores them.
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+pub(crate) fn assert_kernels_right<T, D>(device: &D, case: &Case) -> bool
+where
+    T: relata::GpuElement,
+    D: Device<T>,
+{
+    let mut inputs = case.inputs::<T>();
+    let stored = inputs.queue.map(|queue| as_stored::<T>(&queue, &case.loss));
+    inputs.queue = stored;
+    compare(device, case, &inputs)
+}
+
+/// The queue as a card holds it: unit keys of half-precision losses are rounded to f16.
+pub(crate) fn as_stored<T: Element>(queue: &Queue<f32>, loss: &Loss) -> Queue<f32> {
+    if T::DTYPE == DType::F32 || !super::normalizes(loss) {
+        return queue.clone();
+    }
+    let round = |&x: &f32| f16::from_f32(x).to_f32();
+    let keys: Vec<f32> = queue.keys().iter().map(round).collect();
+    let stored = Queue::new(queue.len(), queue.dim());
+    let mut stored = stored.expect("keys").normalize(false);
+    stored
+        .enqueue(Rows::new(&keys, [queue.len(), queue.dim()]).expect("whole keys"))
+        .expect("finite keys");
+    stored
+}
+
+fn compare<T: Element, D: Device<T>>(device: &D, case: &Case, inputs: &Inputs<T>) -> bool {
     let got = inputs
         .problem
         .evaluate(device, inputs.batch())

@@ -1,10 +1,9 @@
 //! The emulator held against the reference on one batch.
 
 use half::{bf16, f16};
-use relata::{
-    Batch, DType, Element, Emulator, Evaluation, GpuElement, Loss, Problem, Queue, Reference, Rows,
-};
+use relata::{Batch, DType, Emulator, Evaluation, GpuElement, Loss, Problem, Reference, Rows};
 
+use crate::common::against::as_stored;
 use crate::common::cases::Data;
 use crate::common::compare::{assert_gradient, assert_loss, assert_same_bits};
 use crate::common::tolerances::{Tolerance, tolerance};
@@ -12,25 +11,6 @@ use crate::common::{self, Input};
 
 /// A seed whose schedule is shuffled and whose inputs are not aligned.
 pub(crate) const SEED: u64 = 1;
-
-/// The queue as a device holds it: unit keys of half-precision losses are rounded to f16.
-pub(crate) fn stored<T: Element>(queue: &Queue<f32>, loss: &Loss) -> Queue<f32> {
-    if T::DTYPE == DType::F32 || !common::normalizes(loss) {
-        return queue.clone();
-    }
-    let keys: Vec<f32> = queue
-        .keys()
-        .iter()
-        .map(|&x| f16::from_f32(x).to_f32())
-        .collect();
-    let mut stored = Queue::new(queue.len(), queue.dim())
-        .expect("keys")
-        .normalize(false);
-    stored
-        .enqueue(Rows::new(&keys, [queue.len(), queue.dim()]).expect("whole keys"))
-        .expect("finite keys");
-    stored
-}
 
 /// What rounding the keys to f16 changes: each element by 2^-13 or so of itself, and each logit by as much of
 /// a product of rows of length 1, over τ, less what evens out over D.
@@ -94,14 +74,16 @@ pub(crate) fn check<T: GpuElement<Real = f32>>(
     data: Data,
 ) {
     let name = format!("{name} in {}", T::DTYPE);
-    let keys = batch.queue.map(|queue| stored::<T>(queue, problem.loss()));
-    let mut as_stored = batch;
-    as_stored.queue = keys.as_ref();
+    let keys = batch
+        .queue
+        .map(|queue| as_stored::<T>(queue, problem.loss()));
+    let mut batch = batch;
+    batch.queue = keys.as_ref();
     let got = problem
-        .evaluate(&Emulator::new().seed(SEED), as_stored)
+        .evaluate(&Emulator::new().seed(SEED), batch)
         .expect("a batch that fits");
     let want = problem
-        .evaluate(&Reference, as_stored)
+        .evaluate(&Reference, batch)
         .expect("a batch that fits");
     let (table, conditioning) = (tolerance(problem.loss(), T::DTYPE), conditioning(data));
     let within = Tolerance {

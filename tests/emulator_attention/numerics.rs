@@ -3,7 +3,8 @@
 use half::f16;
 use relata::{Batch, Emulator, GpuElement, InfoNce, Loss, Reference, Rows, Rrd, Shapes};
 
-use crate::check::{SEED, check_input, stored};
+use crate::check::{SEED, check_input};
+use crate::common::against::as_stored;
 use crate::common::compare::{assert_loss, relative_error};
 use crate::common::tolerances::naive;
 use crate::common::{self, Input};
@@ -52,7 +53,7 @@ fn near_convergence() {
             common::cast::<T>(&input.teacher),
         );
         let shape = [input.shapes.rows, input.shapes.student_dim];
-        let queue = stored::<T>(&input.queue::<T>().expect("a queue"), &loss.into());
+        let queue = as_stored::<T>(&input.queue::<T>().expect("a queue"), &loss.into());
         let batch = Batch::new(
             Rows::new(&student, shape).expect("whole rows"),
             Rows::new(&teacher, shape).expect("whole rows"),

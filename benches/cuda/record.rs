@@ -1,0 +1,240 @@
+//! What is printed and recorded of a case.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use relata::DType;
+
+use crate::Result;
+use crate::card::Card;
+use crate::cases::Case;
+use crate::machine::{Machine, today};
+
+/// Where nothing was measured.
+const NONE: &str = "n/a";
+
+/// Seconds of evaluations.
+#[derive(Default)]
+pub(crate) struct Samples {
+    /// As a graph, its inputs in no cache.
+    pub(crate) cold: Vec<f64>,
+    /// As a graph, the same inputs again and again.
+    pub(crate) warm: Vec<f64>,
+    /// Launch by launch, cold.
+    pub(crate) launches: Vec<f64>,
+    /// PyTorch, eager and compiled.
+    pub(crate) torch: [Vec<f64>; 2],
+}
+
+pub(crate) struct Measurement {
+    case: String,
+    dtype: DType,
+    /// At the 20th, 50th and 80th percentile.
+    cold: [f64; 3],
+    warm: f64,
+    launches: f64,
+    torch: [Option<f64>; 2],
+    floor: Option<f64>,
+    throughput: f64,
+    unit: &'static str,
+    /// Ours and PyTorch's.
+    peaks: [Option<u64>; 2],
+}
+
+impl Measurement {
+    pub(crate) fn new(
+        case: &Case,
+        dtype: DType,
+        samples: Samples,
+        floor: Option<f64>,
+        peaks: [Option<u64>; 2],
+    ) -> Self {
+        let median = |samples: Vec<f64>| quantile(samples, 5);
+        let cold =
+            [2, 5, 8].map(|tenths| quantile(samples.cold.clone(), tenths).unwrap_or(f64::NAN));
+        let (work, unit) = match case.work() {
+            (_, "B/s") => (bytes(case, dtype), "B/s"),
+            work => work,
+        };
+        Measurement {
+            case: case.name.clone(),
+            dtype,
+            cold,
+            warm: median(samples.warm).unwrap_or(f64::NAN),
+            launches: median(samples.launches).unwrap_or(f64::NAN),
+            torch: samples.torch.map(median),
+            floor,
+            throughput: work as f64 / cold[1],
+            unit,
+            peaks,
+        }
+    }
+
+    fn share_of_floor(&self) -> Option<f64> {
+        self.floor.map(|floor| floor / self.cold[1])
+    }
+
+    fn ratio(&self, torch: Option<f64>) -> Option<f64> {
+        torch.map(|torch| torch / self.cold[1])
+    }
+}
+
+fn bytes(case: &Case, dtype: DType) -> u64 {
+    match dtype {
+        DType::F32 => case.bytes::<f32>(),
+        _ => case.bytes::<half::f16>(),
+    }
+}
+
+/// The nearest sample, in tenths of the way to the last; None of none.
+fn quantile(mut samples: Vec<f64>, tenths: usize) -> Option<f64> {
+    samples.sort_by(f64::total_cmp);
+    let last = samples.len().checked_sub(1)?;
+    Some(samples[(last * tenths + 5) / 10])
+}
+
+pub(crate) fn heading() -> String {
+    columns([
+        "case",
+        "dtype",
+        "graph",
+        "warm",
+        "launches",
+        "of floor",
+        "x eager",
+        "x compiled",
+        "throughput",
+    ])
+}
+
+impl fmt::Display for Measurement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let us = |seconds: f64| format!("{:.1} µs", 1e6 * seconds);
+        let times = |ratio: Option<f64>| or_none(ratio, |ratio| format!("{ratio:.1}"));
+        f.write_str(&columns([
+            &self.case,
+            self.dtype.name(),
+            &us(self.cold[1]),
+            &us(self.warm),
+            &us(self.launches),
+            &or_none(self.share_of_floor(), |share| {
+                format!("{:.0} %", 100.0 * share)
+            }),
+            &times(self.ratio(self.torch[0])),
+            &times(self.ratio(self.torch[1])),
+            &format!("{:.2e} {}", self.throughput, self.unit),
+        ]))
+    }
+}
+
+fn columns(
+    [
+        case,
+        dtype,
+        graph,
+        warm,
+        launches,
+        floor,
+        eager,
+        compiled,
+        throughput,
+    ]: [&str; 9],
+) -> String {
+    format!(
+        "{case:<26}{dtype:>6}{graph:>13}{warm:>13}{launches:>13}{floor:>9}{eager:>9}{compiled:>11}{throughput:>20}"
+    )
+}
+
+fn or_none<T>(value: Option<T>, show: impl Fn(T) -> String) -> String {
+    value.map_or_else(|| NONE.to_owned(), show)
+}
+
+/// The lines of a results file.
+pub(crate) struct Record {
+    /// Those columns that are the same in all.
+    run: Vec<(&'static str, String)>,
+    rows: Vec<Vec<(&'static str, String)>>,
+}
+
+impl Record {
+    pub(crate) fn new(card: &Card, torch: Option<String>) -> Self {
+        // Where there is no repository, who built the program says which revision it is.
+        let revision =
+            std::env::var("RELATA_REVISION").unwrap_or_else(|_| Machine::of(1, "").revision);
+        let (toolkit, targets) = relata::cuda::build();
+        Record {
+            run: vec![
+                ("date", today()),
+                ("gpu", card.name.clone()),
+                ("driver", card.driver.clone()),
+                ("toolkit", toolkit),
+                ("targets", targets),
+                ("relata", env!("CARGO_PKG_VERSION").to_owned()),
+                ("revision", revision),
+                ("torch", torch.unwrap_or_else(|| NONE.to_owned())),
+            ],
+            rows: Vec::new(),
+        }
+    }
+
+    pub(crate) fn add(&mut self, case: &Case, m: &Measurement) {
+        let seconds = |seconds: f64| format!("{seconds:.5e}");
+        let times = |ratio: Option<f64>| or_none(ratio, |ratio| format!("{ratio:.3}"));
+        let count = |bytes: Option<u64>| or_none(bytes, |bytes| bytes.to_string());
+        let mut row = self.run.clone();
+        row.extend([
+            ("case", case.name.clone()),
+            ("loss", case.loss.name().to_owned()),
+            ("rows", case.rows.to_string()),
+            ("student_dim", case.student_dim.to_string()),
+            ("teacher_dim", case.teacher_dim.to_string()),
+            (
+                "queue",
+                case.keys().map_or(String::new(), |keys| keys.to_string()),
+            ),
+            ("dtype", m.dtype.name().to_owned()),
+            ("graph_p20_s", seconds(m.cold[0])),
+            ("graph_p50_s", seconds(m.cold[1])),
+            ("graph_p80_s", seconds(m.cold[2])),
+            ("graph_warm_p50_s", seconds(m.warm)),
+            ("launches_p50_s", seconds(m.launches)),
+            ("throughput", format!("{:.4e}", m.throughput)),
+            ("throughput_unit", m.unit.to_owned()),
+            ("floor_s", or_none(m.floor, seconds)),
+            ("share_of_floor", times(m.share_of_floor())),
+            ("torch_eager_p50_s", or_none(m.torch[0], seconds)),
+            ("torch_compiled_p50_s", or_none(m.torch[1], seconds)),
+            ("ratio_eager", times(m.ratio(m.torch[0]))),
+            ("ratio_compiled", times(m.ratio(m.torch[1]))),
+            ("ours_peak_bytes", count(m.peaks[0])),
+            ("torch_peak_bytes", count(m.peaks[1])),
+        ]);
+        self.rows.push(row);
+    }
+
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        let heading = self
+            .rows
+            .iter()
+            .take(1)
+            .map(|row| line(row.iter().map(|(name, _)| *name)));
+        let rows = self
+            .rows
+            .iter()
+            .map(|row| line(row.iter().map(|(_, value)| value.as_str())));
+        fs::write(path, heading.chain(rows).collect::<String>())?;
+        Ok(())
+    }
+}
+
+fn line<'a>(fields: impl Iterator<Item = &'a str>) -> String {
+    let quoted = |field: &str| {
+        if field.contains([',', '"']) {
+            format!("\"{}\"", field.replace('"', "\"\""))
+        } else {
+            field.to_owned()
+        }
+    };
+    fields.map(quoted).collect::<Vec<_>>().join(",") + "\n"
+}
