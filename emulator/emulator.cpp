@@ -16,52 +16,97 @@ namespace {
 
 // What shared memory holds before it is written: NaN as f32, f16 and bf16, -1 as an integer.
 constexpr unsigned char POISON = 0xFF;
-// What lies behind an array, and must still lie there when the block is done. NaN as well, for those who read it.
-constexpr unsigned char CANARY = POISON;
+// What lies between arrays, and must still lie there when the block is done: NaN as well, for those who read it, but
+// no number that a kernel has a reason to write.
+constexpr unsigned char CANARY[2] = {0xFE, 0xFF};
 constexpr size_t GUARD = 128;
-constexpr size_t ALIGNMENT = 128;
-// What any card offers a block, plus guards.
+// Arrays are aligned as much as a card promises, and no more.
+constexpr size_t STATIC_ALIGNMENT = 16, DYNAMIC_ALIGNMENT = 128;
+// What any card offers a block's static arrays.
 constexpr size_t STATIC_LIMIT = 48 * 1024;
+// More than any card offers a block, plus guards.
 constexpr size_t CAPACITY = 256 * 1024;
 constexpr unsigned MOST_ARRAYS = 32;
 
 thread_local Thread* running = nullptr;
+
+const char* file_name(const char* path) {
+    const char* slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
 
 }  // namespace
 
 // The shared memory of the block that runs on this thread of the machine; used again by the next one.
 struct Block {
     struct Array {
+        // Null for dynamic memory.
         const Site* site;
         size_t offset, bytes;
     };
 
     unsigned char* memory;
     size_t used;
-    size_t static_bytes;
-    Array arrays[MOST_ARRAYS];
+    size_t static_bytes, limit;
+    // The first one is dynamic memory.
+    Array arrays[1 + MOST_ARRAYS];
     unsigned count;
-    size_t dynamic_offset, dynamic_bytes;
     char fault[512];
 
-    size_t place(size_t bytes) {
-        const size_t offset = used;
-        used = (offset + bytes + GUARD + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-        ASAN_UNPOISON_MEMORY_REGION(memory + offset, used - offset);
-        memset(memory + offset, POISON, bytes);
-        memset(memory + offset + bytes, CANARY, used - offset - bytes);
-        ASAN_POISON_MEMORY_REGION(memory + offset + bytes, used - offset - bytes);
-        return offset;
+    // The guards of the whole: memory is unreadable elsewhere, where AddressSanitizer watches.
+    void guard(size_t from, size_t to) {
+        ASAN_UNPOISON_MEMORY_REGION(memory + from, to - from);
+        for (size_t i = from; i < to; i++) memory[i] = CANARY[i % 2];
+        ASAN_POISON_MEMORY_REGION(memory + from, to - from);
     }
 
-    // The first byte behind `array` that was written to, or 0.
-    size_t overrun(size_t offset, size_t bytes) const {
-        const unsigned char* guard = memory + offset + bytes;
-        ASAN_UNPOISON_MEMORY_REGION(guard, GUARD);
-        for (size_t i = 0; i < GUARD; i++) {
-            if (guard[i] != CANARY) return i + 1;
+    // An array behind all others, between two guards.
+    void* place(const Site* site, size_t bytes, size_t alignment) {
+        // An odd multiple of the alignment.
+        const size_t offset = (used + GUARD + alignment - 1) / (2 * alignment) * (2 * alignment) + alignment;
+        guard(count == 0 ? 0 : used + GUARD, offset);
+        ASAN_UNPOISON_MEMORY_REGION(memory + offset, bytes);
+        memset(memory + offset, POISON, bytes);
+        used = offset + bytes;
+        guard(used, used + GUARD);
+        arrays[count++] = {site, offset, bytes};
+        return memory + offset;
+    }
+
+    bool holds(const void* address, size_t bytes) const {
+        const auto at = reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(memory);
+        return at < used && bytes <= used - at;
+    }
+
+    bool intact(size_t at) const { return memory[at] == CANARY[at % 2]; }
+
+    // Looks for an array that something was written beside: of the two at a gap, the nearer one.
+    bool overrun() {
+        size_t from = 0;
+        for (unsigned i = 0; i <= count; i++) {
+            const size_t to = i < count ? arrays[i].offset : used + GUARD;
+            ASAN_UNPOISON_MEMORY_REGION(memory + from, to - from);
+            size_t first = from, last = to;
+            while (first < to && intact(first)) first++;
+            if (first < to) {
+                while (intact(last - 1)) last--;
+                const size_t behind = first - from + 1, before = to - last + 1;
+                const bool previous = i == count || (i > 0 && behind <= before);
+                return previous ? report(arrays[i - 1], "behind", behind) : report(arrays[i], "before", before);
+            }
+            if (i < count) from = arrays[i].offset + arrays[i].bytes;
         }
-        return 0;
+        return false;
+    }
+
+    bool report(const Array& array, const char* where, size_t distance) {
+        if (array.site)
+            snprintf(fault, sizeof fault, "%s:%u: byte %zu %s the %zu bytes of shared array '%s' was written",
+                     file_name(array.site->file), array.site->line, distance, where, array.bytes, array.site->name);
+        else
+            snprintf(fault, sizeof fault, "byte %zu %s the %zu bytes of dynamic shared memory was written", distance, where,
+                     array.bytes);
+        return true;
     }
 };
 
@@ -74,9 +119,9 @@ struct Copies {
         uint64_t group;
     };
     static constexpr unsigned MOST = 64;
-    Copy copies[MOST];
     unsigned count;
     uint64_t group;
+    Copy copies[MOST];
 };
 
 Thread* current() { return running; }
@@ -93,7 +138,8 @@ void wait(uint32_t kind, const char* file, unsigned line) {
 
 void fail(const char* file, unsigned line, const char* what) {
     Block* block = running->shared;
-    if (block->fault[0] == 0) snprintf(block->fault, sizeof block->fault, "%s:%u: %s", file, line, what);
+    if (block->fault[0] == 0)
+        snprintf(block->fault, sizeof block->fault, "thread %u at %s:%u: %s", running->thread.x, file_name(file), line, what);
     for (;;) wait(FAILED, file, line);
 }
 
@@ -102,18 +148,18 @@ void warp_barrier(const char* file, unsigned line) { wait(WAIT_WARP, file, line)
 
 void* shared_array(const Site* site, size_t bytes) {
     Block& block = *running->shared;
-    for (unsigned i = 0; i < block.count; i++) {
+    for (unsigned i = 1; i < block.count; i++) {
         if (block.arrays[i].site == site) return block.memory + block.arrays[i].offset;
     }
     block.static_bytes += bytes;
-    if (block.count == MOST_ARRAYS) fail(site->file, site->line, "more static shared arrays than the emulator keeps");
+    if (block.count > MOST_ARRAYS) fail(site->file, site->line, "more static shared arrays than the emulator keeps");
     if (block.static_bytes > STATIC_LIMIT) fail(site->file, site->line, "more than 48 KiB of static shared memory");
-    const size_t offset = block.place(bytes);
-    block.arrays[block.count++] = {site, offset, bytes};
-    return block.memory + offset;
+    if (block.static_bytes + block.arrays[0].bytes > block.limit)
+        fail(site->file, site->line, "more shared memory, static and dynamic, than the card has for a block");
+    return block.place(site, bytes, STATIC_ALIGNMENT);
 }
 
-void* dynamic_shared() { return running->shared->memory + running->shared->dynamic_offset; }
+void* dynamic_shared() { return running->shared->memory + running->shared->arrays[0].offset; }
 
 const unsigned char (*exchange(const void* value, size_t bytes, const char* file, unsigned line))[64] {
     Thread* self = running;
@@ -127,6 +173,9 @@ void copy_async(void* shared, const void* global, unsigned valid, const char* fi
     Copies& c = *running->copies;
     if (reinterpret_cast<uintptr_t>(shared) % 16 != 0 || (valid > 0 && reinterpret_cast<uintptr_t>(global) % 16 != 0))
         fail(file, line, "cp.async of 16 bytes between addresses that are not multiples of 16");
+    if (valid > 16) fail(file, line, "cp.async of more than 16 bytes");
+    if (!running->shared->holds(shared, 16)) fail(file, line, "cp.async to an address outside shared memory");
+    if (valid > 0 && running->shared->holds(global, 1)) fail(file, line, "cp.async from an address in shared memory");
     if (c.count == Copies::MOST) fail(file, line, "more cp.async under way than the emulator keeps");
     c.copies[c.count++] = {static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), valid, c.group};
     memset(shared, POISON, 16);
@@ -152,6 +201,7 @@ void copy_wait(unsigned groups_in_flight) {
 void load_matrices(uint32_t (&registers)[4], const void* row, bool transposed, const char* file, unsigned line) {
     if (reinterpret_cast<uintptr_t>(row) % 16 != 0)
         fail(file, line, "ldmatrix of a row whose address is not a multiple of 16");
+    if (!running->shared->holds(row, 16)) fail(file, line, "ldmatrix of a row outside shared memory");
     const auto* board = exchange(&row, sizeof row, file, line);
     const unsigned lane = running->thread.x % 32;
     for (unsigned m = 0; m < 4; m++) {
@@ -254,7 +304,7 @@ extern "C" {
 
 emulator::Block* relata_emulator_block_new() {
     auto* block = new emulator::Block();
-    block->memory = static_cast<unsigned char*>(aligned_alloc(emulator::ALIGNMENT, emulator::CAPACITY));
+    block->memory = static_cast<unsigned char*>(aligned_alloc(4096, emulator::CAPACITY));
     ASAN_POISON_MEMORY_REGION(block->memory, emulator::CAPACITY);
     return block;
 }
@@ -265,34 +315,20 @@ void relata_emulator_block_delete(emulator::Block* block) {
     delete block;
 }
 
-// Empties the block's shared memory for the next block.
-void relata_emulator_block_begin(emulator::Block* block, size_t dynamic_bytes) {
+// Empties the block's shared memory for the next block, which may have `limit` bytes of it.
+void relata_emulator_block_begin(emulator::Block* block, size_t dynamic_bytes, size_t limit) {
     ASAN_POISON_MEMORY_REGION(block->memory, emulator::CAPACITY);
     block->used = 0;
     block->static_bytes = 0;
+    block->limit = limit;
     block->count = 0;
     block->fault[0] = 0;
-    block->dynamic_bytes = dynamic_bytes;
-    block->dynamic_offset = block->place(dynamic_bytes);
+    block->place(nullptr, dynamic_bytes, emulator::DYNAMIC_ALIGNMENT);
 }
 
 // What went wrong in the block, or null. The text lives until the next block begins.
 const char* relata_emulator_block_end(emulator::Block* block) {
-    if (block->fault[0] != 0) return block->fault;
-    if (const size_t at = block->overrun(block->dynamic_offset, block->dynamic_bytes)) {
-        snprintf(block->fault, sizeof block->fault, "overrun: byte %zu behind the %zu bytes of dynamic shared memory was written",
-                 at - 1, block->dynamic_bytes);
-        return block->fault;
-    }
-    for (unsigned i = 0; i < block->count; i++) {
-        const auto& array = block->arrays[i];
-        if (const size_t at = block->overrun(array.offset, array.bytes)) {
-            snprintf(block->fault, sizeof block->fault, "%s:%u: overrun: byte %zu behind the %zu bytes of shared array '%s' was written",
-                     array.site->file, array.site->line, at - 1, array.bytes, array.site->name);
-            return block->fault;
-        }
-    }
-    return nullptr;
+    return block->fault[0] != 0 || block->overrun() ? block->fault : nullptr;
 }
 
 size_t relata_emulator_warp_bytes() { return sizeof(emulator::Warp); }
@@ -301,6 +337,7 @@ size_t relata_emulator_thread_bytes() { return sizeof(emulator::Thread); }
 
 // Runs a thread of a kernel to its end; on a fiber.
 void relata_emulator_run(const emulator::Kernel* kernel, emulator::Thread* thread, const void* arguments) {
+    thread->collectives = 0;
     thread->copies->count = 0;
     thread->copies->group = 0;
     thread->warp->decoded = 0;

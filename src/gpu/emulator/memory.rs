@@ -3,12 +3,15 @@
 use std::alloc::{Layout, alloc, dealloc};
 use std::ffi::c_void;
 use std::ptr::NonNull;
+use std::rc::{Rc, Weak};
 
 use crate::error::{Error, Result};
 
-/// NaN as f32, f16 and bf16: what memory holds before it is written, and what lies on both sides of it
-/// for those who read too far. Who writes there leaves something else: no arithmetic gives this NaN.
+/// NaN as f32, f16 and bf16: what memory holds before it is written.
 const POISON: u8 = 0xFF;
+/// What lies on both sides: NaN as well, for those who read too far, but no number that a kernel has a
+/// reason to write.
+const CANARY: [u8; 2] = [0xFE, 0xFF];
 const GUARD: usize = 256;
 
 unsafe extern "C" {
@@ -18,43 +21,19 @@ unsafe extern "C" {
 
 /// Bytes that kernels read and write by address.
 #[derive(Debug)]
-pub(crate) struct Memory {
-    /// Of the front guard.
-    start: NonNull<u8>,
-    layout: Layout,
-    bytes: usize,
-}
+pub(crate) struct Memory(Rc<Allocation>);
 
 impl Memory {
     pub(super) fn new(argument: &'static str, bytes: usize) -> Result<Self> {
-        let out_of_memory = Error::OutOfMemory { argument, bytes };
-        let layout = bytes
-            .checked_add(2 * GUARD)
-            .and_then(|bytes| Layout::from_size_align(bytes, GUARD).ok())
-            .ok_or(out_of_memory.clone())?;
-        // SAFETY: the layout's size is not 0.
-        let start = NonNull::new(unsafe { alloc(layout) }).ok_or(out_of_memory)?;
-        let memory = Memory {
-            start,
-            layout,
-            bytes,
-        };
-        // SAFETY: the allocation is this long, and nothing refers to it yet.
-        let all = unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), layout.size()) };
-        all.fill(POISON);
-        for (guard, len) in memory.guards() {
-            // SAFETY: within the allocation; allowed again before anyone reads it.
-            unsafe { relata_emulator_forbid(guard.cast(), len) };
-        }
-        Ok(memory)
+        Allocation::new(argument, bytes).map(|allocation| Memory(Rc::new(allocation)))
     }
 
     pub(super) fn address(&self) -> *mut u8 {
-        self.start.as_ptr().wrapping_add(GUARD)
+        self.0.address()
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) {
-        assert!(bytes.len() <= self.bytes);
+        assert!(bytes.len() <= self.0.bytes);
         // SAFETY: as long as this, in an allocation that no kernel uses while it is written to.
         unsafe {
             self.address()
@@ -63,31 +42,97 @@ impl Memory {
     }
 
     pub(super) fn read(&self, bytes: &mut [u8]) {
-        assert!(bytes.len() <= self.bytes);
+        assert!(bytes.len() <= self.0.bytes);
         // SAFETY: as above; every byte has been initialised.
         unsafe {
             self.address()
                 .copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len())
         }
     }
+}
 
-    /// How far beside the memory a kernel has written: bytes before (negative) or behind.
-    pub(super) fn overrun(&self) -> Option<isize> {
+/// All memory of a machine that is still in use.
+#[derive(Debug, Default)]
+pub(super) struct Allocations(Vec<Weak<Allocation>>);
+
+impl Allocations {
+    pub(super) fn watch(&mut self, memory: &Memory) {
+        self.0.retain(|allocation| allocation.strong_count() > 0);
+        self.0.push(Rc::downgrade(&memory.0));
+    }
+
+    /// What was written beside some of it.
+    pub(super) fn overrun(&self) -> Option<String> {
+        self.0
+            .iter()
+            .filter_map(Weak::upgrade)
+            .find_map(|allocation| allocation.overrun())
+    }
+}
+
+#[derive(Debug)]
+struct Allocation {
+    argument: &'static str,
+    /// Of the front guard.
+    start: NonNull<u8>,
+    layout: Layout,
+    bytes: usize,
+}
+
+impl Allocation {
+    fn new(argument: &'static str, bytes: usize) -> Result<Self> {
+        let out_of_memory = Error::OutOfMemory { argument, bytes };
+        let layout = bytes
+            .checked_add(2 * GUARD)
+            .and_then(|bytes| Layout::from_size_align(bytes, GUARD).ok())
+            .ok_or(out_of_memory.clone())?;
+        // SAFETY: the layout's size is not 0.
+        let start = NonNull::new(unsafe { alloc(layout) }).ok_or(out_of_memory)?;
+        let allocation = Allocation {
+            argument,
+            start,
+            layout,
+            bytes,
+        };
+        // SAFETY: the allocation is this long, and nothing refers to it yet.
+        let all = unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), layout.size()) };
+        all.fill(POISON);
+        let (front, rest) = all.split_at_mut(GUARD);
+        for guard in [front, &mut rest[bytes..]] {
+            guard
+                .iter_mut()
+                .zip(CANARY.into_iter().cycle())
+                .for_each(|(byte, canary)| *byte = canary);
+        }
+        for (guard, len) in allocation.guards() {
+            // SAFETY: within the allocation; allowed again before anyone reads it.
+            unsafe { relata_emulator_forbid(guard.cast(), len) };
+        }
+        Ok(allocation)
+    }
+
+    fn address(&self) -> *mut u8 {
+        self.start.as_ptr().wrapping_add(GUARD)
+    }
+
+    /// Where a kernel has written beside the memory, nearest first.
+    fn overrun(&self) -> Option<String> {
         let mut found = None;
-        for (index, (guard, len)) in self.guards().into_iter().enumerate() {
+        for ((guard, len), behind) in self.guards().into_iter().zip([false, true]) {
             // SAFETY: within the allocation.
             unsafe { relata_emulator_allow(guard.cast(), len) };
             // SAFETY: initialised when the memory was made, and no kernel runs.
             let bytes = unsafe { std::slice::from_raw_parts(guard, len) };
-            let damaged = |byte: &u8| *byte != POISON;
-            let offset = match index {
-                0 => bytes
-                    .iter()
-                    .rposition(damaged)
-                    .map(|at| at.cast_signed() - len.cast_signed()),
-                _ => bytes.iter().position(damaged).map(usize::cast_signed),
+            let damaged = |at: &usize| bytes[*at] != CANARY[at % 2];
+            let (at, side) = if behind {
+                ((0..len).find(damaged).map(|at| at + 1), "behind")
+            } else {
+                ((0..len).rfind(damaged).map(|at| len - at), "before")
             };
-            found = found.or(offset);
+            let (argument, size) = (self.argument, self.bytes);
+            let text = at
+                .map(|at| format!("byte {at} {side} the {size} bytes of '{argument}' was written"));
+            found = found.or(text);
             // SAFETY: as when the memory was made.
             unsafe { relata_emulator_forbid(guard.cast(), len) };
         }
@@ -103,7 +148,7 @@ impl Memory {
     }
 }
 
-impl Drop for Memory {
+impl Drop for Allocation {
     fn drop(&mut self) {
         for (guard, len) in self.guards() {
             // SAFETY: within the allocation.
@@ -111,5 +156,28 @@ impl Drop for Memory {
         }
         // SAFETY: allocated with this layout in `new`.
         unsafe { dealloc(self.start.as_ptr(), self.layout) }
+    }
+}
+
+/// A kernel's arguments, where any struct may start.
+pub(super) struct Aligned {
+    words: Vec<u128>,
+    bytes: usize,
+}
+
+impl From<&[u8]> for Aligned {
+    fn from(from: &[u8]) -> Self {
+        let mut words = vec![0u128; from.len().div_ceil(16)];
+        bytemuck::cast_slice_mut(&mut words)[..from.len()].copy_from_slice(from);
+        Aligned {
+            words,
+            bytes: from.len(),
+        }
+    }
+}
+
+impl Aligned {
+    pub(super) fn as_slice(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.words)[..self.bytes]
     }
 }

@@ -8,14 +8,21 @@
 )]
 
 mod block;
+mod fibers;
 mod memory;
+mod schedule;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use self::block::{Arena, Block, Index, Shuffle, WARP};
+use self::block::{Arena, Block};
+use self::fibers::{Index, MOST_THREADS, WARP};
 pub(crate) use self::memory::Memory;
+use self::memory::{Aligned, Allocations};
+use self::schedule::Shuffle;
 use super::machine::{Launch, Launcher, Limits, Machine};
 use crate::error::{Error, Result};
 
@@ -48,6 +55,7 @@ impl Emulator {
         EmulatedMachine {
             seed: self.seed,
             launches: 0,
+            allocations: Allocations::default(),
         }
     }
 }
@@ -57,6 +65,7 @@ impl Emulator {
 pub(crate) struct EmulatedMachine {
     seed: u64,
     launches: u64,
+    allocations: Allocations,
 }
 
 thread_local! {
@@ -65,63 +74,98 @@ thread_local! {
 
 impl Launcher for EmulatedMachine {
     fn launch(&mut self, launch: Launch<'_>) -> Result<()> {
-        let emulated = launch.kernel.emulated;
         let fault = |fault: String| Error::Kernel {
             kernel: launch.kernel.name,
             fault,
         };
-        if emulated.threads != launch.threads || launch.threads as usize % WARP != 0 {
-            return Err(fault(format!(
-                "is for {} threads, not {}",
-                emulated.threads, launch.threads
-            )));
-        }
-        if emulated.arguments_bytes as usize != launch.arguments.len() {
-            return Err(fault(format!(
-                "takes {} bytes, not {}",
-                emulated.arguments_bytes,
-                launch.arguments.len()
-            )));
-        }
-        let most = self.limits().shared_per_block;
-        if launch.shared > most {
-            return Err(fault(format!(
-                "asks for {} bytes of shared memory, of {most}",
-                launch.shared
-            )));
-        }
+        let limits = self.limits();
+        refused(&launch, limits).map_or(Ok(()), |what| Err(fault(what)))?;
         let [x, y, z] = launch.grid;
+        let grid = Index { x, y, z };
+        let arguments = Aligned::from(launch.arguments);
         let seed = Shuffle::mix(self.seed, self.launches);
         self.launches += 1;
-        let grid = Index { x, y, z };
-        let blocks = u64::from(x) * u64::from(y) * u64::from(z);
-        (0..blocks).into_par_iter().try_for_each(|index| {
-            let along =
-                |count: u32, size: u64| u32::try_from(index / size % u64::from(count)).unwrap_or(0);
+        let run = |index: u64| {
             let block = Block {
-                kernel: emulated,
-                arguments: launch.arguments,
-                block: Index {
-                    x: along(x, 1),
-                    y: along(y, u64::from(x)),
-                    z: along(z, u64::from(x) * u64::from(y)),
-                },
+                kernel: launch.kernel.emulated,
+                arguments: arguments.as_slice(),
+                block: grid.nth(index),
                 grid,
                 threads: launch.threads,
                 dynamic_shared: launch.shared as usize,
+                most_shared: limits.shared_per_block as usize,
             };
             let mut shuffle = Shuffle::new(Shuffle::mix(seed, index));
-            ARENA
-                .with_borrow_mut(|arena| {
-                    block::run(&block, arena.get_or_insert_with(Arena::new), &mut shuffle)
-                })
-                .map_err(|what| {
-                    fault(format!(
-                        "block ({}, {}, {}): {what}",
-                        block.block.x, block.block.y, block.block.z
-                    ))
-                })
-        })
+            let run = |arena: &mut Option<Arena>| {
+                block::run(&block, arena.get_or_insert_with(Arena::new), &mut shuffle)
+            };
+            let Index { x, y, z } = block.block;
+            // No fiber and no scheduler calls rayon: no other block comes in between.
+            let outcome = ARENA.with_borrow_mut(run);
+            outcome.map_err(|what| fault(format!("block ({x}, {y}, {z}): {what}")))
+        };
+        // Of several blocks that fail, always the first.
+        let failed = (0..grid.count())
+            .into_par_iter()
+            .find_map_first(|index| run(index).err());
+        failed.map_or(Ok(()), Err)?;
+        let overrun = self.allocations.overrun();
+        overrun.map_or(Ok(()), |what| Err(fault(what)))
+    }
+}
+
+/// What a card would refuse the launch for, and what the kernel was not made for.
+fn refused(launch: &Launch<'_>, limits: Limits) -> Option<String> {
+    let Launch {
+        kernel,
+        grid,
+        threads,
+        shared,
+        arguments,
+    } = *launch;
+    let emulated = kernel.emulated;
+    let [x, y, z] = grid;
+    let threads_given = threads as usize;
+    if emulated.threads != threads {
+        Some(format!(
+            "is for {} threads, not {threads}",
+            emulated.threads
+        ))
+    } else if !(1..=MOST_THREADS).contains(&threads_given) || threads_given % WARP != 0 {
+        Some(format!(
+            "a block of {threads} threads: not whole warps, or more than {MOST_THREADS}"
+        ))
+    } else if emulated.arguments_bytes as usize != arguments.len() {
+        let (takes, given) = (emulated.arguments_bytes, arguments.len());
+        Some(format!("takes {takes} bytes, not {given}"))
+    } else if arguments.len() > 4096 {
+        Some(format!("takes {} bytes, more than 4096", arguments.len()))
+    } else if grid.contains(&0) || x > i32::MAX.cast_unsigned() || y.max(z) > 65_535 {
+        Some(format!("a grid of {x} x {y} x {z} blocks"))
+    } else if shared > limits.shared_per_block {
+        let most = limits.shared_per_block;
+        Some(format!(
+            "asks for {shared} bytes of shared memory, of {most}"
+        ))
+    } else {
+        None
+    }
+}
+
+impl Index {
+    fn count(self) -> u64 {
+        u64::from(self.x) * u64::from(self.y) * u64::from(self.z)
+    }
+
+    /// The block of this number in a grid of this size.
+    fn nth(self, index: u64) -> Index {
+        let along = |size: u32, stride: u64| (index / stride % u64::from(size)) as u32;
+        let (x, y) = (u64::from(self.x), u64::from(self.y));
+        Index {
+            x: along(self.x, 1),
+            y: along(self.y, x),
+            z: along(self.z, x * y),
+        }
     }
 }
 
@@ -142,7 +186,9 @@ impl Machine for EmulatedMachine {
     }
 
     fn allocate(&mut self, argument: &'static str, bytes: usize) -> Result<Memory> {
-        Memory::new(argument, bytes)
+        let memory = Memory::new(argument, bytes)?;
+        self.allocations.watch(&memory);
+        Ok(memory)
     }
 
     fn address(&self, memory: &Memory) -> u64 {
@@ -159,13 +205,8 @@ impl Machine for EmulatedMachine {
         Ok(())
     }
 
-    fn inspect(&mut self, memory: &Memory) -> Result<()> {
-        match memory.overrun() {
-            None => Ok(()),
-            Some(at) => Err(Error::Kernel {
-                kernel: "some kernel",
-                fault: format!("wrote beside its memory, at byte {at}"),
-            }),
-        }
+    fn inspect(&mut self, _memory: &Memory) -> Result<()> {
+        // Done after every launch, which can then be named.
+        Ok(())
     }
 }
