@@ -10,30 +10,9 @@ use common::compare::{
     assert_finite, assert_gradient, assert_loss, assert_same_bits, assert_zero, relative_error,
 };
 use common::for_every_dtype;
-use common::tolerances::{Tolerance, tolerance};
+use common::tolerances::{Tolerance, conditioning, tolerance};
 use half::{bf16, f16};
 use relata::{Batch, Cpu, DType, Element, Loss, Reference, RkdAngle, Rows, check};
-
-/// By how much the kind of data magnifies the rounding of a loss and of its gradient.
-fn conditioning(case: &Case, dtype: DType) -> Tolerance {
-    use cases::Data;
-    let (loss, gradient) = match case.data {
-        Data::Gaussian
-        | Data::Offset { .. }
-        | Data::Scaled { .. }
-        | Data::Duplicates
-        | Data::Identical
-        | Data::ZeroRow => (1.0, 1.0),
-        // The law of cosines loses the longest distance over the shortest; in f32 it is not used here.
-        Data::Clusters { spread } if dtype == DType::F64 => (0.1 / spread, 0.1 / spread),
-        Data::Clusters { .. } => (1.0, 1.0),
-        // The relations, each rounded, differ by the noise, and their penalties by its square. (The noise
-        // that counts for RRD and InfoNCE at the teacher is what their temperatures leave: as much.)
-        Data::NearTeacher { noise } => (1.0 / (noise * noise), 1.0 / noise),
-        Data::Teacher => (1e4, 1e2),
-    };
-    Tolerance { loss, gradient }
-}
 
 #[test]
 fn every_case_in_every_dtype() {

@@ -4,6 +4,8 @@
 
 use relata::{DType, Loss};
 
+use super::cases::{Case, Data};
+
 /// Of the loss relative to its value, of the gradient relative to its length.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tolerance {
@@ -61,6 +63,26 @@ pub(crate) fn tolerance(loss: &Loss, dtype: DType) -> Tolerance {
         }
         (loss, dtype) => panic!("no tolerance for {loss} on {dtype}: add an arm"),
     }
+}
+
+/// By how much the kind of data magnifies the rounding of a loss and of its gradient.
+pub(crate) fn conditioning(case: &Case, dtype: DType) -> Tolerance {
+    let (loss, gradient) = match case.data {
+        Data::Gaussian
+        | Data::Offset { .. }
+        | Data::Scaled { .. }
+        | Data::Duplicates
+        | Data::Identical
+        | Data::ZeroRow => (1.0, 1.0),
+        // The law of cosines loses the longest distance over the shortest; in f32 it is not used here.
+        Data::Clusters { spread } if dtype == DType::F64 => (0.1 / spread, 0.1 / spread),
+        Data::Clusters { .. } => (1.0, 1.0),
+        // The relations, each rounded, differ by the noise, and their penalties by its square. (The noise
+        // that counts for RRD and InfoNCE at the teacher is what their temperatures leave: as much.)
+        Data::NearTeacher { noise } => (1.0 / (noise * noise), 1.0 / noise),
+        Data::Teacher => (1e4, 1e2),
+    };
+    Tolerance { loss, gradient }
 }
 
 /// The definitions evaluated directly, every operation in f32: distances and cosines from differences

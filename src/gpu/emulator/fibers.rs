@@ -131,7 +131,6 @@ struct Task {
 /// As many fibers as the largest block so far had threads, with what belongs to each. They are kept from
 /// block to block: a stack that has been used lies in a cache.
 pub(super) struct Team {
-    shared: *mut c_void,
     task: Box<Cell<Task>>,
     threads: Box<[UnsafeCell<Thread>]>,
     fibers: Box<[Fiber]>,
@@ -157,7 +156,6 @@ impl Team {
             arguments: ptr::null(),
         };
         Team {
-            shared,
             task: Box::new(Cell::new(task)),
             threads: (0..MOST_THREADS)
                 .map(|i| UnsafeCell::new(Thread::new(i, shared)))

@@ -135,7 +135,7 @@ fn refused(launch: &Launch<'_>, limits: Limits) -> Option<String> {
         Some(format!(
             "a block of {threads} threads: not whole warps, or more than {MOST_THREADS}"
         ))
-    } else if emulated.arguments_bytes as usize != arguments.len() {
+    } else if [emulated.arguments_bytes as usize, kernel.arguments_bytes] != [arguments.len(); 2] {
         let (takes, given) = (emulated.arguments_bytes, arguments.len());
         Some(format!("takes {takes} bytes, not {given}"))
     } else if arguments.len() > 4096 {

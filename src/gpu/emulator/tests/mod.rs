@@ -128,6 +128,16 @@ impl<'a, I: NoUninit> Run<'a, I> {
     }
 }
 
+#[test]
+fn arguments_are_as_long_in_rust_as_in_cpp() {
+    let mut names = std::collections::HashSet::new();
+    for kernel in crate::gpu::kernels::all() {
+        let (rust, cpp) = (kernel.arguments_bytes, kernel.emulated.arguments_bytes);
+        assert_eq!(rust, cpp as usize, "{}", kernel.name);
+        assert!(names.insert(kernel.name), "{} twice", kernel.name);
+    }
+}
+
 /// 1, 2, 3, …
 fn numbers(count: usize) -> Vec<f32> {
     (1..=count).map(|i| i as f32).collect()

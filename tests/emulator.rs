@@ -1,0 +1,248 @@
+//! The CUDA kernels, run by the emulator: every case of the table in every element type against the
+//! reference, under several schedules, which must not show in a single bit.
+
+#![cfg(feature = "emulator")]
+
+mod common;
+
+use std::panic::catch_unwind;
+
+use common::cases::{self, Case};
+use common::compare::{assert_gradient, assert_loss, assert_same_bits, assert_zero};
+use common::tolerances::{conditioning, tolerance};
+use common::{Input, Random, cast};
+use half::{bf16, f16};
+use rayon::prelude::*;
+use relata::{
+    Emulator, Evaluation, GpuElement, KdKl, Loss, Reference, Rows, Shapes, relation_matrix, softmax,
+};
+
+/// Schedules. Under those that 4 divides, inputs lie on aligned addresses, under others not.
+const ALIGNED: [u64; 2] = [0, 4];
+const MISALIGNED: [u64; 3] = [1, 2, 3];
+
+/// Those with keys have their own tests, in `emulator_attention.rs`: what rounding the keys costs is part
+/// of the comparison.
+fn without_keys(loss: &Loss) -> bool {
+    !matches!(loss, Loss::Rrd(_) | Loss::InfoNce(_))
+}
+
+/// `evaluate` under every schedule: the same bits under all that take the same way through a kernel.
+/// Gives one evaluation for each way.
+fn under_all_schedules(
+    name: &str,
+    evaluate: impl Fn(&Emulator) -> Evaluation<f32>,
+) -> [Evaluation<f32>; 2] {
+    let same = |seeds: &[u64]| {
+        let first = evaluate(&Emulator::new().seed(seeds[0]));
+        for &seed in &seeds[1..] {
+            let name = format!("{name}, seed {seed}");
+            let again = evaluate(&Emulator::new().seed(seed));
+            assert_same_bits(&name, &again.gradient, &first.gradient);
+            assert_same_bits(&name, &[again.loss], &[first.loss]);
+        }
+        first
+    };
+    [same(&ALIGNED), same(&MISALIGNED)]
+}
+
+fn against_reference<T: GpuElement>(case: &Case) {
+    let inputs = case.inputs::<T>();
+    let name = format!("{} in {}", case.name, T::DTYPE);
+    let want = inputs
+        .problem
+        .evaluate(&Reference, inputs.batch())
+        .expect("a case that fits");
+    let got = under_all_schedules(&name, |emulator| {
+        let got = inputs.problem.evaluate(emulator, inputs.batch());
+        got.unwrap_or_else(|error| panic!("{name}: {error}"))
+    });
+    let tolerance = tolerance(&case.loss, T::DTYPE);
+    let conditioning = conditioning(case, T::DTYPE);
+    for got in got {
+        let of_loss = tolerance.loss * conditioning.loss;
+        assert_loss(&name, got.loss, want.loss, of_loss);
+        let of_gradient = tolerance.gradient * conditioning.gradient;
+        let dim = case.student_dim;
+        assert_gradient(&name, &got.gradient, &want.gradient, dim, of_gradient);
+    }
+}
+
+#[test]
+fn every_case_in_every_dtype() {
+    let cases: Vec<Case> = cases::tests()
+        .filter(|case| without_keys(&case.loss))
+        .collect();
+    assert!(cases.len() > 50, "{}", cases.len());
+    // All that fail, not only the first: each has said why.
+    let fails = |case: &&Case| {
+        let all = || {
+            against_reference::<f32>(case);
+            against_reference::<f16>(case);
+            against_reference::<bf16>(case);
+        };
+        catch_unwind(all).is_err()
+    };
+    let failed: Vec<&String> = cases
+        .par_iter()
+        .filter(fails)
+        .map(|case| &case.name)
+        .collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+/// Around a warp's 32, a block's 256, and the elements of 16 bytes; and a few odd ones.
+const DIMS: [usize; 12] = [1, 2, 7, 8, 31, 255, 256, 257, 1000, 2047, 2048, 5003];
+
+#[test]
+fn kd_of_any_number_of_classes() {
+    fn check<T: GpuElement>(n: usize, classes: usize) {
+        let input = Input::normal(classes as u64, Shapes::new(n, classes, classes));
+        let loss = KdKl::default();
+        let name = format!("{n} x {classes} in {}", T::DTYPE);
+        let want = input.evaluate::<T, _>(&Reference, loss);
+        for got in under_all_schedules(&name, |emulator| input.evaluate::<T, _>(emulator, loss)) {
+            assert_loss(&name, got.loss, want.loss, 1e-6);
+            assert_gradient(&name, &got.gradient, &want.gradient, classes, 1e-6);
+        }
+    }
+    for classes in DIMS {
+        for n in [1, 3] {
+            check::<f32>(n, classes);
+            check::<f16>(n, classes);
+            check::<bf16>(n, classes);
+        }
+    }
+}
+
+#[test]
+fn kd_of_a_logit_that_is_not_finite_is_nan() {
+    let shapes = Shapes::new(3, 300, 300);
+    for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        for (student, at) in [(true, 0), (true, 450), (false, 299), (false, 899)] {
+            let mut input = Input::normal(5, shapes);
+            let side = if student {
+                &mut input.student
+            } else {
+                &mut input.teacher
+            };
+            side[at] = bad;
+            for seed in 0..2 {
+                let emulator = Emulator::new().seed(seed);
+                let got = input.evaluate::<f32, _>(&emulator, KdKl::default());
+                assert!(got.loss.is_nan(), "{bad} at {at}: {}", got.loss);
+                // The other rows have nothing to do with it.
+                let row = at / 300;
+                let other = (row + 1) % 3 * 300;
+                assert!(
+                    got.gradient[other..other + 300]
+                        .iter()
+                        .all(|g| g.is_finite())
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn kd_of_the_teacher_itself_is_nothing() {
+    let mut input = Input::normal(6, Shapes::new(3, 1000, 1000));
+    input.student = input.teacher.clone();
+    for temperature in [0.25, 4.0] {
+        let emulator = Emulator::new();
+        let got = input.evaluate::<f32, _>(&emulator, KdKl { temperature });
+        assert_eq!(got.loss, 0.0);
+        assert_zero("gradient", &got.gradient);
+    }
+}
+
+#[test]
+fn kd_of_logits_as_large_as_they_come() {
+    // f16's largest is 65504: neither it nor differences of two may overflow.
+    let mut random = Random::new(7);
+    let mut input = Input::normal(7, Shapes::new(4, 70, 70));
+    for logit in input.student.iter_mut().chain(&mut input.teacher) {
+        *logit = 65504.0 * (2.0 * random.uniform() - 1.0);
+    }
+    (input.student[0], input.student[1]) = (65504.0, -65504.0);
+    for temperature in [1.0, 4.0, 5e4] {
+        let loss = KdKl { temperature };
+        let want = input.evaluate::<f16, _>(&Reference, loss);
+        let name = format!("T = {temperature}");
+        for got in under_all_schedules(&name, |emulator| input.evaluate::<f16, _>(emulator, loss)) {
+            assert_loss(&name, got.loss, want.loss, 1e-6);
+            assert_gradient(&name, &got.gradient, &want.gradient, 70, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn an_upstream_factor_scales_the_gradient_alone() {
+    for loss in Loss::all().into_iter().filter(without_keys) {
+        let input = Input::normal(8, Shapes::new(6, 20, 20));
+        let problem = input.problem(loss);
+        let once = input.run::<f32, _>(&Emulator::new(), &problem);
+        let twice = input.run::<f32, _>(&Emulator::new(), &problem.upstream(2.0));
+        assert_eq!(once.loss, twice.loss, "{loss}");
+        let doubled: Vec<f32> = once.gradient.iter().map(|g| 2.0 * g).collect();
+        assert_same_bits(loss.name(), &twice.gradient, &doubled);
+    }
+}
+
+#[test]
+fn softmax_of_any_size() {
+    fn check<T: GpuElement>(n: usize, dim: usize, temperature: f64) {
+        let input = Input::normal(dim as u64, Shapes::new(n, dim, 1));
+        let data = cast::<T>(&input.student);
+        let rows = Rows::new(&data, [n, dim]).expect("whole rows");
+        let want = softmax(&Reference, rows, temperature).expect("a softmax");
+        let name = format!("softmax {n} x {dim}, T = {temperature}, {}", T::DTYPE);
+        let of = |seed: u64| softmax(&Emulator::new().seed(seed), rows, temperature);
+        let first = of(0).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_gradient(&name, &first, &want, dim, 1e-6 + 1e-7 / temperature);
+        for seed in 1..4 {
+            assert_same_bits(&name, &of(seed).expect("a softmax"), &first);
+        }
+    }
+    for dim in DIMS {
+        for temperature in [0.05, 1.0, 20.0] {
+            check::<f32>(3, dim, temperature);
+            check::<f16>(1, dim, temperature);
+            check::<bf16>(2, dim, temperature);
+        }
+    }
+}
+
+#[test]
+fn relation_matrices_of_any_size() {
+    use relata::Relation::{Cosine, Distance, Dot, SquaredDistance};
+    fn check<T: GpuElement>(n: usize, dim: usize) {
+        let input = Input::normal(n as u64, Shapes::new(n, dim, 1));
+        let data = cast::<T>(&input.student);
+        let rows = Rows::new(&data, [n, dim]).expect("whole rows");
+        for relation in [Distance, SquaredDistance, Dot, Cosine] {
+            let want = relation_matrix(&Reference, relation, rows).expect("a relation");
+            let name = format!("{relation:?} of {n} x {dim} in {}", T::DTYPE);
+            let of = |seed: u64| relation_matrix(&Emulator::new().seed(seed), relation, rows);
+            let first = of(0).unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert_gradient(&name, &first, &want, n, 1e-6);
+            assert_same_bits(&name, &of(4).expect("a relation"), &first);
+            let misaligned = of(1).expect("a relation");
+            assert_gradient(&name, &misaligned, &want, n, 1e-6);
+            assert_same_bits(&name, &of(3).expect("a relation"), &misaligned);
+        }
+    }
+    for [n, dim] in [
+        [1, 1],
+        [2, 5],
+        [17, 64],
+        [33, 8],
+        [64, 31],
+        [65, 130],
+        [130, 3],
+    ] {
+        check::<f32>(n, dim);
+        check::<f16>(n, dim);
+        check::<bf16>(n, dim);
+    }
+}
