@@ -59,11 +59,15 @@ fn against_reference<T: GpuElement>(case: &Case) {
     });
     let tolerance = tolerance(&case.loss, T::DTYPE);
     let conditioning = conditioning(case, T::DTYPE);
+    let dim = case.student_dim;
     for got in got {
         let of_loss = tolerance.loss * conditioning.loss;
         assert_loss(&name, got.loss, want.loss, of_loss);
-        let of_gradient = tolerance.gradient * conditioning.gradient;
-        let dim = case.student_dim;
+        // On a line the angles have no slope. What a kernel has instead is the rounding of a cosine over a
+        // length; unit edges, as the definition has them, would make it exactly 0.
+        let on_a_line = matches!(case.loss, Loss::Rkd(_)) && dim == 1;
+        let of_gradient =
+            tolerance.gradient * conditioning.gradient * if on_a_line { 10.0 } else { 1.0 };
         assert_gradient(&name, &got.gradient, &want.gradient, dim, of_gradient);
     }
 }
