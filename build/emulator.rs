@@ -26,6 +26,9 @@ pub(crate) fn build() {
         // A .cu file is C++ to this compiler.
         build.file(as_cpp(&kernel));
     }
+    if has_fma() {
+        build.flag_if_supported("-mfma");
+    }
     if std::env::var_os("CARGO_FEATURE_EMULATOR_SANITIZE").is_some() {
         build
             .flag("-fsanitize=address,undefined")
@@ -49,6 +52,16 @@ pub(crate) fn build() {
     }
     println!("cargo::rerun-if-env-changed=RELATA_EMULATOR_COVERAGE");
     build.compile("relata_emulator");
+}
+
+/// Whether fmaf can be an instruction, where the kernels run that are built here, instead of a call: the
+/// result is the same, and kernels consist of it.
+fn has_fma() -> bool {
+    let [host, target] = ["HOST", "TARGET"].map(std::env::var_os);
+    #[cfg(target_arch = "x86_64")]
+    return host == target && std::arch::is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
 }
 
 /// A C++ file that includes `kernel`: compilers go by the name's ending.
