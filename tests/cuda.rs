@@ -266,6 +266,7 @@ fn the_raw_entry_on_a_foreign_stream() {
         let buffers = Buffers {
             student: student.device_ptr(&stream).0,
             teacher: teacher.device_ptr(&stream).0,
+            queue: 0,
             gradient: gradient.device_ptr_mut(&stream).0,
             value: value.device_ptr_mut(&stream).0,
             workspace: workspace.device_ptr_mut(&stream).0,

@@ -38,6 +38,7 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let options = Options::from_command_line()?;
     // Whatever can be refused is refused before anything is computed.
+    options.check_devices()?;
     let gradient_file = options.gradient_file()?;
     let sources = Sources::load(&options)?;
     let jobs = plan::plan(&options, &sources)?;

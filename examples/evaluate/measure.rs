@@ -81,9 +81,10 @@ impl Bench {
     }
 
     pub(crate) fn measure(&mut self, job: &Job) -> Result<Rc<Measurement>> {
-        match job.device {
-            DeviceKind::Reference => self.reference(job),
-            DeviceKind::Cpu => self.evaluate(job).map(Rc::new),
+        if job.device.is_reference() {
+            self.reference(job)
+        } else {
+            self.evaluate(job).map(Rc::new)
         }
     }
 
@@ -113,17 +114,40 @@ impl Bench {
             job.device.name(),
             job.dtype
         ));
-        let measured = match job.dtype {
-            DType::F64 => Rounded::<f64>::evaluate(job, self.checked),
-            DType::F32 => Rounded::<f32>::evaluate(job, self.checked),
-            DType::F16 => Rounded::<f16>::evaluate(job, self.checked),
-            DType::BF16 => Rounded::<bf16>::evaluate(job, self.checked),
-            other => {
-                let why = format!("expected f64, f32, f16 or bf16, got {other}");
-                return Err(Failure::refused("--dtype", why));
-            }
+        let measured = match job.device {
+            DeviceKind::Reference => in_any_dtype(&Reference, job, self.checked),
+            DeviceKind::Cpu => in_any_dtype(&Cpu, job, self.checked),
+            #[cfg(feature = "emulator")]
+            DeviceKind::Emulator => in_f32_or_half(&relata::Emulator::new(), job, self.checked),
+            #[cfg(feature = "cuda")]
+            DeviceKind::Cuda => match crate::devices::cuda() {
+                Ok(cuda) => in_f32_or_half(cuda, job, self.checked),
+                Err(why) => Err(why.clone()),
+            },
         };
         measured.map_err(|error| Failure::refused(job.loss, error))
+    }
+}
+
+fn in_any_dtype<D>(device: &D, job: &Job, checked: bool) -> relata::Result<Measurement>
+where
+    D: Device<f64> + Device<f32> + Device<f16> + Device<bf16>,
+{
+    match job.dtype {
+        DType::F64 => Rounded::<f64>::new(job)?.evaluate_on(device, checked),
+        _ => in_f32_or_half(device, job, checked),
+    }
+}
+
+/// As GPUs do. f64 has been refused before it comes here.
+fn in_f32_or_half<D>(device: &D, job: &Job, checked: bool) -> relata::Result<Measurement>
+where
+    D: Device<f32> + Device<f16> + Device<bf16>,
+{
+    match job.dtype {
+        DType::F16 => Rounded::<f16>::new(job)?.evaluate_on(device, checked),
+        DType::BF16 => Rounded::<bf16>::new(job)?.evaluate_on(device, checked),
+        _ => Rounded::<f32>::new(job)?.evaluate_on(device, checked),
     }
 }
 
@@ -153,14 +177,6 @@ struct Rounded<T: Element> {
 }
 
 impl<T: Element> Rounded<T> {
-    fn evaluate(job: &Job, checked: bool) -> relata::Result<Measurement> {
-        let rounded = Rounded::<T>::new(job)?;
-        match job.device {
-            DeviceKind::Reference => rounded.evaluate_on(&Reference, checked),
-            DeviceKind::Cpu => rounded.evaluate_on(&Cpu, checked),
-        }
-    }
-
     fn new(job: &Job) -> relata::Result<Self> {
         let (student, teacher) = (job.inputs.student, job.inputs.teacher);
         let mut rounded = Rounded {

@@ -28,8 +28,9 @@ pub(crate) struct Options {
     /// the shapes allow]
     #[arg(long = "loss", value_name = "NAME", value_parser = str::parse::<Loss>)]
     losses: Vec<Loss>,
-    /// A device: reference, cpu; may be repeated [default: all]. The table shows deviations where the
-    /// reference, which is slow, is among them
+    /// A device: reference, cpu and, built with the feature of that name, emulator (slow) and cuda; may
+    /// be repeated [default: reference, cpu, and cuda if there is a card]. The table shows deviations
+    /// where the reference, which is slow, is among them
     #[arg(long = "device", value_name = "NAME", value_parser = DeviceKind::parse)]
     devices: Vec<DeviceKind>,
     /// Round the inputs to f64, f32, f16 or bf16 [default: f64 for the reference, else f32]
@@ -111,9 +112,15 @@ impl Options {
         let mut devices = self.devices.clone();
         keep_first(&mut devices);
         if devices.is_empty() {
-            devices.extend(DeviceKind::AT_HAND);
+            devices = DeviceKind::at_hand(self.dtype);
         }
         devices
+    }
+
+    /// Refuses devices that were asked for and cannot do it.
+    pub(crate) fn check_devices(&self) -> Result<()> {
+        let mut devices = self.devices.iter();
+        devices.try_for_each(|device| device.check(self.dtype))
     }
 
     /// Whether the reference is among the devices to run on.

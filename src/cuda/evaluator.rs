@@ -9,10 +9,13 @@ use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice};
 use super::driver;
 use super::failure::Doing;
 use super::memory::Memory;
-use super::raw::{Buffers, RawEvaluator};
+use super::queue::Queue;
+use super::raw::{Buffers, RawEvaluator, no_queue};
 use crate::error::{Error, Result};
 use crate::gpu::element::GpuElement;
+use crate::loss::Loss;
 use crate::problem::Problem;
+use crate::queue::Enqueue;
 
 /// A problem on a stream of a card, with its workspace.
 ///
@@ -97,9 +100,9 @@ impl<T: GpuElement> Evaluator<T> {
     /// allocated, copied or waited for.
     ///
     /// # Errors
-    /// [`Error::Length`] and [`Error::ForeignMemory`], naming the argument; nothing has been enqueued
-    /// then. [`Error::Cuda`] if the driver refuses a launch. What goes wrong on the card shows when the
-    /// stream is waited for.
+    /// [`Error::Length`] and [`Error::ForeignMemory`], naming the argument, and [`Error::Missing`] if the
+    /// problem has a queue; nothing has been enqueued then. [`Error::Cuda`] if the driver refuses a
+    /// launch. What goes wrong on the card shows when the stream is waited for.
     pub fn enqueue(
         &mut self,
         student: &impl DevicePtr<T>,
@@ -107,54 +110,127 @@ impl<T: GpuElement> Evaluator<T> {
         gradient: &mut impl DevicePtrMut<f32>,
         value: &mut impl DevicePtrMut<f32>,
     ) -> Result<()> {
-        let shapes = self.problem().shapes();
-        self.check("student", student, shapes.rows * shapes.student_dim)?;
-        self.check("teacher", teacher, shapes.rows * shapes.teacher_dim)?;
-        self.check("gradient", gradient, shapes.rows * shapes.student_dim)?;
-        self.check("value", value, 2)?;
-        bind(&self.stream)?;
+        if self.raw.queue().is_some() {
+            return Err(no_queue());
+        }
+        self.launch(student, teacher, None, gradient, value)
+    }
+
+    /// The same beside a queue, which takes the teacher's rows before the evaluation or after it, as the
+    /// loss's `enqueue` says.
+    ///
+    /// # Errors
+    /// As [`enqueue`](Self::enqueue); [`Error::Unexpected`] if the problem has no queue, and
+    /// [`Error::Empty`] if nothing has entered the queue before the evaluation.
+    pub fn enqueue_with_queue(
+        &mut self,
+        student: &impl DevicePtr<T>,
+        teacher: &impl DevicePtr<T>,
+        queue: &mut Queue<T>,
+        gradient: &mut impl DevicePtrMut<f32>,
+        value: &mut impl DevicePtrMut<f32>,
+    ) -> Result<()> {
+        let Some(raw) = self.raw.queue() else {
+            return Err(Error::Unexpected {
+                argument: "queue",
+                loss: self.problem().loss().name(),
+            });
+        };
+        queue.fits(raw, &self.stream)?;
+        if !queue.is_used() && self.when() != Enqueue::Before {
+            return Err(Error::Empty {
+                argument: "queue keys",
+            });
+        }
+        self.launch(student, teacher, Some(queue), gradient, value)
+    }
+
+    fn launch(
+        &mut self,
+        student: &impl DevicePtr<T>,
+        teacher: &impl DevicePtr<T>,
+        queue: Option<&mut Queue<T>>,
+        gradient: &mut impl DevicePtrMut<f32>,
+        value: &mut impl DevicePtrMut<f32>,
+    ) -> Result<()> {
+        let (shapes, stream) = (self.problem().shapes(), &self.stream);
+        check("student", student, shapes.rows * shapes.student_dim, stream)?;
+        check("teacher", teacher, shapes.rows * shapes.teacher_dim, stream)?;
+        check(
+            "gradient",
+            gradient,
+            shapes.rows * shapes.student_dim,
+            stream,
+        )?;
+        check("value", value, 2, stream)?;
+        bind(stream)?;
         // The guards keep other streams waiting until the launches are done.
-        let (student, _read_student) = student.device_ptr(&self.stream);
-        let (teacher, _read_teacher) = teacher.device_ptr(&self.stream);
-        let (gradient, _written_gradient) = gradient.device_ptr_mut(&self.stream);
-        let (value, _written_value) = value.device_ptr_mut(&self.stream);
+        let (student, _read_student) = student.device_ptr(stream);
+        let (teacher, _read_teacher) = teacher.device_ptr(stream);
+        let (gradient, _written_gradient) = gradient.device_ptr_mut(stream);
+        let (value, _written_value) = value.device_ptr_mut(stream);
         let buffers = Buffers {
             student,
             teacher,
+            queue: queue.as_ref().map_or(0, |queue| queue.address()),
             gradient,
             value,
             workspace: self.workspace.address(),
         };
+        let (before, after) = match (self.when(), queue) {
+            (Enqueue::Before, queue) => (queue, None),
+            (Enqueue::After, queue) => (None, queue),
+            (Enqueue::Never, _) => (None, None),
+        };
+        if let Some(queue) = before {
+            // SAFETY: the teacher is a batch of the problem's shapes, and the context is current.
+            unsafe { queue.enqueue_at(teacher) }?;
+        }
         // SAFETY: slices of these lengths in the context of the evaluator, of which those written to are
         // borrowed mutably and so overlap nothing. cudarc frees a slice only after what was launched on
-        // it. The workspace is initialised, and this stream's alone.
-        unsafe { self.raw.enqueue(&buffers, self.stream.cu_stream().cast()) }
-    }
-
-    fn check<E>(
-        &self,
-        argument: &'static str,
-        slice: &impl DeviceSlice<E>,
-        expected: usize,
-    ) -> Result<()> {
-        if slice.len() != expected {
-            return Err(Error::Length {
-                argument,
-                expected,
-                got: slice.len(),
-            });
-        }
-        if slice.stream().context().cu_ctx() != self.stream.context().cu_ctx() {
-            return Err(Error::ForeignMemory {
-                argument,
-                got: "memory of another context".to_owned(),
-            });
+        // it. Workspace and queue are initialised, and this stream's alone.
+        unsafe { self.raw.enqueue(&buffers, stream.cu_stream().cast()) }?;
+        if let Some(queue) = after {
+            // SAFETY: as before.
+            unsafe { queue.enqueue_at(teacher) }?;
         }
         Ok(())
     }
+
+    /// When the batch enters the queue.
+    fn when(&self) -> Enqueue {
+        match self.problem().loss() {
+            Loss::Rrd(loss) => loss.enqueue,
+            Loss::InfoNce(loss) => loss.enqueue,
+            _ => Enqueue::Never,
+        }
+    }
 }
 
-fn bind(stream: &CudaStream) -> Result<()> {
+/// Refuses a slice of another length, or of a context that is not the stream's.
+pub(super) fn check<E>(
+    argument: &'static str,
+    slice: &impl DeviceSlice<E>,
+    expected: usize,
+    stream: &CudaStream,
+) -> Result<()> {
+    if slice.len() != expected {
+        return Err(Error::Length {
+            argument,
+            expected,
+            got: slice.len(),
+        });
+    }
+    if slice.stream().context().cu_ctx() != stream.context().cu_ctx() {
+        return Err(Error::ForeignMemory {
+            argument,
+            got: "memory of another context".to_owned(),
+        });
+    }
+    Ok(())
+}
+
+pub(super) fn bind(stream: &CudaStream) -> Result<()> {
     let bound = stream.context().bind_to_thread();
     bound.doing("making the card's context current")
 }

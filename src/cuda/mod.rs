@@ -3,13 +3,16 @@
 //! - [`Cuda`] is a [`Device`](crate::Device) like any other: host slices in, loss and gradient out. It
 //!   copies both ways and waits.
 //! - [`Evaluator`] takes slices that are on the card already. It owns its workspace; an evaluation is
-//!   launches on a stream and nothing else: nothing is allocated or copied and nobody waits.
-//! - [`RawEvaluator`] takes addresses and any stream of any library, in the context that is current.
+//!   launches on a stream and nothing else: nothing is allocated or copied and nobody waits. RRD's and
+//!   InfoNCE's [`Queue`] lives on the card too.
+//! - [`RawEvaluator`] and [`RawQueue`] take addresses and any stream of any library, in the context that is
+//!   current.
 //!
 //! The program starts without CUDA. What is missing, the driver, a card, kernels for the card, is a
 //! typed [`Error`](crate::Error) of the constructors.
 
 mod card;
+mod context;
 mod driver;
 mod evaluator;
 mod failure;
@@ -18,7 +21,9 @@ mod launcher;
 mod library;
 mod machine;
 mod memory;
+mod queue;
 mod raw;
+mod raw_queue;
 
 use std::sync::Arc;
 
@@ -27,7 +32,9 @@ pub use cudarc;
 use cudarc::driver::CudaStream;
 
 pub use self::evaluator::Evaluator;
+pub use self::queue::Queue;
 pub use self::raw::{Buffers, RawEvaluator};
+pub use self::raw_queue::RawQueue;
 
 use self::card::Card;
 use self::library::Library;

@@ -5,13 +5,12 @@ use std::ffi::{c_int, c_void};
 use std::ptr::null_mut;
 
 use cudarc::driver::result;
-use cudarc::driver::sys::{self, CUcontext, CUdevice, CUpointer_attribute};
+use cudarc::driver::sys::{self, CUcontext, CUpointer_attribute};
 
-use super::card::Card;
-use super::driver;
+use super::context::{Context, Place};
 use super::failure::{Doing, code};
-use super::launcher::StreamLauncher;
-use super::library::Library;
+use super::raw_queue::RawQueue;
+use crate::element::DType;
 use crate::error::{Error, Result};
 use crate::gpu::element::GpuElement;
 use crate::gpu::plan::{Addresses, Plan, QueueAddresses};
@@ -25,6 +24,8 @@ pub struct Buffers {
     pub student: u64,
     /// `[N, D_t]`
     pub teacher: u64,
+    /// The memory of the problem's [`RawQueue`]; 0 if it has none.
+    pub queue: u64,
     /// `[N, D]` f32, overwritten.
     pub gradient: u64,
     /// `[2]` f32, overwritten: the loss and, for RRD, KL(p‖q).
@@ -41,52 +42,31 @@ pub struct Buffers {
 #[derive(Clone, Debug)]
 pub struct RawEvaluator {
     problem: Problem,
-    element: Element,
-    plan: Plan,
-    card: Card,
-    context: Context,
-    library: &'static Library,
-}
-
-/// The type of the embeddings: its name and its size.
-#[derive(Clone, Copy, Debug)]
-struct Element {
-    dtype: crate::DType,
+    dtype: DType,
+    /// Of an element.
     bytes: u64,
+    plan: Plan,
+    queue: Option<RawQueue>,
+    place: Place,
 }
-
-/// A context to compare with, not to use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Context(CUcontext);
-
-// SAFETY: no one looks behind the address.
-unsafe impl Send for Context {}
-// SAFETY: as above.
-unsafe impl Sync for Context {}
 
 impl RawEvaluator {
     /// Plans `problem` for embeddings of type `T` on the card of the current context, and loads its
-    /// kernels there.
+    /// kernels there. The keys of the problem's shapes are the capacity of its queue: a loss sees those
+    /// that have entered.
     ///
     /// # Errors
     /// [`Error::NoContext`] if no context is current; otherwise as [`Cuda::new`](super::Cuda::new), and
     /// [`Error::TooLarge`] if the kernels cannot count the rows or columns.
     pub fn new<T: GpuElement>(problem: &Problem) -> Result<Self> {
-        driver::version()?;
-        let context = current()?;
-        let card = Card::of(current_device()?)?;
-        let library = Library::prepared(&card)?;
-        let element = Element {
-            dtype: T::DTYPE,
-            bytes: size_of::<T>() as u64,
-        };
+        let place = Place::current()?;
         Ok(RawEvaluator {
             problem: *problem,
-            element,
-            plan: Plan::new(problem, element.dtype, card.limits)?,
-            card,
-            context,
-            library,
+            dtype: T::DTYPE,
+            bytes: size_of::<T>() as u64,
+            plan: Plan::new(problem, T::DTYPE, place.card.limits)?,
+            queue: RawQueue::of(problem, T::DTYPE, &place)?,
+            place,
         })
     }
 
@@ -96,6 +76,12 @@ impl RawEvaluator {
         &self.problem
     }
 
+    /// The queue of its problem, if that has one.
+    #[must_use]
+    pub fn queue(&self) -> Option<&RawQueue> {
+        self.queue.as_ref()
+    }
+
     /// The upstream gradient of the evaluations enqueued from now on. Costs nothing: a trainer that
     /// scales its loss may change it at every step.
     ///
@@ -103,7 +89,7 @@ impl RawEvaluator {
     /// None that [`new`](Self::new) has not had.
     pub fn set_upstream(&mut self, upstream: f64) -> Result<()> {
         let problem = self.problem.upstream(upstream);
-        self.plan = Plan::new(&problem, self.element.dtype, self.card.limits)?;
+        self.plan = Plan::new(&problem, self.dtype, self.place.card.limits)?;
         self.problem = problem;
         Ok(())
     }
@@ -123,7 +109,7 @@ impl RawEvaluator {
     /// `workspace` is the address of [`workspace_bytes`](Self::workspace_bytes) bytes in the context's
     /// memory, and `stream` a `CUstream` of that context or null, which stands for its default stream.
     pub unsafe fn initialize(&self, workspace: u64, stream: *mut c_void) -> Result<()> {
-        self.in_its_context()?;
+        self.place.check()?;
         // SAFETY: the counters are the workspace's first bytes, and the caller promises both.
         let result =
             unsafe { result::memset_d8_async(workspace, 0, Layout::COUNTERS, stream.cast()) };
@@ -133,23 +119,35 @@ impl RawEvaluator {
     /// Enqueues an evaluation on `stream` and returns. Only launches are enqueued, always the same ones,
     /// so a graph may capture them. What goes wrong on the card shows when the stream is waited for.
     ///
+    /// The batch does not enter the queue: that is [`RawQueue::enqueue`], before or after.
+    ///
     /// # Errors
-    /// [`Error::NoContext`] if another context is current than when this was made, and [`Error::Cuda`].
+    /// [`Error::NoContext`] if another context is current than when this was made, [`Error::Missing`] if
+    /// there is no queue and has to be one, and [`Error::Cuda`].
     ///
     /// # Safety
     /// The buffers are as [`Buffers`] says, for this problem's shapes, in the memory of the evaluator's
     /// context; `gradient`, `value` and `workspace` overlap nothing. The workspace has been
-    /// [initialised](Self::initialize), and no other evaluation uses it at the same time. `stream` is a
-    /// `CUstream` of that context or null, which stands for its default stream. All of it stays valid
-    /// until the stream has done what was enqueued here, or for as long as a graph that captured it can
-    /// be launched.
+    /// [initialised](Self::initialize), and so has the queue, and no other evaluation uses the workspace
+    /// at the same time. `stream` is a `CUstream` of that context or null, which stands for its default
+    /// stream. All of it stays valid until the stream has done what was enqueued here, or for as long as
+    /// a graph that captured it can be launched.
     pub unsafe fn enqueue(&self, buffers: &Buffers, stream: *mut c_void) -> Result<()> {
-        self.in_its_context()?;
-        let mut launcher = StreamLauncher {
-            library: self.library,
-            stream: stream.cast(),
+        let queue = match &self.queue {
+            None => QueueAddresses::default(),
+            Some(_) if buffers.queue == 0 => return Err(no_queue()),
+            Some(queue) => queue.addresses(buffers.queue),
         };
-        self.plan.enqueue(&mut launcher, &addresses(buffers))
+        let addresses = Addresses {
+            student: buffers.student,
+            teacher: buffers.teacher,
+            queue,
+            gradient: buffers.gradient,
+            value: buffers.value,
+            workspace: buffers.workspace,
+        };
+        let mut launcher = self.place.launcher(stream.cast())?;
+        self.plan.enqueue(&mut launcher, &addresses)
     }
 
     /// Asks the driver whether the buffers are memory of this evaluator's card and context, aligned as
@@ -158,63 +156,41 @@ impl RawEvaluator {
     /// # Errors
     /// [`Error::ForeignMemory`], naming the buffer.
     pub fn check(&self, buffers: &Buffers) -> Result<()> {
-        self.in_its_context()?;
-        for (argument, address, alignment) in [
-            ("student", buffers.student, self.element.bytes),
-            ("teacher", buffers.teacher, self.element.bytes),
+        self.place.check()?;
+        let queue = self
+            .queue
+            .as_ref()
+            .map(|_| ("queue", buffers.queue, RawQueue::ALIGNMENT as u64));
+        let always = [
+            ("student", buffers.student, self.bytes),
+            ("teacher", buffers.teacher, self.bytes),
             ("gradient", buffers.gradient, 4),
             ("value", buffers.value, 4),
             ("workspace", buffers.workspace, 256),
-        ] {
+        ];
+        for (argument, address, alignment) in always.into_iter().chain(queue) {
             let foreign = |got| Error::ForeignMemory { argument, got };
-            if address % alignment != 0 {
+            if !address.is_multiple_of(alignment) {
                 let got = format!("{address:#x}, which is no multiple of {alignment}");
                 return Err(foreign(got));
             }
             let card = card_of(address).map_err(foreign)?;
-            if card != self.card.device {
+            if card != self.place.card.device {
                 return Err(foreign(format!("memory of card {card}")));
             }
-            if context_of(address).is_some_and(|context| context != self.context) {
+            if context_of(address).is_some_and(|context| context != self.place.context) {
                 return Err(foreign("memory of another context".to_owned()));
             }
         }
         Ok(())
     }
+}
 
-    fn in_its_context(&self) -> Result<()> {
-        if current()? == self.context {
-            Ok(())
-        } else {
-            Err(Error::NoContext { got: "another one" })
-        }
+pub(super) fn no_queue() -> Error {
+    Error::Missing {
+        argument: "queue",
+        expected: "the queue of the problem",
     }
-}
-
-fn addresses(buffers: &Buffers) -> Addresses {
-    Addresses {
-        student: buffers.student,
-        teacher: buffers.teacher,
-        queue: QueueAddresses::default(),
-        gradient: buffers.gradient,
-        value: buffers.value,
-        workspace: buffers.workspace,
-    }
-}
-
-/// The context that is current on this thread.
-fn current() -> Result<Context> {
-    let current = result::ctx::get_current().doing("asking for the current context")?;
-    current.map(Context).ok_or(Error::NoContext { got: "none" })
-}
-
-/// The card of the current context.
-fn current_device() -> Result<CUdevice> {
-    let mut device = 0;
-    // SAFETY: it writes to the address of a device's handle.
-    let result = unsafe { sys::cuCtxGetDevice(&raw mut device) };
-    result.result().doing("asking the context for its card")?;
-    Ok(device)
 }
 
 /// The card whose memory lies there, or what does.

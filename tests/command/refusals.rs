@@ -116,8 +116,6 @@ fn bad_arguments_are_refused() {
             "expected one of rkd-distance, rkd-angle, rkd, rrd, info-nce, kd-kl",
         ),
         ("--device tpu", "expected one of reference, cpu"),
-        ("--device emulator", "built without it"),
-        ("--device cuda", "built without it"),
         ("--dtype f8", "expected one of f64, f32, f16, bf16"),
         ("--enqueue later", "expected one of before, after, none"),
         ("--normalize --no-normalize", "cannot be used with"),
@@ -169,6 +167,35 @@ fn bad_arguments_are_refused() {
         files.refuses(arguments, expected);
     }
     assert!(!files.0.path().join("g.npy").exists());
+}
+
+#[test]
+fn devices_that_are_not_there_are_refused() {
+    let files = Files::new();
+    let inputs = "--student s.npy --teacher t.npy";
+    for (device, built_in) in [
+        ("emulator", cfg!(feature = "emulator")),
+        ("cuda", cfg!(feature = "cuda")),
+    ] {
+        if built_in {
+            let arguments = format!("{inputs} --device {device} --dtype f64");
+            files.refuses(
+                &arguments,
+                &format!("--device {device}: expected --dtype f32"),
+            );
+        } else {
+            let hint = format!("built without it: build with --features {device}");
+            files.refuses(&format!("--device {device}"), &hint);
+        }
+    }
+    if cfg!(feature = "cuda") {
+        let output = files.run(&format!("{inputs} --device cuda --loss kd-kl"));
+        let stderr = text(&output.stderr);
+        let without_a_card = output.status.code() == Some(2)
+            && stderr.starts_with("error: --device cuda: ")
+            && stderr.lines().count() == 1;
+        assert!(output.status.success() || without_a_card, "{stderr}");
+    }
 }
 
 #[test]

@@ -49,6 +49,24 @@ fn devices_agree_in_every_dtype() {
     }
 }
 
+/// It has to be asked for, by name; in any type it has.
+#[cfg(feature = "emulator")]
+#[test]
+fn the_emulator_agrees() {
+    let files = Files::new();
+    for loss in ["rkd-distance", "rkd-angle", "rkd", "kd-kl"] {
+        for dtype in ["f32", "f16", "bf16"] {
+            let devices = "--device reference --device emulator";
+            let objects = files.json(&format!("--loss {loss} --dtype {dtype} {devices}"));
+            assert_eq!(objects[1]["device"], "emulator");
+            for key in ["value", "gradient_norm"] {
+                let of = |object: &Value| object[key].as_f64().expect("a number");
+                assert_close(of(&objects[1]), of(&objects[0]), 1e-5);
+            }
+        }
+    }
+}
+
 /// Inputs that a type does not hold are rounded to it, for the reference as well.
 #[test]
 fn inputs_are_rounded_to_the_dtype_asked_for() {

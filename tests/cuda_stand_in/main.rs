@@ -7,6 +7,7 @@
 mod device;
 mod errors;
 mod evaluator;
+mod queue;
 mod raw;
 mod support;
 

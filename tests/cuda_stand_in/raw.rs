@@ -20,6 +20,7 @@ beside!(a_foreign_stream_gets_the_launches, StandIn, [], {
     let buffers = Buffers {
         student: 0x10_0000,
         teacher: 0x20_0000,
+        queue: 0,
         gradient: 0x30_0000,
         value: 0x40_0000,
         workspace: 0x50_0000,
@@ -115,6 +116,7 @@ beside!(
         let good = Buffers {
             student: base,
             teacher: base + 4,
+            queue: 0,
             gradient: base + 8,
             value: base + 12,
             workspace: base + 256,

@@ -1,0 +1,74 @@
+//! The context that is current on a thread, which the raw entry takes as it finds it.
+#![allow(unsafe_code, reason = "asks the driver")]
+
+use cudarc::driver::result;
+use cudarc::driver::sys::{self, CUcontext, CUstream};
+
+use super::card::Card;
+use super::driver;
+use super::failure::Doing;
+use super::launcher::StreamLauncher;
+use super::library::Library;
+use crate::error::{Error, Result};
+
+/// A context to compare with, not to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Context(pub(super) CUcontext);
+
+// SAFETY: no one looks behind the address.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+impl Context {
+    /// The one that is current on this thread.
+    fn current() -> Result<Self> {
+        let current = result::ctx::get_current().doing("asking for the current context")?;
+        current.map(Context).ok_or(Error::NoContext { got: "none" })
+    }
+}
+
+/// Where kernels are launched: a context with its card and the kernels ready in it.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) context: Context,
+    pub(super) card: Card,
+    library: &'static Library,
+}
+
+impl Place {
+    /// The context that is current on this thread.
+    pub(super) fn current() -> Result<Self> {
+        driver::version()?;
+        let context = Context::current()?;
+        let mut device = 0;
+        // SAFETY: it writes to the address of a device's handle.
+        let result = unsafe { sys::cuCtxGetDevice(&raw mut device) };
+        result.result().doing("asking the context for its card")?;
+        let card = Card::of(device)?;
+        let library = Library::prepared(&card)?;
+        Ok(Place {
+            context,
+            card,
+            library,
+        })
+    }
+
+    /// Refuses to go on where another context is current.
+    pub(super) fn check(&self) -> Result<()> {
+        if Context::current()? == self.context {
+            Ok(())
+        } else {
+            Err(Error::NoContext { got: "another one" })
+        }
+    }
+
+    /// Launches on a stream of this context.
+    pub(super) fn launcher(&self, stream: CUstream) -> Result<StreamLauncher> {
+        self.check()?;
+        Ok(StreamLauncher {
+            library: self.library,
+            stream,
+        })
+    }
+}

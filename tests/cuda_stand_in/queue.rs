@@ -1,0 +1,195 @@
+//! Queues on the card.
+
+use half::f16;
+use relata::cuda::{Buffers, Evaluator, Queue, RawEvaluator};
+use relata::{Enqueue, Error, InfoNce, Problem, Rows, Rrd, Shapes};
+
+use crate::support::{calls, deeds};
+use crate::{beside, stream};
+
+const ROWS: usize = 4;
+const DIM: usize = 6;
+const CAPACITY: usize = 10;
+
+fn problem(enqueue: Enqueue) -> Problem {
+    let loss = Rrd {
+        enqueue,
+        ..Rrd::default()
+    };
+    let shapes = Shapes::new(ROWS, DIM, DIM).with_queue(CAPACITY);
+    loss.problem(shapes).expect("shapes that fit")
+}
+
+/// The kernels that were launched, without the type they are for.
+fn kernels() -> Vec<String> {
+    let calls = deeds(calls());
+    let names = calls.iter().map(|call| {
+        let name = call.strip_prefix("cuLaunchKernel relata_");
+        name.unwrap_or_else(|| panic!("no launch: {call}"))
+    });
+    names
+        .map(|name| name.split(' ').next().expect("a name").to_owned())
+        .collect()
+}
+
+beside!(the_batch_enters_when_the_loss_says, StandIn, [], {
+    let stream = stream();
+    let rows = stream.alloc_zeros::<f16>(ROWS * DIM).expect("memory");
+    let mut gradient = stream.alloc_zeros::<f32>(ROWS * DIM).expect("memory");
+    let mut value = stream.alloc_zeros::<f32>(2).expect("memory");
+    let entry = ["measure_keys_f16", "write_keys_f16"];
+    let mut evaluations = Vec::new();
+    for enqueue in [Enqueue::Before, Enqueue::After, Enqueue::Never] {
+        let problem = problem(enqueue);
+        let mut evaluator = Evaluator::<f16>::new(&stream, &problem).expect("an evaluator");
+        let mut queue = Queue::<f16>::new(&stream, &problem).expect("a queue");
+        assert_eq!((queue.capacity(), queue.dim()), (CAPACITY, DIM));
+        calls();
+        if enqueue != Enqueue::Before {
+            let empty =
+                evaluator.enqueue_with_queue(&rows, &rows, &mut queue, &mut gradient, &mut value);
+            assert_eq!(
+                empty,
+                Err(Error::Empty {
+                    argument: "queue keys"
+                })
+            );
+            queue.enqueue(&rows).expect("launches");
+            assert_eq!(kernels(), entry);
+        }
+        evaluator
+            .enqueue_with_queue(&rows, &rows, &mut queue, &mut gradient, &mut value)
+            .expect("launches");
+        let mut launched = kernels();
+        match enqueue {
+            Enqueue::Before => assert_eq!(launched.drain(..2).collect::<Vec<_>>(), entry),
+            Enqueue::After => assert_eq!(launched.split_off(launched.len() - 2), entry),
+            Enqueue::Never => {}
+        }
+        evaluations.push(launched);
+    }
+    assert!(evaluations[0].len() > 1, "{evaluations:#?}");
+    assert!(
+        evaluations
+            .iter()
+            .all(|launched| *launched == evaluations[0]),
+        "{evaluations:#?}"
+    );
+});
+
+beside!(a_queue_that_does_not_fit_is_refused, StandIn, [], {
+    let stream = stream();
+    let rows = stream.alloc_zeros::<f32>(ROWS * DIM).expect("memory");
+    let mut gradient = stream.alloc_zeros::<f32>(ROWS * DIM).expect("memory");
+    let mut value = stream.alloc_zeros::<f32>(2).expect("memory");
+    let other_shapes = |keys, dim| {
+        let shapes = Shapes::new(ROWS, dim, dim).with_queue(keys);
+        Rrd::default().problem(shapes).expect("shapes that fit")
+    };
+    let raw_rows = Rrd {
+        normalize: false,
+        ..Rrd::default()
+    };
+    let raw_rows = raw_rows
+        .problem(problem(Enqueue::Before).shapes())
+        .expect("shapes that fit");
+    let mut evaluator =
+        Evaluator::<f32>::new(&stream, &problem(Enqueue::Before)).expect("an evaluator");
+    for (other, argument) in [
+        (other_shapes(CAPACITY + 1, DIM), "queue keys"),
+        (other_shapes(CAPACITY, DIM + 1), "queue_dim"),
+        (raw_rows, "queue"),
+    ] {
+        let mut queue = Queue::<f32>::new(&stream, &other).expect("a queue");
+        calls();
+        let refused =
+            evaluator.enqueue_with_queue(&rows, &rows, &mut queue, &mut gradient, &mut value);
+        let error = refused.expect_err(argument);
+        assert!(
+            error
+                .to_string()
+                .starts_with(&format!("{argument}: expected ")),
+            "{error}"
+        );
+        assert_eq!(deeds(calls()), [""; 0]);
+    }
+    let missing = evaluator.enqueue(&rows, &rows, &mut gradient, &mut value);
+    assert!(matches!(
+        missing,
+        Err(Error::Missing {
+            argument: "queue",
+            ..
+        })
+    ));
+
+    let in_batch = InfoNce::default()
+        .problem(Shapes::new(ROWS, DIM, DIM))
+        .expect("shapes that fit");
+    assert!(matches!(
+        Queue::<f32>::new(&stream, &in_batch),
+        Err(Error::Missing { .. })
+    ));
+    let mut evaluator = Evaluator::<f32>::new(&stream, &in_batch).expect("an evaluator");
+    let mut queue = Queue::<f32>::new(&stream, &problem(Enqueue::Before)).expect("a queue");
+    let refused = evaluator.enqueue_with_queue(&rows, &rows, &mut queue, &mut gradient, &mut value);
+    assert_eq!(
+        refused,
+        Err(Error::Unexpected {
+            argument: "queue",
+            loss: "info-nce"
+        })
+    );
+
+    let raw = RawEvaluator::new::<f32>(&problem(Enqueue::Before)).expect("an evaluator");
+    // SAFETY: nothing is launched.
+    let missing = unsafe { raw.enqueue(&Buffers::default(), std::ptr::null_mut()) };
+    assert!(matches!(
+        missing,
+        Err(Error::Missing {
+            argument: "queue",
+            ..
+        })
+    ));
+});
+
+/// The stand-in copies, so what is copied both ways is there.
+fn keys_survive<T: relata::GpuElement>(len: usize) {
+    let stream = stream();
+    let mut queue = Queue::<T>::new(&stream, &problem(Enqueue::Before)).expect("a queue");
+    assert!(queue.to_host().expect("an empty queue").is_empty());
+    let mut host = relata::Queue::<f32>::new(len.max(1), DIM).expect("a queue");
+    let keys: Vec<f32> = (0..len * DIM).map(|i| (i as f32 * 0.7).sin()).collect();
+    host.enqueue(Rows::new(&keys, [len, DIM]).expect("whole keys"))
+        .expect("finite keys");
+    queue.restore(&host).expect("a copy");
+    let back = queue.to_host().expect("a copy");
+    let kept = len.min(CAPACITY);
+    assert_eq!((back.len(), back.capacity()), (kept, CAPACITY));
+    let want = host.to_vec().split_off((len - kept) * DIM);
+    let half = T::DTYPE != relata::DType::F32;
+    let rounded = |x: f32| if half { f16::from_f32(x).to_f32() } else { x };
+    assert_eq!(
+        back.to_vec(),
+        want.into_iter().map(rounded).collect::<Vec<_>>()
+    );
+    queue.clear().expect("cleared");
+    assert!(queue.to_host().expect("an empty queue").is_empty());
+}
+
+beside!(keys_are_saved_and_restored, StandIn, [], {
+    for len in [0, 1, CAPACITY - 1, CAPACITY, CAPACITY + 7] {
+        keys_survive::<f32>(len);
+        keys_survive::<half::bf16>(len);
+    }
+    let other = relata::Queue::<f32>::new(3, DIM + 1).expect("a queue");
+    let mut queue = Queue::<f32>::new(&stream(), &problem(Enqueue::Before)).expect("a queue");
+    let refused = queue.restore(&other);
+    assert_eq!(
+        refused,
+        Err(Error::Dimension {
+            argument: "queue_dim",
+            expected: DIM,
+            got: DIM + 1
+        })
+    );
+});
