@@ -22,6 +22,7 @@
 //            16. The 8 put neighbouring rows' 16 bytes on different banks, for ldmatrix. Static: a batch's key
 //            scales, 512 B.
 // Registers  at most 255 (two blocks a multiprocessor); 64-wide 168 (three).
+// SASS       HMMA.16816.F32, LDSM.16.M88.4, LDGSTS
 // Work       6 R K D flop: logits, and each weight as a sum of two f16. R K exponentials. K D f16 read (from L2) for
 //            each block of rows.
 // Floor      arithmetic: 4 R K D flop of tensor cores for the loss as it is defined, 6 as it is computed here.

@@ -8,6 +8,7 @@
 //            load where the row is aligned to that; what is left of the row goes element by element.
 // Shared     200 bytes for reductions.
 // Registers  at most 64.
+// SASS       LDG.E.128
 // Work       14 C flop and 4 C exponentials a row; 2 C elements read, 4 C bytes written.
 // Floor      bandwidth: (2 element + 4) N C bytes.
 // Numerics   KL = Σ p (δ + e^{−δ} − 1) with δ = log p − log q: no term is negative, so nothing cancels when the

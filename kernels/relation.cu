@@ -5,6 +5,7 @@
 // Block      256 threads, 16 pairs a thread: see common/pair_tile.cuh.
 // Shared     17 KiB: both sides of the tile, 32 dimensions at a time.
 // Registers  at most 128.
+// SASS       LDG.E.128, LDS.128
 // Work       N² D flop; N²/64 D elements read, 4 N² bytes written.
 // Floor      FP32 issue: N² D / 33.4e12 s on an H200 (half for products).
 // Numerics   distances from differences: right however close rows lie. Where a square leaves f32's range so does the

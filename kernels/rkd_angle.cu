@@ -26,8 +26,9 @@
 //            partner's until every lane has its own (a butterfly that reduces and scatters).
 // Shared     fast: 16 KiB for 8 vertices' edges, 10 KiB for sums; accurate: 24 and 18 KiB.
 // Registers  at most 224.
+// SASS       LDS.128
 // Work       fast: 16 FP32 instructions an unordered triple: 3 + 3 for the cosines and their difference, 2 to clamp,
-//            2 for the penalty, 6 for the sums. accurate: about 30, selections counted.
+//            2 for the penalty, 6 for the sums. accurate: 31.
 // Floor      FP32 issue: 16 · N³/2 / 33.4e12 s on an H200: 4 µs at N = 256, 256 µs at 1024.
 // Numerics   The law of cosines loses longest over shortest. The fast path is for spreads of at most 1.75, where
 //            it is as good as the definition, and is given up where the mean penalty is below 1e-4: there the
@@ -109,9 +110,9 @@ struct Accurate {
         to[2] = e.low;
     }
     DEVICE static float cosine_less(const float (&i)[PARTS], const float (&k)[PARTS], Edge ik, float other) {
-        const bool longer = i[1] > k[1];
-        const float large = longer ? i[1] : k[1], large_low = longer ? i[2] : k[2], small = longer ? k[1] : i[1];
-        const float between = (large - ik.high) + (large_low - ik.low);
+        const float large = fmaxf(i[1], k[1]), small = fminf(i[1], k[1]);
+        // The low half of the smaller one is too small to matter; it costs less than to leave it out.
+        const float between = (large - ik.high) + ((i[2] + k[2]) - ik.low);
         return fmaf(i[0] * k[0], between + small, -other);
     }
 };

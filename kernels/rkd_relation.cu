@@ -9,6 +9,7 @@
 // Block      256 threads; tiles of 16, 32 or 64 rows a side, 1, 4 or 16 pairs a thread: see common/pair_tile.cuh.
 // Shared     17 KiB: both sides of the tile, 32 dimensions (f64: 16) at a time.
 // Registers  at most 128.
+// SASS       LDG.E.128, LDS.128
 // Work       N² D flop for each of the two (2 instructions an element of an unordered pair);
 //            (N / tile) N D elements read, 8 N² bytes written (accurate: 12 N²).
 // Floor      FP32 issue: N² D / 33.4e12 s for each on an H200; f64 at half that rate.
