@@ -14,7 +14,8 @@ use common::{Input, Random, cast};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use relata::{
-    Emulator, Evaluation, GpuElement, KdKl, Loss, Reference, Rows, Shapes, relation_matrix, softmax,
+    Emulator, Evaluation, GpuElement, KdKl, Loss, Reference, RkdDistance, Rows, Shapes,
+    relation_matrix, softmax,
 };
 
 /// Schedules. Under those that 4 divides, inputs lie on aligned addresses, under others not.
@@ -82,6 +83,23 @@ fn every_case_in_every_dtype() {
         .map(|case| &case.name)
         .collect();
     assert!(failed.is_empty(), "{failed:#?}");
+}
+
+/// More rows than go to the accurate path at once: the fast one, which the table takes in f32 alone.
+#[test]
+fn rkd_of_many_rows_in_half_types() {
+    fn check<T: GpuElement>() {
+        let input = Input::normal(9, Shapes::new(260, 6, 10));
+        let loss = RkdDistance::default();
+        let tolerance = tolerance(&loss.into(), T::DTYPE);
+        let want = input.evaluate::<T, _>(&Reference, loss);
+        let name = format!("260 rows in {}", T::DTYPE);
+        let got = under_all_schedules(&name, |emulator| input.evaluate::<T, _>(emulator, loss));
+        assert_loss(&name, got.loss, want.loss, tolerance.loss);
+        assert_gradient(&name, &got.gradient, &want.gradient, 6, tolerance.gradient);
+    }
+    check::<f16>();
+    check::<bf16>();
 }
 
 /// Around a warp's 32, a block's 256, and the elements of 16 bytes; and a few odd ones.

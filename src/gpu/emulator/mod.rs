@@ -131,7 +131,7 @@ fn refused(launch: &Launch<'_>, limits: Limits) -> Option<String> {
             "is for {} threads, not {threads}",
             emulated.threads
         ))
-    } else if !(1..=MOST_THREADS).contains(&threads_given) || threads_given % WARP != 0 {
+    } else if !(1..=MOST_THREADS).contains(&threads_given) || !threads_given.is_multiple_of(WARP) {
         Some(format!(
             "a block of {threads} threads: not whole warps, or more than {MOST_THREADS}"
         ))
