@@ -11,7 +11,7 @@ use common::compare::{
     assert_finite, assert_gradient, assert_loss, assert_same_bits, assert_zero, relative_error,
 };
 use common::for_every_dtype;
-use common::tolerances::{Tolerance, conditioning, tolerance};
+use common::tolerances::{Tolerance, tolerance};
 use half::{bf16, f16};
 use relata::{Batch, Cpu, DType, Element, Loss, RkdAngle, Rows, check};
 

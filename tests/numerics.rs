@@ -321,10 +321,7 @@ fn rkd_kernels_for_many_rows_are_as_exact_as_its_definition_in_f32() {
             });
         }
     }
-    judge(
-        &format!("RKD on the emulator, N, D, D_t = {shape:?}"),
-        &table,
-    );
+    judge("RKD on the emulator, many rows", &table);
 }
 
 /// What a device makes of `input` rounded to `T`, taken as `T` and taken as f32.
