@@ -63,9 +63,4 @@ impl Machine for CudaMachine<'_> {
     fn read(&mut self, memory: &Memory, bytes: &mut [u8]) -> Result<()> {
         memory.read(bytes)
     }
-
-    fn inspect(&mut self, _memory: &Memory) -> Result<()> {
-        // compute-sanitizer does that.
-        Ok(())
-    }
 }

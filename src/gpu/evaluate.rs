@@ -46,19 +46,6 @@ pub(crate) fn evaluate<T: GpuElement, M: Machine>(
 
     let mut loss_and_kl = [0.0f32; 2];
     machine.read(&value, bytemuck::cast_slice_mut(&mut loss_and_kl))?;
-    let of_queue = queue.iter().flat_map(|queue| [&queue.keys, &queue.state]);
-    for memory in [
-        &student.memory,
-        &teacher.memory,
-        &workspace,
-        &result,
-        &value,
-    ]
-    .into_iter()
-    .chain(of_queue)
-    {
-        machine.inspect(memory)?;
-    }
     machine.read(&result, bytemuck::cast_slice_mut(gradient))?;
     Ok(Value {
         loss: loss_and_kl[0].into(),
@@ -88,9 +75,6 @@ pub(crate) fn relation_matrix<T: GpuElement, M: Machine>(
         to,
         scratch,
     )?;
-    for memory in [&input.memory, &output, &workspace] {
-        machine.inspect(memory)?;
-    }
     machine.read(&output, bytemuck::cast_slice_mut(matrix))
 }
 
@@ -106,27 +90,31 @@ pub(crate) fn softmax<T: GpuElement, M: Machine>(
     let addresses = [input.address, machine.address(&output)];
     let shape = [rows.len(), rows.dim()];
     enqueue_softmax(machine, T::DTYPE, shape, temperature, addresses)?;
-    machine.inspect(&input.memory)?;
-    machine.inspect(&output)?;
     machine.read(&output, bytemuck::cast_slice_mut(probabilities))
 }
 
-/// An input on the machine.
+/// An input on the machine, which lives as long as this.
 struct Uploaded<M: Machine> {
-    memory: M::Memory,
+    _memory: M::Memory,
     address: u64,
 }
 
 impl<M: Machine> Uploaded<M> {
     fn new<T: GpuElement>(machine: &mut M, argument: &'static str, elements: &[T]) -> Result<Self> {
+        let bytes: &[u8] = bytemuck::cast_slice(elements);
         // Where the machine asks for it, elements before the input keep it from being aligned.
-        let skip = machine.misalignment();
-        let mut bytes = vec![0xFF; skip * size_of::<T>()];
-        bytes.extend_from_slice(bytemuck::cast_slice(elements));
-        let mut memory = machine.allocate(argument, bytes.len())?;
-        machine.write(&mut memory, &bytes)?;
-        let address = machine.address(&memory) + (skip * size_of::<T>()) as u64;
-        Ok(Uploaded { memory, address })
+        let skipped = machine.misalignment() * size_of::<T>();
+        let mut memory = machine.allocate(argument, skipped + bytes.len())?;
+        if skipped == 0 {
+            machine.write(&mut memory, bytes)?;
+        } else {
+            machine.write(&mut memory, &[&vec![0xFF; skipped], bytes].concat())?;
+        }
+        let address = machine.address(&memory) + skipped as u64;
+        Ok(Uploaded {
+            _memory: memory,
+            address,
+        })
     }
 }
 

@@ -46,6 +46,4 @@ pub(crate) trait Machine: Launcher {
     fn write(&mut self, memory: &mut Self::Memory, bytes: &[u8]) -> Result<()>;
     /// Copies from the beginning of `memory`, once all launches are done.
     fn read(&mut self, memory: &Self::Memory, bytes: &mut [u8]) -> Result<()>;
-    /// Says whether anything has written beside its memory, as far as the machine can tell.
-    fn inspect(&mut self, memory: &Self::Memory) -> Result<()>;
 }

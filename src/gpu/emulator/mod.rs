@@ -204,9 +204,4 @@ impl Machine for EmulatedMachine {
         memory.read(bytes);
         Ok(())
     }
-
-    fn inspect(&mut self, _memory: &Memory) -> Result<()> {
-        // Done after every launch, which can then be named.
-        Ok(())
-    }
 }
