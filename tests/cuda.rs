@@ -17,8 +17,8 @@ use relata::cuda::cudarc::driver::{
 };
 use relata::cuda::{Buffers, Evaluator, Queue, RawEvaluator};
 use relata::{
-    Batch, Cuda, Evaluation, GpuElement, Loss, Problem, Reference, Relation, Rows, Rrd, Shapes,
-    relation_matrix, softmax,
+    Batch, Cuda, DType, Evaluation, GpuElement, Loss, Problem, Reference, Relation, Rows, Rrd,
+    Shapes, relation_matrix, softmax,
 };
 
 /// The first card, or None and a line that says why not.
@@ -321,8 +321,10 @@ fn a_queue_fills_on_the_card() {
             let got = stream.clone_dtoh(&gradient).expect("the gradient");
             stream.synchronize().expect("no fault on the card");
             let want: Vec<f64> = want.gradient.iter().map(|g| f64::from(*g)).collect();
-            // The keys are cut elsewhere: by the capacity, not by how many there are.
-            assert_gradient(&name, &got, &want, dim, 1e-4);
+            // The keys are cut elsewhere, by the capacity and not by how many there are; and those of halves
+            // come to f16 from f64 here, from f32 there.
+            let tolerance = if T::DTYPE == DType::F32 { 1e-5 } else { 2e-3 };
+            assert_gradient(&name, &got, &want, dim, tolerance);
             assert_eq!(queue.to_host().expect("keys").len(), host.len(), "{name}");
         }
     }

@@ -72,7 +72,7 @@ impl Card {
     pub(crate) fn floor(&self, case: &Case, dtype: DType) -> Option<f64> {
         let [n, d, d_t] = [case.rows, case.student_dim, case.teacher_dim].map(|size| size as f64);
         let element = if dtype == DType::F32 { 4.0 } else { 2.0 };
-        match case.loss {
+        let seconds = match case.loss {
             Loss::RkdDistance(_) | Loss::RkdAngle(_) | Loss::Rkd(_) => {
                 // Two instructions an element of a difference: of each pair once, and of each row with all on the
                 // way back.
@@ -89,7 +89,9 @@ impl Card {
             }
             Loss::KdKl(_) => Some((2.0 * element + 4.0) * n * d / self.bandwidth),
             _ => None,
-        }
+        };
+        // A driver that does not tell the clock makes it infinite.
+        seconds.filter(|seconds| seconds.is_finite())
     }
 }
 

@@ -62,6 +62,9 @@ struct Options {
     /// Turns of each side in a case
     #[arg(long, default_value_t = 11)]
     turns: usize,
+    /// Names the card and stops
+    #[arg(long)]
+    probe: bool,
     /// The card's number
     #[arg(long, default_value_t = 0)]
     card: usize,
@@ -88,6 +91,10 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
+    if options.probe {
+        println!("{}", cuda.card());
+        return ExitCode::SUCCESS;
+    }
     match run(&options, &cuda) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
