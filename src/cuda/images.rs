@@ -24,9 +24,11 @@ impl fmt::Display for Version {
 }
 
 /// Bytes where the driver, which reads them as structs, may want them.
+#[allow(dead_code, reason = "documentation is built without kernels")]
 #[repr(C, align(64))]
 struct Aligned<B: ?Sized>(B);
 
+#[allow(unused_macros, reason = "as above")]
 macro_rules! image {
     ($file:literal) => {{
         static IMAGE: &Aligned<[u8]> =
