@@ -5,11 +5,13 @@
     benches/table.py [CSV] --write README.md   put it between <!-- results --> and <!-- /results -->
     benches/table.py [CSV] --check README.md   exit with 1 unless it stands there
 
-Without CSV, the newest file under benches/results, of those with PyTorch as it comes.
+Without CSV, the file that the table names for --check, and else the newest under benches/results, of those with PyTorch as
+it comes.
 """
 
 import argparse
 import csv
+import re
 import sys
 from pathlib import Path
 
@@ -23,7 +25,18 @@ def newest():
     files = sorted(RESULTS.glob("*/????-??-??.csv"), key=lambda path: (path.name, path.parent.name))
     if not files:
         sys.exit(f"table.py: expected a results file under {RESULTS}, got none")
+    of_that_day = [path for path in files if path.name == files[-1].name]
+    if len(of_that_day) > 1:
+        sys.exit("table.py: say which: " + ", ".join(map(str, of_that_day)))
     return files[-1]
+
+
+def named_in(readme):
+    """The file that the README's table says it is from."""
+    found = re.search(r"\]\((benches/results/[^)]*\.csv)\)", readme.read_text(encoding="utf-8"))
+    if not found:
+        sys.exit(f"table.py: expected the table in {readme} to name its results file, got no such name")
+    return RESULTS.parent.parent / found.group(1)
 
 
 def duration(seconds):
@@ -91,7 +104,7 @@ def main():
     action.add_argument("--write", type=Path, metavar="README")
     action.add_argument("--check", type=Path, metavar="README")
     args = parser.parse_args()
-    path = args.csv or newest()
+    path = args.csv or (named_in(args.check) if args.check else newest())
     text = table(path)
     readme = args.write or args.check
     if readme is None:
