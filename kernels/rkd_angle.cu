@@ -5,9 +5,9 @@
 //              A_ij = Σ_k w (r_ij r_kj − cos_jik r_ij²)                 an edge from end i to vertex j
 //              ∂L/∂h_ij = 2/N³ (A_ij + A_ji − G_ij)
 // Buffers    h [N, N] f32 (fast) or f64 (accurate), r [N, N] f32, of student and teacher; sums_a [groups, N, N] f32,
-//            vertex first; sums_g [splits, N, N] f32, the tiles (a ≤ b) only; coefficients [N, N] f32.
+//            vertex first; sums_g [splits, N, N] f32, the tiles (a ≤ b) only.
 // Passes     `rkd_angle` in f32 by a sum of products; `rkd_angle_accurate`, which returns at once unless the scalars
-//            ask for it, with h as a pair of f32; `rkd_angle_coefficients` adds up the slots.
+//            ask for it, with h as a pair of f32. rkd_angle_coefficients.cu adds up the slots.
 // Grid       (pairs of groups A ≤ B, splits of the vertices). A group is N / groups rows in tiles of 64; a block runs
 //            over its tiles a of A and b of B with a ≤ b.
 // Block      tile of 64 ends i by 64 ends k, every unordered pair {i, k} once; for each vertex j all of the tile:
@@ -370,60 +370,7 @@ DEVICE void rkd_angle(const Arguments& arguments) {
     Block{arguments, ends_i, ends_k, sums_i, sums_k, penalties, at, {}}.run();
 }
 
-// ------------------------------------------------------------------------------------------------- coefficients
-
-constexpr unsigned PATCH = 32;
-
-struct CoefficientArguments {
-    const float* sums_a;
-    const float* sums_g;
-    float* coefficients;
-    uint32_t n;
-    uint32_t groups;
-    uint32_t splits;
-    float factor;  // 2 weight / N³
-};
-
-// A patch of 32 x 32 pairs (i, k) with tile(i) ≤ tile(k), and its mirror image: lane → k, warp → i, i + 8, ...
-DEVICE void coefficients(const CoefficientArguments& arguments) {
-    SHARED_ARRAY(float, mirror, PATCH * (PATCH + 1));
-    const uint32_t n = arguments.n;
-    const auto [a, b] = pair_tile::pair_of(blockIdx.x);
-    const uint64_t matrix = static_cast<uint64_t>(n) * n;
-    const unsigned column = lane_index();
-    // A_ki: the ends k lie along the rows of the slots' vertices i, and the other way round.
-    for (unsigned row = warp_index(); row < PATCH; row += 8) {
-        const uint32_t k = b * PATCH + row, i = a * PATCH + column;
-        float sum = 0;
-        if (k < n && i < n) {
-            for (unsigned s = 0; s < arguments.groups; s++) sum += arguments.sums_a[s * matrix + static_cast<uint64_t>(k) * n + i];
-        }
-        mirror[row * (PATCH + 1) + column] = sum;
-    }
-    block_barrier();
-    for (unsigned row = warp_index(); row < PATCH; row += 8) {
-        const uint32_t i = a * PATCH + row, k = b * PATCH + column;
-        const uint64_t at = static_cast<uint64_t>(i) * n + k;
-        float ends = 0, sum = 0;
-        if (i < n && k < n) {
-            for (unsigned s = 0; s < arguments.splits; s++) ends += arguments.sums_g[s * matrix + at];
-            for (unsigned s = 0; s < arguments.groups; s++) sum += arguments.sums_a[s * matrix + at];
-            sum = arguments.factor * ((sum + mirror[column * (PATCH + 1) + row]) - ends);
-            arguments.coefficients[at] = sum;
-        }
-        // Each thread's own element, read above by itself alone, now holds what its mirror image is to become.
-        mirror[column * (PATCH + 1) + row] = sum;
-    }
-    block_barrier();
-    if (a == b) return;
-    for (unsigned row = warp_index(); row < PATCH; row += 8) {
-        const uint32_t k = b * PATCH + row, i = a * PATCH + column;
-        if (k < n && i < n) arguments.coefficients[static_cast<uint64_t>(k) * n + i] = mirror[row * (PATCH + 1) + column];
-    }
-}
-
 }  // namespace
 
 EXPORT_KERNEL(relata_rkd_angle, Triples<Fast>::THREADS, 2, Arguments, rkd_angle<Fast>);
 EXPORT_KERNEL(relata_rkd_angle_accurate, Triples<Accurate>::THREADS, 1, Arguments, rkd_angle<Accurate>);
-EXPORT_KERNEL(relata_rkd_angle_coefficients, 256, 4, CoefficientArguments, coefficients);

@@ -39,7 +39,7 @@ pub(crate) struct AngleArguments {
     pub(super) delta: f32,
 }
 
-/// Mirrors `CoefficientArguments` in kernels/rkd_angle.cu.
+/// Mirrors `Arguments` in kernels/rkd_angle_coefficients.cu.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub(crate) struct CoefficientArguments {
