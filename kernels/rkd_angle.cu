@@ -27,6 +27,7 @@
 // Shared     fast: 16 KiB for 8 vertices' edges, 10 KiB for sums; accurate: 24 and 18 KiB.
 // Registers  at most 224.
 // SASS       LDS.128
+// Loop       relata_rkd_angle at most 21 x 32; relata_rkd_angle_accurate at most 35 x 16 (an unordered triple)
 // Work       fast: 16 FP32 instructions an unordered triple: 3 + 3 for the cosines and their difference, 2 to clamp,
 //            2 for the penalty, 6 for the sums. accurate: 31.
 // Floor      FP32 issue: 16 · N³/2 / 33.4e12 s on an H200: 4 µs at N = 256, 256 µs at 1024.
