@@ -21,7 +21,7 @@ pub(crate) use softmax::softmax;
 
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::loss::{Loss, Rkd};
+use crate::loss::Loss;
 use crate::problem::{Batch, Problem, Value};
 
 /// Evaluates any loss. Shapes have been checked.
@@ -42,24 +42,8 @@ fn evaluate_in_pool<T: Element>(
 ) -> Result<Value> {
     let upstream = problem.upstream_factor();
     match problem.loss() {
-        Loss::RkdDistance(loss) => {
-            let both = Rkd {
-                distance_weight: 1.0,
-                angle_weight: 0.0,
-                delta: loss.delta,
-                normalize: loss.normalize,
-            };
-            rkd::rkd(&both, batch, upstream, gradient)
-        }
-        Loss::RkdAngle(loss) => {
-            let both = Rkd {
-                distance_weight: 0.0,
-                angle_weight: 1.0,
-                delta: loss.delta,
-                normalize: loss.normalize,
-            };
-            rkd::rkd(&both, batch, upstream, gradient)
-        }
+        Loss::RkdDistance(loss) => rkd::rkd(&(*loss).into(), batch, upstream, gradient),
+        Loss::RkdAngle(loss) => rkd::rkd(&(*loss).into(), batch, upstream, gradient),
         Loss::Rkd(loss) => rkd::rkd(loss, batch, upstream, gradient),
         Loss::Rrd(loss) => match batch.queue {
             Some(queue) => rrd::rrd(loss, batch, queue, upstream, gradient),
