@@ -25,21 +25,6 @@ namespace {
 using merge::COLUMNS;
 using merge::THREADS;
 
-struct Arguments {
-    const void* student;
-    const void* teacher;
-    const RowRecord* student_records;
-    const RowRecord* teacher_records;
-    Partials partials;
-    float* gradient;
-    double* losses;
-    float* value;
-    unsigned* counter;
-    double factor;  // upstream/(N τ)
-    uint32_t dim;
-    uint32_t normalized;
-};
-
 struct Beside {
     double excess;  // log(eᵃ + eᵇ) − b
     double share;   // of eᵃ in the sum
@@ -52,7 +37,7 @@ DEVICE Beside beside(double a, double b) {
 }
 
 template <typename T>
-DEVICE void info_nce(const Arguments& arguments) {
+DEVICE void info_nce(const FinishArguments& arguments) {
     const uint32_t dim = arguments.dim, row = blockIdx.x;
     const uint64_t start = static_cast<uint64_t>(row) * dim;
     const T* x = static_cast<const T*>(arguments.student) + start;
@@ -93,6 +78,6 @@ DEVICE void info_nce(const Arguments& arguments) {
 
 }  // namespace
 
-EXPORT_KERNEL(relata_info_nce_f32, THREADS, 4, Arguments, info_nce<float>);
-EXPORT_KERNEL(relata_info_nce_f16, THREADS, 4, Arguments, info_nce<f16>);
-EXPORT_KERNEL(relata_info_nce_bf16, THREADS, 4, Arguments, info_nce<bf16>);
+EXPORT_KERNEL(relata_info_nce_f32, THREADS, 4, FinishArguments, info_nce<float>);
+EXPORT_KERNEL(relata_info_nce_f16, THREADS, 4, FinishArguments, info_nce<f16>);
+EXPORT_KERNEL(relata_info_nce_bf16, THREADS, 4, FinishArguments, info_nce<bf16>);

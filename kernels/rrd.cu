@@ -26,23 +26,8 @@ namespace {
 using merge::COLUMNS;
 using merge::THREADS;
 
-struct Arguments {
-    const void* student;
-    const void* teacher;
-    const RowRecord* student_records;
-    const RowRecord* teacher_records;
-    Partials partials;
-    float* gradient;
-    double* losses;
-    float* value;
-    unsigned* counter;
-    double factor;  // upstream/(N τ_s)
-    uint32_t dim;
-    uint32_t normalized;
-};
-
 template <typename T>
-DEVICE void rrd(const Arguments& arguments) {
+DEVICE void rrd(const FinishArguments& arguments) {
     const uint32_t dim = arguments.dim, row = blockIdx.x, rows = gridDim.x;
     const uint64_t start = static_cast<uint64_t>(row) * dim;
     const T* x = static_cast<const T*>(arguments.student) + start;
@@ -98,6 +83,6 @@ DEVICE void rrd(const Arguments& arguments) {
 
 }  // namespace
 
-EXPORT_KERNEL(relata_rrd_f32, THREADS, 4, Arguments, rrd<float>);
-EXPORT_KERNEL(relata_rrd_f16, THREADS, 4, Arguments, rrd<f16>);
-EXPORT_KERNEL(relata_rrd_bf16, THREADS, 4, Arguments, rrd<bf16>);
+EXPORT_KERNEL(relata_rrd_f32, THREADS, 4, FinishArguments, rrd<float>);
+EXPORT_KERNEL(relata_rrd_f16, THREADS, 4, FinishArguments, rrd<f16>);
+EXPORT_KERNEL(relata_rrd_bf16, THREADS, 4, FinishArguments, rrd<bf16>);

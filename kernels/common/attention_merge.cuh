@@ -5,7 +5,7 @@
 #include "attention.cuh"
 #include "collective.cuh"
 
-// Mirrored in src/gpu/attention.rs.
+// Mirrored in src/gpu/attention/arguments.rs.
 struct Partials {
     const Stat* stats;
     const float* means;
@@ -14,6 +14,22 @@ struct Partials {
     uint32_t splits;
     uint32_t pitch;
     uint32_t padding;
+};
+
+// What a finishing pass takes. Mirrored in src/gpu/attention/arguments.rs.
+struct FinishArguments {
+    const void* student;
+    const void* teacher;
+    const RowRecord* student_records;
+    const RowRecord* teacher_records;
+    Partials partials;
+    float* gradient;
+    double* losses;
+    float* value;
+    unsigned* counter;
+    double factor;  // upstream/(N τ), of the student
+    uint32_t dim;
+    uint32_t normalized;
 };
 
 namespace merge {

@@ -45,6 +45,8 @@ pub(crate) struct Plan {
     shared: u32,
     /// log2(e)/τ of student and teacher.
     per_temperature: [f32; 2],
+    /// upstream/(N τ) of the student: of the gradient.
+    factor: f64,
     /// `[2 N]` each: the student's, then the teacher's.
     prepared: Region,
     scales: Region,
@@ -106,6 +108,7 @@ impl Plan {
             keys,
             kernel,
             normalize,
+            factor: problem.upstream_factor() / (f64::from(rows) * temperatures[0]),
             rows,
             key_count,
             dim: grid_size("student_dim", dim)?,
@@ -198,13 +201,8 @@ impl Plan {
         entry.launch(launcher, self.grid, self.shared, &attention)
     }
 
-    /// What the last pass takes; `temperature` is the student's.
-    pub(crate) fn finish(
-        &self,
-        at: &Addresses,
-        upstream: f64,
-        temperature: f64,
-    ) -> FinishArguments {
+    /// What the last pass takes.
+    pub(crate) fn finish(&self, at: &Addresses) -> FinishArguments {
         FinishArguments {
             student: at.student,
             teacher: at.teacher,
@@ -223,7 +221,7 @@ impl Plan {
             losses: self.losses.at(at.workspace),
             value: at.value,
             counter: Layout::counter(0).at(at.workspace),
-            factor: upstream / (f64::from(self.rows) * temperature),
+            factor: self.factor,
             dim: self.dim,
             normalized: self.normalize.into(),
         }

@@ -14,8 +14,6 @@ use crate::problem::Problem;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Plan {
     attention: attention::Plan,
-    temperature: f64,
-    upstream: f64,
 }
 
 impl Plan {
@@ -41,15 +39,13 @@ impl Plan {
                 temperatures,
                 layout,
             )?,
-            temperature: loss.temperature,
-            upstream: problem.upstream_factor(),
         })
     }
 
     pub(crate) fn enqueue(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         self.attention.enqueue(launcher, at)?;
         let (dtype, rows) = self.attention.batch();
-        let arguments = self.attention.finish(at, self.upstream, self.temperature);
+        let arguments = self.attention.finish(at);
         INFO_NCE
             .of(dtype)
             .launch(launcher, [rows, 1, 1], 0, &arguments)

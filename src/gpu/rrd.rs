@@ -14,8 +14,6 @@ use crate::problem::Problem;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Plan {
     attention: attention::Plan,
-    student_temperature: f64,
-    upstream: f64,
 }
 
 impl Plan {
@@ -38,17 +36,13 @@ impl Plan {
                 temperatures,
                 layout,
             )?,
-            student_temperature: loss.student_temperature,
-            upstream: problem.upstream_factor(),
         })
     }
 
     pub(crate) fn enqueue(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         self.attention.enqueue(launcher, at)?;
         let (dtype, rows) = self.attention.batch();
-        let arguments = self
-            .attention
-            .finish(at, self.upstream, self.student_temperature);
+        let arguments = self.attention.finish(at);
         RRD.of(dtype).launch(launcher, [rows, 1, 1], 0, &arguments)
     }
 }

@@ -75,7 +75,7 @@ pub(crate) struct Partials {
     pub(super) padding: u32,
 }
 
-/// Mirrors `Arguments` in kernels/rrd.cu and in kernels/info_nce.cu.
+/// Mirrors `FinishArguments` in kernels/common/attention_merge.cuh.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub(crate) struct FinishArguments {
