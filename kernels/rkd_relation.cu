@@ -109,6 +109,18 @@ DEVICE rkd::Lengths of_block(double sum, V longest, V shortest) {
     return lengths;
 }
 
+// This block's tile, and its share of what is known of the lengths. Whether this is the last block.
+template <typename Real, typename T>
+DEVICE bool relate(const Arguments& arguments) {
+    SHARED_ARRAY(Real, left, pair_tile::SHARED<Real>);
+    SHARED_ARRAY(Real, right, pair_tile::SHARED<Real>);
+    Tile<Real> tile{arguments, left, right};
+    tile.template run<T>();
+    const rkd::Lengths lengths = of_block(tile.sum, tile.longest, tile.shortest);
+    if (threadIdx.x == 0) arguments.partials[blockIdx.y * gridDim.x + blockIdx.x] = lengths;
+    return is_last_block(arguments.counter);
+}
+
 // The lengths of all pairs of the student or the teacher, in every thread of the last block.
 DEVICE rkd::Lengths of_all(const rkd::Lengths* partials, uint32_t count) {
     double sum = 0, longest = 0, shortest = 1e30;
@@ -126,13 +138,7 @@ DEVICE double mean_of(double sum, uint32_t n) {
 
 template <typename T>
 DEVICE void rkd_relation(const Arguments& arguments) {
-    SHARED_ARRAY(float, left, pair_tile::SHARED<float>);
-    SHARED_ARRAY(float, right, pair_tile::SHARED<float>);
-    Tile<float> tile{arguments, left, right};
-    tile.template run<T>();
-    const rkd::Lengths lengths = of_block(tile.sum, tile.longest, tile.shortest);
-    if (threadIdx.x == 0) arguments.partials[blockIdx.y * gridDim.x + blockIdx.x] = lengths;
-    if (!is_last_block(arguments.counter)) return;
+    if (!relate<float, T>(arguments)) return;
 
     bool accurate = false;
     for (unsigned which = 0; which < 2; which++) {
@@ -155,13 +161,7 @@ DEVICE void rkd_relation(const Arguments& arguments) {
 template <typename T>
 DEVICE void rkd_relation_accurate(const Arguments& arguments) {
     if (!arguments.accurate_only && !arguments.scalars->accurate) return;
-    SHARED_ARRAY(double, left, pair_tile::SHARED<double>);
-    SHARED_ARRAY(double, right, pair_tile::SHARED<double>);
-    Tile<double> tile{arguments, left, right};
-    tile.template run<T>();
-    const rkd::Lengths lengths = of_block(tile.sum, tile.longest, tile.shortest);
-    if (threadIdx.x == 0) arguments.partials[blockIdx.y * gridDim.x + blockIdx.x] = lengths;
-    if (!is_last_block(arguments.counter)) return;
+    if (!relate<double, T>(arguments)) return;
 
     double poison = 0;
     for (unsigned which = 0; which < 2; which++) {
