@@ -47,7 +47,7 @@ struct alignas(64) Warp {
     uint64_t decoded;
 };
 
-// A CUDA thread. Mirrored in src/gpu/emulator/block.rs.
+// A CUDA thread. Mirrored in src/gpu/emulator/fibers.rs.
 struct Thread {
     Index thread, block, block_dim, grid_dim;
     Block* shared;

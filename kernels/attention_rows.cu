@@ -24,7 +24,7 @@ namespace {
 constexpr unsigned THREADS = 128;
 constexpr unsigned WARPS = THREADS / WARP;
 
-// Mirrored in src/gpu/attention.rs.
+// Mirrored in src/gpu/attention/arguments.rs.
 enum Format : uint32_t { NONE = 0, F32 = 1, SCALED_F16 = 2 };
 
 struct Set {

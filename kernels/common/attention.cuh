@@ -25,7 +25,7 @@ struct Stat {
     float sum;
 };
 
-// Mirrored in src/gpu/attention.rs.
+// Mirrored in src/gpu/attention/arguments.rs.
 struct AttentionArguments {
     const void* rows;         // [row_count, row_pitch], as attention_rows writes them
     const float* scales;      // [row_count], above 0: from products with a key to logits in base 2

@@ -5,7 +5,7 @@
 
 namespace rkd {
 
-// Mirrored in src/gpu/rkd.rs, which only needs its size.
+// src/gpu/rkd/mod.rs makes room for it, and its tests read `accurate`.
 struct Scalars {
     // The student's lengths and the teacher's, in units in which the longest is about 1 where the accurate path runs,
     // and as they are where the fast one does. A power of two: `unit` times a length is exact.
@@ -22,6 +22,7 @@ struct Scalars {
     uint32_t accurate;
     uint32_t padding;
 };
+static_assert(sizeof(Scalars) == 64, "SCALARS in src/gpu/rkd/mod.rs");
 
 // A block's share of what is known of the lengths.
 struct Lengths {
