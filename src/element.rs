@@ -36,6 +36,16 @@ impl DType {
             DType::BF16 => "bf16",
         }
     }
+
+    /// The size of an element.
+    #[must_use]
+    pub const fn bytes(self) -> usize {
+        match self {
+            DType::F64 => 8,
+            DType::F32 => 4,
+            DType::F16 | DType::BF16 => 2,
+        }
+    }
 }
 
 impl fmt::Display for DType {

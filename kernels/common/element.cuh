@@ -83,26 +83,33 @@ constexpr unsigned CHUNK = 16 / sizeof(T);
 
 DEVICE bool aligned16(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
 
-// The CHUNK elements at `from`, which lie on a multiple of 16 bytes.
+// The CHUNK elements in 16 bytes.
 template <typename T>
-DEVICE void load_chunk(const T* from, float (&to)[CHUNK<T>]) {
+DEVICE void unpack(const Bytes16& bytes, float (&to)[CHUNK<T>]) {
     union {
         Bytes16 bytes;
         T elements[CHUNK<T>];
-    } chunk = {*reinterpret_cast<const Bytes16*>(from)};
+    } chunk = {bytes};
     UNROLL
     for (unsigned i = 0; i < CHUNK<T>; i++) to[i] = to_float(chunk.elements[i]);
 }
 
-// The same, one by one where they don't.
+// The CHUNK elements at `from`, which lie on a multiple of 16 bytes.
 template <typename T>
-DEVICE void load_chunk(const T* from, bool aligned, float (&to)[CHUNK<T>]) {
-    if (aligned) {
-        load_chunk(from, to);
-    } else {
-        UNROLL
-        for (unsigned i = 0; i < CHUNK<T>; i++) to[i] = to_float(from[i]);
-    }
+DEVICE void load_chunk(const T* from, float (&to)[CHUNK<T>]) {
+    unpack<T>(*reinterpret_cast<const Bytes16*>(from), to);
+}
+
+// 16 bytes of elements that need not lie on a multiple of 16.
+template <typename T>
+DEVICE Bytes16 gather_chunk(const T* from) {
+    union {
+        T elements[CHUNK<T>];
+        Bytes16 bytes;
+    } chunk;
+    UNROLL
+    for (unsigned i = 0; i < CHUNK<T>; i++) chunk.elements[i] = from[i];
+    return chunk.bytes;
 }
 
 // Four floats to an address on a multiple of 16 bytes.
@@ -110,17 +117,19 @@ DEVICE void store4(float* to, float a, float b, float c, float d) {
     *reinterpret_cast<Bytes16*>(to) = {{float_to_bits(a), float_to_bits(b), float_to_bits(c), float_to_bits(d)}};
 }
 
-// The same, one by one where it isn't.
-DEVICE void store4(float* to, bool aligned, float a, float b, float c, float d) {
-    if (aligned) {
-        store4(to, a, b, c, d);
-    } else {
-        to[0] = a;
-        to[1] = b;
-        to[2] = c;
-        to[3] = d;
-    }
+// 16 bytes that nobody reads again before much else has been: the first to leave the caches.
+#if defined(__CUDACC__)
+DEVICE Bytes16 load_streaming(const void* from) {
+    const uint4 words = __ldcs(static_cast<const uint4*>(from));
+    return {{words.x, words.y, words.z, words.w}};
 }
+DEVICE void store4_streaming(float* to, float a, float b, float c, float d) {
+    __stcs(reinterpret_cast<float4*>(to), make_float4(a, b, c, d));
+}
+#else
+DEVICE Bytes16 load_streaming(const void* from) { return *static_cast<const Bytes16*>(from); }
+DEVICE void store4_streaming(float* to, float a, float b, float c, float d) { store4(to, a, b, c, d); }
+#endif
 
 // Two floats to an address on a multiple of 8 bytes.
 DEVICE void store2(float* to, float a, float b) {

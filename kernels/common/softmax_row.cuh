@@ -21,6 +21,20 @@ struct Softmax {
         }
     }
 
+    // Of several: one look at the maximum, and no branch for each.
+    template <unsigned COUNT>
+    DEVICE void add(const float (&x)[COUNT], float scale) {
+        float largest = x[0];
+        UNROLL
+        for (unsigned i = 1; i < COUNT; i++) largest = fmaxf(largest, x[i]);
+        if (largest > maximum) {
+            sum *= exp2_fast((maximum - largest) * scale);
+            maximum = largest;
+        }
+        UNROLL
+        for (unsigned i = 0; i < COUNT; i++) sum += exp2_fast((x[i] - maximum) * scale);
+    }
+
     DEVICE float rescaled(float new_maximum, float scale) const {
         // A thread without elements has -inf for a maximum and a sum of 0.
         return sum == 0 ? 0 : sum * exp2_fast((maximum - new_maximum) * scale);

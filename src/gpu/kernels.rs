@@ -125,6 +125,8 @@ kernels! {
     CONTRACTION: super::rkd::ContractionArguments, 256 => [relata_contraction_f32, relata_contraction_f16, relata_contraction_bf16];
     /// KL of softened logits, and its gradient: a block for a row.
     KD_KL: super::kd_kl::Arguments, 256 => [relata_kd_kl_f32, relata_kd_kl_f16, relata_kd_kl_bf16];
+    /// The same for rows of many classes.
+    KD_KL_LONG: super::kd_kl::Arguments, 512 => [relata_kd_kl_long_f32, relata_kd_kl_long_f16, relata_kd_kl_long_bf16];
     /// x/‖x‖ of every row: a block for a row.
     NORMALIZE: super::normalize::Arguments, 256 => [relata_normalize_f32, relata_normalize_f16, relata_normalize_bf16];
     /// The way back through x/‖x‖: a block for a row.

@@ -65,7 +65,13 @@ impl Plan {
             Loss::Rrd(loss) => {
                 Passes::Rrd(rrd::Plan::new(&loss, problem, dtype, limits, &mut layout)?)
             }
-            Loss::KdKl(loss) => Passes::KdKl(kd_kl::Plan::new(&loss, problem, dtype, &mut layout)?),
+            Loss::KdKl(loss) => Passes::KdKl(kd_kl::Plan::new(
+                &loss,
+                problem,
+                dtype,
+                limits,
+                &mut layout,
+            )?),
         };
         Ok(Plan { passes, layout })
     }

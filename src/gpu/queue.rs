@@ -53,13 +53,9 @@ impl Layout {
 
     /// Bytes of the keys.
     pub(crate) fn bytes(&self) -> Result<usize> {
-        let size = match self.element {
-            DType::F16 => size_of::<f16>(),
-            _ => size_of::<f32>(),
-        };
         self.capacity
             .checked_mul(self.pitch)
-            .and_then(|elements| elements.checked_mul(size))
+            .and_then(|elements| elements.checked_mul(self.element.bytes()))
             .ok_or(Error::OutOfMemory {
                 argument: "queue",
                 bytes: usize::MAX,

@@ -30,7 +30,7 @@ beside!(copies_computes_and_copies_back, StandIn, [], {
         .find(|call| call.starts_with("cuLaunchKernel"))
         .expect("a launch");
     let want = format!(
-        "cuLaunchKernel relata_kd_kl_bf16 grid {ROWS} 1 1 block 256 1 1 shared 0 stream 0 "
+        "cuLaunchKernel relata_kd_kl_bf16 grid {ROWS} 1 1 block 256 1 1 shared 8192 stream 0 "
     );
     assert!(launch.starts_with(&want), "{launch}");
     // Waited for before anything is looked at.
