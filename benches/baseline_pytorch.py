@@ -134,6 +134,23 @@ def whole(loss, p):
     return evaluate
 
 
+def rrd_by_attention(x, y, queue, p):
+    """The gradient of RRD without its loss, in two calls of scaled_dot_product_attention with the queue for keys and
+    values: what somebody would write who wants speed and has PyTorch. (O_s - O_t)/(tau_s N), O the mean keys."""
+    with torch.no_grad():
+        length = x.norm(dim=1, keepdim=True) if p["normalize"] else 1
+        z, keys = x / length, queue[None, None]
+        target = F.normalize(y, dim=1) if p["normalize"] else y
+        mean, target_mean = (
+            F.scaled_dot_product_attention(rows[None, None], keys, keys, scale=1 / p[temperature])[0, 0]
+            for rows, temperature in ((z, "student_temperature"), (target, "teacher_temperature"))
+        )
+        gradient = (mean - target_mean) / (p["student_temperature"] * len(x))
+        if p["normalize"]:
+            gradient = (gradient - z * (z * gradient).sum(dim=1, keepdim=True)) / length
+        return gradient
+
+
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -151,17 +168,37 @@ class Case:
 
         self.batches = [(place(student).requires_grad_(), place(teacher), place(queue)) for _ in range(copies)]
         self.turns = 0
-        loss = whole(loss, parameters)
-        self.compile = args.compile
-        if self.compile:
+        self.provider = args.provider
+        self.parameters = parameters
+        self.loss = whole(loss, parameters)
+        if self.provider == "compiled":
             torch.compiler.reset()  # of many shapes in one process, the later ones would run eagerly
-            loss = torch.compile(loss, dynamic=False)
-        self.loss = loss
+            self.loss = torch.compile(self.loss, dynamic=False)
+        if self.provider == "attention":
+            if loss != "rrd":
+                sys.exit(f"--provider attention: expected rrd, got {loss}")
+            self.hold_against_autograd()
+
+    def hold_against_autograd(self):
+        """Before it is timed: attention is to give the gradient of the formula."""
+        got = self.evaluate().double()
+        self.provider = "eager"
+        self.turns = 0
+        self.evaluate()
+        want = self.student.grad.double()
+        self.provider = "attention"
+        off = ((got - want).norm() / want.norm()).item()
+        most = 1e-3 if self.student.dtype == torch.float32 else 5e-2
+        if not off <= most:
+            sys.exit(f"attention: expected the gradient to {most}, got one that is off by {off:.1e}")
 
     def evaluate(self):
         self.student, teacher, queue = self.batches[self.turns % len(self.batches)]
         self.turns += 1
         self.student.grad = None
+        if self.provider == "attention":
+            self.student.grad = rrd_by_attention(self.student, teacher, queue, self.parameters)
+            return self.student.grad
         loss = self.loss(self.student, teacher, queue)
         loss.backward()
         return loss
@@ -195,7 +232,7 @@ class Case:
 
     def peak_bytes(self):
         """What one evaluation adds at most to the memory in use."""
-        if self.compile:
+        if self.provider == "compiled":
             self.evaluate()  # the compiler's memory is not meant
         for student, _, _ in self.batches:
             student.grad = None
@@ -270,7 +307,7 @@ def work(args):
     """Requests: {"do": "open", "loss", "parameters", "student", "teacher", "queue"}, then of that case
     {"do": "check", "gradient"}, {"do": "time", "budget"}, {"do": "peak"}. Arrays are
     {"path", "shape"} or null."""
-    warm_up(argparse.Namespace(device=args.device, compile=False))
+    warm_up(argparse.Namespace(device=args.device, provider="eager"))
     print(json.dumps({"torch": version(args), "device": device_name(args)}), flush=True)
     case = None
     for line in sys.stdin:
@@ -285,7 +322,7 @@ def work(args):
 
 
 def version(args):
-    return torch.__version__ + (" compiled" if args.compile else "")
+    return torch.__version__ + ("" if args.provider == "eager" else f" {args.provider}")
 
 
 def device_name(args):
@@ -330,7 +367,7 @@ def alone(args):
 
 
 def measure(match, args):
-    warm_up(argparse.Namespace(device=args.device, compile=False))
+    warm_up(argparse.Namespace(device=args.device, provider="eager"))
     case = random_case(match, args)
     peak = case.peak_bytes()
     samples = sorted(case.turn(args.seconds))
@@ -344,7 +381,8 @@ def main():
     parser.add_argument("cases", nargs="*", metavar="CASE", help="measure these alone, and print CSV")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--compile", action="store_true", help="through torch.compile")
+    parser.add_argument("--provider", choices=["eager", "compiled", "attention"], default="eager",
+                        help="the formulas as they come, through torch.compile, or RRD's gradient by scaled_dot_product_attention")
     parser.add_argument("--part", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=3.0, help="alone: time for a case")
     args = parser.parse_args()

@@ -83,7 +83,9 @@ struct Options {
 impl Options {
     fn worker(&self) -> Worker {
         let mut arguments = vec!["--threads".to_owned(), self.threads.to_string()];
-        arguments.extend(self.compile.then(|| "--compile".to_owned()));
+        if self.compile {
+            arguments.extend(["--provider", "compiled"].map(str::to_owned));
+        }
         Worker::new(self.python.as_deref(), arguments)
     }
 }

@@ -28,7 +28,7 @@ use relata::cuda::cudarc::driver::DeviceRepr;
 use relata::{Cuda, DType, GpuElement};
 
 use card::Card;
-use cases::Case;
+use cases::{Case, Purpose};
 use ours::Ours;
 use record::{Measurement, Record, Samples};
 use torch::{Files, Torch, Worker};
@@ -53,7 +53,7 @@ struct Options {
     /// Only this case
     #[arg(long = "case", value_name = "NAME")]
     cases: Vec<String>,
-    /// Only this type: f32, f16 or bf16 [default: f32, and bf16 for losses with products]
+    /// Only this type: f32, f16 or bf16 [default: f32, and bf16 for losses whose speed depends on it]
     #[arg(long = "dtype", value_name = "TYPE")]
     dtypes: Vec<String>,
     /// Where the results go, as CSV [default: nowhere]
@@ -105,22 +105,19 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options, cuda: &Cuda) -> Result<()> {
-    let cases: Vec<Case> = cases::benches()
+    let cases: Vec<Case> = cases::on_cards()
         .filter(|case| options.cases.is_empty() || options.cases.contains(&case.name))
         .collect();
     if cases.is_empty() {
-        let names: Vec<_> = cases::benches().map(|case| case.name).collect();
+        let names: Vec<_> = cases::on_cards().map(|case| case.name).collect();
         return Err(format!("--case: expected one of {}", names.join(", ")).into());
     }
     let card = Card::new(cuda, options.card)?;
     let mut torches = Vec::new();
     if let Some(python) = &options.python {
-        for more in [None, Some("--compile")] {
-            let arguments = ["--device", "cuda"]
-                .into_iter()
-                .chain(more)
-                .map(str::to_owned);
-            let mut worker = Worker::new(Some(python), arguments.collect());
+        for provider in record::PROVIDERS {
+            let arguments = ["--device", "cuda", "--provider", provider].map(str::to_owned);
+            let mut worker = Worker::new(Some(python), arguments.into());
             worker.script = options.baseline.clone().unwrap_or(worker.script);
             torches.push(Torch::spawn(&worker, &[])?);
         }
@@ -149,11 +146,12 @@ fn run(options: &Options, cuda: &Cuda) -> Result<()> {
 
 fn dtypes(options: &Options, case: &Case) -> Result<Vec<DType>> {
     if options.dtypes.is_empty() {
-        let products = matches!(case.loss, relata::Loss::Rrd(_) | relata::Loss::InfoNce(_));
-        return Ok(if products {
-            vec![DType::F32, DType::BF16]
-        } else {
-            vec![DType::F32]
+        // RKD computes in f32 whatever comes.
+        use relata::Loss::{InfoNce, KdKl, Rrd};
+        return Ok(match (case.loss, case.purpose) {
+            (Rrd(_) | InfoNce(_) | KdKl(_), Purpose::Card) => vec![DType::BF16],
+            (Rrd(_) | InfoNce(_) | KdKl(_), _) => vec![DType::F32, DType::BF16],
+            _ => vec![DType::F32],
         });
     }
     let known = [DType::F32, DType::F16, DType::BF16];
@@ -181,7 +179,15 @@ fn measure<T: GpuElement + DeviceRepr>(
     // What eager PyTorch keeps for its backward pass has to fit beside everything else.
     let fits = torch::kept_bytes(case) < 0.6 * card.memory as f64;
     let torches = if fits { torches } else { &mut [] };
-    for torch in torches.iter_mut() {
+    let mut torches: Vec<_> = record::PROVIDERS
+        .into_iter()
+        .zip(torches)
+        .filter(|(provider, _)| {
+            *provider != record::ATTENTION || matches!(case.loss, relata::Loss::Rrd(_))
+        })
+        .map(|(_, torch)| torch)
+        .collect();
+    for torch in &mut torches {
         torch.open_copies(case, &files, T::DTYPE.name(), ours.copies())?;
         // Compiles, too.
         torch.turn(std::time::Duration::from_secs_f64(TURN))?;

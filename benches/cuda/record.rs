@@ -14,6 +14,11 @@ use crate::machine::{Machine, today};
 /// Where nothing was measured.
 const NONE: &str = "n/a";
 
+/// Two calls of scaled_dot_product_attention.
+pub(crate) const ATTENTION: &str = "attention";
+/// What PyTorch is asked to do: the papers' formulas as they are and compiled, and RRD's gradient by attention.
+pub(crate) const PROVIDERS: [&str; 3] = ["eager", "compiled", ATTENTION];
+
 /// Seconds of evaluations.
 #[derive(Default)]
 pub(crate) struct Samples {
@@ -23,8 +28,8 @@ pub(crate) struct Samples {
     pub(crate) warm: Vec<f64>,
     /// Launch by launch, cold.
     pub(crate) launches: Vec<f64>,
-    /// PyTorch, eager and compiled.
-    pub(crate) torch: [Vec<f64>; 2],
+    /// PyTorch, in the order of [`PROVIDERS`].
+    pub(crate) torch: [Vec<f64>; 3],
 }
 
 pub(crate) struct Measurement {
@@ -34,7 +39,7 @@ pub(crate) struct Measurement {
     cold: [f64; 3],
     warm: f64,
     launches: f64,
-    torch: [Option<f64>; 2],
+    torch: [Option<f64>; 3],
     floor: Option<f64>,
     throughput: f64,
     unit: &'static str,
@@ -104,6 +109,7 @@ pub(crate) fn heading() -> String {
         "of floor",
         "x eager",
         "x compiled",
+        "x attention",
         "throughput",
     ])
 }
@@ -123,6 +129,7 @@ impl fmt::Display for Measurement {
             }),
             &times(self.ratio(self.torch[0])),
             &times(self.ratio(self.torch[1])),
+            &times(self.ratio(self.torch[2])),
             &format!("{:.2e} {}", self.throughput, self.unit),
         ]))
     }
@@ -138,11 +145,12 @@ fn columns(
         floor,
         eager,
         compiled,
+        attention,
         throughput,
-    ]: [&str; 9],
+    ]: [&str; 10],
 ) -> String {
     format!(
-        "{case:<26}{dtype:>6}{graph:>13}{warm:>13}{launches:>13}{floor:>9}{eager:>9}{compiled:>11}{throughput:>20}"
+        "{case:<26}{dtype:>6}{graph:>13}{warm:>13}{launches:>13}{floor:>9}{eager:>9}{compiled:>11}{attention:>12}{throughput:>20}"
     )
 }
 
@@ -205,8 +213,10 @@ impl Record {
             ("share_of_floor", times(m.share_of_floor())),
             ("torch_eager_p50_s", or_none(m.torch[0], seconds)),
             ("torch_compiled_p50_s", or_none(m.torch[1], seconds)),
+            ("torch_attention_p50_s", or_none(m.torch[2], seconds)),
             ("ratio_eager", times(m.ratio(m.torch[0]))),
             ("ratio_compiled", times(m.ratio(m.torch[1]))),
+            ("ratio_attention", times(m.ratio(m.torch[2]))),
             ("ours_peak_bytes", count(m.peaks[0])),
             ("torch_peak_bytes", count(m.peaks[1])),
         ]);

@@ -34,7 +34,12 @@ pub(crate) enum Purpose {
     Bench,
     /// Small enough for the reference and large enough to time.
     Both,
+    /// Too large to time on a CPU.
+    Card,
 }
+
+/// More numbers than these are not drawn for a matrix: its rows repeat.
+const MOST_NUMBERS: usize = 1 << 24;
 
 /// A loss, the shapes of a batch and a recipe for its numbers.
 #[derive(Clone, Debug, PartialEq)]
@@ -95,11 +100,18 @@ pub(crate) fn all() -> Vec<Case> {
 
 /// The cases to hold against the reference.
 pub(crate) fn tests() -> impl Iterator<Item = Case> {
-    all().into_iter().filter(|c| c.purpose != Purpose::Bench)
+    let small = |c: &Case| matches!(c.purpose, Purpose::Test | Purpose::Both);
+    all().into_iter().filter(small)
 }
 
 /// The cases to time.
 pub(crate) fn benches() -> impl Iterator<Item = Case> {
+    let timed = |c: &Case| matches!(c.purpose, Purpose::Bench | Purpose::Both);
+    all().into_iter().filter(timed)
+}
+
+/// The cases to time on a card.
+pub(crate) fn on_cards() -> impl Iterator<Item = Case> {
     all().into_iter().filter(|c| c.purpose != Purpose::Test)
 }
 
@@ -137,12 +149,36 @@ impl Case {
 
     /// `[N, D]`, row-major.
     pub(crate) fn student<T: Element>(&self) -> Vec<T> {
-        data::round(&data::student(self))
+        self.repeated(
+            &data::student(&self.distinct(self.student_dim)),
+            self.student_dim,
+        )
     }
 
     /// `[N, D_t]`, row-major.
     pub(crate) fn teacher<T: Element>(&self) -> Vec<T> {
-        data::round(&data::teacher(self))
+        self.repeated(
+            &data::teacher(&self.distinct(self.teacher_dim)),
+            self.teacher_dim,
+        )
+    }
+
+    /// The case with so few rows that their numbers are drawn in seconds.
+    fn distinct(&self, dim: usize) -> Case {
+        let rows = self.rows.min((MOST_NUMBERS / dim.max(1)).max(1));
+        Case {
+            rows,
+            ..self.clone()
+        }
+    }
+
+    fn repeated<T: Element>(&self, rows: &[f64], dim: usize) -> Vec<T> {
+        let rounded = data::round(rows);
+        let all = self.rows * dim;
+        if rounded.len() == all {
+            return rounded;
+        }
+        rounded.iter().copied().cycle().take(all).collect()
     }
 
     /// The keys of earlier batches, `[past_keys, D]`, the oldest first, as they came: not normalised.
