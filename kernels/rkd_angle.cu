@@ -4,14 +4,17 @@
 //              G_ik = Σ_j w r_ij r_kj                                   the edge between the ends
 //              A_ij = Σ_k w (r_ij r_kj − cos_jik r_ij²)                 an edge from end i to vertex j
 //              ∂L/∂h_ij = 2/N³ (A_ij + A_ji − G_ij)
-// Buffers    h [N, N] f32 (fast) or f64 (accurate), r [N, N] f32, of student and teacher; sums_a [groups, N, N] f32,
-//            vertex first; sums_g [splits, N, N] f32, the tiles (a ≤ b) only.
+// Buffers    h, symmetric tiles, f32 (fast) or f64 (accurate), r [P, P] f32, of student and teacher; sums [groups · parts]
+//            symmetric tiles f32; P and the tiles as in common/rkd.cuh. Of an edge between rows i and k the sums are
+//            S_ik = A_ik + A_ki − G_ik or, in a tile on the diagonal, a share of it such that S_ik + S_ki is that.
 // Passes     `rkd_angle` in f32 by a sum of products; `rkd_angle_accurate`, which returns at once unless the scalars
 //            ask for it, with h as a pair of f32. rkd_angle_coefficients.cu adds up the slots.
-// Grid       (pairs of groups A ≤ B, splits of the vertices). A group is N / groups rows in tiles of 64; a block runs
-//            over its tiles a of A and b of B with a ≤ b.
-// Block      tile of 64 ends i by 64 ends k, every unordered pair {i, k} once; for each vertex j all of the tile. A thread
-//            has 4 rows and, in groups of 4, the columns 4 (l % 8) .. + 4 of each 32 that are its warp's:
+// Grid       groups A ≤ B ≤ C of tiles, those of three first, times parts. A block takes all triples with a row in each
+//            group, the vertex in any of them; of the vertices of each group its part. It adds what belongs to the
+//            edges between two of the groups to slot (third group, part), which nobody else writes there.
+// Block      for each pair of tiles x ≤ y of two of the groups, and each vertex j of the third's: 64 ends i of x by 64
+//            ends k of y, every unordered pair {i, k} once. A thread has 4 rows and, in groups of 4, the columns
+//            4 (l % 8) .. + 4 of each 32 that are its warp's:
 //
 //                     k: 0 .. 32     32 .. 64                     0 .. 32        32 .. 64           l: lane, l / 8 → row
 //                    +-------------+-----------+                +-------------+-----------+
@@ -22,10 +25,10 @@
 //
 //            h_ik and G_ik of the tile stay in registers for all vertices. Of the sums over k a thread has those over
 //            its own columns, of those over i those over its rows: they go to shared memory as they are, and are put
-//            together for 4 vertices at a time.
-// Shared     fast: 8 KiB for 4 vertices' edges, 25 KiB for sums; accurate: 12 and 33 KiB.
-// Registers  at most 224.
-// SASS       LDS.128, STS.128
+//            together for 4 vertices at a time. The edges of the next 4 are on their way meanwhile, in registers.
+// Shared     dynamic; fast: 16 KiB for twice 4 vertices' edges, 25 KiB for sums; accurate: 24 and 33 KiB.
+// Registers  at most 232.
+// SASS       LDG.E.128, LDS.128, STS.128
 // Loop       relata_rkd_angle at most 17.5 x 32; relata_rkd_angle_accurate at most 29.5 x 16 (an unordered triple)
 // Work       fast: 16 FP32 instructions an unordered triple: 3 + 3 for the cosines and their difference, 2 to clamp,
 //            2 for the penalty, 6 for the sums. accurate: 27.
@@ -34,7 +37,8 @@
 //            it is as good as the definition, and is given up where the mean penalty is below 1e-4: there the
 //            difference of the cosines would be mostly rounding. In the accurate path the larger of h_ij and h_kj meets
 //            h_ik first, with the low halves of both, which leaves cos an error of 1.5 ulp whatever the spread.
-// Order      fixed: vertices in order, threads by place in the tile; slots by group and split.
+// Order      fixed: vertices in order, threads by place in the tile; a slot's by group and
+//            tile; slots by third group and part.
 // Reference  src/reference/rkd_angle.rs; docs/maths/rkd.md; Park et al., arXiv 1904.05068.
 #include "common/collective.cuh"
 #include "common/element.cuh"
@@ -44,8 +48,10 @@
 
 namespace {
 
-constexpr unsigned SIDE = 64;
-// Vertices whose edges are in shared memory at a time.
+using rkd::TILE;
+
+constexpr unsigned SIDE = TILE;
+// Vertices whose edges are in shared memory at a time, and whose sums.
 constexpr unsigned VERTICES = 4;
 // Ends i of a thread.
 constexpr unsigned ROWS = 4;
@@ -53,17 +59,18 @@ constexpr unsigned ROWS = 4;
 struct Arguments {
     const void* h[2];
     const float* r[2];
-    float* sums_a;
-    float* sums_g;
+    float* sums;
     double* partials;
     rkd::Scalars* scalars;
     float* value;
     unsigned* counter;
-    double value_factor;    // of the mean penalty in the loss
-    double penalty_limit;   // the fast path is trusted above
+    double value_factor;   // of the mean penalty in the loss
+    double penalty_limit;  // the fast path is trusted above
     uint32_t n;
+    uint32_t groups;
     uint32_t tiles_per_group;
-    uint32_t vertices_per_split;
+    uint32_t parts;              // of a group's vertices
+    uint32_t vertices_per_part;  // a multiple of VERTICES
     float delta;
 };
 
@@ -74,15 +81,16 @@ struct Fast {
     static constexpr bool ACCURATE = false;
     // r and a = r h = ½ d.
     static constexpr unsigned PARTS = 2;
+    using Length = float;
     // h_ik as it lies in registers.
     struct Edge {
         float h;
     };
 
-    DEVICE static Edge edge(const void* h, uint64_t at, double) { return {static_cast<const float*>(h)[at]}; }
-    DEVICE static void parts(const void* h, const float* r, uint64_t at, double, float (&to)[PARTS]) {
-        to[0] = r[at];
-        to[1] = r[at] * static_cast<const float*>(h)[at];
+    DEVICE static Edge edge(float h, double) { return {h}; }
+    DEVICE static void parts(float h, float r, double, float (&to)[PARTS]) {
+        to[0] = r;
+        to[1] = r * h;
     }
     // cos − other: r_i (a_k − r_k h_ik) + r_k a_i − other
     DEVICE static float cosine_less(const float (&i)[PARTS], const float (&k)[PARTS], Edge ik, float other) {
@@ -101,18 +109,19 @@ struct Accurate {
     static constexpr bool ACCURATE = true;
     // r, and h in two halves.
     static constexpr unsigned PARTS = 3;
+    using Length = double;
     struct Edge {
         float high, low;
     };
 
-    DEVICE static Edge edge(const void* h, uint64_t at, double unit) {
-        const double scaled = static_cast<const double*>(h)[at] * unit * unit;
+    DEVICE static Edge edge(double h, double unit) {
+        const double scaled = h * unit * unit;
         const float high = static_cast<float>(scaled);
         return {high, static_cast<float>(scaled - high)};
     }
-    DEVICE static void parts(const void* h, const float* r, uint64_t at, double unit, float (&to)[PARTS]) {
-        const Edge e = edge(h, at, unit);
-        to[0] = static_cast<float>(r[at] / unit);
+    DEVICE static void parts(double h, float r, double unit, float (&to)[PARTS]) {
+        const Edge e = edge(h, unit);
+        to[0] = static_cast<float>(r / unit);
         to[1] = e.high;
         to[2] = e.low;
     }
@@ -129,24 +138,58 @@ struct Accurate {
     }
 };
 
+// Three groups of tiles, in ascending order.
+struct Job {
+    uint32_t groups[3];
+};
+
+// Those of three groups first, since they have most to do; then those of two, then of one.
+DEVICE Job job_of(uint32_t index, uint32_t groups) {
+    for (uint32_t c = 2; c < groups; c++) {
+        const uint32_t below = c * (c - 1) / 2;
+        if (index < below) {
+            const auto [a, b] = pair_tile::pair_of(index);
+            return {{a, b + 1, c}};
+        }
+        index -= below;
+    }
+    if (index < groups * (groups - 1)) {
+        const uint32_t twice = index / (groups - 1), rest = index % (groups - 1);
+        return rest < twice ? Job{{rest, twice, twice}} : Job{{twice, twice, rest + 1}};
+    }
+    index -= groups * (groups - 1);
+    return {{index, index, index}};
+}
+
 template <typename Path>
 struct Triples {
     static constexpr unsigned COLUMNS = Path::COLUMNS, PARTS = Path::PARTS;
     // Warps side by side, and in all.
     static constexpr unsigned ACROSS = 8 / COLUMNS, WARPS = 4 * ACROSS, THREADS = WARPS * WARP;
-    // What is in shared memory for a vertex. The edges to ends i and to ends k: [part of the student's, then of the
-    // teacher's][end]. What threads have summed for an end i, over their columns: [which columns][i], and for an end k:
-    // [which rows][k]. The pitch keeps the lanes of a row off each other's banks.
-    static constexpr unsigned EDGES = 2 * PARTS * SIDE, PITCH = SIDE + 4;
-    static constexpr unsigned OF_ROW = 8 * ACROSS, OF_COLUMN = SIDE / ROWS;
-    static constexpr unsigned TO_K = EDGES, SUMS_I = 2 * EDGES, SUMS_K = SUMS_I + OF_ROW * PITCH;
-    static constexpr unsigned RECORD = SUMS_K + OF_COLUMN * SIDE;
+    // The edges of a vertex: [ends i, ends k][student, teacher][part][end]. There are two buffers of them.
+    static constexpr unsigned EDGES = 2 * 2 * PARTS * SIDE, TO_K = EDGES / 2, BUFFER = VERTICES * EDGES;
+    // What threads have summed for a vertex: over their columns for an end i, [which columns][i], and over their rows
+    // for an end k, [which rows][k]. Pitches keep lanes off each other's banks.
+    static constexpr unsigned OF_ROW = 8 * ACROSS, ROW_PITCH = SIDE + 4, OF_COLUMN = SIDE / ROWS;
+    static constexpr unsigned SUMS_K = OF_ROW * ROW_PITCH, SUMS = SUMS_K + OF_COLUMN * SIDE + 8;
+    // Mirrored in src/gpu/rkd/deal.rs.
+    static constexpr unsigned SHARED = 2 * BUFFER + VERTICES * SUMS;
+    // Where the next edges come from, four at a time: 64 fours for each of student and teacher and of ends i and k.
+    static constexpr unsigned FOURS = 4 * SIDE / THREADS;
 
     const Arguments& arguments;
-    float* records;  // [vertex][RECORD]
-    // Kept here for want of registers: the penalty of each thread over all tiles, and which tiles a and b it is at.
+    float* edges;
+    float* sums;
+    // Kept here for want of registers: the penalty of each thread over all tiles; and where the block is.
     double* penalties;
-    uint32_t* at;
+    struct At {
+        // Of the ends.
+        uint32_t x, y;
+        // Of the vertices.
+        uint32_t group;
+        Job job;
+    };
+    At* at;
     double unit[2];
 
     DEVICE unsigned row(unsigned p) const { return warp_index() / ACROSS * 16 + lane_index() / 8 * ROWS + p; }
@@ -154,22 +197,67 @@ struct Triples {
         return (warp_index() % ACROSS + q / 4) * 32 + lane_index() % 8 * 4 + q % 4;
     }
 
-    // The edges from the vertices `j` .. to the ends of tile `tile`; 0 beyond the matrix and `stop`.
-    DEVICE void stage(unsigned part_of_record, uint32_t tile, uint32_t j, uint32_t stop) const {
-        const uint32_t n = arguments.n;
-        // One at a time: the tile already takes most registers.
-        UNROLL_BY(1)
-        for (unsigned e = threadIdx.x; e < VERTICES * SIDE; e += THREADS) {
-            const unsigned vertex = e / SIDE, end = e % SIDE;
-            const bool inside = j + vertex < stop && tile * SIDE + end < n;
-            const uint64_t edge = static_cast<uint64_t>(j + vertex) * n + tile * SIDE + end;
-            float* to = records + vertex * RECORD + part_of_record + end;
+    // What a triple of tiles with the third in this group adds up, for the pairs of the tiles a ≤ b.
+    DEVICE float* slot(uint32_t third, uint32_t a, uint32_t b) const {
+        const uint64_t part = blockIdx.x % arguments.parts, slot = third * static_cast<uint64_t>(arguments.parts) + part;
+        return arguments.sums + slot * rkd::tile_pairs(rkd::tiles_of(arguments.n)) * rkd::TILE_ELEMENTS + rkd::tile_at(a, b);
+    }
+
+    // Four edges from one vertex to ends side by side or, where the tile is kept the other way round, from four
+    // vertices to one end: h and r as they lie in memory.
+    struct Four {
+        typename Path::Length h[4];
+        float r[4];
+    };
+    // Which of them is a thread's `f`th.
+    struct Which {
+        unsigned to_k, teacher, four;
+    };
+    DEVICE static Which which(unsigned f) {
+        const unsigned e = threadIdx.x + f * THREADS;
+        return {e / (2 * SIDE), e / SIDE % 2, e % SIDE};
+    }
+
+    DEVICE void fetch(uint32_t j, Four (&fours)[FOURS]) const {
+        const uint32_t pitch = rkd::padded(arguments.n), v = j / SIDE;
+        UNROLL
+        for (unsigned f = 0; f < FOURS; f++) {
+            const auto [to_k, teacher, four] = which(f);
+            const auto* h = static_cast<const typename Path::Length*>(arguments.h[teacher]);
+            const float* r = arguments.r[teacher];
+            const uint32_t tile = to_k ? at->y : at->x;
+            if (v <= tile) {
+                const unsigned vertex = j % SIDE + four / 16, end = four % 16 * 4;
+                h += rkd::tile_at(v, tile) + vertex * SIDE + end;
+                r += static_cast<uint64_t>(v * SIDE + vertex) * pitch + tile * SIDE + end;
+            } else {
+                h += rkd::tile_at(tile, v) + four * SIDE + j % SIDE;
+                r += static_cast<uint64_t>(tile * SIDE + four) * pitch + j;
+            }
+            pair_tile::load_side_by_side(h, fours[f].h);
+            pair_tile::load_side_by_side(r, fours[f].r);
+        }
+    }
+
+    DEVICE void put(uint32_t j, const Four (&fours)[FOURS], unsigned buffer) const {
+        UNROLL
+        for (unsigned f = 0; f < FOURS; f++) {
+            const auto [to_k, teacher, four] = which(f);
+            float parts[4][PARTS];
             UNROLL
-            for (unsigned which = 0; which < 2; which++) {
-                float parts[PARTS] = {};
-                if (inside) Path::parts(arguments.h[which], arguments.r[which], edge, unit[which], parts);
+            for (unsigned i = 0; i < 4; i++) Path::parts(fours[f].h[i], fours[f].r[i], teacher ? unit[1] : unit[0], parts[i]);
+            float* to = edges + buffer + to_k * TO_K + teacher * PARTS * SIDE;
+            if (j / SIDE <= (to_k ? at->y : at->x)) {
+                to += four / 16 * EDGES + four % 16 * 4;
                 UNROLL
-                for (unsigned part = 0; part < PARTS; part++) to[(which * PARTS + part) * SIDE] = parts[part];
+                for (unsigned part = 0; part < PARTS; part++)
+                    store4(to + part * SIDE, parts[0][part], parts[1][part], parts[2][part], parts[3][part]);
+            } else {
+                UNROLL
+                for (unsigned i = 0; i < 4; i++) {
+                    UNROLL
+                    for (unsigned part = 0; part < PARTS; part++) to[i * EDGES + part * SIDE + four] = parts[i][part];
+                }
             }
         }
     }
@@ -185,8 +273,8 @@ struct Triples {
         }
     }
 
-    // Where in a vertex's record this thread reads and writes: kept as addresses that move on from vertex to vertex, or
-    // the compiler works each of them out again for every vertex.
+    // Where this thread reads and writes for a vertex: kept as addresses that move on from vertex to vertex, or the
+    // compiler works each of them out again for every vertex.
     struct Place {
         const float* edges_i;
         const float* edges_k;
@@ -194,17 +282,16 @@ struct Triples {
         float* sums_k;
 
         DEVICE void next() {
-            edges_i += RECORD;
-            edges_k += RECORD;
-            sums_i += RECORD;
-            sums_k += RECORD;
+            edges_i += EDGES;
+            edges_k += EDGES;
+            sums_i += SUMS;
+            sums_k += SUMS;
         }
     };
 
-    DEVICE Place first_place() const {
+    DEVICE Place first_place(unsigned buffer) const {
         const unsigned i = row(0), k = column(0);
-        return {records + i, records + TO_K + k, records + SUMS_I + k / 4 % OF_ROW * PITCH + i,
-                records + SUMS_K + i / ROWS * SIDE + k};
+        return {edges + buffer + i, edges + buffer + TO_K + k, sums + k / 4 % OF_ROW * ROW_PITCH + i, sums + SUMS_K + i / ROWS * SIDE + k};
     }
 
     // One vertex and this thread's pairs of ends. Adds the penalty to `penalty`, w r r to `g`.
@@ -247,57 +334,86 @@ struct Triples {
         store4(place.sums_i, along_i[0], along_i[1], along_i[2], along_i[3]);
     }
 
-    // What has been summed over the ends of `group`, for the vertices `j` .., goes to that group's slot, or is added to
-    // what this block put there: no other writes to these rows of it.
-    template <unsigned SUMS, unsigned COUNT, unsigned PITCH_OF>
-    DEVICE void store(uint32_t group, bool add, uint32_t tile, uint32_t j, uint32_t stop, unsigned edges) const {
-        const uint32_t n = arguments.n;
-        float* slot = arguments.sums_a + static_cast<uint64_t>(group) * n * n;
-        UNROLL_BY(1)
-        for (unsigned e = threadIdx.x; e < VERTICES * SIDE; e += THREADS) {
-            const unsigned vertex = e / SIDE, end = e % SIDE;
-            if (j + vertex >= stop || tile * SIDE + end >= n) continue;
-            const float* record = records + vertex * RECORD;
-            float sum = 0;
+    template <unsigned COUNT, unsigned EVERY>
+    DEVICE static void add_up(const float* from, float (&to)[4]) {
+        UNROLL
+        for (unsigned at = 0; at < COUNT; at++) {
+            float some[4];
+            pair_tile::load_side_by_side(from + at * EVERY, some);
             UNROLL
-            for (unsigned part = 0; part < COUNT; part++) sum += record[SUMS + part * PITCH_OF + end];
-            sum *= record[edges + end];
-            float* to = slot + static_cast<uint64_t>(j + vertex) * n + tile * SIDE + end;
-            *to = add ? *to + sum : sum;
+            for (unsigned i = 0; i < 4; i++) to[i] += some[i];
         }
     }
 
-    // Whether sums over the ends of b's group for the rows of tile a have been stored by this block before; and the
-    // other way round.
-    DEVICE bool stored_i() const {
-        const uint32_t each = arguments.tiles_per_group, a = at[0], b = at[1];
-        return b % each != 0 || (a % each != 0 && a / each == b / each);
+    // Adds what has been summed for the vertices `j` .. to the slots of their edges: to ends i and, off the diagonal,
+    // where they are others, to ends k. No other block writes there.
+    DEVICE void store(uint32_t j, unsigned buffer) const {
+        const uint32_t v = j / SIDE;
+        UNROLL_BY(1)
+        for (unsigned e = threadIdx.x; e < 2 * SIDE; e += THREADS) {
+            const bool to_k = e >= SIDE;
+            const unsigned vertex = e % VERTICES, end = e % SIDE / VERTICES * 4;
+            const uint32_t tile = to_k ? at->y : at->x, other = to_k ? at->x : at->y;
+            if (to_k && tile == other) continue;
+            float* to = slot(other / arguments.tiles_per_group, v < tile ? v : tile, v < tile ? tile : v);
+            // The edges lie along the rows of their tile or, where the vertices come later, across.
+            const bool along = v <= tile;
+            to += along ? (j % SIDE + vertex) * SIDE + end : end * SIDE + j % SIDE + vertex;
+            float all[4] = {};
+            const float* from = sums + vertex * SUMS + end;
+            if (to_k) {
+                add_up<OF_COLUMN, SIDE>(from + SUMS_K, all);
+            } else {
+                add_up<OF_ROW, ROW_PITCH>(from, all);
+            }
+            float r[4];
+            pair_tile::load_side_by_side(edges + buffer + vertex * EDGES + (to_k ? TO_K : 0) + end, r);
+            if (along) {
+                float old[4];
+                pair_tile::load_side_by_side(to, old);
+                store4(to, fmaf(r[0], all[0], old[0]), fmaf(r[1], all[1], old[1]), fmaf(r[2], all[2], old[2]),
+                       fmaf(r[3], all[3], old[3]));
+            } else {
+                UNROLL
+                for (unsigned i = 0; i < 4; i++) to[i * SIDE] = fmaf(r[i], all[i], to[i * SIDE]);
+            }
+        }
     }
-    DEVICE bool stored_k() const { return at[0] % arguments.tiles_per_group != 0; }
 
-    // Tiles a ≤ b and the vertices of this block.
+    // The ends of tiles x ≤ y, and the block's part of the vertices of the group.
     DEVICE void tile() const {
-        const uint32_t n = arguments.n;
-        const uint32_t first = blockIdx.y * arguments.vertices_per_split;
-        const uint32_t stop = first + arguments.vertices_per_split < n ? first + arguments.vertices_per_split : n;
+        const uint32_t of_group = arguments.tiles_per_group * SIDE;
+        uint32_t j = at->group * of_group, stop = j + of_group < arguments.n ? j + of_group : arguments.n;
+        j += blockIdx.x % arguments.parts * arguments.vertices_per_part;
+        if (j + arguments.vertices_per_part < stop) stop = j + arguments.vertices_per_part;
+        if (j >= stop) return;
+
         typename Path::Edge x[ROWS][COLUMNS], y[ROWS][COLUMNS];
         UNROLL
         for (unsigned p = 0; p < ROWS; p++) {
             UNROLL
-            for (unsigned q = 0; q < COLUMNS; q++) {
-                const uint32_t i = at[0] * SIDE + row(p), k = at[1] * SIDE + column(q);
-                const uint64_t edge = static_cast<uint64_t>(i) * n + k;
-                const bool inside = i < n && k < n;
-                x[p][q] = inside ? Path::edge(arguments.h[0], edge, unit[0]) : typename Path::Edge{};
-                y[p][q] = inside ? Path::edge(arguments.h[1], edge, unit[1]) : typename Path::Edge{};
+            for (unsigned q0 = 0; q0 < COLUMNS; q0 += 4) {
+                const uint64_t edge = rkd::tile_at(at->x, at->y) + row(p) * SIDE + column(q0);
+                typename Path::Length h[4];
+                pair_tile::load_side_by_side(static_cast<const typename Path::Length*>(arguments.h[0]) + edge, h);
+                UNROLL
+                for (unsigned q = 0; q < 4; q++) x[p][q0 + q] = Path::edge(h[q], unit[0]);
+                pair_tile::load_side_by_side(static_cast<const typename Path::Length*>(arguments.h[1]) + edge, h);
+                UNROLL
+                for (unsigned q = 0; q < 4; q++) y[p][q0 + q] = Path::edge(h[q], unit[1]);
             }
         }
         float g[ROWS][COLUMNS] = {};
-        for (uint32_t j = first; j < stop; j += VERTICES) {
-            stage(0, at[0], j, stop);
-            stage(TO_K, at[1], j, stop);
-            block_barrier();
-            Place place = first_place();
+        Four next[FOURS];
+        fetch(j, next);
+        unsigned buffer = 0;
+        put(j, next, buffer);
+        block_barrier();
+        for (; j < stop; j += VERTICES) {
+            // On their way while the vertices at hand are worked on.
+            const bool more = j + VERTICES < stop;
+            if (more) fetch(j + VERTICES, next);
+            Place place = first_place(buffer);
             // Few enough terms that f32 is as good as exact.
             float few = 0;
             UNROLL_BY(1)
@@ -306,21 +422,55 @@ struct Triples {
                 place.next();
             }
             // All of a tile on the diagonal is counted; elsewhere {i, k} stands for (i, k) and (k, i).
-            penalties[threadIdx.x] += at[0] == at[1] ? few : 2 * few;
+            penalties[threadIdx.x] += at->x == at->y ? few : 2 * few;
+            if (more) put(j + VERTICES, next, BUFFER - buffer);
             block_barrier();
-            const uint32_t each = arguments.tiles_per_group;
-            store<SUMS_I, OF_ROW, PITCH>(at[1] / each, stored_i(), at[0], j, stop, 0);
-            if (at[0] != at[1]) store<SUMS_K, OF_COLUMN, SIDE>(at[0] / each, stored_k(), at[1], j, stop, TO_K);
-            // Which reads r among the edges.
+            store(j, buffer);
+            buffer = BUFFER - buffer;
             block_barrier();
         }
-        float* to = arguments.sums_g + static_cast<uint64_t>(blockIdx.y) * n * n;
+        // −G, by the sign that w has here. In a tile on the diagonal, whose two halves are added up in the end, half of it.
+        const float share = at->x == at->y ? 0.5f : 1.0f;
+        float* to = slot(at->group, at->x, at->y);
         UNROLL
         for (unsigned p = 0; p < ROWS; p++) {
             UNROLL
-            for (unsigned q = 0; q < COLUMNS; q++) {
-                const uint32_t i = at[0] * SIDE + row(p), k = at[1] * SIDE + column(q);
-                if (i < n && k < n) to[static_cast<uint64_t>(i) * n + k] = -g[p][q];
+            for (unsigned q = 0; q < COLUMNS; q += 4) {
+                float* const four = to + row(p) * SIDE + column(q);
+                float old[4];
+                pair_tile::load_side_by_side(four, old);
+                store4(four, fmaf(share, g[p][q], old[0]), fmaf(share, g[p][q + 1], old[1]), fmaf(share, g[p][q + 2], old[2]),
+                       fmaf(share, g[p][q + 3], old[3]));
+            }
+        }
+    }
+
+    // The block's slots, before anything is added to them.
+    DEVICE void clear() const {
+        float* to = slot(at->group, at->x, at->y);
+        for (unsigned e = 4 * threadIdx.x; e < rkd::TILE_ELEMENTS; e += 4 * THREADS) store4(to + e, 0, 0, 0, 0);
+    }
+
+    // Goes through the job's pairs of tiles x ≤ y and the third group of each: `clear`s their slots, or fills them.
+    template <bool CLEAR>
+    DEVICE void each_pair() const {
+        const uint32_t each = arguments.tiles_per_group, tiles = rkd::tiles_of(arguments.n);
+        for (unsigned role = 0; role < 3; role++) {
+            const uint32_t third = at->job.groups[role];
+            // The group has had its turn.
+            if (role > 0 && third == at->job.groups[role - 1]) continue;
+            const uint32_t a = at->job.groups[role == 0 ? 1 : 0] * each, b = at->job.groups[role == 2 ? 1 : 2] * each;
+            for (uint32_t pair = 0; pair < each * each; pair++) {
+                const uint32_t x = a + pair / each, y = b + pair % each;
+                if (x > y || y >= tiles) continue;
+                block_barrier();
+                if (threadIdx.x == 0) {
+                    at->x = x;
+                    at->y = y;
+                    at->group = third;
+                }
+                block_barrier();
+                CLEAR ? clear() : tile();
             }
         }
     }
@@ -329,26 +479,17 @@ struct Triples {
         rkd::Scalars& scalars = *arguments.scalars;
         unit[0] = scalars.unit[0];
         unit[1] = scalars.unit[1];
-        const auto [group_a, group_b] = pair_tile::pair_of(blockIdx.x);
-        const uint32_t n = arguments.n, tiles = (n + SIDE - 1) / SIDE, each = arguments.tiles_per_group;
+        if (threadIdx.x == 0) at->job = job_of(blockIdx.x / arguments.parts, arguments.groups);
         penalties[threadIdx.x] = 0;
-        for (uint32_t pair = 0; pair < each * each; pair++) {
-            const uint32_t a = group_a * each + pair / each, b = group_b * each + pair % each;
-            if (a > b || b >= tiles) continue;
-            block_barrier();
-            if (threadIdx.x == 0) {
-                at[0] = a;
-                at[1] = b;
-            }
-            block_barrier();
-            tile();
-        }
+        block_barrier();
+        each_pair<true>();
+        each_pair<false>();
         const double penalty = block_reduce<THREADS>(penalties[threadIdx.x], Sum());
-        if (threadIdx.x == 0) arguments.partials[blockIdx.y * gridDim.x + blockIdx.x] = penalty;
+        if (threadIdx.x == 0) arguments.partials[blockIdx.x] = penalty;
         if (!is_last_block(arguments.counter)) return;
-        const double all = block_sum_of<THREADS>(arguments.partials, static_cast<uint64_t>(gridDim.x) * gridDim.y);
+        const double all = block_sum_of<THREADS>(arguments.partials, gridDim.x);
         if (threadIdx.x == 0) {
-            const double mean = all / n / n / n;
+            const double n = arguments.n, mean = all / n / n / n;
             scalars.angle = mean;
             // Also where it is NaN: then it is the accurate path that says so.
             if (!Path::ACCURATE && !(mean >= arguments.penalty_limit)) scalars.accurate = 1;
@@ -361,10 +502,10 @@ template <typename Path>
 DEVICE void rkd_angle(const Arguments& arguments) {
     using Block = Triples<Path>;
     if ((arguments.scalars->accurate != 0) != Path::ACCURATE) return;
-    SHARED_ARRAY(float, records, VERTICES * Block::RECORD);
+    DYNAMIC_SHARED(float, shared);
     SHARED_ARRAY(double, penalties, Block::THREADS);
-    SHARED_ARRAY(uint32_t, at, 2);
-    Block{arguments, records, penalties, at, {}}.run();
+    SHARED_ARRAY(typename Block::At, at, 1);
+    Block{arguments, shared, shared + 2 * Block::BUFFER, penalties, at, {}}.run();
 }
 
 }  // namespace

@@ -83,6 +83,29 @@ constexpr unsigned CHUNK = 16 / sizeof(T);
 
 DEVICE bool aligned16(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
 
+// 16 bytes of elements as they lie in memory: what is loaded long before it is used.
+template <typename T>
+union Chunk {
+    Bytes16 bytes;
+    T elements[CHUNK<T>];
+};
+
+// The first `count` of the CHUNK elements at `from`, then zeros; at once where they lie on a multiple of 16 bytes and all
+// are wanted.
+template <typename T>
+DEVICE Chunk<T> fetch_chunk(const T* from, bool aligned, unsigned count) {
+    Chunk<T> chunk = {};
+    if (aligned) {
+        if (count > 0) chunk.bytes = *reinterpret_cast<const Bytes16*>(from);
+    } else {
+        UNROLL
+        for (unsigned i = 0; i < CHUNK<T>; i++) {
+            if (i < count) chunk.elements[i] = from[i];
+        }
+    }
+    return chunk;
+}
+
 // The CHUNK elements at `from`, which lie on a multiple of 16 bytes.
 template <typename T>
 DEVICE void load_chunk(const T* from, float (&to)[CHUNK<T>]) {
