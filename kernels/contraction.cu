@@ -15,6 +15,7 @@
 // Shared     32 KiB: coefficients [32 j][16 PER i], rows [32 j][64 d], and the next.
 // Registers  at most 128.
 // SASS       LDG.E.128, LDS.128, STS.128
+// Loop       relata_contraction_f32 at most 2.2 x 128; relata_contraction_f16 at most 2.2 x 128 (an element of a difference)
 // Work       2 instructions an element: 2 N² D; N² D / 64 · 4 + N² D / (16 PER) · element bytes read, through L2.
 // Floor      FP32 issue: 2 N² D / 33.4e12 s on an H200: 32 µs at N = 1024, D = 512.
 // Numerics   by differences, which matters as much as those of the relation: x_i Σ C − Σ C x would cancel. 32 rows are

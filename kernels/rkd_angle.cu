@@ -74,6 +74,12 @@ struct Arguments {
     float delta;
 };
 
+// What takes lengths to the unit in which the longest is about 1: powers of two, so nothing is lost.
+struct Unit {
+    double of_h;
+    float of_r;
+};
+
 // How edges are kept and cosines computed.
 struct Fast {
     // Ends k of a thread.
@@ -87,8 +93,8 @@ struct Fast {
         float h;
     };
 
-    DEVICE static Edge edge(float h, double) { return {h}; }
-    DEVICE static void parts(float h, float r, double, float (&to)[PARTS]) {
+    DEVICE static Edge edge(float h, const Unit&) { return {h}; }
+    DEVICE static void parts(float h, float r, const Unit&, float (&to)[PARTS]) {
         to[0] = r;
         to[1] = r * h;
     }
@@ -114,14 +120,14 @@ struct Accurate {
         float high, low;
     };
 
-    DEVICE static Edge edge(double h, double unit) {
-        const double scaled = h * unit * unit;
+    DEVICE static Edge edge(double h, const Unit& unit) {
+        const double scaled = h * unit.of_h;
         const float high = static_cast<float>(scaled);
         return {high, static_cast<float>(scaled - high)};
     }
-    DEVICE static void parts(double h, float r, double unit, float (&to)[PARTS]) {
+    DEVICE static void parts(double h, float r, const Unit& unit, float (&to)[PARTS]) {
         const Edge e = edge(h, unit);
-        to[0] = static_cast<float>(r / unit);
+        to[0] = r * unit.of_r;
         to[1] = e.high;
         to[2] = e.low;
     }
@@ -183,24 +189,26 @@ struct Triples {
     // Kept here for want of registers: the penalty of each thread over all tiles; and where the block is.
     double* penalties;
     struct At {
-        // Of the ends.
-        uint32_t x, y;
+        // Of the ends i and the ends k.
+        uint32_t tiles[2];
         // Of the vertices.
         uint32_t group;
         Job job;
+        // For their edges to ends i, and to ends k.
+        float* slots[2];
     };
     At* at;
-    double unit[2];
+    Unit student, teacher;
 
     DEVICE unsigned row(unsigned p) const { return warp_index() / ACROSS * 16 + lane_index() / 8 * ROWS + p; }
     DEVICE unsigned column(unsigned q) const {
         return (warp_index() % ACROSS + q / 4) * 32 + lane_index() % 8 * 4 + q % 4;
     }
 
-    // What a triple of tiles with the third in this group adds up, for the pairs of the tiles a ≤ b.
-    DEVICE float* slot(uint32_t third, uint32_t a, uint32_t b) const {
+    // Where this part of the triples with the third row in this group is added up.
+    DEVICE float* slot(uint32_t third) const {
         const uint64_t part = blockIdx.x % arguments.parts, slot = third * static_cast<uint64_t>(arguments.parts) + part;
-        return arguments.sums + slot * rkd::tile_pairs(rkd::tiles_of(arguments.n)) * rkd::TILE_ELEMENTS + rkd::tile_at(a, b);
+        return arguments.sums + slot * rkd::tile_pairs(rkd::tiles_of(arguments.n)) * rkd::TILE_ELEMENTS;
     }
 
     // Four edges from one vertex to ends side by side or, where the tile is kept the other way round, from four
@@ -211,21 +219,20 @@ struct Triples {
     };
     // Which of them is a thread's `f`th.
     struct Which {
-        unsigned to_k, teacher, four;
+        unsigned to_k, of_teacher, four;
     };
     DEVICE static Which which(unsigned f) {
-        const unsigned e = threadIdx.x + f * THREADS;
-        return {e / (2 * SIDE), e / SIDE % 2, e % SIDE};
+        return {FOURS == 2 ? f : threadIdx.x / (2 * SIDE), threadIdx.x / SIDE % 2, threadIdx.x % SIDE};
     }
 
     DEVICE void fetch(uint32_t j, Four (&fours)[FOURS]) const {
         const uint32_t pitch = rkd::padded(arguments.n), v = j / SIDE;
         UNROLL
         for (unsigned f = 0; f < FOURS; f++) {
-            const auto [to_k, teacher, four] = which(f);
-            const auto* h = static_cast<const typename Path::Length*>(arguments.h[teacher]);
-            const float* r = arguments.r[teacher];
-            const uint32_t tile = to_k ? at->y : at->x;
+            const auto [to_k, of_teacher, four] = which(f);
+            const auto* h = static_cast<const typename Path::Length*>(arguments.h[of_teacher]);
+            const float* r = arguments.r[of_teacher];
+            const uint32_t tile = at->tiles[to_k];
             if (v <= tile) {
                 const unsigned vertex = j % SIDE + four / 16, end = four % 16 * 4;
                 h += rkd::tile_at(v, tile) + vertex * SIDE + end;
@@ -242,12 +249,13 @@ struct Triples {
     DEVICE void put(uint32_t j, const Four (&fours)[FOURS], unsigned buffer) const {
         UNROLL
         for (unsigned f = 0; f < FOURS; f++) {
-            const auto [to_k, teacher, four] = which(f);
+            const auto [to_k, of_teacher, four] = which(f);
+            const Unit of = of_teacher ? teacher : student;
             float parts[4][PARTS];
             UNROLL
-            for (unsigned i = 0; i < 4; i++) Path::parts(fours[f].h[i], fours[f].r[i], teacher ? unit[1] : unit[0], parts[i]);
-            float* to = edges + buffer + to_k * TO_K + teacher * PARTS * SIDE;
-            if (j / SIDE <= (to_k ? at->y : at->x)) {
+            for (unsigned i = 0; i < 4; i++) Path::parts(fours[f].h[i], fours[f].r[i], of, parts[i]);
+            float* to = edges + buffer + to_k * TO_K + of_teacher * PARTS * SIDE;
+            if (j / SIDE <= at->tiles[to_k]) {
                 to += four / 16 * EDGES + four % 16 * 4;
                 UNROLL
                 for (unsigned part = 0; part < PARTS; part++)
@@ -348,35 +356,34 @@ struct Triples {
     // Adds what has been summed for the vertices `j` .. to the slots of their edges: to ends i and, off the diagonal,
     // where they are others, to ends k. No other block writes there.
     DEVICE void store(uint32_t j, unsigned buffer) const {
-        const uint32_t v = j / SIDE;
-        UNROLL_BY(1)
-        for (unsigned e = threadIdx.x; e < 2 * SIDE; e += THREADS) {
-            const bool to_k = e >= SIDE;
-            const unsigned vertex = e % VERTICES, end = e % SIDE / VERTICES * 4;
-            const uint32_t tile = to_k ? at->y : at->x, other = to_k ? at->x : at->y;
-            if (to_k && tile == other) continue;
-            float* to = slot(other / arguments.tiles_per_group, v < tile ? v : tile, v < tile ? tile : v);
-            // The edges lie along the rows of their tile or, where the vertices come later, across.
-            const bool along = v <= tile;
-            to += along ? (j % SIDE + vertex) * SIDE + end : end * SIDE + j % SIDE + vertex;
-            float all[4] = {};
-            const float* from = sums + vertex * SUMS + end;
-            if (to_k) {
-                add_up<OF_COLUMN, SIDE>(from + SUMS_K, all);
-            } else {
-                add_up<OF_ROW, ROW_PITCH>(from, all);
-            }
-            float r[4];
-            pair_tile::load_side_by_side(edges + buffer + vertex * EDGES + (to_k ? TO_K : 0) + end, r);
-            if (along) {
-                float old[4];
-                pair_tile::load_side_by_side(to, old);
-                store4(to, fmaf(r[0], all[0], old[0]), fmaf(r[1], all[1], old[1]), fmaf(r[2], all[2], old[2]),
-                       fmaf(r[3], all[3], old[3]));
-            } else {
-                UNROLL
-                for (unsigned i = 0; i < 4; i++) to[i * SIDE] = fmaf(r[i], all[i], to[i * SIDE]);
-            }
+        const unsigned to_k = threadIdx.x / SIDE, vertex = threadIdx.x % VERTICES, end = threadIdx.x % SIDE / VERTICES * 4;
+        if (to_k > 1 || (to_k == 1 && at->tiles[0] == at->tiles[1])) return;
+        // The edges lie along the rows of their tile or, where the vertices come later, across.
+        const uint32_t v = j / SIDE, tile = at->tiles[to_k];
+        const bool along = v <= tile;
+        float* to = at->slots[to_k] + (along ? rkd::tile_at(v, tile) + (j % SIDE + vertex) * SIDE + end
+                                             : rkd::tile_at(tile, v) + end * SIDE + j % SIDE + vertex);
+        float old[4], all[4] = {}, r[4];
+        if (along) {
+            pair_tile::load_side_by_side(to, old);
+        } else {
+            UNROLL
+            for (unsigned i = 0; i < 4; i++) old[i] = to[i * SIDE];
+        }
+        const float* from = sums + vertex * SUMS + end;
+        if (to_k) {
+            add_up<OF_COLUMN, SIDE>(from + SUMS_K, all);
+        } else {
+            add_up<OF_ROW, ROW_PITCH>(from, all);
+        }
+        pair_tile::load_side_by_side(edges + buffer + vertex * EDGES + to_k * TO_K + end, r);
+        UNROLL
+        for (unsigned i = 0; i < 4; i++) all[i] = fmaf(r[i], all[i], old[i]);
+        if (along) {
+            store4(to, all[0], all[1], all[2], all[3]);
+        } else {
+            UNROLL
+            for (unsigned i = 0; i < 4; i++) to[i * SIDE] = all[i];
         }
     }
 
@@ -393,14 +400,14 @@ struct Triples {
         for (unsigned p = 0; p < ROWS; p++) {
             UNROLL
             for (unsigned q0 = 0; q0 < COLUMNS; q0 += 4) {
-                const uint64_t edge = rkd::tile_at(at->x, at->y) + row(p) * SIDE + column(q0);
+                const uint64_t edge = rkd::tile_at(at->tiles[0], at->tiles[1]) + row(p) * SIDE + column(q0);
                 typename Path::Length h[4];
                 pair_tile::load_side_by_side(static_cast<const typename Path::Length*>(arguments.h[0]) + edge, h);
                 UNROLL
-                for (unsigned q = 0; q < 4; q++) x[p][q0 + q] = Path::edge(h[q], unit[0]);
+                for (unsigned q = 0; q < 4; q++) x[p][q0 + q] = Path::edge(h[q], student);
                 pair_tile::load_side_by_side(static_cast<const typename Path::Length*>(arguments.h[1]) + edge, h);
                 UNROLL
-                for (unsigned q = 0; q < 4; q++) y[p][q0 + q] = Path::edge(h[q], unit[1]);
+                for (unsigned q = 0; q < 4; q++) y[p][q0 + q] = Path::edge(h[q], teacher);
             }
         }
         float g[ROWS][COLUMNS] = {};
@@ -422,7 +429,7 @@ struct Triples {
                 place.next();
             }
             // All of a tile on the diagonal is counted; elsewhere {i, k} stands for (i, k) and (k, i).
-            penalties[threadIdx.x] += at->x == at->y ? few : 2 * few;
+            penalties[threadIdx.x] += at->tiles[0] == at->tiles[1] ? few : 2 * few;
             if (more) put(j + VERTICES, next, BUFFER - buffer);
             block_barrier();
             store(j, buffer);
@@ -430,8 +437,8 @@ struct Triples {
             block_barrier();
         }
         // −G, by the sign that w has here. In a tile on the diagonal, whose two halves are added up in the end, half of it.
-        const float share = at->x == at->y ? 0.5f : 1.0f;
-        float* to = slot(at->group, at->x, at->y);
+        const float share = at->tiles[0] == at->tiles[1] ? 0.5f : 1.0f;
+        float* to = slot(at->group) + rkd::tile_at(at->tiles[0], at->tiles[1]);
         UNROLL
         for (unsigned p = 0; p < ROWS; p++) {
             UNROLL
@@ -447,7 +454,7 @@ struct Triples {
 
     // The block's slots, before anything is added to them.
     DEVICE void clear() const {
-        float* to = slot(at->group, at->x, at->y);
+        float* to = slot(at->group) + rkd::tile_at(at->tiles[0], at->tiles[1]);
         for (unsigned e = 4 * threadIdx.x; e < rkd::TILE_ELEMENTS; e += 4 * THREADS) store4(to + e, 0, 0, 0, 0);
     }
 
@@ -465,9 +472,11 @@ struct Triples {
                 if (x > y || y >= tiles) continue;
                 block_barrier();
                 if (threadIdx.x == 0) {
-                    at->x = x;
-                    at->y = y;
+                    at->tiles[0] = x;
+                    at->tiles[1] = y;
                     at->group = third;
+                    at->slots[0] = slot(y / each);
+                    at->slots[1] = slot(x / each);
                 }
                 block_barrier();
                 CLEAR ? clear() : tile();
@@ -477,8 +486,6 @@ struct Triples {
 
     DEVICE void run() {
         rkd::Scalars& scalars = *arguments.scalars;
-        unit[0] = scalars.unit[0];
-        unit[1] = scalars.unit[1];
         if (threadIdx.x == 0) at->job = job_of(blockIdx.x / arguments.parts, arguments.groups);
         penalties[threadIdx.x] = 0;
         block_barrier();
@@ -498,6 +505,8 @@ struct Triples {
     }
 };
 
+DEVICE Unit unit_of(double unit) { return {unit * unit, static_cast<float>(1 / unit)}; }
+
 template <typename Path>
 DEVICE void rkd_angle(const Arguments& arguments) {
     using Block = Triples<Path>;
@@ -505,7 +514,8 @@ DEVICE void rkd_angle(const Arguments& arguments) {
     DYNAMIC_SHARED(float, shared);
     SHARED_ARRAY(double, penalties, Block::THREADS);
     SHARED_ARRAY(typename Block::At, at, 1);
-    Block{arguments, shared, shared + 2 * Block::BUFFER, penalties, at, {}}.run();
+    const double* unit = arguments.scalars->unit;
+    Block{arguments, shared, shared + 2 * Block::BUFFER, penalties, at, unit_of(unit[0]), unit_of(unit[1])}.run();
 }
 
 }  // namespace

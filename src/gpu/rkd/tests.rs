@@ -120,28 +120,16 @@ fn the_deal_does_not_show() {
         parts,
         vertices_per_part,
     };
-    for (rows, accurate) in [(200, true), (260, false)] {
+    let cases = [
+        (200, true, [deal(2, 2, 5, 28), deal(4, 1, 2, 100)]),
+        (260, false, [deal(1, 5, 3, 24), deal(2, 3, 2, 64)]),
+    ];
+    for (rows, accurate, deals) in cases {
         let shape = [rows, 260];
         let (x, y) = (alike(shape, 0.05, 3.0), alike(shape, 0.005, 2.0));
-        let (path, loss, gradient) = evaluate(
-            &x,
-            &y,
-            shape,
-            angle,
-            Some(deal(1, rows.div_ceil(TILE), 1, 64)),
-        );
+        let (path, loss, gradient) = evaluate(&x, &y, shape, angle, None);
         assert_eq!(path, accurate);
-        for deal in [
-            deal(1, 5, 3, 24),
-            deal(2, 3, 1, 128),
-            deal(2, 3, 5, 28),
-            deal(5, 1, 2, 160),
-        ] {
-            // The last group of the few rows would have no tile.
-            let deal = Deal {
-                groups: rows.div_ceil(deal.tiles_per_group * TILE),
-                ..deal
-            };
+        for deal in deals {
             let (path, other, others) = evaluate(&x, &y, shape, angle, Some(deal));
             assert_eq!(path, accurate);
             assert!((other - loss).abs() <= 1e-6 * loss, "{rows}, {deal:?}");
