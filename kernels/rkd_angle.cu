@@ -194,8 +194,8 @@ struct Triples {
         // Of the vertices.
         uint32_t group;
         Job job;
-        // For their edges to ends i, and to ends k.
-        float* slots[2];
+        // Of their edges to ends i, and to ends k.
+        uint64_t slots[2];
     };
     At* at;
     Unit student, teacher;
@@ -205,10 +205,10 @@ struct Triples {
         return (warp_index() % ACROSS + q / 4) * 32 + lane_index() % 8 * 4 + q % 4;
     }
 
-    // Where this part of the triples with the third row in this group is added up.
-    DEVICE float* slot(uint32_t third) const {
+    // Where in the sums this part of the triples with the third row in this group starts.
+    DEVICE uint64_t slot(uint32_t third) const {
         const uint64_t part = blockIdx.x % arguments.parts, slot = third * static_cast<uint64_t>(arguments.parts) + part;
-        return arguments.sums + slot * rkd::tile_pairs(rkd::tiles_of(arguments.n)) * rkd::TILE_ELEMENTS;
+        return slot * rkd::tile_pairs(rkd::tiles_of(arguments.n)) * rkd::TILE_ELEMENTS;
     }
 
     // Four edges from one vertex to ends side by side or, where the tile is kept the other way round, from four
@@ -361,8 +361,9 @@ struct Triples {
         // The edges lie along the rows of their tile or, where the vertices come later, across.
         const uint32_t v = j / SIDE, tile = at->tiles[to_k];
         const bool along = v <= tile;
-        float* to = at->slots[to_k] + (along ? rkd::tile_at(v, tile) + (j % SIDE + vertex) * SIDE + end
-                                             : rkd::tile_at(tile, v) + end * SIDE + j % SIDE + vertex);
+        float* to = arguments.sums + at->slots[to_k];
+        to += along ? rkd::tile_at(v, tile) + (j % SIDE + vertex) * SIDE + end
+                    : rkd::tile_at(tile, v) + end * SIDE + j % SIDE + vertex;
         float old[4], all[4] = {}, r[4];
         if (along) {
             pair_tile::load_side_by_side(to, old);
@@ -438,7 +439,7 @@ struct Triples {
         }
         // −G, by the sign that w has here. In a tile on the diagonal, whose two halves are added up in the end, half of it.
         const float share = at->tiles[0] == at->tiles[1] ? 0.5f : 1.0f;
-        float* to = slot(at->group) + rkd::tile_at(at->tiles[0], at->tiles[1]);
+        float* to = arguments.sums + slot(at->group) + rkd::tile_at(at->tiles[0], at->tiles[1]);
         UNROLL
         for (unsigned p = 0; p < ROWS; p++) {
             UNROLL
@@ -454,7 +455,7 @@ struct Triples {
 
     // The block's slots, before anything is added to them.
     DEVICE void clear() const {
-        float* to = slot(at->group) + rkd::tile_at(at->tiles[0], at->tiles[1]);
+        float* to = arguments.sums + slot(at->group) + rkd::tile_at(at->tiles[0], at->tiles[1]);
         for (unsigned e = 4 * threadIdx.x; e < rkd::TILE_ELEMENTS; e += 4 * THREADS) store4(to + e, 0, 0, 0, 0);
     }
 

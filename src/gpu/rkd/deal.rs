@@ -60,7 +60,7 @@ impl Deal {
     /// What a block does for a pair of tiles besides the triples, in vertices: it fills registers, and clears and
     /// adds to a slot.
     const OVERHEAD: usize = 2;
-    /// So many tiles of a slot are cleared and read again, at 4 TB/s, in the time of one vertex and tile: 1090 cycles
+    /// So many tiles of a slot are cleared and read again, at 4 TB/s, in the time of one vertex and tile: 1200 cycles
     /// where two blocks share a multiprocessor.
     const TILES_PER_STEP: usize = 64;
 
@@ -88,9 +88,10 @@ impl Deal {
                 }
             })
         };
-        // Groups of twice the tiles that the slots ask for have few enough blocks to do for any card.
+        // From the smallest groups that the slots allow to such of twice the size; of very many rows not every size.
         let least = tiles.0.div_ceil(Self::MOST_SLOTS);
         (least..=2 * least)
+            .step_by(least.div_ceil(16))
             .flat_map(of_groups)
             .min_by_key(|deal| (deal.steps(resident, tiles), deal.slots()))
             .expect("at least one part of at least one group")
@@ -115,22 +116,25 @@ impl Deal {
     fn steps(self, resident: usize, tiles: Tiles) -> usize {
         let each = self.tiles_per_group;
         let (across, within) = (each * each, each * (each + 1) / 2);
-        let of = |pairs: usize| pairs * (self.vertices_per_part + Self::OVERHEAD);
+        // More rows than any memory holds are asked about, too.
+        let of = |pairs: usize| pairs.saturating_mul(self.vertices_per_part + Self::OVERHEAD);
         let g = self.groups;
         let kinds = [
             (g * (g - 1) * g.saturating_sub(2) / 6, of(3 * across)),
             (g * (g - 1), of(across + within)),
             (g, of(within)),
         ];
-        let mut ends: BinaryHeap<_> = std::iter::repeat_n(Reverse(0), resident).collect();
+        let mut ends: BinaryHeap<Reverse<usize>> =
+            std::iter::repeat_n(Reverse(0), resident).collect();
         for (jobs, steps) in kinds {
             for _ in 0..jobs * self.parts {
                 let Reverse(end) = ends.pop().unwrap_or(Reverse(0));
-                ends.push(Reverse(end + steps));
+                ends.push(Reverse(end.saturating_add(steps)));
             }
         }
         let last = ends.into_iter().map(|Reverse(end)| end).max();
-        last.unwrap_or(0) + (self.slots() * tiles.pairs()).div_ceil(Self::TILES_PER_STEP)
+        let slots = (self.slots() * tiles.pairs()).div_ceil(Self::TILES_PER_STEP);
+        last.unwrap_or(0).saturating_add(slots)
     }
 }
 

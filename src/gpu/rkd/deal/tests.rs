@@ -128,6 +128,17 @@ fn an_evaluation_takes_little_memory() {
         Plan::new(&loss.into(), &problem, DType::F32, limits, &mut layout).unwrap();
         let bytes = layout.bytes() + 4 * rows * 512;
         assert!(bytes <= most, "{rows}: {bytes} of {most}");
-        println!("{rows}: {bytes}");
+    }
+}
+
+/// More rows than memory has addresses for are an error, and found to be one at once.
+#[test]
+fn rows_beyond_measure_are_dealt_as_well() {
+    for rows in [1 << 20, 1 << 26, (1 << 31) - 1] {
+        for card in [1, 132] {
+            let deal = Deal::new(rows, card);
+            assert!(deal.slots() <= Deal::MOST_SLOTS);
+            assert!(deal.groups * deal.tiles_per_group * TILE >= rows);
+        }
     }
 }
