@@ -93,39 +93,36 @@ struct Chunks {
 
     static constexpr uint32_t STEP = THREADS * CHUNK<T>;
 
-    DEVICE Bytes16 load(const T* from) const {
-        if constexpr (WIDE) return *reinterpret_cast<const Bytes16*>(from);
-        return gather_chunk(from);
-    }
-    DEVICE Bytes16 load_again(const T* from) const {
-        if constexpr (WIDE) return load_streaming(from);
-        return gather_chunk(from);
+    DEVICE Chunk<T> load(const T* from) const { return fetch_chunk(from, WIDE, CHUNK<T>); }
+    DEVICE Chunk<T> load_again(const T* from) const {
+        if constexpr (WIDE) return {load_streaming(from)};
+        return load(from);
     }
 
-    DEVICE static void add(Row& row, const Bytes16& x_bytes, const Bytes16& y_bytes) {
+    DEVICE static void add(Row& row, const Chunk<T>& student, const Chunk<T>& teacher) {
         float a[CHUNK<T>], b[CHUNK<T>];
-        unpack<T>(x_bytes, a);
-        unpack<T>(y_bytes, b);
+        unpack(student, a);
+        unpack(teacher, b);
         row.add(a, b);
     }
 
     DEVICE void read(Row& row) const {
         UNROLL_BY(2)
         for (uint32_t s = 0; s < kept; s++) {
-            const Bytes16 x_bytes = load(x + s * STEP), y_bytes = load(y + s * STEP);
-            shared[2 * s * THREADS] = x_bytes;
-            shared[(2 * s + 1) * THREADS] = y_bytes;
-            add(row, x_bytes, y_bytes);
+            const Chunk<T> student = load(x + s * STEP), teacher = load(y + s * STEP);
+            shared[2 * s * THREADS] = student.bytes;
+            shared[(2 * s + 1) * THREADS] = teacher.bytes;
+            add(row, student, teacher);
         }
         UNROLL_BY(2)
         for (uint32_t s = kept; s < count; s++) add(row, load(x + s * STEP), load(y + s * STEP));
     }
 
-    DEVICE void take(const Row& row, Result& result, float factor, const Bytes16& x_bytes, const Bytes16& y_bytes,
+    DEVICE void take(const Row& row, Result& result, float factor, const Chunk<T>& student, const Chunk<T>& teacher,
                      float* to) const {
         float a[CHUNK<T>], b[CHUNK<T>];
-        unpack<T>(x_bytes, a);
-        unpack<T>(y_bytes, b);
+        unpack(student, a);
+        unpack(teacher, b);
         UNROLL
         for (unsigned i = 0; i < CHUNK<T>; i++) a[i] = factor * result.take(row, a[i], b[i]);
         UNROLL
@@ -147,7 +144,7 @@ struct Chunks {
         }
         for (uint32_t s = kept; s > 0; s--) {
             const Bytes16* from = shared + 2 * (s - 1) * THREADS;
-            take(row, result, factor, from[0], from[THREADS], gradient + (s - 1) * STEP);
+            take(row, result, factor, {from[0]}, {from[THREADS]}, gradient + (s - 1) * STEP);
         }
     }
 };

@@ -3,7 +3,7 @@
 // Passes     one launch; for the cosine after `normalize`.
 // Grid       tile pairs a ≤ b of 64 rows a side.
 // Block      256 threads, 16 pairs a thread: see common/pair_tile.cuh.
-// Shared     17 KiB: both sides of the tile, 32 dimensions at a time.
+// Shared     34 KiB: both sides of the tile, 32 dimensions at a time, and the next.
 // Registers  at most 128.
 // SASS       LDG.E.128, LDS.128
 // Work       N² D flop; N²/64 D elements read, 4 N² bytes written.
@@ -44,16 +44,15 @@ DEVICE float distance_in_f64(const T* x, const T* y, uint32_t dim) {
 template <typename T>
 DEVICE void relation(const Arguments& arguments) {
     constexpr unsigned PER = 4, SIDE = 16 * PER;
-    SHARED_ARRAY(float, left, pair_tile::SHARED<float>);
-    SHARED_ARRAY(float, right, pair_tile::SHARED<float>);
+    SHARED_ARRAY(float, shared, pair_tile::SHARED<float>);
     const uint32_t n = arguments.n, dim = arguments.dim;
     const T* rows = static_cast<const T*>(arguments.rows);
     const auto [a, b] = pair_tile::pair_of(blockIdx.x);
     float sum[PER][PER];
     if (arguments.relation == DOT) {
-        pair_tile::sums<PER, pair_tile::Product>(rows, n, dim, a * SIDE, b * SIDE, left, right, sum);
+        pair_tile::sums<PER, pair_tile::Product>(rows, n, dim, a * SIDE, b * SIDE, shared, sum);
     } else {
-        pair_tile::sums<PER, pair_tile::SquaredDifference>(rows, n, dim, a * SIDE, b * SIDE, left, right, sum);
+        pair_tile::sums<PER, pair_tile::SquaredDifference>(rows, n, dim, a * SIDE, b * SIDE, shared, sum);
     }
     UNROLL
     for (unsigned p = 0; p < PER; p++) {

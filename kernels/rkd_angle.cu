@@ -4,38 +4,41 @@
 //              G_ik = Σ_j w r_ij r_kj                                   the edge between the ends
 //              A_ij = Σ_k w (r_ij r_kj − cos_jik r_ij²)                 an edge from end i to vertex j
 //              ∂L/∂h_ij = 2/N³ (A_ij + A_ji − G_ij)
-// Buffers    h [N, N] f32 (fast) or f64 (accurate), r [N, N] f32, of student and teacher; sums_a [groups, N, N] f32,
-//            vertex first; sums_g [splits, N, N] f32, the tiles (a ≤ b) only.
+// Buffers    h, symmetric tiles, f32 (fast) or f64 (accurate), r [P, P] f32, of student and teacher; sums [groups · parts]
+//            symmetric tiles f32; P and the tiles as in common/rkd.cuh. Of an edge between rows i and k the sums are
+//            S_ik = A_ik + A_ki − G_ik or, in a tile on the diagonal, a share of it such that S_ik + S_ki is that.
 // Passes     `rkd_angle` in f32 by a sum of products; `rkd_angle_accurate`, which returns at once unless the scalars
 //            ask for it, with h as a pair of f32. rkd_angle_coefficients.cu adds up the slots.
-// Grid       (pairs of groups A ≤ B, splits of the vertices). A group is N / groups rows in tiles of 64; a block runs
-//            over its tiles a of A and b of B with a ≤ b.
-// Block      tile of 64 ends i by 64 ends k, every unordered pair {i, k} once; for each vertex j all of the tile:
+// Grid       groups A ≤ B ≤ C of tiles, those of three first, times parts. A block takes all triples with a row in each
+//            group, the vertex in any of them; of the vertices of each group its part. It adds what belongs to the
+//            edges between two of the groups to slot (third group, part), which nobody else writes there.
+// Block      for each pair of tiles x ≤ y of two of the groups, and each vertex j of the third's: 64 ends i of x by 64
+//            ends k of y, every unordered pair {i, k} once. A thread has 4 rows and, in groups of 4, the columns
+//            4 (l % 8) .. + 4 of each 32 that are its warp's:
 //
-//                        k: 4 (l % 8) .. +4 and 32 + 4 (l % 8) .. +4
-//                      +------+------+-- ... --+------+          l: lane
-//            warp 0    | l=0  |  1   |         |  7   | R rows
-//            i: 4 R    | l=8  |  9   |         |  15  |          fast:     4 warps, R = 4, 32 pairs a thread
-//            rows a    | l=16 |      |         |  23  |          accurate: 8 warps, R = 2, 16 pairs a thread
-//            warp      | l=24 |      |         |  31  |
-//                      +------+------+-- ... --+------+
-//            warp 1    | ...
+//                     k: 0 .. 32     32 .. 64                     0 .. 32        32 .. 64           l: lane, l / 8 → row
+//                    +-------------+-----------+                +-------------+-----------+
+//            i: 16   | warp 0, 4 x 8 a thread  |           16   | warp 0, 4x4 | warp 1    |
+//                    +-------------------------+                +-------------+-----------+
+//            16      | warp 1                  |           16   | warp 2      | warp 3    |
+//                    | ...              (fast) |                | ...         |(accurate) |
 //
-//            h_ik and G_ik of the tile stay in registers for all vertices. Sums over k go across the 8 lanes of a row,
-//            sums over i across the 4 lanes of a column and then the warps, each value of a lane's halved with a
-//            partner's until every lane has its own (a butterfly that reduces and scatters).
-// Shared     fast: 16 KiB for 8 vertices' edges, 10 KiB for sums; accurate: 24 and 18 KiB.
-// Registers  at most 224.
-// SASS       LDS.128
-// Loop       relata_rkd_angle at most 21 x 32; relata_rkd_angle_accurate at most 35 x 16 (an unordered triple)
+//            h_ik and G_ik of the tile stay in registers for all vertices. Of the sums over k a thread has those over
+//            its own columns, of those over i those over its rows: they go to shared memory as they are, and are put
+//            together for 4 vertices at a time. The edges of the next 4 are on their way meanwhile, in registers.
+// Shared     dynamic; fast: 16 KiB for twice 4 vertices' edges, 25 KiB for sums; accurate: 24 and 33 KiB.
+// Registers  at most 232.
+// SASS       LDG.E.128, LDS.128, STS.128
+// Loop       relata_rkd_angle at most 17.5 x 32; relata_rkd_angle_accurate at most 29.5 x 16 (an unordered triple)
 // Work       fast: 16 FP32 instructions an unordered triple: 3 + 3 for the cosines and their difference, 2 to clamp,
-//            2 for the penalty, 6 for the sums. accurate: 31.
+//            2 for the penalty, 6 for the sums. accurate: 27.
 // Floor      FP32 issue: 16 · N³/2 / 33.4e12 s on an H200: 4 µs at N = 256, 256 µs at 1024.
 // Numerics   The law of cosines loses longest over shortest. The fast path is for spreads of at most 1.75, where
 //            it is as good as the definition, and is given up where the mean penalty is below 1e-4: there the
 //            difference of the cosines would be mostly rounding. In the accurate path the larger of h_ij and h_kj meets
 //            h_ik first, with the low halves of both, which leaves cos an error of 1.5 ulp whatever the spread.
-// Order      fixed: vertices in order, lanes by butterfly, warps in order; slots by group and split.
+// Order      fixed: vertices in order, threads by place in the tile; a slot's by group and
+//            tile; slots by third group and part.
 // Reference  src/reference/rkd_angle.rs; docs/maths/rkd.md; Park et al., arXiv 1904.05068.
 #include "common/collective.cuh"
 #include "common/element.cuh"
@@ -45,68 +48,86 @@
 
 namespace {
 
-constexpr unsigned SIDE = 64;
-// Vertices whose edges are in shared memory at a time.
-constexpr unsigned VERTICES = 8;
-// Ends k of a thread.
-constexpr unsigned COLUMNS = 8;
+using rkd::TILE;
+
+constexpr unsigned SIDE = TILE;
+// Vertices whose edges are in shared memory at a time, and whose sums.
+constexpr unsigned VERTICES = 4;
+// Ends i of a thread.
+constexpr unsigned ROWS = 4;
 
 struct Arguments {
     const void* h[2];
     const float* r[2];
-    float* sums_a;
-    float* sums_g;
+    float* sums;
     double* partials;
     rkd::Scalars* scalars;
     float* value;
     unsigned* counter;
-    double value_factor;    // of the mean penalty in the loss
-    double penalty_limit;   // the fast path is trusted above
+    double value_factor;   // of the mean penalty in the loss
+    double penalty_limit;  // the fast path is trusted above
     uint32_t n;
+    uint32_t groups;
     uint32_t tiles_per_group;
-    uint32_t vertices_per_split;
+    uint32_t parts;              // of a group's vertices
+    uint32_t vertices_per_part;  // a multiple of VERTICES
     float delta;
+};
+
+// What takes lengths to the unit in which the longest is about 1: powers of two, so nothing is lost.
+struct Unit {
+    double of_h;
+    float of_r;
 };
 
 // How edges are kept and cosines computed.
 struct Fast {
-    static constexpr unsigned ROWS = 4;
+    // Ends k of a thread.
+    static constexpr unsigned COLUMNS = 8;
     static constexpr bool ACCURATE = false;
     // r and a = r h = ½ d.
     static constexpr unsigned PARTS = 2;
+    using Length = float;
     // h_ik as it lies in registers.
     struct Edge {
         float h;
     };
 
-    DEVICE static Edge edge(const void* h, uint64_t at, double) { return {static_cast<const float*>(h)[at]}; }
-    DEVICE static void parts(const void* h, const float* r, uint64_t at, double, float (&to)[PARTS]) {
-        to[0] = r[at];
-        to[1] = r[at] * static_cast<const float*>(h)[at];
+    DEVICE static Edge edge(float h, const Unit&) { return {h}; }
+    DEVICE static void parts(float h, float r, const Unit&, float (&to)[PARTS]) {
+        to[0] = r;
+        to[1] = r * h;
     }
     // cos − other: r_i (a_k − r_k h_ik) + r_k a_i − other
     DEVICE static float cosine_less(const float (&i)[PARTS], const float (&k)[PARTS], Edge ik, float other) {
         return fmaf(i[0], fmaf(-k[0], ik.h, k[1]), fmaf(k[0], i[1], -other));
     }
+    // w r_k to the sum of end i, w r_i r_k to that of the edge between the ends.
+    DEVICE static void add(float w, float r_i, float r_k, float& g, float& reach) {
+        const float product = w * r_k;
+        g = fmaf(product, r_i, g);
+        reach += product;
+    }
 };
 
 struct Accurate {
-    static constexpr unsigned ROWS = 2;
+    static constexpr unsigned COLUMNS = 4;
     static constexpr bool ACCURATE = true;
     // r, and h in two halves.
     static constexpr unsigned PARTS = 3;
+    using Length = double;
     struct Edge {
         float high, low;
     };
 
-    DEVICE static Edge edge(const void* h, uint64_t at, double unit) {
-        const double scaled = static_cast<const double*>(h)[at] * unit * unit;
+    DEVICE static Edge edge(double h, const Unit& unit) {
+        const double scaled = h * unit.of_h;
         const float high = static_cast<float>(scaled);
         return {high, static_cast<float>(scaled - high)};
     }
-    DEVICE static void parts(const void* h, const float* r, uint64_t at, double unit, float (&to)[PARTS]) {
-        const Edge e = edge(h, at, unit);
-        to[0] = static_cast<float>(r[at] / unit);
+    DEVICE static void parts(double h, float r, const Unit& unit, float (&to)[PARTS]) {
+        const Edge e = edge(h, unit);
+        to[0] = r * unit.of_r;
         to[1] = e.high;
         to[2] = e.low;
     }
@@ -116,240 +137,367 @@ struct Accurate {
         const float between = (large - ik.high) + ((i[2] + k[2]) - ik.low);
         return fmaf(i[0] * k[0], between + small, -other);
     }
+    // The cosine has formed r_i r_k already.
+    DEVICE static void add(float w, float r_i, float r_k, float& g, float& reach) {
+        g = fmaf(w, r_i * r_k, g);
+        reach = fmaf(w, r_k, reach);
+    }
 };
+
+// Three groups of tiles, in ascending order.
+struct Job {
+    uint32_t groups[3];
+};
+
+// Those of three groups first, since they have most to do; then those of two, then of one.
+DEVICE Job job_of(uint32_t index, uint32_t groups) {
+    for (uint32_t c = 2; c < groups; c++) {
+        const uint32_t below = c * (c - 1) / 2;
+        if (index < below) {
+            const auto [a, b] = pair_tile::pair_of(index);
+            return {{a, b + 1, c}};
+        }
+        index -= below;
+    }
+    if (index < groups * (groups - 1)) {
+        const uint32_t twice = index / (groups - 1), rest = index % (groups - 1);
+        return rest < twice ? Job{{rest, twice, twice}} : Job{{twice, twice, rest + 1}};
+    }
+    index -= groups * (groups - 1);
+    return {{index, index, index}};
+}
 
 template <typename Path>
 struct Triples {
-    static constexpr unsigned ROWS = Path::ROWS, PARTS = Path::PARTS;
-    static constexpr unsigned WARPS = SIDE / (4 * ROWS), THREADS = WARPS * WARP;
-    // Edges in shared memory: [vertex][part of the student's, then of the teacher's][end].
-    static constexpr unsigned EDGES = VERTICES * 2 * PARTS * SIDE;
+    static constexpr unsigned COLUMNS = Path::COLUMNS, PARTS = Path::PARTS;
+    // Warps side by side, and in all.
+    static constexpr unsigned ACROSS = 8 / COLUMNS, WARPS = 4 * ACROSS, THREADS = WARPS * WARP;
+    // The edges of a vertex: [ends i, ends k][student, teacher][part][end]. There are two buffers of them.
+    static constexpr unsigned EDGES = 2 * 2 * PARTS * SIDE, TO_K = EDGES / 2, BUFFER = VERTICES * EDGES;
+    // What threads have summed for a vertex: over their columns for an end i, [which columns][i], and over their rows
+    // for an end k, [which rows][k]. Pitches keep lanes off each other's banks.
+    static constexpr unsigned OF_ROW = 8 * ACROSS, ROW_PITCH = SIDE + 4, OF_COLUMN = SIDE / ROWS;
+    static constexpr unsigned SUMS_K = OF_ROW * ROW_PITCH, SUMS = SUMS_K + OF_COLUMN * SIDE + 8;
+    // Mirrored in src/gpu/rkd/deal.rs.
+    static constexpr unsigned SHARED = 2 * BUFFER + VERTICES * SUMS;
+    // Where the next edges come from, four at a time: 64 fours for each of student and teacher and of ends i and k.
+    static constexpr unsigned FOURS = 4 * SIDE / THREADS;
 
     const Arguments& arguments;
-    float* ends_i;
-    float* ends_k;
-    float* sums_i;  // [vertex][i]
-    float* sums_k;  // [warp][vertex][k]
-    // Kept here for want of registers: the penalty of each thread over all tiles, and which tiles a and b it is at.
+    float* edges;
+    float* sums;
+    // Kept here for want of registers: the penalty of each thread over all tiles; and where the block is.
     double* penalties;
-    uint32_t* at;
-    double unit[2];
+    struct At {
+        // Of the ends i and the ends k.
+        uint32_t tiles[2];
+        // Of the vertices.
+        uint32_t group;
+        Job job;
+        // Of their edges to ends i, and to ends k.
+        uint64_t slots[2];
+    };
+    At* at;
+    Unit student, teacher;
 
-    DEVICE unsigned row(unsigned p) const { return warp_index() * 4 * ROWS + lane_index() / 8 * ROWS + p; }
-    DEVICE unsigned column(unsigned q) const { return q / 4 * 32 + lane_index() % 8 * 4 + q % 4; }
+    DEVICE unsigned row(unsigned p) const { return warp_index() / ACROSS * 16 + lane_index() / 8 * ROWS + p; }
+    DEVICE unsigned column(unsigned q) const {
+        return (warp_index() % ACROSS + q / 4) * 32 + lane_index() % 8 * 4 + q % 4;
+    }
 
-    // The edges from the vertices `j` .. to the ends of tile `tile`; 0 beyond the matrix and `stop`.
-    DEVICE void stage(float* shared, uint32_t tile, uint32_t j, uint32_t stop) const {
-        const uint32_t n = arguments.n;
-        // One at a time: the tile already takes most registers.
-        UNROLL_BY(1)
-        for (unsigned e = threadIdx.x; e < VERTICES * SIDE; e += THREADS) {
-            const unsigned vertex = e / SIDE, end = e % SIDE;
-            const bool inside = j + vertex < stop && tile * SIDE + end < n;
-            const uint64_t edge = static_cast<uint64_t>(j + vertex) * n + tile * SIDE + end;
+    // Where in the sums this part of the triples with the third row in this group starts.
+    DEVICE uint64_t slot(uint32_t third) const {
+        const uint64_t part = blockIdx.x % arguments.parts, slot = third * static_cast<uint64_t>(arguments.parts) + part;
+        return slot * rkd::tile_pairs(rkd::tiles_of(arguments.n)) * rkd::TILE_ELEMENTS;
+    }
+
+    // Four edges from one vertex to ends side by side or, where the tile is kept the other way round, from four
+    // vertices to one end: h and r as they lie in memory.
+    struct Four {
+        typename Path::Length h[4];
+        float r[4];
+    };
+    // Which of them is a thread's `f`th.
+    struct Which {
+        unsigned to_k, of_teacher, four;
+    };
+    DEVICE static Which which(unsigned f) {
+        return {FOURS == 2 ? f : threadIdx.x / (2 * SIDE), threadIdx.x / SIDE % 2, threadIdx.x % SIDE};
+    }
+
+    DEVICE void fetch(uint32_t j, Four (&fours)[FOURS]) const {
+        const uint32_t pitch = rkd::padded(arguments.n), v = j / SIDE;
+        UNROLL
+        for (unsigned f = 0; f < FOURS; f++) {
+            const auto [to_k, of_teacher, four] = which(f);
+            const auto* h = static_cast<const typename Path::Length*>(arguments.h[of_teacher]);
+            const float* r = arguments.r[of_teacher];
+            const uint32_t tile = at->tiles[to_k];
+            if (v <= tile) {
+                const unsigned vertex = j % SIDE + four / 16, end = four % 16 * 4;
+                h += rkd::tile_at(v, tile) + vertex * SIDE + end;
+                r += static_cast<uint64_t>(v * SIDE + vertex) * pitch + tile * SIDE + end;
+            } else {
+                h += rkd::tile_at(tile, v) + four * SIDE + j % SIDE;
+                r += static_cast<uint64_t>(tile * SIDE + four) * pitch + j;
+            }
+            pair_tile::load_side_by_side(h, fours[f].h);
+            pair_tile::load_side_by_side(r, fours[f].r);
+        }
+    }
+
+    DEVICE void put(uint32_t j, const Four (&fours)[FOURS], unsigned buffer) const {
+        UNROLL
+        for (unsigned f = 0; f < FOURS; f++) {
+            const auto [to_k, of_teacher, four] = which(f);
+            const Unit of = of_teacher ? teacher : student;
+            float parts[4][PARTS];
             UNROLL
-            for (unsigned which = 0; which < 2; which++) {
-                float parts[PARTS] = {};
-                if (inside) Path::parts(arguments.h[which], arguments.r[which], edge, unit[which], parts);
+            for (unsigned i = 0; i < 4; i++) Path::parts(fours[f].h[i], fours[f].r[i], of, parts[i]);
+            float* to = edges + buffer + to_k * TO_K + of_teacher * PARTS * SIDE;
+            if (j / SIDE <= at->tiles[to_k]) {
+                to += four / 16 * EDGES + four % 16 * 4;
                 UNROLL
                 for (unsigned part = 0; part < PARTS; part++)
-                    shared[((vertex * 2 + which) * PARTS + part) * SIDE + end] = parts[part];
+                    store4(to + part * SIDE, parts[0][part], parts[1][part], parts[2][part], parts[3][part]);
+            } else {
+                UNROLL
+                for (unsigned i = 0; i < 4; i++) {
+                    UNROLL
+                    for (unsigned part = 0; part < PARTS; part++) to[i * EDGES + part * SIDE + four] = parts[i][part];
+                }
             }
         }
     }
 
-    // All parts of the edges to COUNT ends that lie side by side.
-    template <unsigned COUNT>
-    DEVICE static void load_edges(const float* from, float (&to)[COUNT][PARTS]) {
+    // All parts of the edges to 4 ends that lie side by side.
+    DEVICE static void load_edges(const float* from, float (&to)[4][PARTS]) {
         UNROLL
         for (unsigned part = 0; part < PARTS; part++) {
-            float values[COUNT];
+            float values[4];
             pair_tile::load_side_by_side(from + part * SIDE, values);
             UNROLL
-            for (unsigned i = 0; i < COUNT; i++) to[i][part] = values[i];
+            for (unsigned i = 0; i < 4; i++) to[i][part] = values[i];
         }
     }
 
+    // Where this thread reads and writes for a vertex: kept as addresses that move on from vertex to vertex, or the
+    // compiler works each of them out again for every vertex.
+    struct Place {
+        const float* edges_i;
+        const float* edges_k;
+        float* sums_i;
+        float* sums_k;
+
+        DEVICE void next() {
+            edges_i += EDGES;
+            edges_k += EDGES;
+            sums_i += SUMS;
+            sums_k += SUMS;
+        }
+    };
+
+    DEVICE Place first_place(unsigned buffer) const {
+        const unsigned i = row(0), k = column(0);
+        return {edges + buffer + i, edges + buffer + TO_K + k, sums + k / 4 % OF_ROW * ROW_PITCH + i, sums + SUMS_K + i / ROWS * SIDE + k};
+    }
+
     // One vertex and this thread's pairs of ends. Adds the penalty to `penalty`, w r r to `g`.
-    DEVICE void vertex(unsigned v, const typename Path::Edge (&x)[ROWS][COLUMNS],
+    DEVICE void vertex(const Place& place, const typename Path::Edge (&x)[ROWS][COLUMNS],
                        const typename Path::Edge (&y)[ROWS][COLUMNS], float (&g)[ROWS][COLUMNS], float& penalty) const {
-        const float* edges_i = ends_i + v * 2 * PARTS * SIDE;
-        const float* edges_k = ends_k + v * 2 * PARTS * SIDE;
         float xi[ROWS][PARTS], yi[ROWS][PARTS];
-        load_edges(edges_i + row(0), xi);
-        load_edges(edges_i + PARTS * SIDE + row(0), yi);
+        load_edges(place.edges_i, xi);
+        load_edges(place.edges_i + PARTS * SIDE, yi);
         // Σ w r over the other ends, and Σ w cos.
-        float reach_i[ROWS] = {}, along_i[ROWS] = {}, sums_of_k[COLUMNS];
+        float reach_i[ROWS] = {}, along_i[ROWS] = {};
         const float delta = arguments.delta;
-        // Half of the columns at a time: registers are what there is least of.
+        // 4 columns at a time: registers are what there is least of.
         UNROLL
-        for (unsigned half = 0; half < COLUMNS; half += 4) {
+        for (unsigned q0 = 0; q0 < COLUMNS; q0 += 4) {
             float xk[4][PARTS], yk[4][PARTS], reach_k[4] = {}, along_k[4] = {};
-            load_edges(edges_k + column(half), xk);
-            load_edges(edges_k + PARTS * SIDE + column(half), yk);
+            load_edges(place.edges_k + q0 * 8, xk);
+            load_edges(place.edges_k + PARTS * SIDE + q0 * 8, yk);
             UNROLL
             for (unsigned p = 0; p < ROWS; p++) {
                 UNROLL
                 for (unsigned q = 0; q < 4; q++) {
-                    const float cosine = Path::cosine_less(xi[p], xk[q], x[p][half + q], 0.0f);
+                    const float cosine = Path::cosine_less(xi[p], xk[q], x[p][q0 + q], 0.0f);
                     // The teacher's less the student's, for the sake of one instruction.
-                    const float e = Path::cosine_less(yi[p], yk[q], y[p][half + q], cosine);
+                    const float e = Path::cosine_less(yi[p], yk[q], y[p][q0 + q], cosine);
                     const float w = fminf(fmaxf(e, -delta), delta);
                     penalty = fmaf(w, fmaf(-0.5f, w, e), penalty);
-                    const float reach = w * xk[q][0];
-                    g[p][half + q] = fmaf(reach, xi[p][0], g[p][half + q]);
-                    reach_i[p] += reach;
+                    Path::add(w, xi[p][0], xk[q][0], g[p][q0 + q], reach_i[p]);
                     reach_k[q] = fmaf(w, xi[p][0], reach_k[q]);
                     along_i[p] = fmaf(w, cosine, along_i[p]);
                     along_k[q] = fmaf(w, cosine, along_k[q]);
                 }
             }
-            // r_k (Σ w r_i − r_k Σ w cos), with the sign that w has here.
+            // Σ w r_i − r_k Σ w cos, with the sign that w has here. `store` multiplies by r_k, once for all threads.
             UNROLL
-            for (unsigned q = 0; q < 4; q++) sums_of_k[half + q] = xk[q][0] * fmaf(xk[q][0], along_k[q], -reach_k[q]);
+            for (unsigned q = 0; q < 4; q++) along_k[q] = fmaf(xk[q][0], along_k[q], -reach_k[q]);
+            store4(place.sums_k + q0 * 8, along_k[0], along_k[1], along_k[2], along_k[3]);
         }
         UNROLL
-        for (unsigned p = 0; p < ROWS; p++) reach_i[p] = xi[p][0] * fmaf(xi[p][0], along_i[p], -reach_i[p]);
-        scatter_rows(v, reach_i);
-        scatter_columns(v, sums_of_k);
+        for (unsigned p = 0; p < ROWS; p++) along_i[p] = fmaf(xi[p][0], along_i[p], -reach_i[p]);
+        store4(place.sums_i, along_i[0], along_i[1], along_i[2], along_i[3]);
     }
 
-    // Half of what this lane has goes to the partner, half of the partner's comes.
-    template <unsigned COUNT>
-    DEVICE void halve(float (&values)[COUNT], unsigned count, unsigned mask) const {
-        const bool upper = (lane_index() & mask) != 0;
+    template <unsigned COUNT, unsigned EVERY>
+    DEVICE static void add_up(const float* from, float (&to)[4]) {
         UNROLL
-        for (unsigned i = 0; i < COUNT / 2; i++) {
-            if (i < count / 2) {
-                const float kept = upper ? values[count / 2 + i] : values[i];
-                const float given = upper ? values[i] : values[count / 2 + i];
-                values[i] = kept + shuffle_xor(given, mask);
-            }
+        for (unsigned at = 0; at < COUNT; at++) {
+            float some[4];
+            pair_tile::load_side_by_side(from + at * EVERY, some);
+            UNROLL
+            for (unsigned i = 0; i < 4; i++) to[i] += some[i];
         }
     }
 
-    // Sums over the 8 lanes of a row.
-    DEVICE void scatter_rows(unsigned v, float (&values)[ROWS]) const {
-        const unsigned lane = lane_index();
-        unsigned index = 0;
-        if constexpr (ROWS == 4) {
-            halve(values, 4, 4);
-            halve(values, 2, 2);
-            index = (lane & 4) / 2 + (lane & 2) / 2;
-            values[0] += shuffle_xor(values[0], 1);
-            if (lane % 2 == 0) sums_i[v * SIDE + row(index)] = values[0];
+    // Adds what has been summed for the vertices `j` .. to the slots of their edges: to ends i and, off the diagonal,
+    // where they are others, to ends k. No other block writes there.
+    DEVICE void store(uint32_t j, unsigned buffer) const {
+        const unsigned to_k = threadIdx.x / SIDE, vertex = threadIdx.x % VERTICES, end = threadIdx.x % SIDE / VERTICES * 4;
+        if (to_k > 1 || (to_k == 1 && at->tiles[0] == at->tiles[1])) return;
+        // The edges lie along the rows of their tile or, where the vertices come later, across.
+        const uint32_t v = j / SIDE, tile = at->tiles[to_k];
+        const bool along = v <= tile;
+        float* to = arguments.sums + at->slots[to_k];
+        to += along ? rkd::tile_at(v, tile) + (j % SIDE + vertex) * SIDE + end
+                    : rkd::tile_at(tile, v) + end * SIDE + j % SIDE + vertex;
+        float old[4], all[4] = {}, r[4];
+        if (along) {
+            pair_tile::load_side_by_side(to, old);
         } else {
-            halve(values, 2, 4);
-            index = (lane & 4) / 4;
-            values[0] += shuffle_xor(values[0], 2);
-            values[0] += shuffle_xor(values[0], 1);
-            if (lane % 4 == 0) sums_i[v * SIDE + row(index)] = values[0];
+            UNROLL
+            for (unsigned i = 0; i < 4; i++) old[i] = to[i * SIDE];
+        }
+        const float* from = sums + vertex * SUMS + end;
+        if (to_k) {
+            add_up<OF_COLUMN, SIDE>(from + SUMS_K, all);
+        } else {
+            add_up<OF_ROW, ROW_PITCH>(from, all);
+        }
+        pair_tile::load_side_by_side(edges + buffer + vertex * EDGES + to_k * TO_K + end, r);
+        UNROLL
+        for (unsigned i = 0; i < 4; i++) all[i] = fmaf(r[i], all[i], old[i]);
+        if (along) {
+            store4(to, all[0], all[1], all[2], all[3]);
+        } else {
+            UNROLL
+            for (unsigned i = 0; i < 4; i++) to[i * SIDE] = all[i];
         }
     }
 
-    // Sums over the 4 lanes of a column.
-    DEVICE void scatter_columns(unsigned v, float (&values)[COLUMNS]) const {
-        const unsigned lane = lane_index();
-        halve(values, 8, 16);
-        halve(values, 4, 8);
-        const unsigned index = (lane & 16) / 4 + (lane & 8) / 4;
-        float* to = sums_k + (warp_index() * VERTICES + v) * SIDE;
-        to[column(index)] = values[0];
-        to[column(index + 1)] = values[1];
-    }
-
-    // What has been summed over the ends of `group`, for the vertices `j` .., goes to that group's slot, or is added to
-    // what this block put there: no other writes to these rows of it.
-    DEVICE void store(uint32_t group, bool add, uint32_t tile, uint32_t j, uint32_t stop, const float* sums, unsigned parts) const {
-        const uint32_t n = arguments.n;
-        float* slot = arguments.sums_a + static_cast<uint64_t>(group) * n * n;
-        UNROLL_BY(1)
-        for (unsigned e = threadIdx.x; e < VERTICES * SIDE; e += THREADS) {
-            const unsigned vertex = e / SIDE, end = e % SIDE;
-            if (j + vertex >= stop || tile * SIDE + end >= n) continue;
-            float sum = sums[e];
-            for (unsigned part = 1; part < parts; part++) sum += sums[part * VERTICES * SIDE + e];
-            float* to = slot + static_cast<uint64_t>(j + vertex) * n + tile * SIDE + end;
-            *to = add ? *to + sum : sum;
-        }
-    }
-
-    // Whether sums over the ends of b's group for the rows of tile a have been stored by this block before; and the
-    // other way round.
-    DEVICE bool stored_i() const {
-        const uint32_t each = arguments.tiles_per_group, a = at[0], b = at[1];
-        return b % each != 0 || (a % each != 0 && a / each == b / each);
-    }
-    DEVICE bool stored_k() const { return at[0] % arguments.tiles_per_group != 0; }
-
-    // Tiles a ≤ b and the vertices of this block.
+    // The ends of tiles x ≤ y, and the block's part of the vertices of the group.
     DEVICE void tile() const {
-        const uint32_t n = arguments.n;
-        const uint32_t first = blockIdx.y * arguments.vertices_per_split;
-        const uint32_t stop = first + arguments.vertices_per_split < n ? first + arguments.vertices_per_split : n;
+        const uint32_t of_group = arguments.tiles_per_group * SIDE;
+        uint32_t j = at->group * of_group, stop = j + of_group < arguments.n ? j + of_group : arguments.n;
+        j += blockIdx.x % arguments.parts * arguments.vertices_per_part;
+        if (j + arguments.vertices_per_part < stop) stop = j + arguments.vertices_per_part;
+        if (j >= stop) return;
+
         typename Path::Edge x[ROWS][COLUMNS], y[ROWS][COLUMNS];
         UNROLL
         for (unsigned p = 0; p < ROWS; p++) {
             UNROLL
-            for (unsigned q = 0; q < COLUMNS; q++) {
-                const uint32_t i = at[0] * SIDE + row(p), k = at[1] * SIDE + column(q);
-                const uint64_t edge = static_cast<uint64_t>(i) * n + k;
-                const bool inside = i < n && k < n;
-                x[p][q] = inside ? Path::edge(arguments.h[0], edge, unit[0]) : typename Path::Edge{};
-                y[p][q] = inside ? Path::edge(arguments.h[1], edge, unit[1]) : typename Path::Edge{};
+            for (unsigned q0 = 0; q0 < COLUMNS; q0 += 4) {
+                const uint64_t edge = rkd::tile_at(at->tiles[0], at->tiles[1]) + row(p) * SIDE + column(q0);
+                typename Path::Length h[4];
+                pair_tile::load_side_by_side(static_cast<const typename Path::Length*>(arguments.h[0]) + edge, h);
+                UNROLL
+                for (unsigned q = 0; q < 4; q++) x[p][q0 + q] = Path::edge(h[q], student);
+                pair_tile::load_side_by_side(static_cast<const typename Path::Length*>(arguments.h[1]) + edge, h);
+                UNROLL
+                for (unsigned q = 0; q < 4; q++) y[p][q0 + q] = Path::edge(h[q], teacher);
             }
         }
         float g[ROWS][COLUMNS] = {};
-        for (uint32_t j = first; j < stop; j += VERTICES) {
-            stage(ends_i, at[0], j, stop);
-            stage(ends_k, at[1], j, stop);
-            block_barrier();
+        Four next[FOURS];
+        fetch(j, next);
+        unsigned buffer = 0;
+        put(j, next, buffer);
+        block_barrier();
+        for (; j < stop; j += VERTICES) {
+            // On their way while the vertices at hand are worked on.
+            const bool more = j + VERTICES < stop;
+            if (more) fetch(j + VERTICES, next);
+            Place place = first_place(buffer);
             // Few enough terms that f32 is as good as exact.
             float few = 0;
             UNROLL_BY(1)
-            for (unsigned v = 0; v < VERTICES; v++) vertex(v, x, y, g, few);
+            for (unsigned v = 0; v < VERTICES; v++) {
+                vertex(place, x, y, g, few);
+                place.next();
+            }
             // All of a tile on the diagonal is counted; elsewhere {i, k} stands for (i, k) and (k, i).
-            penalties[threadIdx.x] += at[0] == at[1] ? few : 2 * few;
+            penalties[threadIdx.x] += at->tiles[0] == at->tiles[1] ? few : 2 * few;
+            if (more) put(j + VERTICES, next, BUFFER - buffer);
             block_barrier();
-            const uint32_t each = arguments.tiles_per_group;
-            store(at[1] / each, stored_i(), at[0], j, stop, sums_i, 1);
-            if (at[0] != at[1]) store(at[0] / each, stored_k(), at[1], j, stop, sums_k, WARPS);
+            store(j, buffer);
+            buffer = BUFFER - buffer;
+            block_barrier();
         }
-        float* to = arguments.sums_g + static_cast<uint64_t>(blockIdx.y) * n * n;
+        // −G, by the sign that w has here. In a tile on the diagonal, whose two halves are added up in the end, half of it.
+        const float share = at->tiles[0] == at->tiles[1] ? 0.5f : 1.0f;
+        float* to = arguments.sums + slot(at->group) + rkd::tile_at(at->tiles[0], at->tiles[1]);
         UNROLL
         for (unsigned p = 0; p < ROWS; p++) {
             UNROLL
-            for (unsigned q = 0; q < COLUMNS; q++) {
-                const uint32_t i = at[0] * SIDE + row(p), k = at[1] * SIDE + column(q);
-                if (i < n && k < n) to[static_cast<uint64_t>(i) * n + k] = -g[p][q];
+            for (unsigned q = 0; q < COLUMNS; q += 4) {
+                float* const four = to + row(p) * SIDE + column(q);
+                float old[4];
+                pair_tile::load_side_by_side(four, old);
+                store4(four, fmaf(share, g[p][q], old[0]), fmaf(share, g[p][q + 1], old[1]), fmaf(share, g[p][q + 2], old[2]),
+                       fmaf(share, g[p][q + 3], old[3]));
+            }
+        }
+    }
+
+    // The block's slots, before anything is added to them.
+    DEVICE void clear() const {
+        float* to = arguments.sums + slot(at->group) + rkd::tile_at(at->tiles[0], at->tiles[1]);
+        for (unsigned e = 4 * threadIdx.x; e < rkd::TILE_ELEMENTS; e += 4 * THREADS) store4(to + e, 0, 0, 0, 0);
+    }
+
+    // Goes through the job's pairs of tiles x ≤ y and the third group of each: `clear`s their slots, or fills them.
+    template <bool CLEAR>
+    DEVICE void each_pair() const {
+        const uint32_t each = arguments.tiles_per_group, tiles = rkd::tiles_of(arguments.n);
+        for (unsigned role = 0; role < 3; role++) {
+            const uint32_t third = at->job.groups[role];
+            // The group has had its turn.
+            if (role > 0 && third == at->job.groups[role - 1]) continue;
+            const uint32_t a = at->job.groups[role == 0 ? 1 : 0] * each, b = at->job.groups[role == 2 ? 1 : 2] * each;
+            for (uint32_t pair = 0; pair < each * each; pair++) {
+                const uint32_t x = a + pair / each, y = b + pair % each;
+                if (x > y || y >= tiles) continue;
+                block_barrier();
+                if (threadIdx.x == 0) {
+                    at->tiles[0] = x;
+                    at->tiles[1] = y;
+                    at->group = third;
+                    at->slots[0] = slot(y / each);
+                    at->slots[1] = slot(x / each);
+                }
+                block_barrier();
+                CLEAR ? clear() : tile();
             }
         }
     }
 
     DEVICE void run() {
         rkd::Scalars& scalars = *arguments.scalars;
-        unit[0] = scalars.unit[0];
-        unit[1] = scalars.unit[1];
-        const auto [group_a, group_b] = pair_tile::pair_of(blockIdx.x);
-        const uint32_t n = arguments.n, tiles = (n + SIDE - 1) / SIDE, each = arguments.tiles_per_group;
+        if (threadIdx.x == 0) at->job = job_of(blockIdx.x / arguments.parts, arguments.groups);
         penalties[threadIdx.x] = 0;
-        for (uint32_t pair = 0; pair < each * each; pair++) {
-            const uint32_t a = group_a * each + pair / each, b = group_b * each + pair % each;
-            if (a > b || b >= tiles) continue;
-            block_barrier();
-            if (threadIdx.x == 0) {
-                at[0] = a;
-                at[1] = b;
-            }
-            block_barrier();
-            tile();
-        }
+        block_barrier();
+        each_pair<true>();
+        each_pair<false>();
         const double penalty = block_reduce<THREADS>(penalties[threadIdx.x], Sum());
-        if (threadIdx.x == 0) arguments.partials[blockIdx.y * gridDim.x + blockIdx.x] = penalty;
+        if (threadIdx.x == 0) arguments.partials[blockIdx.x] = penalty;
         if (!is_last_block(arguments.counter)) return;
-        const double all = block_sum_of<THREADS>(arguments.partials, static_cast<uint64_t>(gridDim.x) * gridDim.y);
+        const double all = block_sum_of<THREADS>(arguments.partials, gridDim.x);
         if (threadIdx.x == 0) {
-            const double mean = all / n / n / n;
+            const double n = arguments.n, mean = all / n / n / n;
             scalars.angle = mean;
             // Also where it is NaN: then it is the accurate path that says so.
             if (!Path::ACCURATE && !(mean >= arguments.penalty_limit)) scalars.accurate = 1;
@@ -358,17 +506,17 @@ struct Triples {
     }
 };
 
+DEVICE Unit unit_of(double unit) { return {unit * unit, static_cast<float>(1 / unit)}; }
+
 template <typename Path>
 DEVICE void rkd_angle(const Arguments& arguments) {
     using Block = Triples<Path>;
     if ((arguments.scalars->accurate != 0) != Path::ACCURATE) return;
-    SHARED_ARRAY(float, ends_i, Block::EDGES);
-    SHARED_ARRAY(float, ends_k, Block::EDGES);
-    SHARED_ARRAY(float, sums_i, VERTICES * SIDE);
-    SHARED_ARRAY(float, sums_k, Block::WARPS * VERTICES * SIDE);
+    DYNAMIC_SHARED(float, shared);
     SHARED_ARRAY(double, penalties, Block::THREADS);
-    SHARED_ARRAY(uint32_t, at, 2);
-    Block{arguments, ends_i, ends_k, sums_i, sums_k, penalties, at, {}}.run();
+    SHARED_ARRAY(typename Block::At, at, 1);
+    const double* unit = arguments.scalars->unit;
+    Block{arguments, shared, shared + 2 * Block::BUFFER, penalties, at, unit_of(unit[0]), unit_of(unit[1])}.run();
 }
 
 }  // namespace

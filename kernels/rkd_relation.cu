@@ -1,17 +1,17 @@
 // Computes   h = ½ ‖x_i − x_j‖² and r = 1/‖x_i − x_j‖ of all pairs of rows, of the student and of the teacher, with
 //            the mean length and the spread (longest over shortest) of each; decides which path is accurate enough.
-// Buffers    rows [N, D] f32, f16 or bf16, aligned to their element; h [N, N] f32 (fast) or f64 (accurate), or none;
-//            r [N, N] f32; partials [2, tile pairs]; scalars.
+// Buffers    rows [N, D] f32, f16 or bf16, aligned to their element; h, symmetric tiles, f32 (fast) or f64 (accurate), or
+//            none; r [P, P] f32, P the rows up to a multiple of 64 (see common/rkd.cuh); partials [2, tile pairs]; scalars.
 // Passes     two kernels. `rkd_relation` works in f32; if what it finds asks for more (a spread beyond the limit, or
 //            squares out of f32's range), it says so in the scalars and `rkd_relation_accurate`, launched after it,
 //            does it again in f64. Else that one returns at once.
-// Grid       (tile pairs a ≤ b, 2): student and teacher in one launch.
+// Grid       (tile pairs a ≤ b of P rows, 2): student and teacher in one launch.
 // Block      256 threads; tiles of 16, 32 or 64 rows a side, 1, 4 or 16 pairs a thread: see common/pair_tile.cuh.
-// Shared     17 KiB: both sides of the tile, 32 dimensions (f64: 16) at a time.
+// Shared     34 KiB: both sides of the tile, 32 dimensions (f64: 16) at a time, and the next.
 // Registers  at most 128.
 // SASS       LDG.E.128, LDS.128
 // Work       N² D flop for each of the two (2 instructions an element of an unordered pair);
-//            (N / tile) N D elements read, 8 N² bytes written (accurate: 12 N²).
+//            (N / tile) N D elements read, 6 N² bytes written (accurate: 8 N²).
 // Floor      FP32 issue: N² D / 33.4e12 s for each on an H200; f64 at half that rate.
 // Numerics   from differences, never from a Gram matrix: right however close rows lie. Short sums, added up.
 // Order      fixed: dimensions in order; lengths by thread, warp, block; blocks by the last one.
@@ -43,8 +43,7 @@ struct Arguments {
 template <typename Real>
 struct Tile {
     const Arguments& arguments;
-    Real* left;
-    Real* right;
+    Real* shared;
     // Of this thread's pairs.
     double sum = 0;
     // Squared. The shortest is 0 where rows coincide, or where a square in f32 has vanished: f64 tells.
@@ -57,27 +56,31 @@ struct Tile {
         const auto [a, b] = pair_tile::pair_of(blockIdx.x);
         const T* rows = static_cast<const T*>(arguments.rows[which]);
         Real squares[PER][PER];
-        pair_tile::sums<PER, pair_tile::SquaredDifference>(rows, n, arguments.dim[which], a * side, b * side, left, right,
+        pair_tile::sums<PER, pair_tile::SquaredDifference>(rows, n, arguments.dim[which], a * side, b * side, shared,
                                                            squares);
+        // A tile of 64 x 64, which this one lies in.
         Real* h = static_cast<Real*>(arguments.h[which]);
+        const uint32_t tile_a = a * side / rkd::TILE, tile_b = b * side / rkd::TILE, pitch = rkd::padded(n);
+        if (h != nullptr) h += rkd::tile_at(tile_a, tile_b);
         float* r = arguments.r[which];
         UNROLL
         for (unsigned p = 0; p < PER; p++) {
             UNROLL
             for (unsigned q = 0; q < PER; q++) {
                 const uint32_t i = a * side + threadIdx.x / 16 * PER + p, j = b * side + threadIdx.x % 16 * PER + q;
-                if (i >= n || j >= n) continue;
-                const Real squared = squares[p][q];
+                const bool inside = i < n && j < n;
+                const Real squared = inside ? squares[p][q] : 0;
                 const Real length = sqrt(squared);
                 // In f64 no length between f32 rows vanishes that isn't 0; as f32 it may.
                 const float reciprocal = squared > 0 ? static_cast<float>(1 / length) : 0.0f;
-                const uint64_t ij = static_cast<uint64_t>(i) * n + j, ji = static_cast<uint64_t>(j) * n + i;
-                r[ij] = reciprocal;
-                if (h != nullptr) h[ij] = squared / 2;
-                if (a != b) {
-                    r[ji] = reciprocal;
-                    if (h != nullptr) h[ji] = squared / 2;
+                r[static_cast<uint64_t>(i) * pitch + j] = reciprocal;
+                if (a != b) r[static_cast<uint64_t>(j) * pitch + i] = reciprocal;
+                if (h != nullptr) {
+                    const unsigned row = i % rkd::TILE, column = j % rkd::TILE;
+                    h[row * rkd::TILE + column] = squared / 2;
+                    if (a != b && tile_a == tile_b) h[column * rkd::TILE + row] = squared / 2;
                 }
+                if (!inside) continue;
                 // The diagonal is 0 unless the row isn't finite.
                 if (i <= j) {
                     sum += static_cast<double>(length);
@@ -112,9 +115,8 @@ DEVICE rkd::Lengths of_block(double sum, V longest, V shortest) {
 // This block's tile, and its share of what is known of the lengths. Whether this is the last block.
 template <typename Real, typename T>
 DEVICE bool relate(const Arguments& arguments) {
-    SHARED_ARRAY(Real, left, pair_tile::SHARED<Real>);
-    SHARED_ARRAY(Real, right, pair_tile::SHARED<Real>);
-    Tile<Real> tile{arguments, left, right};
+    SHARED_ARRAY(Real, shared, pair_tile::SHARED<Real>);
+    Tile<Real> tile{arguments, shared};
     tile.template run<T>();
     const rkd::Lengths lengths = of_block(tile.sum, tile.longest, tile.shortest);
     if (threadIdx.x == 0) arguments.partials[blockIdx.y * gridDim.x + blockIdx.x] = lengths;

@@ -83,13 +83,31 @@ constexpr unsigned CHUNK = 16 / sizeof(T);
 
 DEVICE bool aligned16(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
 
-// The CHUNK elements in 16 bytes.
+// 16 bytes of elements as they lie in memory: what is loaded long before it is used.
 template <typename T>
-DEVICE void unpack(const Bytes16& bytes, float (&to)[CHUNK<T>]) {
-    union {
-        Bytes16 bytes;
-        T elements[CHUNK<T>];
-    } chunk = {bytes};
+union Chunk {
+    Bytes16 bytes;
+    T elements[CHUNK<T>];
+};
+
+// The first `count` of the CHUNK elements at `from`, then zeros; at once where they lie on a multiple of 16 bytes and all
+// are wanted.
+template <typename T>
+DEVICE Chunk<T> fetch_chunk(const T* from, bool aligned, unsigned count) {
+    Chunk<T> chunk = {};
+    if (aligned) {
+        if (count > 0) chunk.bytes = *reinterpret_cast<const Bytes16*>(from);
+    } else {
+        UNROLL
+        for (unsigned i = 0; i < CHUNK<T>; i++) {
+            if (i < count) chunk.elements[i] = from[i];
+        }
+    }
+    return chunk;
+}
+
+template <typename T>
+DEVICE void unpack(const Chunk<T>& chunk, float (&to)[CHUNK<T>]) {
     UNROLL
     for (unsigned i = 0; i < CHUNK<T>; i++) to[i] = to_float(chunk.elements[i]);
 }
@@ -97,24 +115,24 @@ DEVICE void unpack(const Bytes16& bytes, float (&to)[CHUNK<T>]) {
 // The CHUNK elements at `from`, which lie on a multiple of 16 bytes.
 template <typename T>
 DEVICE void load_chunk(const T* from, float (&to)[CHUNK<T>]) {
-    unpack<T>(*reinterpret_cast<const Bytes16*>(from), to);
-}
-
-// 16 bytes of elements that need not lie on a multiple of 16.
-template <typename T>
-DEVICE Bytes16 gather_chunk(const T* from) {
-    union {
-        T elements[CHUNK<T>];
-        Bytes16 bytes;
-    } chunk;
-    UNROLL
-    for (unsigned i = 0; i < CHUNK<T>; i++) chunk.elements[i] = from[i];
-    return chunk.bytes;
+    unpack<T>({*reinterpret_cast<const Bytes16*>(from)}, to);
 }
 
 // Four floats to an address on a multiple of 16 bytes.
 DEVICE void store4(float* to, float a, float b, float c, float d) {
     *reinterpret_cast<Bytes16*>(to) = {{float_to_bits(a), float_to_bits(b), float_to_bits(c), float_to_bits(d)}};
+}
+
+// The same, one by one where it isn't.
+DEVICE void store4(float* to, bool aligned, float a, float b, float c, float d) {
+    if (aligned) {
+        store4(to, a, b, c, d);
+    } else {
+        to[0] = a;
+        to[1] = b;
+        to[2] = c;
+        to[3] = d;
+    }
 }
 
 // 16 bytes that nobody reads again before much else has been: the first to leave the caches.

@@ -7,7 +7,7 @@
 //   i0 +    | t=0   1   2  ...  15 |
 //   PER     | 16   17  ...         |     rows pass through shared memory DEPTH dimensions at a time,
 //   (t/16)  | ...                  |     dimension by dimension: a thread's PER rows lie side by side
-//           +----------------------+
+//           +----------------------+     While some are worked on the next are on their way, in registers
 #pragma once
 
 #include "collective.cuh"
@@ -18,14 +18,14 @@ namespace pair_tile {
 constexpr unsigned THREADS = 256;
 constexpr unsigned LARGEST_SIDE = 64;
 
-// Dimensions in shared memory at a time: 16 KiB for both sides.
+// Dimensions in shared memory at a time: 17 KiB for both sides, twice.
 template <typename Real>
 constexpr unsigned DEPTH = 128 / sizeof(Real);
 // Rows of a dimension lie this far apart: a multiple of 16 bytes, off the power of two.
 template <typename Real>
 constexpr unsigned PITCH = LARGEST_SIDE + 16 / sizeof(Real);
 template <typename Real>
-constexpr unsigned SHARED = DEPTH<Real> * PITCH<Real>;
+constexpr unsigned SHARED = 4 * DEPTH<Real> * PITCH<Real>;
 
 struct SquaredDifference {
     template <typename Real>
@@ -61,55 +61,77 @@ DEVICE void load_side_by_side(const Real* from, Real (&to)[COUNT]) {
     }
 }
 
-// Rows `first` .. `first + side`, dimensions `depth` .. `depth + DEPTH` into shared memory; zero beyond the matrix.
-template <typename Real, typename T>
-DEVICE void stage(const T* rows, uint32_t n, uint32_t dim, uint32_t first, unsigned side, uint32_t depth, bool wide,
-                  Real* shared) {
-    constexpr unsigned D = DEPTH<Real>;
-    if (wide) {
-        constexpr unsigned CHUNKS = D / CHUNK<T>;
-        for (unsigned at = threadIdx.x; at < side * CHUNKS; at += THREADS) {
-            const unsigned row = at / CHUNKS, d = at % CHUNKS * CHUNK<T>;
-            float values[CHUNK<T>] = {};
-            if (first + row < n && depth + d < dim)
-                load_chunk(rows + static_cast<uint64_t>(first + row) * dim + depth + d, values);
-            UNROLL
-            for (unsigned i = 0; i < CHUNK<T>; i++) shared[(d + i) * PITCH<Real> + row] = values[i];
-        }
-    } else {
-        for (unsigned at = threadIdx.x; at < side * D; at += THREADS) {
-            const unsigned row = at / D, d = at % D;
-            const bool inside = first + row < n && depth + d < dim;
-            shared[d * PITCH<Real> + row] =
-                inside ? to_float(rows[static_cast<uint64_t>(first + row) * dim + depth + d]) : 0.0f;
+// Rows `first` .. `first + SIDE` of a matrix, on their way to shared memory DEPTH dimensions at a time.
+template <unsigned SIDE, typename Real, typename T>
+struct Stage {
+    // Two neighbours read 32 bytes of a row, and 32 write to 32 banks.
+    static constexpr unsigned CHUNKS = SIDE * DEPTH<Real> / CHUNK<T>, EACH = (CHUNKS + THREADS - 1) / THREADS;
+
+    const T* rows;
+    uint32_t n, dim, first;
+    // Whether all chunks lie on multiples of 16 bytes.
+    bool aligned;
+    Chunk<T> chunks[EACH];
+
+    DEVICE static unsigned row(unsigned at) { return at / 2 % SIDE; }
+    DEVICE static unsigned dimension(unsigned at) { return (at / (2 * SIDE) * 2 + at % 2) * CHUNK<T>; }
+
+    // Zeros beyond the matrix.
+    DEVICE void fetch(uint32_t depth) {
+        UNROLL
+        for (unsigned c = 0; c < EACH; c++) {
+            const unsigned at = threadIdx.x + c * THREADS;
+            const uint32_t i = first + row(at), d = depth + dimension(at);
+            const unsigned count = at < CHUNKS && i < n && d < dim ? dim - d : 0;
+            chunks[c] = fetch_chunk(rows + static_cast<uint64_t>(i) * dim + d, aligned, count);
         }
     }
-}
 
-// Gives sum[a][b] of rows i0 + PER (t/16) + a and j0 + PER (t%16) + b. `left` and `right` hold SHARED each. Sums of
-// DEPTH dimensions are added up: two short sums round less than a long one.
+    DEVICE void put(Real* shared) const {
+        UNROLL
+        for (unsigned c = 0; c < EACH; c++) {
+            const unsigned at = threadIdx.x + c * THREADS;
+            if (at >= CHUNKS) continue;
+            UNROLL
+            for (unsigned i = 0; i < CHUNK<T>; i++)
+                shared[(dimension(at) + i) * PITCH<Real> + row(at)] = to_float(chunks[c].elements[i]);
+        }
+    }
+};
+
+// Gives sum[a][b] of rows i0 + PER (t/16) + a and j0 + PER (t%16) + b. Sums of DEPTH dimensions are added up: two short
+// sums round less than a long one.
 template <unsigned PER, typename Op, typename Real, typename T>
-DEVICE void sums(const T* rows, uint32_t n, uint32_t dim, uint32_t i0, uint32_t j0, Real* left, Real* right,
-                 Real (&sum)[PER][PER]) {
-    constexpr unsigned SIDE = 16 * PER, D = DEPTH<Real>;
-    const bool wide = aligned16(rows) && dim % CHUNK<T> == 0;
+DEVICE void sums(const T* rows, uint32_t n, uint32_t dim, uint32_t i0, uint32_t j0, Real* shared, Real (&sum)[PER][PER]) {
+    constexpr unsigned D = DEPTH<Real>, BUFFER = D * PITCH<Real>;
+    const bool aligned = aligned16(rows) && dim % CHUNK<T> == 0;
     const unsigned ti = threadIdx.x / 16 * PER, tj = threadIdx.x % 16 * PER;
     UNROLL
     for (unsigned a = 0; a < PER; a++) {
         UNROLL
         for (unsigned b = 0; b < PER; b++) sum[a][b] = 0;
     }
+    Stage<16 * PER, Real, T> left{rows, n, dim, i0, aligned, {}}, right{rows, n, dim, j0, aligned, {}};
+    unsigned buffer = 0;
+    left.fetch(0);
+    right.fetch(0);
+    left.put(shared);
+    right.put(shared + BUFFER);
+    block_barrier();
     for (uint32_t depth = 0; depth < dim; depth += D) {
-        block_barrier();
-        stage(rows, n, dim, i0, SIDE, depth, wide, left);
-        stage(rows, n, dim, j0, SIDE, depth, wide, right);
-        block_barrier();
+        const bool more = dim - depth > D;
+        if (more) {
+            left.fetch(depth + D);
+            right.fetch(depth + D);
+        }
+        const Real* of_left = shared + buffer + ti;
+        const Real* of_right = shared + buffer + BUFFER + tj;
         Real part[PER][PER] = {};
         UNROLL_BY(8)
         for (unsigned d = 0; d < D; d++) {
             Real x[PER], y[PER];
-            load_side_by_side(left + d * PITCH<Real> + ti, x);
-            load_side_by_side(right + d * PITCH<Real> + tj, y);
+            load_side_by_side(of_left + d * PITCH<Real>, x);
+            load_side_by_side(of_right + d * PITCH<Real>, y);
             UNROLL
             for (unsigned a = 0; a < PER; a++) {
                 UNROLL
@@ -120,6 +142,12 @@ DEVICE void sums(const T* rows, uint32_t n, uint32_t dim, uint32_t i0, uint32_t 
         for (unsigned a = 0; a < PER; a++) {
             UNROLL
             for (unsigned b = 0; b < PER; b++) sum[a][b] += part[a][b];
+        }
+        if (more) {
+            buffer = 2 * BUFFER - buffer;
+            left.put(shared + buffer);
+            right.put(shared + buffer + BUFFER);
+            block_barrier();
         }
     }
 }

@@ -24,6 +24,18 @@ struct Scalars {
 };
 static_assert(sizeof(Scalars) == 64, "SCALARS in src/gpu/rkd/mod.rs");
 
+// Matrices over pairs of rows are kept in tiles of 64 x 64, zero beyond the N rows there are, so that 16 bytes can be
+// read anywhere. r and the coefficients are matrices of `padded(n)` rows. h and the angle's sums, which are symmetric and
+// many, have the tiles (a ≤ b) only, in the order of pair_tile::pair_of, each of them whole.
+constexpr unsigned TILE = 64, TILE_ELEMENTS = TILE * TILE;
+
+DEVICE uint32_t tiles_of(uint32_t n) { return (n + TILE - 1) / TILE; }
+DEVICE uint32_t padded(uint32_t n) { return tiles_of(n) * TILE; }
+// How many tiles (a ≤ b) there are.
+DEVICE uint64_t tile_pairs(uint32_t tiles) { return static_cast<uint64_t>(tiles) * (tiles + 1) / 2; }
+// Where the tile (a ≤ b) starts.
+DEVICE uint64_t tile_at(uint32_t a, uint32_t b) { return (tile_pairs(b) + a) * TILE_ELEMENTS; }
+
 // A block's share of what is known of the lengths.
 struct Lengths {
     double sum;

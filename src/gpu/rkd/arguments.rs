@@ -25,8 +25,7 @@ pub(crate) struct RelationArguments {
 pub(crate) struct AngleArguments {
     pub(super) h: [u64; 2],
     pub(super) r: [u64; 2],
-    pub(super) sums_a: u64,
-    pub(super) sums_g: u64,
+    pub(super) sums: u64,
     pub(super) partials: u64,
     pub(super) scalars: u64,
     pub(super) value: u64,
@@ -34,8 +33,10 @@ pub(crate) struct AngleArguments {
     pub(super) value_factor: f64,
     pub(super) penalty_limit: f64,
     pub(super) n: u32,
+    pub(super) groups: u32,
     pub(super) tiles_per_group: u32,
-    pub(super) vertices_per_split: u32,
+    pub(super) parts: u32,
+    pub(super) vertices_per_part: u32,
     pub(super) delta: f32,
 }
 
@@ -43,13 +44,12 @@ pub(crate) struct AngleArguments {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub(crate) struct CoefficientArguments {
-    pub(super) sums_a: u64,
-    pub(super) sums_g: u64,
+    pub(super) sums: u64,
     pub(super) coefficients: u64,
     pub(super) n: u32,
-    pub(super) groups: u32,
-    pub(super) splits: u32,
+    pub(super) slots: u32,
     pub(super) factor: f32,
+    pub(super) padding: u32,
 }
 
 /// Mirrors `Arguments` in kernels/rkd_distance.cu.

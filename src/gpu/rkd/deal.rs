@@ -1,48 +1,140 @@
 //! How the work of RKD is dealt to blocks: pure functions of sizes.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
 use super::FEW_ROWS;
 
+/// Side of the tiles in which matrices over pairs of rows are kept. Mirrors `rkd::TILE`.
+pub(super) const TILE: usize = 64;
+
+/// The tiles along a side of such a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tiles(usize);
+
+impl Tiles {
+    pub(super) fn of(rows: usize) -> Self {
+        Tiles(rows.div_ceil(TILE))
+    }
+
+    /// Rows, with those that fill the last tile.
+    pub(super) fn rows(self) -> usize {
+        self.0 * TILE
+    }
+
+    /// Tiles (a ≤ b): what there is of a symmetric matrix.
+    pub(super) fn pairs(self) -> usize {
+        self.0 * (self.0 + 1) / 2
+    }
+}
+
 /// How the triples of the angle loss are dealt to blocks.
+///
+/// A block takes all triples whose rows lie in three groups of tiles, A ≤ B ≤ C, whichever of the three has the
+/// vertex: of those, its part of the vertices. What it sums for the edges between two of the groups goes to
+/// the slot of the third: each slot is a symmetric matrix, of which no two blocks write the same tile.
+///
+/// Blocks that take pairs of groups and a share of all vertices (the layout before this one) need two kinds of slot,
+/// for edges with the vertex and edges between ends, `groups` whole matrices and one symmetric for every
+/// share: at N = 512 on 132 multiprocessors 64 bytes a pair of rows for 288 blocks, where this takes 36 for 240.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Deal {
-    /// Tiles of [`Deal::SIDE`] ends are dealt in groups: each has a slot of N² sums.
     pub(super) tiles_per_group: usize,
     pub(super) groups: usize,
-    /// Vertices are dealt in splits: each has a slot of N² sums as well.
-    pub(super) vertices_per_split: usize,
-    pub(super) splits: usize,
+    /// Into which each group's vertices are cut.
+    pub(super) parts: usize,
+    pub(super) vertices_per_part: usize,
 }
 
 impl Deal {
-    /// Ends of a tile.
-    const SIDE: usize = 64;
+    /// Bytes of shared memory, as kernels/rkd_angle.cu counts them in floats.
+    pub(super) const SHARED: u32 = 4 * 10_400;
+    pub(super) const SHARED_ACCURATE: u32 = 4 * 14_624;
     /// Vertices are taken so many at a time.
-    const VERTICES: usize = 8;
-    /// More slots give more blocks and take more memory, 4 N² bytes each.
-    const MOST_GROUPS: usize = 8;
-    const MOST_SPLITS: usize = 8;
-    /// The same for few rows, whose slots are small.
-    const MOST_SPLITS_OF_FEW: usize = 32;
+    const VERTICES: usize = 4;
+    /// Slots: more of them make more blocks, which even out, and take more memory, 2 N² bytes each. Up to so
+    /// many whatever the size, which is up to 35 bytes a pair of rows;
+    const MOST_SLOTS: usize = 16;
+    /// and up to so many tiles of 16 KiB where these are more: 9.4 MB, as much as 16 slots take at N = 512.
+    const MOST_TILES: usize = 16 * 36;
+    /// What a block does for a pair of tiles besides the triples, in vertices: it fills registers, and clears and
+    /// adds to a slot.
+    const OVERHEAD: usize = 2;
+    /// So many tiles of a slot are cleared and read again, at 4 TB/s, in the time of one vertex and tile: 1200 cycles
+    /// where two blocks share a multiprocessor.
+    const TILES_PER_STEP: usize = 64;
 
-    /// Two blocks for every multiprocessor, if the slots allow.
+    /// The deal that is done first by the count of its steps, of those that the slots allow.
     pub(super) fn new(rows: usize, multiprocessors: usize) -> Self {
-        let tiles = rows.div_ceil(Self::SIDE);
-        let tiles_per_group = tiles.div_ceil(Self::MOST_GROUPS);
-        let groups = tiles.div_ceil(tiles_per_group);
-        let pairs = groups * (groups + 1) / 2;
-        let most = if rows <= FEW_ROWS {
-            Self::MOST_SPLITS_OF_FEW
+        // Few rows go to the accurate kernel, of which a multiprocessor holds one block.
+        let resident = if rows <= FEW_ROWS {
+            multiprocessors
         } else {
-            Self::MOST_SPLITS
+            2 * multiprocessors
         };
-        let splits = (2 * multiprocessors).div_ceil(pairs).clamp(1, most);
-        let vertices_per_split = rows.div_ceil(splits).next_multiple_of(Self::VERTICES);
-        Deal {
-            tiles_per_group,
-            groups,
-            vertices_per_split,
-            splits: rows.div_ceil(vertices_per_split),
+        let tiles = Tiles::of(rows);
+        let most = Self::most_slots(tiles);
+        let of_groups = |tiles_per_group: usize| {
+            let groups = tiles.0.div_ceil(tiles_per_group);
+            let vertices = (tiles_per_group * TILE).min(rows);
+            let parts = (most / groups).min(vertices.div_ceil(Self::VERTICES));
+            (1..=parts).map(move |parts| {
+                let vertices_per_part = vertices.div_ceil(parts).next_multiple_of(Self::VERTICES);
+                Deal {
+                    tiles_per_group,
+                    groups,
+                    parts: vertices.div_ceil(vertices_per_part),
+                    vertices_per_part,
+                }
+            })
+        };
+        // From the smallest groups that the slots allow to such of twice the size; of very many rows not every size.
+        let least = tiles.0.div_ceil(Self::MOST_SLOTS);
+        (least..=2 * least)
+            .step_by(least.div_ceil(16))
+            .flat_map(of_groups)
+            .min_by_key(|deal| (deal.steps(resident, tiles), deal.slots()))
+            .expect("at least one part of at least one group")
+    }
+
+    /// What the slots may come to.
+    fn most_slots(tiles: Tiles) -> usize {
+        (Self::MOST_TILES / tiles.pairs()).max(Self::MOST_SLOTS)
+    }
+
+    /// Matrices of sums.
+    pub(super) fn slots(self) -> usize {
+        self.groups * self.parts
+    }
+
+    pub(super) fn blocks(self) -> usize {
+        self.groups * (self.groups + 1) * (self.groups + 2) / 6 * self.parts
+    }
+
+    /// When the last block is done, and its slots are added up, where `resident` run at a time: in the time one takes for
+    /// a vertex and a tile. Blocks start in order, those with most to do first.
+    fn steps(self, resident: usize, tiles: Tiles) -> usize {
+        let each = self.tiles_per_group;
+        let (across, within) = (each * each, each * (each + 1) / 2);
+        // More rows than any memory holds are asked about, too.
+        let of = |pairs: usize| pairs.saturating_mul(self.vertices_per_part + Self::OVERHEAD);
+        let g = self.groups;
+        let kinds = [
+            (g * (g - 1) * g.saturating_sub(2) / 6, of(3 * across)),
+            (g * (g - 1), of(across + within)),
+            (g, of(within)),
+        ];
+        let mut ends: BinaryHeap<Reverse<usize>> =
+            std::iter::repeat_n(Reverse(0), resident).collect();
+        for (jobs, steps) in kinds {
+            for _ in 0..jobs * self.parts {
+                let Reverse(end) = ends.pop().unwrap_or(Reverse(0));
+                ends.push(Reverse(end.saturating_add(steps)));
+            }
         }
+        let last = ends.into_iter().map(|Reverse(end)| end).max();
+        let slots = (self.slots() * tiles.pairs()).div_ceil(Self::TILES_PER_STEP);
+        last.unwrap_or(0).saturating_add(slots)
     }
 }
 
@@ -62,32 +154,4 @@ pub(super) fn contraction_rows(rows: usize, dim: usize, multiprocessors: usize) 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_triple_is_dealt() {
-        for multiprocessors in [1, 4, 108, 132] {
-            for rows in (1..200).chain([255, 256, 257, 512, 1000, 1024, 2048, 5000]) {
-                let deal = Deal::new(rows, multiprocessors);
-                assert!(deal.groups * deal.tiles_per_group * Deal::SIDE >= rows);
-                assert!((deal.groups - 1) * deal.tiles_per_group * Deal::SIDE < rows);
-                assert!(deal.splits * deal.vertices_per_split >= rows);
-                assert!((deal.splits - 1) * deal.vertices_per_split < rows);
-                assert!(deal.groups <= Deal::MOST_GROUPS);
-            }
-        }
-    }
-
-    #[test]
-    fn a_card_is_kept_busy_where_the_slots_allow() {
-        // Two blocks for each of an H200's multiprocessors.
-        for rows in [512, 1024, 2048] {
-            let deal = Deal::new(rows, 132);
-            let blocks = deal.groups * (deal.groups + 1) / 2 * deal.splits;
-            assert!(blocks >= 2 * 132, "{rows}: {blocks}");
-        }
-        assert_eq!(relation_side(1024, 132), 64);
-        assert_eq!(relation_side(128, 132), 16);
-    }
-}
+mod tests;

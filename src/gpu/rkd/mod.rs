@@ -7,7 +7,7 @@ pub(crate) use self::arguments::{
     AngleArguments, CoefficientArguments, ContractionArguments, DistanceArguments,
     RelationArguments,
 };
-use self::deal::{Deal, contraction_rows, relation_side};
+use self::deal::{Deal, TILE, Tiles, contraction_rows, relation_side};
 use super::kernels::{
     CONTRACTION, RKD_ANGLE, RKD_ANGLE_ACCURATE, RKD_ANGLE_COEFFICIENTS, RKD_DISTANCE, RKD_RELATION,
     RKD_RELATION_ACCURATE,
@@ -59,8 +59,8 @@ struct Workspace {
     norms: Region,
     h: Option<[Region; 2]>,
     r: [Region; 2],
-    sums_a: Region,
-    sums_g: Region,
+    sums: Region,
+    /// Over what h leaves, where there is one.
     coefficients: Region,
 }
 
@@ -75,42 +75,49 @@ impl Plan {
         limits: Limits,
         layout: &mut Layout,
     ) -> Result<Self> {
+        let n = problem.shapes().rows;
+        grid_size("rows", n)?;
+        let deal = || Deal::new(n, limits.multiprocessors as usize);
+        let angle = (loss.angle_weight > 0.0).then(deal);
+        Self::dealt(loss, problem, dtype, limits, angle, layout)
+    }
+
+    /// With the angle's triples, if it takes part, dealt as is said here.
+    fn dealt(
+        loss: &Rkd,
+        problem: &Problem,
+        dtype: DType,
+        limits: Limits,
+        angle: Option<Deal>,
+        layout: &mut Layout,
+    ) -> Result<Self> {
         let shapes = problem.shapes();
         let n = shapes.rows;
+        let tiles = Tiles::of(n);
         let multiprocessors = limits.multiprocessors as usize;
         let side = relation_side(n, multiprocessors);
-        let angle = (loss.angle_weight > 0.0).then(|| Deal::new(n, multiprocessors));
         // With both weights 0, the distance gives the zeros.
         let distance = loss.distance_weight > 0.0 || angle.is_none();
-        let distance_blocks = n.saturating_mul(n).div_ceil(1024).min(1024);
+        let padded = tiles.rows();
+        let distance_blocks = padded.saturating_mul(padded).div_ceil(1024).min(1024);
 
-        let relation_blocks = tile_pairs(n, side)? as usize;
-        let angle_blocks = match angle {
-            Some(deal) => deal.groups * (deal.groups + 1) / 2 * deal.splits,
-            None => 0,
-        };
+        let relation_blocks = tile_pairs(padded, side)? as usize;
         // `rkd::Lengths` is three f64.
         let partials = (6 * relation_blocks)
-            .max(angle_blocks)
+            .max(angle.map_or(0, Deal::blocks))
             .max(2 * distance_blocks);
-        let (groups, splits) = angle.map_or((0, 0), |deal| (deal.groups, deal.splits));
-        let mut pair = |elements: &[usize], wide: bool| -> Result<[Region; 2]> {
-            let mut push = || {
-                if wide {
-                    layout.push::<f64>(elements)
-                } else {
-                    layout.push::<f32>(elements)
-                }
-            };
-            Ok([push()?, push()?])
+        // In f64, the widest the fast and the accurate path put here.
+        let mut half = || layout.push::<f64>(&[tiles.pairs(), TILE, TILE]);
+        let h = match angle {
+            Some(_) => Some([half()?, half()?]),
+            None => None,
         };
         let at = Workspace {
-            // In f64, the widest the fast and the accurate path put here.
-            h: match angle {
-                Some(_) => Some(pair(&[n, n], true)?),
-                None => None,
-            },
-            r: pair(&[n, n], false)?,
+            h,
+            r: [
+                layout.push::<f32>(&[padded, padded])?,
+                layout.push::<f32>(&[padded, padded])?,
+            ],
             normalized: if loss.normalize {
                 Some([
                     layout.push::<f32>(&[n, shapes.student_dim])?,
@@ -122,9 +129,14 @@ impl Plan {
             norms: layout.push::<f32>(&[n])?,
             scalars: layout.push::<u8>(&[SCALARS])?,
             partials: layout.push::<f64>(&[partials])?,
-            sums_a: layout.push::<f32>(&[groups, n, n])?,
-            sums_g: layout.push::<f32>(&[splits, n, n])?,
-            coefficients: layout.push::<f32>(&[n, n])?,
+            sums: match angle {
+                Some(deal) => layout.push::<f32>(&[deal.slots(), tiles.pairs(), TILE, TILE])?,
+                None => layout.push::<f32>(&[0])?,
+            },
+            coefficients: match h {
+                Some([student, _]) => student,
+                None => layout.push::<f32>(&[padded, padded])?,
+            },
         };
         Ok(Plan {
             loss: *loss,
@@ -232,7 +244,11 @@ impl Plan {
         } else {
             &RKD_RELATION
         };
-        let grid = [tile_pairs(self.shapes.rows, self.side)?, 2, 1];
+        let grid = [
+            tile_pairs(Tiles::of(self.shapes.rows).rows(), self.side)?,
+            2,
+            1,
+        ];
         family.of(dtype).launch(launcher, grid, 0, &arguments)
     }
 
@@ -246,8 +262,7 @@ impl Plan {
         let arguments = AngleArguments {
             h: self.h(at),
             r: self.r(at),
-            sums_a: self.at.sums_a.at(at.workspace),
-            sums_g: self.at.sums_g.at(at.workspace),
+            sums: self.at.sums.at(at.workspace),
             partials: self.at.partials.at(at.workspace),
             scalars: self.at.scalars.at(at.workspace),
             value: at.value,
@@ -255,18 +270,19 @@ impl Plan {
             value_factor: self.loss.angle_weight,
             penalty_limit: trust::PENALTY,
             n: grid_size("rows", self.shapes.rows)?,
+            groups: deal.groups as u32,
             tiles_per_group: deal.tiles_per_group as u32,
-            vertices_per_split: deal.vertices_per_split as u32,
+            parts: deal.parts as u32,
+            vertices_per_part: deal.vertices_per_part as u32,
             delta: self.loss.delta as f32,
         };
-        let family = if accurate {
-            &RKD_ANGLE_ACCURATE
+        let (family, shared) = if accurate {
+            (&RKD_ANGLE_ACCURATE, Deal::SHARED_ACCURATE)
         } else {
-            &RKD_ANGLE
+            (&RKD_ANGLE, Deal::SHARED)
         };
-        let pairs = deal.groups * (deal.groups + 1) / 2;
-        let grid = [pairs as u32, deal.splits as u32, 1];
-        family.only().launch(launcher, grid, 0, &arguments)
+        let grid = [deal.blocks() as u32, 1, 1];
+        family.only().launch(launcher, grid, shared, &arguments)
     }
 
     fn enqueue_coefficients(
@@ -279,12 +295,10 @@ impl Plan {
         const PATCH: usize = 32;
         let n = self.shapes.rows as f64;
         let arguments = CoefficientArguments {
-            sums_a: self.at.sums_a.at(at.workspace),
-            sums_g: self.at.sums_g.at(at.workspace),
+            sums: self.at.sums.at(at.workspace),
             coefficients: self.at.coefficients.at(at.workspace),
             n: grid_size("rows", self.shapes.rows)?,
-            groups: deal.groups as u32,
-            splits: deal.splits as u32,
+            slots: deal.slots() as u32,
             // On a line all cosines are ±1: the angle has no gradient, and what rounding would leave of the
             // terms that cancel is not wanted.
             factor: if self.shapes.student_dim == 1 {
@@ -292,8 +306,9 @@ impl Plan {
             } else {
                 (2.0 * self.loss.angle_weight / (n * n * n)) as f32
             },
+            padding: 0,
         };
-        let grid = [tile_pairs(self.shapes.rows, PATCH)?, 1, 1];
+        let grid = [tile_pairs(Tiles::of(self.shapes.rows).rows(), PATCH)?, 1, 1];
         RKD_ANGLE_COEFFICIENTS
             .only()
             .launch(launcher, grid, 0, &arguments)

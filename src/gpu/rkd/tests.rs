@@ -6,11 +6,27 @@ use crate::gpu::machine::Machine;
 use crate::gpu::plan::QueueAddresses;
 
 /// Whether the accurate path has the last word on these rows.
-fn ends_accurate(student: &[f32], teacher: &[f32], [n, dim]: [usize; 2], loss: Rkd) -> bool {
+fn ends_accurate(student: &[f32], teacher: &[f32], shape: [usize; 2], loss: Rkd) -> bool {
+    evaluate(student, teacher, shape, loss, None).0
+}
+
+/// That, the loss and the gradient; with the triples dealt in this way, if it is not the plan's choice.
+fn evaluate(
+    student: &[f32],
+    teacher: &[f32],
+    [n, dim]: [usize; 2],
+    loss: Rkd,
+    deal: Option<Deal>,
+) -> (bool, f32, Vec<f32>) {
     let mut machine = Emulator::new().machine();
     let problem = Problem::new(loss, Shapes::new(n, dim, dim)).unwrap();
     let mut layout = Layout::new();
-    let plan = Plan::new(&loss, &problem, DType::F32, machine.limits(), &mut layout).unwrap();
+    let (dtype, limits) = (DType::F32, machine.limits());
+    let plan = match deal {
+        None => Plan::new(&loss, &problem, dtype, limits, &mut layout),
+        Some(_) => Plan::dealt(&loss, &problem, dtype, limits, deal, &mut layout),
+    };
+    let plan = plan.unwrap();
     let mut memory = |bytes: &[u8]| {
         let mut memory = machine.allocate("test", bytes.len()).unwrap();
         machine.write(&mut memory, bytes).unwrap();
@@ -19,9 +35,14 @@ fn ends_accurate(student: &[f32], teacher: &[f32], [n, dim]: [usize; 2], loss: R
     };
     let (_student, student) = memory(bytemuck::cast_slice(student));
     let (_teacher, teacher) = memory(bytemuck::cast_slice(teacher));
-    let (_gradient, gradient) = memory(&vec![0; 4 * n * dim]);
-    let (_value, value) = memory(&[0; 8]);
-    let (workspace, at) = memory(&vec![0; layout.bytes()]);
+    let (of_gradient, gradient) = memory(&vec![0; 4 * n * dim]);
+    let (of_value, value) = memory(&[0; 8]);
+    // NaN in all that is not written before it is read.
+    let (workspace, at) = memory(&vec![0xFF; layout.bytes()]);
+    let mut workspace = workspace;
+    machine
+        .write(&mut workspace, &[0; Layout::COUNTERS])
+        .unwrap();
     let addresses = Addresses {
         student,
         teacher,
@@ -37,8 +58,22 @@ fn ends_accurate(student: &[f32], teacher: &[f32], [n, dim]: [usize; 2], loss: R
         bytes[..Layout::COUNTERS].iter().all(|&byte| byte == 0),
         "counters"
     );
-    let accurate = plan.at.scalars.at(0) as usize + SCALARS - 8;
-    bytes[accurate] != 0
+    let accurate = bytes[plan.at.scalars.at(0) as usize + SCALARS - 8] != 0;
+    let (mut value, mut gradient) = ([0f32; 2], vec![0f32; n * dim]);
+    machine
+        .read(&of_value, bytemuck::bytes_of_mut(&mut value))
+        .unwrap();
+    machine
+        .read(&of_gradient, bytemuck::cast_slice_mut(&mut gradient))
+        .unwrap();
+    (accurate, value[0], gradient)
+}
+
+/// ‖a − b‖/‖b‖
+fn difference(a: &[f32], b: &[f32]) -> f64 {
+    let squares =
+        |of: &dyn Fn(usize) -> f32| (0..b.len()).map(|i| f64::from(of(i)).powi(2)).sum::<f64>();
+    (squares(&|i| a[i] - b[i]) / squares(&|i| b[i])).sqrt()
 }
 
 /// Rows of which any two are about as far apart as any other two, and noise.
@@ -73,4 +108,33 @@ fn the_data_choose_the_path() {
     // Few rows go there at once.
     assert!(ends_accurate(&y[..3 * dim], &y[..3 * dim], [3, dim], angle));
     assert_eq!(n, dim);
+}
+
+/// Groups of several tiles, the last one not full; parts of which the last are empty; both paths.
+#[test]
+fn the_deal_does_not_show() {
+    let angle = Rkd::from(crate::RkdAngle::default());
+    let deal = |tiles_per_group, groups, parts, vertices_per_part| Deal {
+        tiles_per_group,
+        groups,
+        parts,
+        vertices_per_part,
+    };
+    let cases = [
+        (200, true, [deal(2, 2, 5, 28), deal(4, 1, 2, 100)]),
+        (260, false, [deal(1, 5, 3, 24), deal(2, 3, 2, 64)]),
+    ];
+    for (rows, accurate, deals) in cases {
+        let shape = [rows, 260];
+        let (x, y) = (alike(shape, 0.05, 3.0), alike(shape, 0.005, 2.0));
+        let (path, loss, gradient) = evaluate(&x, &y, shape, angle, None);
+        assert_eq!(path, accurate);
+        for deal in deals {
+            let (path, other, others) = evaluate(&x, &y, shape, angle, Some(deal));
+            assert_eq!(path, accurate);
+            assert!((other - loss).abs() <= 1e-6 * loss, "{rows}, {deal:?}");
+            let difference = difference(&others, &gradient);
+            assert!(difference < 1e-6, "{rows}, {deal:?}: {difference:e}");
+        }
+    }
 }
