@@ -27,7 +27,7 @@
 //            its own columns, of those over i those over its rows: they go to shared memory as they are, and are put
 //            together for 4 vertices at a time. The edges of the next 4 are on their way meanwhile, in registers.
 // Shared     dynamic; fast: 16 KiB for twice 4 vertices' edges, 25 KiB for sums; accurate: 24 and 33 KiB.
-// Registers  at most 232.
+// Registers  at most 248.
 // SASS       LDG.E.128, LDS.128, STS.128
 // Loop       relata_rkd_angle at most 17.5 x 32; relata_rkd_angle_accurate at most 29.5 x 16 (an unordered triple)
 // Work       fast: 16 FP32 instructions an unordered triple: 3 + 3 for the cosines and their difference, 2 to clamp,
@@ -37,20 +37,18 @@
 //            it is as good as the definition, and is given up where the mean penalty is below 1e-4: there the
 //            difference of the cosines would be mostly rounding. In the accurate path the larger of h_ij and h_kj meets
 //            h_ik first, with the low halves of both, which leaves cos an error of 1.5 ulp whatever the spread.
-// Order      fixed: vertices in order, threads by place in the tile; a slot's by group and
-//            tile; slots by third group and part.
+// Order      fixed: vertices in order, threads' sums by place in the tile; in a slot by group, tile and vertex; slots by
+//            third group and part.
 // Reference  src/reference/rkd_angle.rs; docs/maths/rkd.md; Park et al., arXiv 1904.05068.
 #include "common/collective.cuh"
 #include "common/element.cuh"
-#include "common/math.cuh"
 #include "common/pair_tile.cuh"
 #include "common/rkd.cuh"
 
 namespace {
 
-using rkd::TILE;
-
-constexpr unsigned SIDE = TILE;
+// Ends of a tile.
+constexpr unsigned SIDE = rkd::TILE;
 // Vertices whose edges are in shared memory at a time, and whose sums.
 constexpr unsigned VERTICES = 4;
 // Ends i of a thread.

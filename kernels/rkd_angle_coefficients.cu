@@ -8,7 +8,7 @@
 // Registers  at most 64.
 // Work       slots/2 + 1 numbers a pair.
 // Floor      bandwidth: 4 N² (slots/2 + 1) bytes.
-// Numerics   f32; at most 32 slots.
+// Numerics   f32; 16 slots, up to 48 where N ≤ 384, each itself a sum in f32 over its share of the triples.
 // Order      fixed: by slot.
 // Reference  docs/maths/rkd.md.
 #include "common/pair_tile.cuh"
