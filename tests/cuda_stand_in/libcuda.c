@@ -197,6 +197,11 @@ CUresult cuMemcpyDtoHAsync_v2(void* to, CUdeviceptr from, size_t bytes, Handle s
     memcpy(to, (void*)(uintptr_t)from, bytes);
     return SUCCESS;
 }
+CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes, Handle stream) {
+    BEGIN("cuMemcpyDtoDAsync_v2 %zu stream %#lx", bytes, (unsigned long)stream);
+    memcpy((void*)(uintptr_t)to, (void*)(uintptr_t)from, bytes);
+    return SUCCESS;
+}
 CUresult cuPointerGetAttribute(void* value, int attribute, CUdeviceptr address) {
     BEGIN_PLAIN();
     for (int i = 0; i < 256; i++) {
