@@ -65,7 +65,7 @@ pub(crate) fn on_host<T: WithDType, R>(
 ) -> Result<R> {
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cpu(storage) = &*storage else {
-        return Err(Error::msg("relata-candle computes on the CPU and on CUDA"));
+        return Err(Error::msg("relata-candle: expected memory of the host"));
     };
     let elements = storage.as_slice::<T>()?;
     let elements = layout

@@ -1,6 +1,8 @@
 //! Student and teacher as an evaluation takes them.
 
-use candle_core::{DType, Error, Result, Tensor};
+use candle_core::{DType, Device, Error, Result, Tensor};
+
+use crate::error::OrCandle;
 
 /// Two matrices, contiguous, of one dtype on one device.
 pub(crate) struct Inputs {
@@ -16,11 +18,12 @@ pub(crate) struct Inputs {
 
 impl Inputs {
     /// # Errors
-    /// Candle's own, on behalf of `op`: ranks, dtypes, devices. Sizes are relata's to check.
+    /// Candle's own, on behalf of `op`: ranks, dtypes, devices; and relata's for rows that differ in number. Other sizes are
+    /// the loss's to check.
     pub(crate) fn new(student: &Tensor, teacher: &Tensor, op: &'static str) -> Result<Self> {
-        let [student_shape, teacher_shape] =
-            [student.dims2()?, teacher.dims2()?].map(<[_; 2]>::from);
-        same_device(student, teacher, op)?;
+        let student_shape = shape(student, "student", op)?;
+        let teacher_shape = shape(teacher, "teacher", op)?;
+        same_device(student.device(), teacher.device(), op)?;
         if student.dtype() != teacher.dtype() {
             return Err(Error::DTypeMismatchBinaryOp {
                 lhs: student.dtype(),
@@ -28,6 +31,14 @@ impl Inputs {
                 op,
             }
             .bt());
+        }
+        if student_shape[0] != teacher_shape[0] {
+            return Err(relata::Error::Dimension {
+                argument: "teacher rows",
+                expected: student_shape[0],
+                got: teacher_shape[0],
+            })
+            .or_candle(op);
         }
         Ok(Inputs {
             student: student.contiguous()?,
@@ -38,14 +49,20 @@ impl Inputs {
     }
 }
 
+fn shape(tensor: &Tensor, argument: &str, op: &'static str) -> Result<[usize; 2]> {
+    let shape = tensor.dims2();
+    let shape = shape.map_err(|error| error.context(format!("{op}: {argument}")))?;
+    Ok(shape.into())
+}
+
 /// Refuses tensors on different devices.
-fn same_device(student: &Tensor, teacher: &Tensor, op: &'static str) -> Result<()> {
-    if student.device().same_device(teacher.device()) {
+pub(crate) fn same_device(lhs: &Device, rhs: &Device, op: &'static str) -> Result<()> {
+    if lhs.same_device(rhs) {
         return Ok(());
     }
     Err(Error::DeviceMismatchBinaryOp {
-        lhs: student.device().location(),
-        rhs: teacher.device().location(),
+        lhs: lhs.location(),
+        rhs: rhs.location(),
         op,
     }
     .bt())
@@ -54,4 +71,15 @@ fn same_device(student: &Tensor, teacher: &Tensor, op: &'static str) -> Result<(
 /// The error of a dtype that has no kernels on the device at hand.
 pub(crate) fn unsupported(dtype: DType, op: &'static str) -> Error {
     Error::UnsupportedDTypeForOp(dtype, op).bt()
+}
+
+/// The error of a device that has none at all.
+pub(crate) fn no_kernels(device: &Device, op: &'static str) -> Error {
+    let got = device.location();
+    let expected = if cfg!(feature = "cuda") {
+        "the CPU or CUDA"
+    } else {
+        "the CPU, or CUDA and relata-candle's feature cuda"
+    };
+    Error::msg(format!("{op}: expected {expected}, got {got:?}")).bt()
 }

@@ -15,6 +15,8 @@
 //! - Errors are candle's: its own variants for dtypes, devices and ranks; relata's, such as rows that differ in number, come
 //!   wrapped, and [`cause`] gets at them. Nothing has been enqueued then.
 
+#[cfg(feature = "cuda")]
+mod card;
 mod cpu;
 mod error;
 mod inputs;
@@ -24,6 +26,8 @@ mod queue;
 use candle_core::{Result, Tensor};
 pub use relata::{Enqueue, InfoNce, KdKl, Loss, Rkd, RkdAngle, RkdDistance, Rrd};
 
+#[cfg(feature = "cuda")]
+pub use self::card::release_workspaces;
 pub use self::error::cause;
 pub use self::queue::Queue;
 

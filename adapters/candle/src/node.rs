@@ -3,12 +3,14 @@
 use std::sync::Mutex;
 
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, Error, Layout, Result, Shape, Storage, Tensor,
+    CpuStorage, CudaStorage, CustomOp1, Device, Error, Layout, Result, Shape, Storage, Tensor,
 };
 use relata::Loss;
 
+#[cfg(feature = "cuda")]
+use crate::card;
 use crate::cpu;
-use crate::inputs::Inputs;
+use crate::inputs::{Inputs, no_kernels};
 use crate::queue::Queue;
 
 /// What an evaluation gives.
@@ -27,7 +29,12 @@ pub(crate) fn fused(
     loss: Loss,
 ) -> Result<Tensor> {
     let inputs = Inputs::new(student, teacher, loss.name())?;
-    let Evaluated { value, gradient } = cpu::evaluate(&inputs, queue, loss)?;
+    let Evaluated { value, gradient } = match student.device() {
+        Device::Cpu => cpu::evaluate(&inputs, queue, loss),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(card) => card::evaluate(&inputs, queue, loss, card),
+        device => Err(no_kernels(device, loss.name())),
+    }?;
     inputs.student.apply_op1(Fused {
         name: loss.name(),
         value: Mutex::new(Some(value)),

@@ -14,10 +14,10 @@ fn queue(dim: usize) -> Queue {
     Queue::new(8, dim, DType::F32, &Device::Cpu).expect("a small queue")
 }
 
-/// The error without the backtrace that it carries where `RUST_BACKTRACE` is set.
+/// The error without its context, and without the backtrace that it carries where `RUST_BACKTRACE` is set.
 fn bare(error: &Error) -> &Error {
     match error {
-        Error::WithBacktrace { inner, .. } => bare(inner),
+        Error::WithBacktrace { inner, .. } | Error::Context { inner, .. } => bare(inner),
         error => error,
     }
 }
@@ -194,7 +194,7 @@ fn parameters_out_of_range() -> Result<()> {
             "{error}"
         );
     }
-    assert!(queue.is_empty());
+    assert!(queue.is_empty()?);
     Ok(())
 }
 
@@ -263,10 +263,10 @@ fn an_empty_queue_unless_it_is_filled_before() -> Result<()> {
             argument: "queue keys"
         })
     );
-    assert!(queue.is_empty());
+    assert!(queue.is_empty()?);
 
     rrd(&rows, &rows, &mut queue, Rrd::default())?;
-    assert_eq!(queue.len(), 4);
+    assert_eq!(queue.len()?, 4);
     Ok(())
 }
 
@@ -289,7 +289,7 @@ fn numbers_that_are_none() -> Result<()> {
                 .to_scalar::<f32>()?
                 .is_nan()
         );
-        assert_eq!(queue.len(), enqueued);
+        assert_eq!(queue.len()?, enqueued);
     }
 
     let mut queue = queue(3);
@@ -306,7 +306,7 @@ fn numbers_that_are_none() -> Result<()> {
         ),
         "{error}"
     );
-    assert!(queue.is_empty());
+    assert!(queue.is_empty()?);
     Ok(())
 }
 
