@@ -290,8 +290,9 @@ CUresult cuKernelSetAttribute(int attribute, int value, Handle kernel, CUdevice 
 CUresult cuLaunchKernel(Handle function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                         unsigned shared, Handle stream, void** parameters, void** extra) {
     (void)extra;
-    // The parameter is a struct that begins with two addresses.
-    const CUdeviceptr* words = parameters[0];
+    // The one parameter of a kernel of relata's is a struct that begins with two addresses.
+    static const CUdeviceptr none[2];
+    const CUdeviceptr* words = strncmp((const char*)function, "relata_", 7) ? none : parameters[0];
     BEGIN("cuLaunchKernel %s grid %u %u %u block %u %u %u shared %u stream %#lx of %#llx %#llx", (const char*)function,
           gx, gy, gz, bx, by, bz, shared, (unsigned long)stream, words[0], words[1]);
     return SUCCESS;

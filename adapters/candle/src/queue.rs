@@ -50,7 +50,7 @@ pub(crate) enum Ring {
     F64(relata::Queue<f64>),
     F32(relata::Queue<f32>),
     #[cfg(feature = "cuda")]
-    Card(CardRing),
+    Card(Box<CardRing>),
 }
 
 impl Queue {
@@ -68,7 +68,9 @@ impl Queue {
             }
             (Device::Cpu, dtype) => return Err(unsupported(dtype, NAME)),
             #[cfg(feature = "cuda")]
-            (Device::Cuda(card), dtype) => Ring::Card(CardRing::new(card, capacity, dim, dtype)?),
+            (Device::Cuda(card), dtype) => {
+                Ring::Card(Box::new(CardRing::new(card, capacity, dim, dtype)?))
+            }
             (device, _) => return Err(no_kernels(device, NAME)),
         };
         Ok(Queue {
@@ -231,7 +233,7 @@ impl Queue {
             Ring::F32(ring) => Tensor::from_vec(ring.to_vec(), shape(ring.len()), &Device::Cpu),
             #[cfg(feature = "cuda")]
             Ring::Card(ring) => {
-                let keys = ring.to_host()?;
+                let keys = ring.on_host()?;
                 Tensor::from_vec(keys.to_vec(), shape(keys.len()), &Device::Cpu)
             }
         }

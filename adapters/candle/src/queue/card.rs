@@ -3,9 +3,9 @@
 use std::thread::{self, ThreadId};
 
 use candle_core::cuda_backend::WrapErr;
-use candle_core::{CudaDevice, DType, Result};
+use candle_core::{CudaDevice, DType, Result, WithDType};
 use half::{bf16, f16};
-use relata::{GpuElement, Rrd, Shapes};
+use relata::{Rrd, Shapes};
 
 use super::NAME;
 use crate::card::CardElement;
@@ -80,7 +80,7 @@ impl CardRing {
         };
         let stream = self.device.cuda_stream();
         let Some(slot) = T::keys(&mut self.keys) else {
-            return Err(unsupported(T::DTYPE_ON_CARD, op));
+            return Err(unsupported(<T as WithDType>::DTYPE, op));
         };
         let queue = match slot.take() {
             Some(queue) => queue,
@@ -117,7 +117,7 @@ impl CardRing {
     }
 
     /// The keys on the host.
-    pub(super) fn to_host(&mut self) -> Result<relata::Queue<f32>> {
+    pub(super) fn on_host(&mut self) -> Result<relata::Queue<f32>> {
         self.wait_for_another_thread()?;
         let keys = of_keys!(&self.keys, queue => queue.to_host());
         let empty = || relata::Queue::new(self.capacity, self.dim);

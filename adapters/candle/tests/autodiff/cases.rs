@@ -202,7 +202,8 @@ fn beside<P: Beside>(
 fn past(teacher: &Tensor) -> Result<Tensor> {
     numbers((PAST, teacher.dim(1)?), 77)?
         .to_dtype(DType::BF16)?
-        .to_dtype(teacher.dtype())
+        .to_dtype(teacher.dtype())?
+        .to_device(teacher.device())
 }
 
 /// f64 numbers from −1 to 1, all different, the same in every run.

@@ -4,7 +4,7 @@ use candle_core::{DType, Result, Tensor, Var};
 use relata_candle::{KdKl, Rkd};
 
 use crate::cases::{self, numbers};
-use crate::{F32, assert_close, check, formulas, gradients};
+use crate::{F32, assert_close, check, devices, formulas, gradients};
 
 const SHAPES: [[(usize, usize); 2]; 4] = [
     [(2, 3), (2, 3)],
@@ -96,7 +96,7 @@ fn together_with_a_task_loss() -> Result<()> {
     );
     let step =
         |weights: &Tensor, dtype: DType, losses: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>| {
-            let of = |x: &Tensor| x.to_dtype(dtype);
+            let of = |x: &Tensor| x.to_dtype(dtype)?.to_device(weights.device());
             let student = of(&inputs)?.matmul(weights)?.tanh()?;
             let task = (&student - of(&labels)?)?.sqr()?.mean_all()?;
             (task * 0.7)? + losses(&student, &of(&y)?)?
@@ -107,18 +107,22 @@ fn together_with_a_task_loss() -> Result<()> {
     let want = step(&wide, DType::F64, &|x, y| {
         formulas::rkd(x, y, rkd)? + formulas::kd_kl(x, y, kd)?
     })?;
-    let narrow = Var::from_tensor(&weights.to_dtype(DType::F32)?)?;
-    let got = step(&narrow, DType::F32, &|x, y| {
-        relata_candle::rkd(x, y, rkd)? + relata_candle::kd_kl(x, y, kd)?
-    })?;
+    let want_gradient = &gradients(&want, &[&wide])?[0];
 
-    assert_close("loss", &got, &want, F32)?;
-    assert_close(
-        "gradient",
-        &gradients(&got, &[&narrow])?[0],
-        &gradients(&want, &[&wide])?[0],
-        F32,
-    )
+    for device in devices::computing(DType::F32) {
+        let narrow = Var::from_tensor(&weights.to_dtype(DType::F32)?.to_device(&device)?)?;
+        let got = step(&narrow, DType::F32, &|x, y| {
+            relata_candle::rkd(x, y, rkd)? + relata_candle::kd_kl(x, y, kd)?
+        })?;
+        assert_close("loss", &got, &want, F32)?;
+        assert_close(
+            "gradient",
+            &gradients(&got, &[&narrow])?[0],
+            want_gradient,
+            F32,
+        )?;
+    }
+    Ok(())
 }
 
 #[test]

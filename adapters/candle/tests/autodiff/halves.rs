@@ -3,7 +3,7 @@
 use candle_core::{DType, Result, Var};
 
 use crate::cases::{self, numbers};
-use crate::{F32, assert_close, check, gradients};
+use crate::{F32, assert_close, check, devices, gradients};
 
 /// f32 until the gradient is rounded: half a unit in the last place of each element, and no more than twice that below
 /// f16's normal range, where elements of these gradients come to lie.
@@ -27,24 +27,27 @@ fn loss_scaling_saves_small_gradients() -> Result<()> {
     const WEIGHT: f64 = 1e-8;
     const SCALE: f64 = 65536.0 * 1024.0;
     for case in cases::all() {
-        let half = numbers((19, 21), 1)?.to_dtype(DType::F16)?;
-        let teacher = numbers((19, 21), 2)?.to_dtype(DType::F16)?;
-        let student = Var::from_tensor(&half)?;
-        let small = ((case.fused)(&student, &teacher)? * WEIGHT)?;
-        let lost = &gradients(&small, &[&student])?[0];
-        let saved = (&gradients(&(small * SCALE)?, &[&student])?[0] / SCALE)?;
-
+        let [half, teacher] =
+            [numbers((19, 21), 1)?, numbers((19, 21), 2)?].map(|x| x.to_dtype(DType::F16));
+        let (half, teacher) = (half?, teacher?);
         let wide = Var::from_tensor(&half.to_dtype(DType::F64)?)?;
         let want = ((case.formula)(&wide, &teacher.to_dtype(DType::F64)?)? * WEIGHT)?;
         let want = &gradients(&want, &[&wide])?[0];
-        assert_close(case.name, &saved, want, 1e-3)?;
-        assert!(assert_lost(lost)?, "{}: f16 held it all", case.name);
+
+        for device in devices::computing(DType::F16) {
+            let student = Var::from_tensor(&half.to_device(&device)?)?;
+            let small = ((case.fused)(&student, &teacher.to_device(&device)?)? * WEIGHT)?;
+            let lost = &gradients(&small, &[&student])?[0];
+            let saved = (&gradients(&(small * SCALE)?, &[&student])?[0] / SCALE)?;
+            assert_close(case.name, &saved, want, 1e-3)?;
+            assert!(mostly_zeros(lost)?, "{}: f16 held it all", case.name);
+        }
     }
     Ok(())
 }
 
 /// Whether at least half of the elements have become 0.
-fn assert_lost(gradient: &candle_core::Tensor) -> Result<bool> {
+fn mostly_zeros(gradient: &candle_core::Tensor) -> Result<bool> {
     let zeros = gradient
         .eq(0.)?
         .to_dtype(DType::F64)?

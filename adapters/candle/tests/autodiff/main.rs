@@ -1,13 +1,16 @@
 //! Does a gradient through the adapter equal what candle's own autodiff makes of the formula, wherever the loss stands in
-//! a graph and however its inputs lie in memory? The formulas are differentiated in f64.
+//! a graph and however its inputs lie in memory? The formulas are differentiated in f64, on the CPU; the adapter is asked there
+//! and, with the feature `cuda` and a card, on the card.
 
 mod cases;
+mod devices;
 mod formulas;
 mod graphs;
 mod halves;
+mod steps;
 mod views;
 
-use candle_core::{DType, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 
 use crate::cases::{Case, numbers};
 
@@ -21,7 +24,7 @@ pub(crate) fn gradients(loss: &Tensor, variables: &[&Var]) -> Result<Vec<Tensor>
         let gradient = gradients.get(variable).expect("a gradient");
         assert_eq!(gradient.dtype(), variable.dtype());
         assert_eq!(gradient.dims(), variable.dims());
-        gradient.to_dtype(DType::F64)
+        gradient.to_device(&Device::Cpu)?.to_dtype(DType::F64)
     };
     variables.iter().map(of).collect()
 }
@@ -29,6 +32,7 @@ pub(crate) fn gradients(loss: &Tensor, variables: &[&Var]) -> Result<Vec<Tensor>
 /// Asserts ‖got − want‖ ≤ tolerance · ‖want‖, and not of NaN.
 #[track_caller]
 pub(crate) fn assert_close(label: &str, got: &Tensor, want: &Tensor, tolerance: f64) -> Result<()> {
+    let got = got.to_device(&Device::Cpu)?;
     let norm = |x: &Tensor| {
         x.to_dtype(DType::F64)?
             .sqr()?
@@ -64,22 +68,21 @@ pub(crate) fn check(
 
     let student = Var::from_tensor(&x)?;
     let want = around(&student, &|student| (case.formula)(student, &y))?;
-    let [want_gradient] = &gradients(&want, &[&student])?[..] else {
-        unreachable!()
-    };
+    let want_gradient = &gradients(&want, &[&student])?[0];
 
-    let student = Var::from_tensor(&x.to_dtype(dtype)?)?;
-    let teacher = y.to_dtype(dtype)?;
-    let got = around(&student, &|student| (case.fused)(student, &teacher))?;
-    let [got_gradient] = &gradients(&got, &[&student])?[..] else {
-        unreachable!()
-    };
-
-    assert_close(&format!("{label}: loss"), &got, &want, tolerance)?;
-    assert_close(
-        &format!("{label}: gradient"),
-        got_gradient,
-        want_gradient,
-        tolerance,
-    )
+    for device in devices::computing(dtype) {
+        let label = format!("{label}, {:?}", device.location());
+        let student = Var::from_tensor(&x.to_dtype(dtype)?.to_device(&device)?)?;
+        let teacher = y.to_dtype(dtype)?.to_device(&device)?;
+        let got = around(&student, &|student| (case.fused)(student, &teacher))?;
+        let got_gradient = &gradients(&got, &[&student])?[0];
+        assert_close(&format!("{label}: loss"), &got, &want, tolerance)?;
+        assert_close(
+            &format!("{label}: gradient"),
+            got_gradient,
+            want_gradient,
+            tolerance,
+        )?;
+    }
+    Ok(())
 }

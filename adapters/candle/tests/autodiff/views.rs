@@ -3,7 +3,7 @@
 use candle_core::{DType, Result, Tensor, Var};
 
 use crate::cases::{self, Case, numbers};
-use crate::{F32, assert_close, gradients};
+use crate::{F32, assert_close, devices, gradients};
 
 type View = fn(&Tensor) -> Result<Tensor>;
 
@@ -55,17 +55,13 @@ fn check(
 
     let wide = Var::from_tensor(&x)?;
     let want = (case.formula)(&(student.2)(&wide)?, &(teacher.2)(&y)?)?;
-    let narrow = Var::from_tensor(&x.to_dtype(DType::F32)?)?;
-    let got = (case.fused)(
-        &(student.2)(&narrow)?,
-        &(teacher.2)(&y.to_dtype(DType::F32)?)?,
-    )?;
-
-    assert_close(&label, &got, &want, F32)?;
-    assert_close(
-        &label,
-        &gradients(&got, &[&narrow])?[0],
-        &gradients(&want, &[&wide])?[0],
-        F32,
-    )
+    let want_gradient = &gradients(&want, &[&wide])?[0];
+    for device in devices::computing(DType::F32) {
+        let narrow = |x: &Tensor| x.to_dtype(DType::F32)?.to_device(&device);
+        let base = Var::from_tensor(&narrow(&x)?)?;
+        let got = (case.fused)(&(student.2)(&base)?, &(teacher.2)(&narrow(&y)?)?)?;
+        assert_close(&label, &got, &want, F32)?;
+        assert_close(&label, &gradients(&got, &[&base])?[0], want_gradient, F32)?;
+    }
+    Ok(())
 }
