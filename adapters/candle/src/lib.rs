@@ -93,3 +93,8 @@ pub fn info_nce_with(
 pub fn rrd(student: &Tensor, teacher: &Tensor, queue: &mut Queue, loss: Rrd) -> Result<Tensor> {
     node::fused(student, teacher, Some(queue), loss.into())
 }
+
+/// The examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -107,8 +107,8 @@ impl Queue {
     ///
     /// # Errors
     /// On a card, what went wrong there in the meantime.
-    pub fn len(&mut self) -> Result<usize> {
-        match &mut self.ring {
+    pub fn len(&self) -> Result<usize> {
+        match &self.ring {
             Ring::F64(ring) => Ok(ring.len()),
             Ring::F32(ring) => Ok(ring.len()),
             #[cfg(feature = "cuda")]
@@ -120,7 +120,7 @@ impl Queue {
     ///
     /// # Errors
     /// As [`len`](Self::len).
-    pub fn is_empty(&mut self) -> Result<bool> {
+    pub fn is_empty(&self) -> Result<bool> {
         self.len().map(|len| len == 0)
     }
 
@@ -226,14 +226,14 @@ impl Queue {
     ///
     /// # Errors
     /// Memory that is not there, and what went wrong on a card in the meantime.
-    pub fn to_tensor(&mut self) -> Result<Tensor> {
+    pub fn to_tensor(&self) -> Result<Tensor> {
         let shape = |len| (len, self.dim);
-        match &mut self.ring {
+        match &self.ring {
             Ring::F64(ring) => Tensor::from_vec(ring.to_vec(), shape(ring.len()), &Device::Cpu),
             Ring::F32(ring) => Tensor::from_vec(ring.to_vec(), shape(ring.len()), &Device::Cpu),
             #[cfg(feature = "cuda")]
             Ring::Card(ring) => {
-                let keys = ring.on_host()?;
+                let keys = ring.to_host()?;
                 Tensor::from_vec(keys.to_vec(), shape(keys.len()), &Device::Cpu)
             }
         }

@@ -22,7 +22,7 @@ fn queue(capacity: usize) -> Result<Queue> {
 
 /// Keys as they were stored, to the rounding of their length to 1.
 #[track_caller]
-fn assert_holds(queue: &mut Queue, want: &Tensor) -> Result<()> {
+fn assert_holds(queue: &Queue, want: &Tensor) -> Result<()> {
     let got = queue.to_tensor()?;
     assert_eq!(got.dims(), want.dims());
     let off = (got - want)?.abs()?.max_all()?.to_scalar::<f64>()?;
@@ -84,9 +84,9 @@ fn the_oldest_leave_first() -> Result<()> {
     for first in [0, 3, 6] {
         queue.enqueue(&keys(first, 3)?)?;
     }
-    assert_holds(&mut queue, &keys(4, 5)?)?;
+    assert_holds(&queue, &keys(4, 5)?)?;
     queue.enqueue(&keys(20, 12)?)?; // more than there is room for
-    assert_holds(&mut queue, &keys(27, 5)?)
+    assert_holds(&queue, &keys(27, 5)?)
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn batches_of_any_size_and_any_strides() -> Result<()> {
     queue.enqueue(&keys(0, 7)?)?;
     queue.enqueue(&keys(0, 30)?.narrow(0, 7, 1)?)?;
     queue.enqueue(&keys(8, 4)?.t()?.contiguous()?.t()?)?;
-    assert_holds(&mut queue, &keys(0, 12)?)
+    assert_holds(&queue, &keys(0, 12)?)
 }
 
 #[test]
@@ -142,10 +142,10 @@ fn into_another_capacity() -> Result<()> {
     let saved = keys(0, 5)?;
     let mut smaller = queue(3)?;
     smaller.restore(&saved)?;
-    assert_holds(&mut smaller, &keys(2, 3)?)?;
+    assert_holds(&smaller, &keys(2, 3)?)?;
     let mut larger = queue(8)?;
     larger.restore(&saved)?;
-    assert_holds(&mut larger, &saved)
+    assert_holds(&larger, &saved)
 }
 
 #[test]
@@ -160,7 +160,7 @@ fn a_checkpoint_that_does_not_fit_changes_nothing() -> Result<()> {
     ] {
         assert!(queue.restore(&bad).is_err());
     }
-    assert_holds(&mut queue, &keys(0, 3)?)
+    assert_holds(&queue, &keys(0, 3)?)
 }
 
 #[test]
@@ -186,9 +186,9 @@ fn keys_as_they_come() -> Result<()> {
     let mut raw = queue(5)?.normalize(false);
     let long = (keys(0, 3)? * 3.)?;
     raw.enqueue(&long)?;
-    assert_holds(&mut raw, &long)?;
+    assert_holds(&raw, &long)?;
     let saved = raw.to_tensor()?;
     raw.restore(&saved)?;
     raw.enqueue(&(keys(3, 1)? * 3.)?)?; // still as it comes
-    assert_holds(&mut raw, &(keys(0, 4)? * 3.)?)
+    assert_holds(&raw, &(keys(0, 4)? * 3.)?)
 }

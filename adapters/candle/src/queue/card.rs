@@ -1,5 +1,6 @@
 //! A queue's keys on a card.
 
+use std::cell::Cell;
 use std::thread::{self, ThreadId};
 
 use candle_core::cuda_backend::WrapErr;
@@ -21,7 +22,7 @@ pub(crate) struct CardRing {
     pub(super) normalize: bool,
     keys: Keys,
     /// Candle's devices enqueue on a stream that each thread has for itself.
-    thread: ThreadId,
+    thread: Cell<ThreadId>,
 }
 
 /// Made when the first batch says how many rows to expect.
@@ -62,7 +63,7 @@ impl CardRing {
             dim,
             normalize: true,
             keys: Keys::none(dtype)?,
-            thread: thread::current().id(),
+            thread: Cell::new(thread::current().id()),
         })
     }
 
@@ -94,7 +95,7 @@ impl CardRing {
         Ok(queue)
     }
 
-    pub(super) fn len(&mut self) -> Result<usize> {
+    pub(super) fn len(&self) -> Result<usize> {
         self.wait_for_another_thread()?;
         let len = of_keys!(&self.keys, queue => queue.len().or_candle(NAME));
         len.unwrap_or(Ok(0))
@@ -117,7 +118,7 @@ impl CardRing {
     }
 
     /// The keys on the host.
-    pub(super) fn on_host(&mut self) -> Result<relata::Queue<f32>> {
+    pub(super) fn to_host(&self) -> Result<relata::Queue<f32>> {
         self.wait_for_another_thread()?;
         let keys = of_keys!(&self.keys, queue => queue.to_host());
         let empty = || relata::Queue::new(self.capacity, self.dim);
@@ -134,11 +135,11 @@ impl CardRing {
     }
 
     /// What another thread has enqueued is on another stream, though its handle is the same.
-    fn wait_for_another_thread(&mut self) -> Result<()> {
+    fn wait_for_another_thread(&self) -> Result<()> {
         let here = thread::current().id();
-        if self.thread != here {
+        if self.thread.get() != here {
             self.device.cuda_stream().context().synchronize().w()?;
-            self.thread = here;
+            self.thread.set(here);
         }
         Ok(())
     }
