@@ -104,7 +104,9 @@ unsafe fn evaluate(student: &DlTensor, teacher: &DlTensor) -> Result<Evaluation<
         return Err("expected tensors on the CPU".into());
     }
     // SAFETY: as the caller promises.
-    let (student, teacher) = unsafe { (student.rows()?, teacher.rows()?) };
+    let student = unsafe { student.rows() }?;
+    // SAFETY: as the caller promises.
+    let teacher = unsafe { teacher.rows() }?;
     let batch = Batch::new(student, teacher);
     let problem = Problem::new(RkdAngle::default(), batch.shapes())?;
     Ok(problem.evaluate(&Cpu, batch)?)
@@ -130,7 +132,12 @@ unsafe fn enqueue(
     use relata::cuda::{Buffers, RawEvaluator};
 
     // SAFETY: as the caller promises.
-    let [[rows, dim], [_, teacher_dim]] = unsafe { [student.shape()?, teacher.shape()?] };
+    let [rows, dim] = unsafe { student.shape() }?;
+    // SAFETY: as the caller promises.
+    let [teacher_rows, teacher_dim] = unsafe { teacher.shape() }?;
+    if teacher_rows != rows {
+        return Err(format!("expected {rows} rows of the teacher, got {teacher_rows}").into());
+    }
     let problem = Problem::new(RkdAngle::default(), Shapes::new(rows, dim, teacher_dim))?;
     let evaluator = RawEvaluator::new::<f32>(&problem)?;
     let buffers = Buffers {

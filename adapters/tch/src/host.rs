@@ -66,9 +66,11 @@ trait Kinded: Element + tch::kind::Element {}
 impl<T: Element + tch::kind::Element> Kinded for T {}
 
 fn rows<T: Kinded>(inputs: &Inputs) -> Result<[Rows<'_, T>; 2]> {
-    // SAFETY: the inputs are contiguous, on the CPU, and of the kind that this was chosen by. They are detached from their
-    // graphs, not from their memory: nothing writes there while the caller lends them, for no other call of tch's is made.
-    let [student, teacher] = unsafe { [elements(&inputs.student), elements(&inputs.teacher)] };
+    // SAFETY: contiguous, on the CPU, and of the kind that this was chosen by. It is detached from its graph, not from its
+    // memory, but nothing writes there while the caller lends it, for no other call of tch's is made.
+    let student = unsafe { elements(&inputs.student) };
+    // SAFETY: as above.
+    let teacher = unsafe { elements(&inputs.teacher) };
     Ok([
         Rows::new(student, inputs.student_shape)?,
         Rows::new(teacher, inputs.teacher_shape)?,
