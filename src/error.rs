@@ -72,7 +72,7 @@ pub enum Error {
         /// Its value.
         got: f64,
     },
-    /// A dimension is larger than a GPU's kernels can count.
+    /// A dimension is larger than a GPU's kernels can count, or than a queue on a card has room for.
     #[error("{argument}: expected at most {most}, got {got}")]
     TooLarge {
         /// The dimension at fault.

@@ -53,6 +53,8 @@
 //! differences. Inputs are [`f64`], [`f32`], [`half::f16`] or [`half::bf16`] ([`Element`]); half types
 //! are computed in f32, and their gradients come back in f32.
 //!
+//! For tensors of candle, burn and tch there are adapters, crates of their own: `relata-candle`, `relata-burn`, `relata-tch`.
+//!
 //! # What is promised
 //!
 //! - The same input gives the same bits, run after run, on any number of threads.

@@ -120,8 +120,9 @@ impl<T: GpuElement> Evaluator<T> {
     /// loss's `enqueue` says.
     ///
     /// # Errors
-    /// As [`enqueue`](Self::enqueue); [`Error::Unexpected`] if the problem has no queue, and
-    /// [`Error::Empty`] if nothing has entered the queue before the evaluation.
+    /// As [`enqueue`](Self::enqueue); [`Error::Unexpected`] if the problem has no queue, [`Error::TooLarge`]
+    /// if it has more rows than the queue has [room](Queue::reserve) for, and [`Error::Empty`] if nothing has
+    /// entered the queue before the evaluation.
     pub fn enqueue_with_queue(
         &mut self,
         student: &impl DevicePtr<T>,
@@ -136,7 +137,7 @@ impl<T: GpuElement> Evaluator<T> {
                 loss: self.problem().loss().name(),
             });
         };
-        queue.fits(raw, &self.stream)?;
+        queue.fits(raw, self.problem().shapes().rows, &self.stream)?;
         if !queue.is_used() && self.when() != Enqueue::Before {
             return Err(Error::Empty {
                 argument: "queue keys",
@@ -177,22 +178,18 @@ impl<T: GpuElement> Evaluator<T> {
             value,
             workspace: self.workspace.address(),
         };
-        let (before, after) = match (self.when(), queue) {
-            (Enqueue::Before, queue) => (queue, None),
-            (Enqueue::After, queue) => (None, queue),
-            (Enqueue::Never, _) => (None, None),
-        };
-        if let Some(queue) = before {
+        let mut entry = queue.zip(self.raw.queue());
+        if let (Some((queue, raw)), Enqueue::Before) = (&mut entry, self.when()) {
             // SAFETY: the teacher is a batch of the problem's shapes, and the context is current.
-            unsafe { queue.enqueue_at(teacher) }?;
+            unsafe { queue.enqueue_at(raw, teacher) }?;
         }
         // SAFETY: slices of these lengths in the context of the evaluator, of which those written to are
         // borrowed mutably and so overlap nothing. cudarc frees a slice only after what was launched on
         // it. Workspace and queue are initialised, and this stream's alone.
         unsafe { self.raw.enqueue(&buffers, stream.cu_stream().cast()) }?;
-        if let Some(queue) = after {
+        if let (Some((queue, raw)), Enqueue::After) = (&mut entry, self.when()) {
             // SAFETY: as before.
-            unsafe { queue.enqueue_at(teacher) }?;
+            unsafe { queue.enqueue_at(raw, teacher) }?;
         }
         Ok(())
     }

@@ -57,6 +57,18 @@ impl Memory {
         result.doing("copying to the card")
     }
 
+    /// Copies the first `bytes` of `from`, in the stream's order, which is that of both.
+    pub(super) fn copy(&mut self, from: &Memory, bytes: usize) -> Result<()> {
+        assert!(bytes <= self.bytes.min(from.bytes) && self.stream == from.stream);
+        self.bind()?;
+        // SAFETY: that many bytes are at both, in memory of one context that stays until the stream has
+        // come to this.
+        let result = unsafe {
+            result::memcpy_dtod_async(self.address, from.address, bytes, self.stream.cu_stream())
+        };
+        result.doing("copying on the card")
+    }
+
     /// Copies from the beginning, once all that was launched is done.
     pub(super) fn read(&self, bytes: &mut [u8]) -> Result<()> {
         assert!(bytes.len() <= self.bytes);

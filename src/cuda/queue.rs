@@ -14,12 +14,15 @@ use super::raw_queue::RawQueue;
 use crate::element::DType;
 use crate::error::Result;
 use crate::gpu::element::GpuElement;
+use crate::loss::not_empty;
 use crate::problem::{Problem, same};
 use crate::rows::Rows;
 
 /// A [queue](crate::Queue) that lives on a card, for the batches of a problem: a ring of as many keys as the
 /// problem's shapes say, empty at first, of which a loss sees the keys that have entered. Its keys are
 /// normalised if the loss's rows are; unit keys beside f16 and bf16 rows are stored as f16.
+///
+/// Batches may have fewer rows than the problem's, and more after [`reserve`](Self::reserve).
 #[derive(Debug)]
 pub struct Queue<T> {
     raw: RawQueue,
@@ -67,29 +70,61 @@ impl<T: GpuElement> Queue<T> {
         self.raw.layout.dim
     }
 
-    /// Enqueues the entry of `keys` `[N, D]`, a batch of the problem's shapes, and returns: in order, over
-    /// the oldest keys where there is no room. A batch that holds a NaN or an infinity does not enter.
+    /// The most rows a batch may have.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Makes room for batches of up to `rows` rows: where there is too little, by copying the ring on the
+    /// card. Nothing waits. A graph that captured evaluations beside this queue must not be launched again.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), [`Error::TooLarge`](crate::Error::TooLarge) and
+    /// [`Error::Cuda`](crate::Error::Cuda); the queue is as it was then.
+    pub fn reserve(&mut self, rows: usize) -> Result<()> {
+        if rows <= self.rows {
+            return Ok(());
+        }
+        bind(&self.stream)?;
+        let raw = self.raw.with_rows(rows, T::DTYPE)?;
+        let mut memory = Memory::new(&self.stream, "queue", raw.bytes())?;
+        // SAFETY: memory of this length, and a stream, of the context that was bound above.
+        unsafe { raw.initialize_scratch(memory.address(), self.stream.cu_stream().cast()) }?;
+        memory.copy(&self.memory, raw.ring_bytes())?;
+        (self.raw, self.memory, self.rows) = (raw, memory, rows);
+        Ok(())
+    }
+
+    /// Enqueues the entry of `keys` `[N, D]` and returns: in order, over the oldest keys where there is no
+    /// room. N is [`rows`](Self::rows) at most. A batch that holds a NaN or an infinity does not enter.
     /// Launches only: a graph may capture it.
     ///
     /// # Errors
-    /// As [`Evaluator::enqueue`](super::Evaluator::enqueue).
+    /// As [`Evaluator::enqueue`](super::Evaluator::enqueue), and [`Error::Empty`](crate::Error::Empty).
     pub fn enqueue(&mut self, keys: &impl DevicePtr<T>) -> Result<()> {
         let stream = Arc::clone(&self.stream);
-        check("keys", keys, self.rows * self.dim(), &stream)?;
+        let rows = keys.len().div_ceil(self.dim());
+        not_empty("keys", rows)?;
+        self.has_room_for(rows)?;
+        check("keys", keys, rows * self.dim(), &stream)?;
+        let raw = self.raw.with_rows(rows, T::DTYPE)?;
         bind(&stream)?;
         let (keys, _read) = keys.device_ptr(&stream);
         // SAFETY: a slice of this length in the queue's context, which cudarc frees only after what was
-        // launched on it; the queue's memory is initialised and used on this stream alone.
-        unsafe { self.enqueue_at(keys) }
+        // launched on it.
+        unsafe { self.enqueue_at(&raw, keys) }
     }
 
     /// # Safety
-    /// A batch of the queue's shapes lies at `keys` when the stream, whose context is current, comes to it.
-    pub(super) unsafe fn enqueue_at(&mut self, keys: u64) -> Result<()> {
+    /// `raw` [fits](Self::fits), and a batch of its rows lies at `keys` when the stream, whose context is
+    /// current, comes to it.
+    pub(super) unsafe fn enqueue_at(&mut self, raw: &RawQueue, keys: u64) -> Result<()> {
         self.used = true;
         let stream = self.stream.cu_stream().cast();
-        // SAFETY: the caller promises the keys; the memory is this queue's.
-        unsafe { self.raw.enqueue(keys, self.memory.address(), stream) }
+        // SAFETY: the caller promises the keys. The memory is this queue's, initialised, used on this stream
+        // alone, and large enough for these rows; the ring lies at the same place for any number of them.
+        unsafe { raw.enqueue(keys, self.memory.address(), stream) }
     }
 
     /// Forgets all keys, in the stream's order.
@@ -106,13 +141,31 @@ impl<T: GpuElement> Queue<T> {
         }
     }
 
+    /// Waits for the stream and asks how many keys are in the queue.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`](crate::Error::Cuda), also for what went wrong in earlier evaluations.
+    pub fn len(&self) -> Result<usize> {
+        let mut state = [0u32; 2];
+        self.memory.read(bytemuck::cast_slice_mut(&mut state))?;
+        Ok(state[1] as usize)
+    }
+
+    /// The same, for whether there are none.
+    ///
+    /// # Errors
+    /// As [`len`](Self::len).
+    pub fn is_empty(&self) -> Result<bool> {
+        self.len().map(|len| len == 0)
+    }
+
     /// Waits for the stream and copies the keys to the host: what to save.
     ///
     /// # Errors
     /// [`Error::Cuda`](crate::Error::Cuda), also for what went wrong in earlier evaluations, and
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
     pub fn to_host(&self) -> Result<crate::Queue<f32>> {
-        let mut bytes = vec![0; self.raw.bytes()];
+        let mut bytes = vec![0; self.raw.ring_bytes()];
         self.memory.read(&mut bytes)?;
         let addresses = self.raw.addresses(0);
         let [state, keys] =
@@ -161,8 +214,20 @@ impl<T: GpuElement> Queue<T> {
         self.memory.write(&bytes)
     }
 
+    fn has_room_for(&self, rows: usize) -> Result<()> {
+        if rows <= self.rows {
+            return Ok(());
+        }
+        Err(crate::Error::TooLarge {
+            argument: "rows",
+            most: self.rows,
+            got: rows,
+        })
+    }
+
     /// Refuses a queue that is not for the evaluator's problem, on its stream.
-    pub(super) fn fits(&self, raw: &RawQueue, stream: &CudaStream) -> Result<()> {
+    pub(super) fn fits(&self, raw: &RawQueue, rows: usize, stream: &CudaStream) -> Result<()> {
+        self.has_room_for(rows)?;
         let (mine, its) = (self.raw.layout, raw.layout);
         same("queue keys", its.capacity, mine.capacity)?;
         same("queue_dim", its.dim, mine.dim)?;

@@ -11,18 +11,22 @@ use crate::element::DType;
 use crate::error::{Error, Result};
 use crate::gpu::plan::{QueueAddresses, queue_layout};
 use crate::gpu::queue::{EnqueuePlan, Layout};
+use crate::gpu::workspace;
 use crate::loss::Loss;
 use crate::problem::Problem;
 
 /// A problem's queue in memory of any library: one buffer, which knows how far the ring is filled. A batch
 /// enters it by launches alone, so a graph that captured them fills it further each time it is launched.
+///
+/// Where the ring lies in the buffer does not depend on the number of rows in a batch: one that is large
+/// enough for the largest batch serves problems that differ in nothing else.
 #[derive(Clone, Debug)]
 pub struct RawQueue {
     pub(super) layout: Layout,
     pub(super) normalize: bool,
     plan: EnqueuePlan,
-    /// Where the keys lie, behind scratch memory and the state.
-    keys: usize,
+    /// Where the plan's scratch memory lies, behind the state and the keys.
+    scratch: usize,
     bytes: usize,
     place: Place,
 }
@@ -41,20 +45,40 @@ impl RawQueue {
             Loss::InfoNce(loss) => loss.normalize,
             _ => true,
         };
-        let plan = EnqueuePlan::new(layout, problem.shapes().rows, dtype, normalize)?;
-        let keys = plan.workspace_bytes().saturating_add(Self::ALIGNMENT);
-        let bytes = keys.checked_add(layout.bytes()?);
-        Ok(Some(RawQueue {
+        let rows = problem.shapes().rows;
+        Self::new(layout, normalize, rows, dtype, place).map(Some)
+    }
+
+    fn new(
+        layout: Layout,
+        normalize: bool,
+        rows: usize,
+        dtype: DType,
+        place: &Place,
+    ) -> Result<Self> {
+        let plan = EnqueuePlan::new(layout, rows, dtype, normalize)?;
+        let ring = layout.bytes()?.checked_add(Self::ALIGNMENT);
+        let scratch = ring.and_then(|ring| ring.checked_next_multiple_of(Self::ALIGNMENT));
+        let bytes = scratch.and_then(|scratch| scratch.checked_add(plan.workspace_bytes()));
+        let (Some(scratch), Some(bytes)) = (scratch, bytes) else {
+            return Err(Error::OutOfMemory {
+                argument: "queue",
+                bytes: usize::MAX,
+            });
+        };
+        Ok(RawQueue {
             layout,
             normalize,
             plan,
-            keys,
-            bytes: bytes.ok_or(Error::OutOfMemory {
-                argument: "queue",
-                bytes: usize::MAX,
-            })?,
+            scratch,
+            bytes,
             place: place.clone(),
-        }))
+        })
+    }
+
+    /// The same ring, for batches of `rows` rows of `dtype`.
+    pub(super) fn with_rows(&self, rows: usize, dtype: DType) -> Result<Self> {
+        Self::new(self.layout, self.normalize, rows, dtype, &self.place)
     }
 
     /// The memory it takes.
@@ -73,9 +97,24 @@ impl RawQueue {
     /// `stream` a `CUstream` of that context or null, which stands for its default stream.
     pub unsafe fn initialize(&self, queue: u64, stream: *mut c_void) -> Result<()> {
         self.place.check()?;
-        // SAFETY: counters, scratch memory and state are its first bytes, and the caller promises both.
-        let result = unsafe { result::memset_d8_async(queue, 0, self.keys, stream.cast()) };
-        result.doing("clearing the queue")
+        // SAFETY: the state is its first bytes, and the caller promises both.
+        let result = unsafe { result::memset_d8_async(queue, 0, Self::ALIGNMENT, stream.cast()) };
+        result.doing("clearing the queue")?;
+        // SAFETY: as the caller promises.
+        unsafe { self.initialize_scratch(queue, stream) }
+    }
+
+    /// Makes the scratch memory ready and leaves the ring as it is.
+    ///
+    /// # Safety
+    /// As for [`initialize`](Self::initialize); the context is current.
+    pub(super) unsafe fn initialize_scratch(&self, queue: u64, stream: *mut c_void) -> Result<()> {
+        let counters = queue + self.scratch as u64;
+        // SAFETY: the counters are the scratch memory's first bytes, and the caller promises both.
+        let result = unsafe {
+            result::memset_d8_async(counters, 0, workspace::Layout::COUNTERS, stream.cast())
+        };
+        result.doing("clearing the queue's scratch memory")
     }
 
     /// Enqueues the entry of a batch, `[N, D]` of the problem's element at `keys`, in order, over the
@@ -90,15 +129,20 @@ impl RawQueue {
     /// reading or writing when the stream comes to this.
     pub unsafe fn enqueue(&self, keys: u64, queue: u64, stream: *mut c_void) -> Result<()> {
         let mut launcher = self.place.launcher(stream.cast())?;
+        let scratch = queue + self.scratch as u64;
         self.plan
-            .enqueue(&mut launcher, keys, self.addresses(queue), queue)
+            .enqueue(&mut launcher, keys, self.addresses(queue), scratch)
+    }
+
+    /// The state and all keys.
+    pub(super) fn ring_bytes(&self) -> usize {
+        self.scratch
     }
 
     pub(super) fn addresses(&self, queue: u64) -> QueueAddresses {
-        let state = queue + self.plan.workspace_bytes() as u64;
         QueueAddresses {
-            keys: state + Self::ALIGNMENT as u64,
-            state,
+            keys: queue + Self::ALIGNMENT as u64,
+            state: queue,
         }
     }
 }

@@ -197,6 +197,11 @@ CUresult cuMemcpyDtoHAsync_v2(void* to, CUdeviceptr from, size_t bytes, Handle s
     memcpy(to, (void*)(uintptr_t)from, bytes);
     return SUCCESS;
 }
+CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes, Handle stream) {
+    BEGIN("cuMemcpyDtoDAsync_v2 %zu stream %#lx", bytes, (unsigned long)stream);
+    memcpy((void*)(uintptr_t)to, (void*)(uintptr_t)from, bytes);
+    return SUCCESS;
+}
 CUresult cuPointerGetAttribute(void* value, int attribute, CUdeviceptr address) {
     BEGIN_PLAIN();
     for (int i = 0; i < 256; i++) {
@@ -285,8 +290,9 @@ CUresult cuKernelSetAttribute(int attribute, int value, Handle kernel, CUdevice 
 CUresult cuLaunchKernel(Handle function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                         unsigned shared, Handle stream, void** parameters, void** extra) {
     (void)extra;
-    // The parameter is a struct that begins with two addresses.
-    const CUdeviceptr* words = parameters[0];
+    // The one parameter of a kernel of relata's is a struct that begins with two addresses.
+    static const CUdeviceptr none[2];
+    const CUdeviceptr* words = strncmp((const char*)function, "relata_", 7) ? none : parameters[0];
     BEGIN("cuLaunchKernel %s grid %u %u %u block %u %u %u shared %u stream %#lx of %#llx %#llx", (const char*)function,
           gx, gy, gz, bx, by, bz, shared, (unsigned long)stream, words[0], words[1]);
     return SUCCESS;

@@ -193,3 +193,89 @@ beside!(keys_are_saved_and_restored, StandIn, [], {
         })
     );
 });
+
+// The last batch of an epoch is smaller, and the first evaluation of a checkpoint may be larger.
+beside!(batches_of_any_size_share_a_queue, StandIn, [], {
+    let stream = stream();
+    let of_rows = |rows| {
+        let shapes = Shapes::new(rows, DIM, DIM).with_queue(CAPACITY);
+        Rrd::default().problem(shapes).expect("shapes that fit")
+    };
+    let mut queue = Queue::<f32>::new(&stream, &of_rows(ROWS)).expect("a queue");
+    let mut host = relata::Queue::<f32>::new(7, DIM).expect("a queue");
+    let keys: Vec<f32> = (0..7 * DIM).map(|i| (i as f32 * 0.7).sin()).collect();
+    host.enqueue(Rows::new(&keys, [7, DIM]).expect("whole keys"))
+        .expect("finite keys");
+    queue.restore(&host).expect("a copy");
+
+    let evaluate = |queue: &mut Queue<f32>, rows: usize| {
+        let batch = stream.alloc_zeros::<f32>(rows * DIM).expect("memory");
+        let mut gradient = stream.alloc_zeros::<f32>(rows * DIM).expect("memory");
+        let mut value = stream.alloc_zeros::<f32>(2).expect("memory");
+        let mut evaluator = Evaluator::new(&stream, &of_rows(rows)).expect("an evaluator");
+        evaluator.enqueue_with_queue(&batch, &batch, queue, &mut gradient, &mut value)
+    };
+    evaluate(&mut queue, ROWS).expect("launches");
+    evaluate(&mut queue, 1).expect("launches");
+    let refused = evaluate(&mut queue, 500);
+    assert_eq!(
+        refused,
+        Err(Error::TooLarge {
+            argument: "rows",
+            most: ROWS,
+            got: 500
+        })
+    );
+
+    queue.reserve(500).expect("memory");
+    assert_eq!(queue.rows(), 500);
+    evaluate(&mut queue, 500).expect("launches");
+    calls();
+    queue.reserve(400).expect("nothing to do");
+    assert_eq!(deeds(calls()), [""; 0]);
+
+    for (elements, fits) in [
+        (DIM, true),
+        (500 * DIM, true),
+        (501 * DIM, false),
+        (DIM + 1, false),
+    ] {
+        let keys = stream.alloc_zeros::<f32>(elements).expect("memory");
+        assert_eq!(queue.enqueue(&keys).is_ok(), fits, "{elements} elements");
+    }
+
+    // No kernel runs here: what is in the ring has to have come with it.
+    assert_eq!(queue.len().expect("a copy"), 7);
+    assert_eq!(queue.to_host().expect("a copy").to_vec(), host.to_vec());
+});
+
+// Where the ring lies in a buffer does not depend on the batches.
+beside!(raw_queues_of_any_batch_size_share_a_buffer, StandIn, [], {
+    let stream = stream();
+    let raw = |rows| {
+        let shapes = Shapes::new(rows, DIM, DIM).with_queue(CAPACITY);
+        let problem = Rrd::default().problem(shapes).expect("shapes that fit");
+        let evaluator = RawEvaluator::new::<f32>(&problem).expect("an evaluator");
+        evaluator.queue().cloned().expect("a queue")
+    };
+    let (small, large) = (raw(1), raw(500));
+    assert!(small.bytes() <= large.bytes());
+    let buffer = stream.alloc_zeros::<u8>(large.bytes()).expect("memory");
+    let address = {
+        use relata::cuda::cudarc::driver::DevicePtr;
+        buffer.device_ptr(&stream).0
+    };
+    let launched = |queue: &relata::cuda::RawQueue| {
+        calls();
+        // SAFETY: nothing is launched.
+        unsafe { queue.enqueue(0x100, address, std::ptr::null_mut()) }.expect("launches");
+        let calls = deeds(calls());
+        let addresses = calls
+            .iter()
+            .map(|call| call.split(" of ").nth(1).map(str::to_owned));
+        addresses.collect::<Vec<_>>()
+    };
+    // Each kernel is given the batch and the keys.
+    assert_eq!(launched(&small).len(), 2);
+    assert_eq!(launched(&small), launched(&large));
+});

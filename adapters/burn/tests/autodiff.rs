@@ -1,0 +1,246 @@
+//! Does a gradient through the adapter equal what burn's autodiff makes of the formula? In f64, on burn's CPU backend.
+
+use burn_tensor::activation::log_softmax;
+use burn_tensor::{DType, Device, FloatDType, Tensor, TensorData};
+use relata::{Enqueue, KdKl, Loss, Queue, Rkd, RkdAngle, RkdDistance, Rrd};
+use relata_burn::{Error, loss, loss_beside};
+
+type Formula = fn(Tensor<2>, Tensor<2>) -> Tensor<1>;
+
+fn device() -> Device {
+    Device::flex().autodiff()
+}
+
+/// f64 numbers from −1 to 1, the same in every run.
+fn numbers(shape: [usize; 2], seed: u32) -> Tensor<2> {
+    let number =
+        |i: usize| ((i as f64 + 1.) * 12.9898 + f64::from(seed) * 78.233).sin() * 43758.5453;
+    let numbers: Vec<f64> = (0..shape[0] * shape[1])
+        .map(|i| 2. * number(i).rem_euclid(1.) - 1.)
+        .collect();
+    Tensor::from_data(TensorData::new(numbers, shape), (&device(), DType::F64))
+}
+
+fn huber<const D: usize>(u: Tensor<D>) -> Tensor<1> {
+    let size = u.clone().abs();
+    let (near, far) = (u.clone() * u * 0.5, size.clone() - 0.5);
+    far.mask_where(size.lower_equal_elem(1.), near).mean()
+}
+
+fn eye(rows: &Tensor<2>) -> Tensor<2> {
+    Tensor::<2>::eye(rows.dims()[0], &device()).cast(FloatDType::F64)
+}
+
+/// `[N, N, D]`, and lengths that are 1 on the diagonal.
+fn edges(rows: Tensor<2>) -> (Tensor<3>, Tensor<2>) {
+    let differences = rows.clone().unsqueeze_dim::<3>(0) - rows.clone().unsqueeze_dim(1);
+    let squares = (differences.clone() * differences.clone())
+        .sum_dim(2)
+        .squeeze_dim::<2>(2);
+    (differences, (squares + eye(&rows)).sqrt())
+}
+
+fn distance(x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
+    let scaled = |rows: Tensor<2>| {
+        let n = rows.dims()[0] as f64;
+        let d = edges(rows.clone()).1 - eye(&rows);
+        d.clone() / (d.sum() / (n * (n - 1.))).unsqueeze_dim(0)
+    };
+    huber(scaled(x) - scaled(y))
+}
+
+fn angle(x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
+    let cosines = |rows: Tensor<2>| {
+        let (differences, lengths) = edges(rows);
+        let unit = differences / lengths.unsqueeze_dim(2);
+        unit.clone().matmul(unit.swap_dims(1, 2))
+    };
+    huber(cosines(x) - cosines(y))
+}
+
+fn rkd(x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
+    distance(x.clone(), y.clone()) + angle(x, y) * 2.
+}
+
+fn kd(x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
+    let rows = x.dims()[0] as f64;
+    let (log_q, log_p) = (log_softmax(x / 4., 1), log_softmax(y / 4., 1));
+    (log_p.clone().exp() * (log_p - log_q)).sum() * 16. / rows
+}
+
+fn wide(tensor: impl Into<TensorData>) -> Vec<f64> {
+    tensor.into().iter::<f64>().collect()
+}
+
+#[track_caller]
+fn assert_close(label: &str, got: &[f64], want: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), want.len(), "{label}");
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+    let off = norm(&mut got.iter().zip(want).map(|(a, b)| a - b)) / norm(&mut want.iter().copied());
+    assert!(
+        off <= tolerance,
+        "{label}: off by {off:.2e}, allowed {tolerance:.0e}"
+    );
+}
+
+#[test]
+fn losses_in_graphs() {
+    type View = fn(Tensor<2>) -> Tensor<2>;
+    let views: [(&str, View); 3] = [
+        ("as it is", |x| x),
+        ("transposed", |x| x.transpose()),
+        ("columns", |x| x.slice([0..9, 3..10])),
+    ];
+    let losses: [(Loss, Formula); 4] = [
+        (RkdDistance::default().into(), distance),
+        (RkdAngle::default().into(), angle),
+        (Rkd::default().into(), rkd),
+        (KdKl::default().into(), kd),
+    ];
+    let dtypes = [
+        // Burn's side of the comparison is good to some 1e-8 in f64; see below for the adapter's.
+        (FloatDType::F64, 1e-6),
+        (FloatDType::F32, 1e-5),
+        (FloatDType::F16, 2e-3),
+        (FloatDType::BF16, 1e-2),
+    ];
+    for (dtype, tolerance) in dtypes {
+        // What the type can hold, so that all there is to compare is arithmetic.
+        let held = |seed| numbers([9, 14], seed).cast(dtype).cast(FloatDType::F64);
+        for (view_name, view) in views {
+            for (fused, formula) in losses {
+                let label = format!("{fused}, {view_name}, {dtype:?}");
+                let gradient =
+                    |dtype: FloatDType, loss: &dyn Fn(Tensor<2>, Tensor<2>) -> Tensor<1>| {
+                        let leaf = held(1).cast(dtype).detach().require_grad();
+                        let value = loss(view(leaf.clone()), view(held(2).cast(dtype)));
+                        // An upstream factor, and the loss twice.
+                        let total = value.clone() * -2.5 + value.clone() * value.clone();
+                        let gradients = total.backward();
+                        let gradient = leaf.grad(&gradients).expect("a gradient");
+                        assert_eq!(gradient.dtype(), DType::from(dtype), "{label}");
+                        (wide(value.into_data()), wide(gradient.into_data()))
+                    };
+                let want = gradient(FloatDType::F64, &formula);
+                let got = gradient(dtype, &|x, y| loss(x, y, fused).expect("a loss"));
+                assert_close(&label, &got.0, &want.0, tolerance);
+                assert_close(&label, &got.1, &want.1, tolerance);
+            }
+        }
+    }
+}
+
+#[test]
+fn beside_a_queue() -> Result<(), Error> {
+    let rows = |seed| numbers([6, 5], seed).cast(FloatDType::F32);
+    let mut queue = Queue::new(32, 5)?;
+    let student = rows(1).detach().require_grad();
+    let got = loss_beside(&mut queue, student.clone(), rows(2), Rrd::default())?;
+    assert_eq!(queue.len(), 6);
+
+    let unit = |x: Tensor<2>| x.clone() / (x.clone() * x).sum_dim(1).sqrt();
+    let (z, y) = (
+        student.clone().detach().cast(FloatDType::F64),
+        rows(2).cast(FloatDType::F64),
+    );
+    let z = z.detach().require_grad();
+    let keys = unit(y.clone());
+    let logits =
+        |rows: Tensor<2>, t: f64| log_softmax(unit(rows).matmul(keys.clone().transpose()) / t, 1);
+    let want = (logits(y, 0.02).exp() * logits(z.clone(), 0.1)).sum() / -6.;
+    let [got_gradient, want_gradient] = [(&got, &student), (&want, &z)].map(|(loss, leaf)| {
+        let gradient = leaf.grad(&loss.backward()).expect("a gradient");
+        wide(gradient.into_data())
+    });
+    assert_close(
+        "loss",
+        &wide(got.into_data()),
+        &wide(want.into_data()),
+        1e-5,
+    );
+    assert_close("gradient", &got_gradient, &want_gradient, 1e-5);
+    Ok(())
+}
+
+#[test]
+fn the_teacher_is_a_constant() -> Result<(), Error> {
+    let (student, teacher) = (
+        numbers([7, 3], 1).require_grad(),
+        numbers([7, 4], 2).require_grad(),
+    );
+    let gradients = loss(student.clone(), teacher.clone(), Rkd::default())?.backward();
+    assert!(student.grad(&gradients).is_some());
+    assert!(teacher.grad(&gradients).is_none());
+    Ok(())
+}
+
+#[test]
+fn what_does_not_fit_is_refused() -> Result<(), Error> {
+    let rows = |n| numbers([n, 3], 1);
+    let refused = loss(rows(4), rows(5), Rkd::default());
+    assert!(matches!(
+        refused,
+        Err(Error::Relata(relata::Error::Dimension {
+            argument: "teacher rows",
+            expected: 4,
+            got: 5
+        }))
+    ));
+    let other = loss(rows(4), rows(4).cast(FloatDType::F32), Rkd::default());
+    assert!(matches!(
+        other,
+        Err(Error::DType {
+            argument: "teacher",
+            ..
+        })
+    ));
+
+    let mut queue = Queue::new(8, 3)?;
+    let wide = loss_beside(&mut queue, rows(4), rows(4), Rrd::default());
+    assert!(matches!(
+        wide,
+        Err(Error::DType {
+            argument: "student",
+            ..
+        })
+    ));
+    let narrow = |n| rows(n).cast(FloatDType::F32);
+    let unexpected = loss_beside(&mut queue, narrow(4), narrow(4), Rkd::default());
+    assert!(matches!(
+        unexpected,
+        Err(Error::Relata(relata::Error::Unexpected { .. }))
+    ));
+    let after = Rrd {
+        enqueue: Enqueue::After,
+        ..Rrd::default()
+    };
+    let empty = loss_beside(&mut queue, narrow(4), narrow(4), after);
+    assert!(matches!(
+        empty,
+        Err(Error::Relata(relata::Error::Empty {
+            argument: "queue keys"
+        }))
+    ));
+    assert!(queue.is_empty());
+    Ok(())
+}
+
+/// What relata gives, to the bit.
+#[test]
+fn nothing_is_lost_on_the_way() -> Result<(), Error> {
+    let (x, y) = (
+        numbers([9, 14], 1).detach().require_grad(),
+        numbers([9, 14], 2),
+    );
+    let value = loss(x.clone(), y.clone(), Rkd::default())?;
+    let gradient = x.grad(&value.backward()).expect("a gradient");
+    let [x, y] = [x, y].map(|x| wide(x.into_data()));
+    let [x, y] = [
+        relata::Rows::new(&x, [9, 14])?,
+        relata::Rows::new(&y, [9, 14])?,
+    ];
+    let direct = Rkd::default().evaluate(&relata::Cpu, x, y)?;
+    assert_eq!(wide(value.into_data()), [direct.loss]);
+    assert_eq!(wide(gradient.into_data()), direct.gradient);
+    Ok(())
+}

@@ -1,0 +1,76 @@
+//! Evaluations in host memory.
+
+use candle_core::{DType, Device, Error, Result, Storage, Tensor, WithDType};
+use half::{bf16, f16};
+use relata::{Batch, Cpu, Element, Loss, Problem, Rows};
+
+use crate::error::OrCandle;
+use crate::inputs::{Inputs, unsupported};
+use crate::node::Evaluated;
+use crate::queue::{HostReal, Queue};
+
+pub(crate) fn evaluate(
+    inputs: &Inputs,
+    queue: Option<&mut Queue>,
+    loss: Loss,
+) -> Result<Evaluated> {
+    match inputs.student.dtype() {
+        DType::F64 => evaluate_as::<f64>(inputs, queue, loss),
+        DType::F32 => evaluate_as::<f32>(inputs, queue, loss),
+        DType::F16 => evaluate_as::<f16>(inputs, queue, loss),
+        DType::BF16 => evaluate_as::<bf16>(inputs, queue, loss),
+        dtype => Err(unsupported(dtype, loss.name())),
+    }
+}
+
+fn evaluate_as<T>(inputs: &Inputs, queue: Option<&mut Queue>, loss: Loss) -> Result<Evaluated>
+where
+    T: Element<Real: HostReal> + WithDType,
+{
+    let name = loss.name();
+    let queue = queue.map(|queue| queue.host::<T>(name)).transpose()?;
+    let evaluation = on_host(&inputs.student, |student| {
+        on_host(&inputs.teacher, |teacher| {
+            let student = Rows::<T>::new(student, inputs.student_shape).or_candle(name)?;
+            let teacher = Rows::<T>::new(teacher, inputs.teacher_shape).or_candle(name)?;
+            let evaluation = match (loss, queue) {
+                (Loss::Rrd(rrd), Some(queue)) => rrd.evaluate(&Cpu, student, teacher, queue),
+                (Loss::InfoNce(info_nce), Some(queue)) => {
+                    info_nce.evaluate_with_queue(&Cpu, student, teacher, queue)
+                }
+                (loss, _) => {
+                    let batch = Batch::new(student, teacher);
+                    Problem::new(loss, batch.shapes())
+                        .and_then(|problem| problem.evaluate(&Cpu, batch))
+                }
+            };
+            evaluation.or_candle(name)
+        })
+    })?;
+    let value = <T::Real as Element>::from_f64(evaluation.loss);
+    Ok(Evaluated {
+        value: Storage::Cpu(WithDType::to_cpu_storage(&[value])),
+        gradient: Tensor::from_vec(
+            evaluation.gradient,
+            inputs.student_shape.as_slice(),
+            &Device::Cpu,
+        )?,
+    })
+}
+
+/// The elements of a contiguous tensor, wherever in its storage they begin.
+pub(crate) fn on_host<T: WithDType, R>(
+    tensor: &Tensor,
+    read: impl FnOnce(&[T]) -> Result<R>,
+) -> Result<R> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else {
+        return Err(Error::msg("relata-candle: expected memory of the host"));
+    };
+    let elements = storage.as_slice::<T>()?;
+    let elements = layout
+        .contiguous_offsets()
+        .and_then(|(start, end)| elements.get(start..end))
+        .ok_or_else(|| Error::RequiresContiguous { op: "relata" }.bt())?;
+    read(elements)
+}

@@ -1,0 +1,89 @@
+//! A fused loss as a node of candle's graph.
+
+use std::sync::Mutex;
+
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, Device, Error, Layout, Result, Shape, Storage, Tensor,
+};
+use relata::Loss;
+
+#[cfg(feature = "cuda")]
+use crate::card;
+use crate::cpu;
+use crate::inputs::{Inputs, no_kernels};
+use crate::queue::Queue;
+
+/// What an evaluation gives.
+pub(crate) struct Evaluated {
+    /// The loss, its first element: f64 for f64, f32 for all others.
+    pub(crate) value: Storage,
+    /// `[N, D]` of the same type.
+    pub(crate) gradient: Tensor,
+}
+
+/// Evaluates `loss` and puts it into the student's graph.
+pub(crate) fn fused(
+    student: &Tensor,
+    teacher: &Tensor,
+    queue: Option<&mut Queue>,
+    loss: Loss,
+) -> Result<Tensor> {
+    let inputs = Inputs::new(student, teacher, loss.name())?;
+    let Evaluated { value, gradient } = match student.device() {
+        Device::Cpu => cpu::evaluate(&inputs, queue, loss),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(card) => card::evaluate(&inputs, queue, loss, card),
+        device => Err(no_kernels(device, loss.name())),
+    }?;
+    inputs.student.apply_op1(Fused {
+        name: loss.name(),
+        value: Mutex::new(Some(value)),
+        gradient,
+    })
+}
+
+/// An evaluation that is done: forward hands out its value, backward scales its gradient.
+struct Fused {
+    name: &'static str,
+    /// Until the node is made.
+    value: Mutex<Option<Storage>>,
+    gradient: Tensor,
+}
+
+impl Fused {
+    fn take(&self) -> Result<Storage> {
+        let value = self.value.lock().ok().and_then(|mut value| value.take());
+        value.ok_or_else(|| Error::msg(format!("{}: its value has been taken", self.name)))
+    }
+
+    /// A node on a device that its value is not on.
+    fn misplaced(&self) -> Error {
+        Error::msg(format!("{}: its value is on another device", self.name))
+    }
+}
+
+impl CustomOp1 for Fused {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        match self.take()? {
+            Storage::Cpu(value) => Ok((value, Shape::from(()))),
+            _ => Err(self.misplaced()),
+        }
+    }
+
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        match self.take()? {
+            Storage::Cuda(value) => Ok((value, Shape::from(()))),
+            _ => Err(self.misplaced()),
+        }
+    }
+
+    fn bwd(&self, student: &Tensor, _: &Tensor, upstream: &Tensor) -> Result<Option<Tensor>> {
+        // Rounded last: what a half type could not hold, a scaled loss brings back into its range.
+        let gradient = self.gradient.broadcast_mul(upstream)?;
+        gradient.to_dtype(student.dtype()).map(Some)
+    }
+}

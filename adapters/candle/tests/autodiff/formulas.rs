@@ -1,0 +1,120 @@
+//! The losses as their papers print them, in candle's operations, for candle to differentiate. Nothing here is relata's
+//! but the parameters.
+
+use candle_core::{D, Result, Tensor};
+use relata_candle::{InfoNce, KdKl, Rkd, RkdAngle, RkdDistance, Rrd};
+
+pub(crate) fn rkd_distance(x: &Tensor, y: &Tensor, loss: RkdDistance) -> Result<Tensor> {
+    let scaled = |rows: &Tensor| -> Result<Tensor> {
+        let d = distances(&optionally_unit(rows, loss.normalize)?)?;
+        let n = rows.dim(0)? as f64;
+        let mean = (d.sum_all()? / (n * (n - 1.)))?;
+        d.broadcast_div(&mean)
+    };
+    huber(&(scaled(x)? - scaled(y)?)?, loss.delta)?.mean_all()
+}
+
+pub(crate) fn rkd_angle(x: &Tensor, y: &Tensor, loss: RkdAngle) -> Result<Tensor> {
+    let cosines = |rows: &Tensor| -> Result<Tensor> {
+        let rows = optionally_unit(rows, loss.normalize)?;
+        let edges = differences(&rows)?.broadcast_div(&lengths(&rows)?.unsqueeze(2)?)?;
+        edges.matmul(&edges.transpose(1, 2)?)
+    };
+    huber(&(cosines(x)? - cosines(y)?)?, loss.delta)?.mean_all()
+}
+
+pub(crate) fn rkd(x: &Tensor, y: &Tensor, loss: Rkd) -> Result<Tensor> {
+    let Rkd {
+        delta, normalize, ..
+    } = loss;
+    let distance = rkd_distance(x, y, RkdDistance { delta, normalize })?;
+    let angle = rkd_angle(x, y, RkdAngle { delta, normalize })?;
+    (distance * loss.distance_weight)? + (angle * loss.angle_weight)?
+}
+
+pub(crate) fn kd_kl(x: &Tensor, y: &Tensor, loss: KdKl) -> Result<Tensor> {
+    let t = loss.temperature;
+    let log_q = log_softmax(&(x / t)?)?;
+    let log_p = log_softmax(&(y / t)?)?;
+    let divergences = (log_p.exp()? * (&log_p - log_q)?)?.sum(D::Minus1)?;
+    divergences.mean_all()? * (t * t)
+}
+
+pub(crate) fn info_nce(x: &Tensor, y: &Tensor, loss: InfoNce) -> Result<Tensor> {
+    let [z, y] = [
+        optionally_unit(x, loss.normalize)?,
+        optionally_unit(y, loss.normalize)?,
+    ];
+    let log_q = log_softmax(&(z.matmul(&y.t()?)? / loss.temperature)?)?;
+    (log_q * eye_like(x)?)?.sum_all()? / -(x.dim(0)? as f64)
+}
+
+/// `keys`: those in the queue when the loss is taken, the batch's own among them if it went there before.
+pub(crate) fn info_nce_with(
+    x: &Tensor,
+    y: &Tensor,
+    keys: &Tensor,
+    loss: InfoNce,
+) -> Result<Tensor> {
+    let [z, y] = [
+        optionally_unit(x, loss.normalize)?,
+        optionally_unit(y, loss.normalize)?,
+    ];
+    let own = (&z * y)?.sum_keepdim(1)?;
+    let logits = Tensor::cat(&[own, z.matmul(&keys.t()?)?], 1)?;
+    let log_q = log_softmax(&(logits / loss.temperature)?)?;
+    log_q.narrow(1, 0, 1)?.mean_all()?.neg()
+}
+
+/// As [`info_nce_with`].
+pub(crate) fn rrd(x: &Tensor, y: &Tensor, keys: &Tensor, loss: Rrd) -> Result<Tensor> {
+    let log_softmax_of = |rows: &Tensor, temperature: f64| -> Result<Tensor> {
+        let rows = optionally_unit(rows, loss.normalize)?;
+        log_softmax(&(rows.matmul(&keys.t()?)? / temperature)?)
+    };
+    let p = log_softmax_of(y, loss.teacher_temperature)?.exp()?;
+    let log_q = log_softmax_of(x, loss.student_temperature)?;
+    (p * log_q)?.sum(1)?.mean_all()?.neg()
+}
+
+pub(crate) fn unit(rows: &Tensor) -> Result<Tensor> {
+    rows.broadcast_div(&rows.sqr()?.sum_keepdim(1)?.sqrt()?)
+}
+
+fn optionally_unit(rows: &Tensor, normalize: bool) -> Result<Tensor> {
+    if normalize {
+        unit(rows)
+    } else {
+        Ok(rows.clone())
+    }
+}
+
+/// `[N, N, D]`: x_i − x_j at (j, i).
+fn differences(rows: &Tensor) -> Result<Tensor> {
+    rows.unsqueeze(0)?.broadcast_sub(&rows.unsqueeze(1)?)
+}
+
+/// `[N, N]`: distances, and 1 on the diagonal, where the root of 0 would have no derivative.
+fn lengths(rows: &Tensor) -> Result<Tensor> {
+    (differences(rows)?.sqr()?.sum(2)? + eye_like(rows)?)?.sqrt()
+}
+
+fn distances(rows: &Tensor) -> Result<Tensor> {
+    lengths(rows)? - eye_like(rows)?
+}
+
+fn eye_like(rows: &Tensor) -> Result<Tensor> {
+    Tensor::eye(rows.dim(0)?, rows.dtype(), rows.device())
+}
+
+fn huber(u: &Tensor, delta: f64) -> Result<Tensor> {
+    let size = u.abs()?;
+    let near = (u.sqr()? * 0.5)?;
+    let far = ((&size - 0.5 * delta)? * delta)?;
+    size.le(delta)?.where_cond(&near, &far)
+}
+
+fn log_softmax(logits: &Tensor) -> Result<Tensor> {
+    let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
+    shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)
+}

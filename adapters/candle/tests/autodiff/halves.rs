@@ -1,0 +1,73 @@
+//! Half types: summed in f32, rounded last.
+
+use candle_core::{DType, Result, Var};
+
+use crate::cases::{self, numbers};
+use crate::{F32, assert_close, check, devices, gradients};
+
+/// f32 until the gradient is rounded: half a unit in the last place of each element, and no more than twice that below
+/// f16's normal range, where elements of these gradients come to lie.
+const ROUNDED: [(DType, f64); 2] = [(DType::F16, 1e-3), (DType::BF16, 4e-3)];
+
+#[test]
+fn gradients_of_half_types() -> Result<()> {
+    for case in cases::all() {
+        for (dtype, tolerance) in ROUNDED {
+            for shapes in [[(7, 5), (7, 5)], [(19, 21), (19, 21)]] {
+                check("half", &case, shapes, dtype, tolerance, |x, loss| loss(x))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Gradients below what f16 can hold, brought back by the trainer's loss scaling.
+#[test]
+fn loss_scaling_saves_small_gradients() -> Result<()> {
+    const WEIGHT: f64 = 1e-8;
+    const SCALE: f64 = 65536.0 * 1024.0;
+    for case in cases::all() {
+        let [half, teacher] =
+            [numbers((19, 21), 1)?, numbers((19, 21), 2)?].map(|x| x.to_dtype(DType::F16));
+        let (half, teacher) = (half?, teacher?);
+        let wide = Var::from_tensor(&half.to_dtype(DType::F64)?)?;
+        let want = ((case.formula)(&wide, &teacher.to_dtype(DType::F64)?)? * WEIGHT)?;
+        let want = &gradients(&want, &[&wide])?[0];
+
+        for device in devices::computing(DType::F16) {
+            let student = Var::from_tensor(&half.to_device(&device)?)?;
+            let small = ((case.fused)(&student, &teacher.to_device(&device)?)? * WEIGHT)?;
+            let lost = &gradients(&small, &[&student])?[0];
+            let saved = (&gradients(&(small * SCALE)?, &[&student])?[0] / SCALE)?;
+            assert_close(case.name, &saved, want, 1e-3)?;
+            assert!(mostly_zeros(lost)?, "{}: f16 held it all", case.name);
+        }
+    }
+    Ok(())
+}
+
+/// Whether at least half of the elements have become 0.
+fn mostly_zeros(gradient: &candle_core::Tensor) -> Result<bool> {
+    let zeros = gradient
+        .eq(0.)?
+        .to_dtype(DType::F64)?
+        .mean_all()?
+        .to_scalar::<f64>()?;
+    Ok(zeros >= 0.5)
+}
+
+/// The value itself is not rounded to the half type.
+#[test]
+fn values_of_half_types() -> Result<()> {
+    for case in cases::all() {
+        for dtype in [DType::F16, DType::BF16] {
+            let [x, y] = [
+                numbers((10, 8), 1)?.to_dtype(dtype)?,
+                numbers((10, 8), 2)?.to_dtype(dtype)?,
+            ];
+            let want = (case.formula)(&x.to_dtype(DType::F64)?, &y.to_dtype(DType::F64)?)?;
+            assert_close(case.name, &(case.fused)(&x, &y)?, &want, F32)?;
+        }
+    }
+    Ok(())
+}

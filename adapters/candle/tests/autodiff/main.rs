@@ -1,0 +1,88 @@
+//! Does a gradient through the adapter equal what candle's own autodiff makes of the formula, wherever the loss stands in
+//! a graph and however its inputs lie in memory? The formulas are differentiated in f64, on the CPU; the adapter is asked there
+//! and, with the feature `cuda` and a card, on the card.
+
+mod cases;
+mod devices;
+mod formulas;
+mod graphs;
+mod halves;
+mod steps;
+mod views;
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+
+use crate::cases::{Case, numbers};
+
+/// In f32: what rounding leaves of a gradient, ‖got − want‖ / ‖want‖.
+pub(crate) const F32: f64 = 1e-5;
+
+/// The gradients with respect to `variables`, f64.
+pub(crate) fn gradients(loss: &Tensor, variables: &[&Var]) -> Result<Vec<Tensor>> {
+    let gradients = loss.backward()?;
+    let of = |variable: &&Var| {
+        let gradient = gradients.get(variable).expect("a gradient");
+        assert_eq!(gradient.dtype(), variable.dtype());
+        assert_eq!(gradient.dims(), variable.dims());
+        gradient.to_device(&Device::Cpu)?.to_dtype(DType::F64)
+    };
+    variables.iter().map(of).collect()
+}
+
+/// Asserts ‖got − want‖ ≤ tolerance · ‖want‖, and not of NaN.
+#[track_caller]
+pub(crate) fn assert_close(label: &str, got: &Tensor, want: &Tensor, tolerance: f64) -> Result<()> {
+    let got = got.to_device(&Device::Cpu)?;
+    let norm = |x: &Tensor| {
+        x.to_dtype(DType::F64)?
+            .sqr()?
+            .sum_all()?
+            .sqrt()?
+            .to_scalar::<f64>()
+    };
+    let error = norm(&(got.to_dtype(DType::F64)? - want)?)?;
+    let unit = norm(want)?;
+    assert!(unit > 0., "{label}: nothing to compare with");
+    assert!(
+        error <= tolerance * unit,
+        "{label}: off by {:.2e}, allowed {tolerance:.0e}",
+        error / unit
+    );
+    Ok(())
+}
+
+/// `case` in a graph that `around` makes of it and its student, with student and teacher of `dtype` and of these shapes.
+#[track_caller]
+pub(crate) fn check(
+    label: &str,
+    case: &Case,
+    shapes: [(usize, usize); 2],
+    dtype: DType,
+    tolerance: f64,
+    around: impl Fn(&Tensor, &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor>,
+) -> Result<()> {
+    let label = format!("{}, {label}, {shapes:?}, {dtype:?}", case.name);
+    // What the type can hold, so that all there is to compare is arithmetic.
+    let held = |x: Tensor| x.to_dtype(dtype)?.to_dtype(DType::F64);
+    let (x, y) = (held(numbers(shapes[0], 1)?)?, held(numbers(shapes[1], 2)?)?);
+
+    let student = Var::from_tensor(&x)?;
+    let want = around(&student, &|student| (case.formula)(student, &y))?;
+    let want_gradient = &gradients(&want, &[&student])?[0];
+
+    for device in devices::computing(dtype) {
+        let label = format!("{label}, {:?}", device.location());
+        let student = Var::from_tensor(&x.to_dtype(dtype)?.to_device(&device)?)?;
+        let teacher = y.to_dtype(dtype)?.to_device(&device)?;
+        let got = around(&student, &|student| (case.fused)(student, &teacher))?;
+        let got_gradient = &gradients(&got, &[&student])?[0];
+        assert_close(&format!("{label}: loss"), &got, &want, tolerance)?;
+        assert_close(
+            &format!("{label}: gradient"),
+            got_gradient,
+            want_gradient,
+            tolerance,
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! Evaluations in host memory.
+#![allow(unsafe_code, reason = "reads tensors at their addresses")]
+
+use half::{bf16, f16};
+use relata::{Batch, Cpu, Element, Evaluation, Loss, Problem, Queue, Rows};
+use tch::{Kind, Tensor};
+
+use crate::{Evaluated, Inputs, Result, no_such_kind};
+
+pub(crate) fn evaluate(inputs: &Inputs, problem: &Problem) -> Result<Evaluated> {
+    match inputs.student.kind() {
+        Kind::Double => evaluate_as::<f64>(inputs, problem),
+        Kind::Float => evaluate_as::<f32>(inputs, problem),
+        Kind::Half => evaluate_as::<f16>(inputs, problem),
+        Kind::BFloat16 => evaluate_as::<bf16>(inputs, problem),
+        kind => Err(no_such_kind(kind)),
+    }
+}
+
+fn evaluate_as<T: Kinded<Real: Kinded>>(inputs: &Inputs, problem: &Problem) -> Result<Evaluated> {
+    let [student, teacher] = rows::<T>(inputs)?;
+    let evaluation = problem.evaluate(&Cpu, Batch::new(student, teacher))?;
+    evaluated(inputs, &evaluation)
+}
+
+pub(crate) fn evaluate_beside(
+    queue: &mut Queue<f32>,
+    inputs: &Inputs,
+    loss: Loss,
+) -> Result<Evaluated> {
+    match inputs.student.kind() {
+        Kind::Float => evaluate_beside_as::<f32>(queue, inputs, loss),
+        Kind::Half => evaluate_beside_as::<f16>(queue, inputs, loss),
+        Kind::BFloat16 => evaluate_beside_as::<bf16>(queue, inputs, loss),
+        kind => Err(no_such_kind(kind)),
+    }
+}
+
+fn evaluate_beside_as<T: Kinded + Element<Real = f32>>(
+    queue: &mut Queue<f32>,
+    inputs: &Inputs,
+    loss: Loss,
+) -> Result<Evaluated> {
+    let [student, teacher] = rows::<T>(inputs)?;
+    let evaluation = match loss {
+        Loss::Rrd(loss) => loss.evaluate(&Cpu, student, teacher, queue)?,
+        Loss::InfoNce(loss) => loss.evaluate_with_queue(&Cpu, student, teacher, queue)?,
+        loss => {
+            let batch = Batch::new(student, teacher).with_queue(queue);
+            Problem::new(loss, batch.shapes())?.evaluate(&Cpu, batch)?
+        }
+    };
+    evaluated(inputs, &evaluation)
+}
+
+fn evaluated<R: Kinded>(inputs: &Inputs, evaluation: &Evaluation<R>) -> Result<Evaluated> {
+    let shape = inputs.student.size();
+    Ok(Evaluated {
+        value: Tensor::from(evaluation.loss).f_to_kind(R::KIND)?,
+        gradient: Tensor::f_from_slice(&evaluation.gradient)?.f_view(&shape[..])?,
+    })
+}
+
+/// An element that libtorch knows.
+trait Kinded: Element + tch::kind::Element {}
+impl<T: Element + tch::kind::Element> Kinded for T {}
+
+fn rows<T: Kinded>(inputs: &Inputs) -> Result<[Rows<'_, T>; 2]> {
+    // SAFETY: contiguous, on the CPU, and of the kind that this was chosen by. It is detached from its graph, not from its
+    // memory, but nothing writes there while the caller lends it, for no other call of tch's is made.
+    let student = unsafe { elements(&inputs.student) };
+    // SAFETY: as above.
+    let teacher = unsafe { elements(&inputs.teacher) };
+    Ok([
+        Rows::new(student, inputs.student_shape)?,
+        Rows::new(teacher, inputs.teacher_shape)?,
+    ])
+}
+
+/// # Safety
+/// The tensor is contiguous, on the CPU, of T's kind, and not written to while the elements are borrowed.
+unsafe fn elements<T: Kinded>(tensor: &Tensor) -> &[T] {
+    let len = tensor.numel();
+    if len == 0 {
+        return &[]; // libtorch gives such a tensor no address
+    }
+    // SAFETY: libtorch's memory of that many elements, aligned for them, which lives as long as the tensor.
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<T>(), len) }
+}

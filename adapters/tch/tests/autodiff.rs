@@ -1,0 +1,185 @@
+//! Does a gradient through the adapter equal what libtorch makes of the formula? Needs libtorch.
+#![cfg(not(feature = "doc-only"))]
+
+use relata::{KdKl, Queue, Rkd, RkdAngle, RkdDistance, Rrd};
+use relata_tch::{Error, loss, loss_beside};
+use tch::{Device, Kind, Tensor};
+
+const F32: f64 = 1e-5;
+
+fn numbers(shape: [i64; 2], seed: i64) -> Tensor {
+    tch::manual_seed(seed);
+    Tensor::randn(shape, (Kind::Double, Device::Cpu))
+}
+
+fn huber(u: &Tensor) -> Tensor {
+    let size = u.abs();
+    (u * u * 0.5)
+        .where_self(&size.le(1.), &(size - 0.5))
+        .mean(Kind::Double)
+}
+
+/// `[N, N, D]`, and lengths that are 1 on the diagonal.
+fn edges(rows: &Tensor) -> (Tensor, Tensor) {
+    let differences = rows.unsqueeze(0) - rows.unsqueeze(1);
+    let squares = (&differences * &differences).sum_dim_intlist(2, false, Kind::Double);
+    let lengths = (squares + eye(rows)).sqrt();
+    (differences, lengths)
+}
+
+fn eye(rows: &Tensor) -> Tensor {
+    Tensor::eye(rows.size()[0], (Kind::Double, Device::Cpu))
+}
+
+fn distance(x: &Tensor, y: &Tensor) -> Tensor {
+    let scaled = |rows: &Tensor| {
+        let n = rows.size()[0] as f64;
+        let d = edges(rows).1 - eye(rows);
+        &d / (d.sum(Kind::Double) / (n * (n - 1.)))
+    };
+    huber(&(scaled(x) - scaled(y)))
+}
+
+fn angle(x: &Tensor, y: &Tensor) -> Tensor {
+    let cosines = |rows: &Tensor| {
+        let (differences, lengths) = edges(rows);
+        let unit = differences / lengths.unsqueeze(2);
+        unit.matmul(&unit.transpose(1, 2))
+    };
+    huber(&(cosines(x) - cosines(y)))
+}
+
+fn kd(x: &Tensor, y: &Tensor) -> Tensor {
+    let log_softmax = |rows: &Tensor| (rows / 4.).log_softmax(1, Kind::Double);
+    let (log_q, log_p) = (log_softmax(x), log_softmax(y));
+    (log_p.exp() * (log_p - log_q)).sum(Kind::Double) * 16. / x.size()[0] as f64
+}
+
+fn relative(got: &Tensor, want: &Tensor) -> f64 {
+    let off = (got.to_kind(Kind::Double) - want).norm() / want.norm();
+    off.double_value(&[])
+}
+
+/// f64 leaves whose views are student and teacher; a graph around the loss.
+fn check(
+    label: &str,
+    kind: Kind,
+    tolerance: f64,
+    view: impl Fn(&Tensor) -> Tensor,
+    fused: impl Fn(&Tensor, &Tensor) -> Tensor,
+    formula: impl Fn(&Tensor, &Tensor) -> Tensor,
+) {
+    let [x, y] = [numbers([9, 14], 1), numbers([9, 14], 2)].map(|x| x.to_kind(kind));
+    let gradient = |kind: Kind, loss: &dyn Fn(&Tensor, &Tensor) -> Tensor| {
+        let leaf = x.to_kind(kind).detach().set_requires_grad(true);
+        let loss = loss(&view(&leaf), &view(&y.to_kind(kind)));
+        // An upstream factor, and the loss twice.
+        (&loss * -2.5 + &loss * &loss).backward();
+        (loss.detach(), leaf.grad())
+    };
+    let (want, want_gradient) = gradient(Kind::Double, &formula);
+    let (got, got_gradient) = gradient(kind, &fused);
+    assert_eq!(got_gradient.kind(), kind);
+    for off in [
+        relative(&got, &want),
+        relative(&got_gradient, &want_gradient),
+    ] {
+        assert!(off <= tolerance, "{label}: off by {off:.2e}");
+    }
+}
+
+#[test]
+fn losses_in_graphs() {
+    type View = fn(&Tensor) -> Tensor;
+    let views: [(&str, View); 3] = [
+        ("as it is", |x| x.shallow_clone()),
+        ("transposed", |x| x.tr()),
+        ("columns", |x| x.narrow(1, 3, 7)),
+    ];
+    let kinds = [
+        (Kind::Double, 1e-10),
+        (Kind::Float, F32),
+        (Kind::Half, 2e-3),
+        (Kind::BFloat16, 1e-2),
+    ];
+    for (view_name, view) in views {
+        for (kind, tolerance) in kinds {
+            let label = |name: &str| format!("{name}, {view_name}, {kind:?}");
+            let of = |name: &str, fused: relata::Loss, formula: fn(&Tensor, &Tensor) -> Tensor| {
+                let fused = |x: &Tensor, y: &Tensor| loss(x, y, fused).expect("a loss");
+                check(&label(name), kind, tolerance, view, fused, formula);
+            };
+            of("rkd-distance", RkdDistance::default().into(), distance);
+            of("rkd-angle", RkdAngle::default().into(), angle);
+            of("rkd", Rkd::default().into(), |x, y| {
+                distance(x, y) + angle(x, y) * 2.
+            });
+            of("kd-kl", KdKl::default().into(), kd);
+        }
+    }
+}
+
+#[test]
+fn beside_a_queue() {
+    let rows = |seed| numbers([6, 5], seed).to_kind(Kind::Float);
+    let mut queue = Queue::new(32, 5).expect("a queue");
+    let student = rows(1).set_requires_grad(true);
+    let first = loss_beside(&mut queue, &student, &rows(2), Rrd::default()).expect("a loss");
+    assert_eq!(queue.len(), 6);
+
+    let unit = |x: &Tensor| x / x.norm_scalaropt_dim(2, [1], true);
+    let (z, y) = (
+        student
+            .to_kind(Kind::Double)
+            .detach()
+            .set_requires_grad(true),
+        rows(2).to_kind(Kind::Double),
+    );
+    let keys = unit(&y);
+    let log_softmax =
+        |rows: &Tensor, t: f64| (unit(rows).matmul(&keys.tr()) / t).log_softmax(1, Kind::Double);
+    let want: Tensor = -(log_softmax(&y, 0.02).exp() * log_softmax(&z, 0.1)).sum(Kind::Double) / 6.;
+    want.backward();
+    first.backward();
+    assert!(relative(&first, &want) <= F32);
+    assert!(relative(&student.grad(), &z.grad()) <= F32);
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let [x, y] = [numbers([4, 3], 1), numbers([5, 3], 2)];
+    assert!(matches!(
+        loss(&x, &y, Rkd::default()),
+        Err(Error::Relata(relata::Error::Dimension {
+            argument: "teacher rows",
+            expected: 4,
+            got: 5
+        }))
+    ));
+    for bad in [
+        x.to_kind(Kind::Int64),
+        x.unsqueeze(0),
+        x.to_kind(Kind::Float).tr(),
+    ] {
+        assert!(loss(&bad, &x, Rkd::default()).is_err());
+    }
+    let int = x.to_kind(Kind::Int64);
+    assert!(matches!(
+        loss(&int, &int, Rkd::default()),
+        Err(Error::Unsupported { .. })
+    ));
+    let empty = Tensor::zeros([0, 3], (Kind::Float, Device::Cpu));
+    assert!(matches!(
+        loss(&empty, &empty, Rkd::default()),
+        Err(Error::Relata(relata::Error::Empty { .. }))
+    ));
+    let mut queue = Queue::new(8, 3).expect("a queue");
+    let rows = x.to_kind(Kind::Float);
+    assert!(matches!(
+        loss_beside(&mut queue, &rows, &rows, Rkd::default()),
+        Err(Error::Relata(relata::Error::Unexpected {
+            argument: "queue",
+            ..
+        }))
+    ));
+}
