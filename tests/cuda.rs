@@ -287,23 +287,27 @@ fn the_raw_entry_on_a_foreign_stream() {
     gone.result().expect("no stream");
 }
 
-/// Steps of a training with the queue on the card, against the same on the host.
+/// Steps of a training with the queue on the card, against the same on the host; batches differ in size.
 #[test]
 fn a_queue_fills_on_the_card() {
     let cuda = card_or_skip!();
     fn steps<T: GpuElement + DeviceRepr>(cuda: &Cuda, loss: Loss, capacity: usize, dim: usize) {
-        let rows = 17;
         let stream = CudaContext::new(0).expect("a card").default_stream();
-        let shapes = Shapes::new(rows, dim, dim).with_queue(capacity);
-        let problem = Problem::new(loss, shapes).expect("shapes that fit");
-        let mut evaluator = Evaluator::<T>::new(&stream, &problem).expect("an evaluator");
-        let mut queue = Queue::<T>::new(&stream, &problem).expect("a queue");
+        let problem_of = |rows| {
+            let shapes = Shapes::new(rows, dim, dim).with_queue(capacity);
+            Problem::new(loss, shapes).expect("shapes that fit")
+        };
+        let mut queue = Queue::<T>::new(&stream, &problem_of(17)).expect("a queue");
         let mut host = relata::Queue::<f32>::new(capacity, dim).expect("a queue");
-        let mut gradient = stream.alloc_zeros::<f32>(rows * dim).expect("memory");
         let mut value = stream.alloc_zeros::<f32>(2).expect("memory");
-        for step in 0..5 {
+        for (step, rows) in [17, 17, 5, 40, 17].into_iter().enumerate() {
+            let problem = problem_of(rows);
+            let shapes = problem.shapes();
+            let mut evaluator = Evaluator::<T>::new(&stream, &problem).expect("an evaluator");
+            let mut gradient = stream.alloc_zeros::<f32>(rows * dim).expect("memory");
+            queue.reserve(rows).expect("memory");
             let name = format!("{loss} {shapes:?} in {}, step {step}", T::DTYPE);
-            let input = common::Input::normal(step, Shapes::new(rows, dim, dim));
+            let input = common::Input::normal(step as u64, Shapes::new(rows, dim, dim));
             let (x, y) = (
                 common::cast::<T>(&input.student),
                 common::cast::<T>(&input.teacher),

@@ -21,39 +21,38 @@ fn gradients_of_half_types() -> Result<()> {
     Ok(())
 }
 
-/// Gradients below what f16 can hold, brought back by the trainer's loss scaling.
+/// Gradients below what f16 can hold, brought back by the trainer's loss scaling: they have to be scaled before they are rounded.
+/// Of losses that do not depend on the length of rows: their gradients are as small as the rows are long.
 #[test]
 fn loss_scaling_saves_small_gradients() -> Result<()> {
-    const WEIGHT: f64 = 1e-8;
-    const SCALE: f64 = 65536.0 * 1024.0;
-    for case in cases::all() {
-        let [half, teacher] =
-            [numbers((19, 21), 1)?, numbers((19, 21), 2)?].map(|x| x.to_dtype(DType::F16));
-        let (half, teacher) = (half?, teacher?);
+    const LENGTH: f64 = 3e4;
+    const SCALE: f64 = 65536.;
+    let depends = |case: &cases::Case| case.name == "kd-kl" || case.name.ends_with("as it comes");
+    for case in cases::all().iter().filter(|case| !depends(case)) {
+        let half = (numbers((19, 21), 1)? * LENGTH)?.to_dtype(DType::F16)?;
+        let teacher = numbers((19, 21), 2)?.to_dtype(DType::F16)?;
         let wide = Var::from_tensor(&half.to_dtype(DType::F64)?)?;
-        let want = ((case.formula)(&wide, &teacher.to_dtype(DType::F64)?)? * WEIGHT)?;
+        let want = (case.formula)(&wide, &teacher.to_dtype(DType::F64)?)?;
         let want = &gradients(&want, &[&wide])?[0];
 
         for device in devices::computing(DType::F16) {
             let student = Var::from_tensor(&half.to_device(&device)?)?;
-            let small = ((case.fused)(&student, &teacher.to_device(&device)?)? * WEIGHT)?;
-            let lost = &gradients(&small, &[&student])?[0];
-            let saved = (&gradients(&(small * SCALE)?, &[&student])?[0] / SCALE)?;
+            let loss = (case.fused)(&student, &teacher.to_device(&device)?)?;
+            let lost = &gradients(&loss, &[&student])?[0];
+            let saved = (&gradients(&(loss * SCALE)?, &[&student])?[0] / SCALE)?;
             assert_close(case.name, &saved, want, 1e-3)?;
-            assert!(mostly_zeros(lost)?, "{}: f16 held it all", case.name);
+            // There was something to save.
+            let off = (lost - want)?.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt();
+            let unit = want.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt();
+            assert!(
+                off > 0.01 * unit,
+                "{}: f16 held it to {:.1e}",
+                case.name,
+                off / unit
+            );
         }
     }
     Ok(())
-}
-
-/// Whether at least half of the elements have become 0.
-fn mostly_zeros(gradient: &candle_core::Tensor) -> Result<bool> {
-    let zeros = gradient
-        .eq(0.)?
-        .to_dtype(DType::F64)?
-        .mean_all()?
-        .to_scalar::<f64>()?;
-    Ok(zeros >= 0.5)
 }
 
 /// The value itself is not rounded to the half type.
