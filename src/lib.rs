@@ -45,6 +45,11 @@
 //! # Ok(()) }
 //! ```
 //!
+//! # Which loss, which weights
+//!
+//! The [`guide`]: losses, layers, weights and temperatures in the papers and in their code, what goes wrong, and how to move from
+//! PyTorch.
+//!
 //! # Devices
 //!
 //! [`Cpu`] is the fast path: SIMD chosen at run time, rayon's thread pool, O(N²) memory for the angle
@@ -65,6 +70,11 @@
 //!
 //! [`Problem`] is a loss with shapes that have been checked; it takes an upstream gradient factor and
 //! can write into memory of the caller's ([`Problem::evaluate_into`]).
+
+/// Read only by rustdoc; the same text as `docs/guide.md`.
+#[cfg(doc)]
+#[doc = include_str!("../docs/guide.md")]
+pub mod guide {}
 
 mod check;
 mod cpu;

@@ -1,7 +1,7 @@
 //! relata's kernels on a card, and the papers' formulas in PyTorch beside them, in turns.
 //!
 //! ```text
-//! cargo bench --features cuda --bench cuda -- [--python PATH] [--case NAME]... [--out FILE.csv]
+//! cargo bench -p relata --features cuda --bench cuda -- [--python PATH] [--case NAME]... [--out FILE.csv]
 //! ```
 //!
 //! Check, then time: a case counts only once its loss and gradient agree with the CPU path's. benches/README.md says

@@ -1,4 +1,4 @@
-//! How the command fails: one clear line on standard error and exit code 2.
+//! How a command fails: one clear line on standard error and exit code 2.
 
 use std::io::Write;
 
@@ -18,6 +18,30 @@ impl Failure {
     pub(crate) fn refused(subject: impl std::fmt::Display, why: impl std::fmt::Display) -> Self {
         Failure::Refused(format!("{subject}: {why}"))
     }
+}
+
+impl From<clap::Error> for Failure {
+    fn from(error: clap::Error) -> Self {
+        if error.exit_code() == 0 {
+            // The help or the version; if it cannot be printed there is nothing to be done.
+            let _ = error.print();
+            Failure::Quiet
+        } else {
+            Failure::Refused(on_one_line(&error.render().to_string()))
+        }
+    }
+}
+
+/// What clap says in several lines, without its hints on usage.
+fn on_one_line(rendered: &str) -> String {
+    let said: Vec<&str> = rendered
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    let said = said.join(" ");
+    said.strip_prefix("error: ").unwrap_or(&said).to_owned()
 }
 
 /// The longest line written to standard error. Names in files and arguments can be of any length.

@@ -89,15 +89,7 @@ explains.";
 
 impl Options {
     pub(crate) fn from_command_line() -> Result<Self> {
-        Options::try_parse().map_err(|error| {
-            if error.exit_code() == 0 {
-                // The help or the version; if it cannot be printed there is nothing to be done.
-                let _ = error.print();
-                Failure::Quiet
-            } else {
-                Failure::Refused(on_one_line(&error.render().to_string()))
-            }
-        })
+        Options::try_parse().map_err(Failure::from)
     }
 
     /// The losses asked for by name, each once; empty for all there are.
@@ -179,16 +171,4 @@ fn parse_enqueue(name: &str) -> std::result::Result<Enqueue, String> {
         "none" => Ok(Enqueue::Never),
         _ => Err("expected one of before, after, none".to_owned()),
     }
-}
-
-/// What clap says in several lines, without its hints on usage.
-fn on_one_line(rendered: &str) -> String {
-    let said: Vec<&str> = rendered
-        .lines()
-        .map(str::trim)
-        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
-        .filter(|line| !line.is_empty())
-        .collect();
-    let said = said.join(" ");
-    said.strip_prefix("error: ").unwrap_or(&said).to_owned()
 }
