@@ -208,8 +208,8 @@ fn the_plots_are_whole() {
         .filter(|node| node.has_tag_name("rect"))
         .count();
     assert!(
-        cells >= 3 * 50 * 50,
-        "{cells} cells in three maps of 50 x 50"
+        cells >= 3 * 40 * 40,
+        "{cells} cells in three maps of 40 x 40"
     );
 }
 
