@@ -8,7 +8,7 @@
 // Block      256 threads where both rows take at most 40 KiB, else 512 (`_long`), side by side along the row. Chunks are 16
 //            bytes, beginning where the address is a multiple of 16 if the matrix's is; thread t takes chunks t,
 //            t + THREADS, ... of both rows, and one element before the first chunk and one after the last.
-// Shared     dynamic: [kept][2][THREADS] chunks, each read by the thread that wrote it; 200 or 300 bytes for reductions.
+// Shared     dynamic: [kept][2][THREADS] chunks, each read by the thread that wrote it; 256 or 384 bytes for reductions.
 // Registers  at most 64.
 // SASS       LDG.E.128, LDG.E.EF.128, STG.E.EF.128, STS.128, LDS.128
 // Work       54 issue slots for a pair of elements on sm_90a (18 forwards, 36 backwards), 5 of them exponentials; 2 C elements
