@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""The table of the README from a results file, so that no number in it was typed.
+"""The tables of the README from results files, so that no number in them was typed.
 
     benches/table.py [CSV]                     print it
-    benches/table.py [CSV] --write README.md   put it between <!-- results --> and <!-- /results -->
-    benches/table.py [CSV] --check README.md   exit with 1 unless it stands there
+    benches/table.py [CSV] --write README.md   put it between its marks: <!-- results --> and <!-- /results --> for what
+                                               `compare` recorded, <!-- gpu results --> and <!-- /gpu results --> for `cuda`
+    benches/table.py [CSV] --check README.md   exit with 1 unless it stands there; without CSV, all tables there are
 
-Without CSV, the file that the table names for --check, and else the newest under benches/results, of those with PyTorch as
-it comes.
+Without CSV, --check takes the files that the tables name, and the others the newest under benches/results, of those with
+PyTorch as it comes.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import sys
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
+CPU, GPU = "results", "gpu results"
 NONE = "n/a"
 
 
@@ -31,11 +32,20 @@ def newest():
     return files[-1]
 
 
-def named_in(readme):
-    """The file that the README's table says it is from."""
-    found = re.search(r"\]\((benches/results/[^)]*\.csv)\)", readme.read_text(encoding="utf-8"))
+def between(text, marks, name):
+    """What comes before the table with these marks, the table, and what comes after it; None where there are no such marks."""
+    head, begin, rest = text.partition(f"<!-- {marks} -->")
+    table, end, tail = rest.partition(f"<!-- /{marks} -->")
+    if begin and not end:
+        sys.exit(f"table.py: expected <!-- /{marks} --> in {name} after <!-- {marks} -->, got none")
+    return (head + begin, table, end + tail) if begin else None
+
+
+def named_in(table, name):
+    """The file that a table says it is from."""
+    found = re.search(r"\]\((benches/results/[^)]*\.csv)\)", table)
     if not found:
-        sys.exit(f"table.py: expected the table in {readme} to name its results file, got no such name")
+        sys.exit(f"table.py: expected the table in {name} to name its results file, got no such name")
     return RESULTS.parent.parent / found.group(1)
 
 
@@ -64,37 +74,87 @@ def ratio(numerator, denominator):
     return float(numerator) / float(denominator)
 
 
-def cells(row):
-    return [
-        f"`{row['case']}`",
-        duration(row["ours_p50_s"]),
-        duration(row["torch_p50_s"]),
-        times(ratio(row["torch_p50_s"], row["ours_p50_s"])),
-        times(ratio(row["torch_peak_bytes"], row["ours_peak_bytes"])),
-    ]
+def share(of_one):
+    return NONE if of_one == NONE else f"{100 * float(of_one):.0f} %"
+
+
+def speed(row):
+    """In what bounds the loss."""
+    value, unit = float(row["throughput"]), row["throughput_unit"]
+    for prefix in ("", "k", "M", "G", "T"):
+        if value < 1000:
+            break
+        value /= 1000
+    return f"{value:.3g} {prefix}{unit}"
+
+
+# Heading and cell, of what `compare` records and of what `cuda` does.
+COLUMNS = {
+    CPU: [
+        ("case", lambda row: f"`{row['case']}`"),
+        ("relata", lambda row: duration(row["ours_p50_s"])),
+        ("PyTorch", lambda row: duration(row["torch_p50_s"])),
+        ("PyTorch / relata", lambda row: times(ratio(row["torch_p50_s"], row["ours_p50_s"]))),
+        ("memory, PyTorch / relata", lambda row: times(ratio(row["torch_peak_bytes"], row["ours_peak_bytes"]))),
+    ],
+    GPU: [
+        ("case", lambda row: f"`{row['case']}` {row['dtype']}"),
+        ("relata", lambda row: duration(row["graph_p50_s"])),
+        ("of the floor", lambda row: share(row["share_of_floor"])),
+        ("throughput", speed),
+        ("eager / relata", lambda row: times(ratio(row["torch_eager_p50_s"], row["graph_p50_s"]))),
+        ("compiled / relata", lambda row: times(ratio(row["torch_compiled_p50_s"], row["graph_p50_s"]))),
+        ("attention / relata", lambda row: times(ratio(row["torch_attention_p50_s"], row["graph_p50_s"]))),
+        ("memory, eager / relata", lambda row: times(ratio(row["torch_peak_bytes"], row["ours_peak_bytes"]))),
+    ],
+}
+
+
+def caption(kind, run, path):
+    source = f"[{path.name}](benches/results/{path.parent.name}/{path.name})"
+    if kind == GPU:
+        where = f"{run['gpu']}, driver {run['driver']}, CUDA {run['toolkit']}, PyTorch {run['torch']}, revision {run['revision']}"
+        return f"Medians for loss and gradient in a CUDA graph, inputs in no cache; {where}; {source}."
+    return f"Medians for loss and gradient, {run['dtype']}; {run['device']}, {run['threads']} threads, PyTorch {run['torch']}; {source}."
 
 
 def table(path):
+    """Which of the two it is, and the table."""
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows:
         sys.exit(f"table.py: expected results in {path}, got none")
-    head = ["case", "relata", "PyTorch", "PyTorch / relata", "memory, PyTorch / relata"]
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1)] + [cells(row) for row in rows]
-    run = rows[0]
-    where = f"{run['device']}, {run['threads']} threads, PyTorch {run['torch']}"
-    source = f"benches/results/{path.parent.name}/{path.name}"
-    what = f"Medians for loss and gradient, {run['dtype']}; {where}; [{path.name}]({source})."
-    return "\n".join([what, ""] + [f"| {' | '.join(line)} |" for line in lines])
+    kind = GPU if "gpu" in rows[0] else CPU
+    columns = COLUMNS[kind]
+    lines = [[name for name, _ in columns], ["---"] + ["---:"] * (len(columns) - 1)]
+    lines += [[cell(row) for _, cell in columns] for row in rows]
+    return kind, "\n".join([caption(kind, rows[0], path), ""] + [f"| {' | '.join(line)} |" for line in lines])
 
 
-def replaced(text, table, name):
-    """`text` with `table` between the marks."""
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        sys.exit(f"table.py: expected {BEGIN} and {END} in {name}, got no such pair")
-    return f"{head}{BEGIN}\n{table}\n{END}{tail}"
+def write(readme, path):
+    kind, text = table(path)
+    parts = between(readme.read_text(encoding="utf-8"), kind, readme)
+    if parts is None:
+        sys.exit(f"table.py: expected <!-- {kind} --> in {readme}, got none")
+    readme.write_text(f"{parts[0]}\n{text}\n{parts[2]}", encoding="utf-8")
+
+
+def check(readme, path):
+    text = readme.read_text(encoding="utf-8")
+    checked = 0
+    for kind in (CPU, GPU):
+        parts = between(text, kind, readme)
+        if parts is None:
+            continue
+        source = path or named_in(parts[1], readme)
+        of_kind, wanted = table(source)
+        if of_kind != kind and path:
+            continue
+        checked += 1
+        if of_kind != kind or parts[1] != f"\n{wanted}\n":
+            sys.exit(f"table.py: the table of {kind} in {readme} is not that of {source}; see --write")
+    if not checked:
+        sys.exit(f"table.py: expected a table in {readme}, got none")
 
 
 def main():
@@ -104,18 +164,12 @@ def main():
     action.add_argument("--write", type=Path, metavar="README")
     action.add_argument("--check", type=Path, metavar="README")
     args = parser.parse_args()
-    path = args.csv or (named_in(args.check) if args.check else newest())
-    text = table(path)
-    readme = args.write or args.check
-    if readme is None:
-        print(text)
-        return
-    old = readme.read_text(encoding="utf-8")
-    new = replaced(old, text, readme)
-    if args.write:
-        readme.write_text(new, encoding="utf-8")
-    elif old != new:
-        sys.exit(f"table.py: the table in {readme} is not that of {path}; see --write")
+    if args.check:
+        check(args.check, args.csv)
+    elif args.write:
+        write(args.write, args.csv or newest())
+    else:
+        print(table(args.csv or newest())[1])
 
 
 if __name__ == "__main__":

@@ -62,6 +62,9 @@ struct Options {
     /// Turns of each side in a case
     #[arg(long, default_value_t = 11)]
     turns: usize,
+    /// Evaluates each case once and stops: for a profiler
+    #[arg(long)]
+    once: bool,
     /// Names the card and stops
     #[arg(long)]
     probe: bool,
@@ -105,14 +108,23 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options, cuda: &Cuda) -> Result<()> {
-    let cases: Vec<Case> = cases::on_cards()
+    let known: Vec<Case> = cases::on_cards().collect();
+    if let Some(name) = options
+        .cases
+        .iter()
+        .find(|&name| known.iter().all(|case| case.name != *name))
+    {
+        let names: Vec<_> = known.iter().map(|case| case.name.as_str()).collect();
+        return Err(format!("--case: expected one of {}, got {name}", names.join(", ")).into());
+    }
+    let cases: Vec<Case> = known
+        .into_iter()
         .filter(|case| options.cases.is_empty() || options.cases.contains(&case.name))
         .collect();
-    if cases.is_empty() {
-        let names: Vec<_> = cases::on_cards().map(|case| case.name).collect();
-        return Err(format!("--case: expected one of {}", names.join(", ")).into());
-    }
     let card = Card::new(cuda, options.card)?;
+    if options.once {
+        return once(options, &card, &cases);
+    }
     let mut torches = Vec::new();
     if let Some(python) = &options.python {
         for provider in record::PROVIDERS {
@@ -139,6 +151,20 @@ fn run(options: &Options, cuda: &Cuda) -> Result<()> {
             if let Some(path) = &options.out {
                 record.write(path)?;
             }
+        }
+    }
+    Ok(())
+}
+
+fn once(options: &Options, card: &Card, cases: &[Case]) -> Result<()> {
+    for case in cases {
+        for dtype in dtypes(options, case)? {
+            match dtype {
+                DType::F16 => ours::once::<f16>(card, case),
+                DType::BF16 => ours::once::<bf16>(card, case),
+                _ => ours::once::<f32>(card, case),
+            }
+            .map_err(|error| format!("{} in {dtype}: {error}", case.name))?;
         }
     }
     Ok(())

@@ -190,6 +190,17 @@ impl<T: GpuElement + DeviceRepr> OnCard<T> {
     }
 }
 
+/// One evaluation, and nothing else that a profiler would have to leave out.
+pub(crate) fn once<T: GpuElement + DeviceRepr>(card: &Card, case: &Case) -> Result<()> {
+    let stream = quiet_stream(card)?;
+    let mut inputs = case.inputs::<T>();
+    inputs.problem = evaluating_only(case)?;
+    let mut evaluator = Evaluator::<T>::new(&stream, &inputs.problem)?;
+    let mut batch = OnCard::new(&stream, &inputs)?;
+    batch.enqueue(&mut evaluator)?;
+    Ok(stream.synchronize()?)
+}
+
 /// The case's problem without the batch entering the queue: that is not what is timed.
 fn evaluating_only(case: &Case) -> Result<Problem> {
     let loss = match case.loss {
