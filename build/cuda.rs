@@ -56,10 +56,16 @@ pub(crate) fn build() {
     }
 }
 
+struct Image {
+    fatbin: String,
+    /// The entry points in it.
+    exports: Vec<String>,
+}
+
 /// What src/cuda/images.rs includes.
 #[derive(Default)]
 struct Images {
-    files: Vec<String>,
+    files: Vec<Image>,
     targets: Vec<String>,
     toolkit: (u32, u32),
 }
@@ -73,10 +79,10 @@ impl Images {
         } = self;
         let files: String = files
             .iter()
-            .map(|file| format!("image!({file:?}), "))
+            .map(|Image { fatbin, exports }| format!("image!({fatbin:?}, {exports:?}), "))
             .collect();
         format!(
-            "const IMAGES: &[&[u8]] = &[{files}];\nconst TARGETS: &[&str] = &{targets:?};\n\
+            "const IMAGES: &[Image] = &[{files}];\nconst TARGETS: &[&str] = &{targets:?};\n\
              const TOOLKIT: (u32, u32) = {toolkit:?};\n"
         )
     }
@@ -114,10 +120,26 @@ fn compile() -> Result<Images> {
     Ok(Images {
         files: kernels
             .iter()
-            .map(|kernel| format!("{}.fatbin", stem(kernel)))
-            .collect(),
+            .map(|kernel| image(kernel))
+            .collect::<Result<_>>()?,
         targets,
         toolkit: nvcc.release,
+    })
+}
+
+fn image(kernel: &Path) -> Result<Image> {
+    const EXPORT: &str = "EXPORT_KERNEL(";
+    let source =
+        fs::read_to_string(kernel).map_err(|error| format!("{}: {error}", kernel.display()))?;
+    let exports = source
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix(EXPORT));
+    Ok(Image {
+        fatbin: format!("{}.fatbin", stem(kernel)),
+        exports: exports
+            .filter_map(|rest| rest.split(',').next())
+            .map(|name| name.trim().to_owned())
+            .collect(),
     })
 }
 

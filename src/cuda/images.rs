@@ -30,18 +30,28 @@ struct Aligned<B: ?Sized>(B);
 
 #[allow(unused_macros, reason = "as above")]
 macro_rules! image {
-    ($file:literal) => {{
+    ($file:literal, $exports:expr) => {{
         static IMAGE: &Aligned<[u8]> =
             &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/", $file)));
-        &IMAGE.0
+        Image {
+            fatbin: &IMAGE.0,
+            exports: &$exports,
+        }
     }};
+}
+
+/// A file of kernels.
+pub(super) struct Image {
+    pub(super) fatbin: &'static [u8],
+    /// The entry points in it. To ask the driver instead would be an error for each that lies elsewhere, and what watches
+    /// a program's calls reports those.
+    pub(super) exports: &'static [&'static str],
 }
 
 // IMAGES, TARGETS and TOOLKIT, by build/cuda.rs.
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
-/// A fatbin for each file of kernels.
-pub(super) fn all() -> &'static [&'static [u8]] {
+pub(super) fn all() -> &'static [Image] {
     IMAGES
 }
 
@@ -154,11 +164,12 @@ mod tests {
     fn every_image_is_a_fatbin() {
         for image in all() {
             assert_eq!(
-                image[..4],
+                image.fatbin[..4],
                 [0x50, 0xED, 0x55, 0xBA],
                 "a fatbin's first bytes"
             );
-            assert_eq!(image.as_ptr().addr() % 64, 0);
+            assert_eq!(image.fatbin.as_ptr().addr() % 64, 0);
+            assert!(!image.exports.is_empty());
         }
     }
 }

@@ -60,14 +60,14 @@ impl Library {
     }
 
     fn load() -> std::result::Result<Self, Failed> {
-        let mut libraries = Vec::new();
+        let mut libraries = HashMap::new();
         for image in images::all() {
             let mut library = null_mut();
             // SAFETY: a fatbin, which holds its own length and lives as long as the program; no options.
             let result = unsafe {
                 sys::cuLibraryLoadData(
                     &raw mut library,
-                    image.as_ptr().cast(),
+                    image.fatbin.as_ptr().cast(),
                     null_mut(),
                     null_mut(),
                     0,
@@ -77,21 +77,19 @@ impl Library {
                 )
             };
             result.result()?;
-            libraries.push(library);
+            libraries.extend(image.exports.iter().map(|&export| (export, library)));
         }
         let mut kernels = HashMap::new();
         for entry in kernels::all() {
             let name = CString::new(entry.name).expect("a C identifier");
-            let mut kernel = ptr::null_mut();
-            let found = libraries.iter().any(|&library| {
-                // SAFETY: a library loaded above, and a string that ends with 0.
-                let result =
-                    unsafe { sys::cuLibraryGetKernel(&raw mut kernel, library, name.as_ptr()) };
-                result.result().is_ok()
-            });
-            if !found {
+            let Some(&library) = libraries.get(entry.name) else {
                 return Err(Failed::Here(not_built(entry)));
-            }
+            };
+            let mut kernel = ptr::null_mut();
+            // SAFETY: a library loaded above, and a string that ends with 0.
+            let result =
+                unsafe { sys::cuLibraryGetKernel(&raw mut kernel, library, name.as_ptr()) };
+            result.result()?;
             kernels.insert(entry.name, Kernel(kernel));
         }
         Ok(Library { kernels })

@@ -18,7 +18,7 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Aligned to 256, of any content. Binds the stream's context to this thread.
+    /// Aligned to 256, of any content; no bytes are one, for the driver refuses none. Binds the stream's context to this thread.
     pub(super) fn new(
         stream: &Arc<CudaStream>,
         argument: &'static str,
@@ -28,6 +28,7 @@ impl Memory {
         context
             .bind_to_thread()
             .doing("making the card's context current")?;
+        let bytes = bytes.max(1);
         let address = if context.has_async_alloc() {
             // SAFETY: a stream of the current context.
             unsafe { result::malloc_async(stream.cu_stream(), bytes) }

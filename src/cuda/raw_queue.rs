@@ -97,8 +97,9 @@ impl RawQueue {
     /// `stream` a `CUstream` of that context or null, which stands for its default stream.
     pub unsafe fn initialize(&self, queue: u64, stream: *mut c_void) -> Result<()> {
         self.place.check()?;
-        // SAFETY: the state is its first bytes, and the caller promises both.
-        let result = unsafe { result::memset_d8_async(queue, 0, Self::ALIGNMENT, stream.cast()) };
+        // The keys too, which are copied with the state, whether or not one has entered.
+        // SAFETY: the ring is its first bytes, and the caller promises both.
+        let result = unsafe { result::memset_d8_async(queue, 0, self.ring_bytes(), stream.cast()) };
         result.doing("clearing the queue")?;
         // SAFETY: as the caller promises.
         unsafe { self.initialize_scratch(queue, stream) }

@@ -44,12 +44,15 @@ pub(crate) fn evaluate<T: GpuElement, M: Machine>(
     };
     plan.enqueue(machine, &addresses)?;
 
+    let has_kl = matches!(problem.loss(), Loss::Rrd(_));
     let mut loss_and_kl = [0.0f32; 2];
-    machine.read(&value, bytemuck::cast_slice_mut(&mut loss_and_kl))?;
+    // No more than has been written.
+    let written = &mut loss_and_kl[..1 + usize::from(has_kl)];
+    machine.read(&value, bytemuck::cast_slice_mut(written))?;
     machine.read(&result, bytemuck::cast_slice_mut(gradient))?;
     Ok(Value {
         loss: loss_and_kl[0].into(),
-        kl: matches!(problem.loss(), Loss::Rrd(_)).then_some(loss_and_kl[1].into()),
+        kl: has_kl.then_some(loss_and_kl[1].into()),
     })
 }
 

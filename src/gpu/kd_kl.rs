@@ -38,7 +38,8 @@ struct Tile {
 
 impl Tile {
     const CHUNK: usize = 16;
-    /// The most that a short row keeps: 40 KiB, so that a multiprocessor holds five blocks.
+    /// The most that a short row keeps: 40 KiB, so that it is registers, 64 a thread, that hold a multiprocessor to four
+    /// blocks.
     const MOST_SHORT: usize = 5;
     /// What the kernels' reductions take beside it, rounded up.
     const REDUCTIONS: usize = 1024;

@@ -1,7 +1,9 @@
 //! The device for host slices.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use half::bf16;
-use relata::{Batch, Cuda, Error, Evaluation, Rows, softmax};
+use relata::{Batch, Cuda, Error, Evaluation, Relation, Rows, relation_matrix, softmax};
 
 use crate::support::{calls, deeds};
 use crate::{CLASSES, ROWS, beside, problem};
@@ -56,6 +58,65 @@ beside!(
         assert_eq!(of("cuMemAllocAsync"), 0, "{calls:#?}");
     }
 );
+
+// An error for each other library that is asked for a kernel is one that tools report.
+beside!(each_kernel_is_asked_of_its_library, StandIn, [], {
+    let cuda = Cuda::new(0).expect("the stand-in's card");
+    evaluate(&cuda).expect("an evaluation");
+    let mut asked = BTreeMap::<String, BTreeSet<String>>::new();
+    for call in calls() {
+        let words: Vec<&str> = call.split(' ').collect();
+        if let ["cuLibraryGetKernel", kernel, "library", library] = words[..] {
+            let libraries = asked.entry(kernel.to_owned()).or_default();
+            assert!(libraries.insert(library.to_owned()), "{kernel} twice");
+        }
+    }
+    assert!(
+        asked.values().all(|libraries| libraries.len() == 1),
+        "{asked:#?}"
+    );
+    let library = |kernel: &str| &asked[kernel];
+    assert_eq!(
+        library("relata_kd_kl_f32"),
+        library("relata_kd_kl_long_bf16")
+    );
+    assert_ne!(library("relata_kd_kl_f32"), library("relata_rrd_f32"));
+});
+
+// Some need scratch memory and some don't, and a driver has none of no bytes to give.
+beside!(
+    relations_without_scratch_memory,
+    StandIn,
+    [("STAND_IN_POOLS", "0")],
+    {
+        let cuda = Cuda::new(0).expect("the stand-in's card");
+        let rows = [1.0f32; 6];
+        let rows = Rows::new(&rows, [3, 2]).expect("whole rows");
+        for relation in [
+            Relation::Distance,
+            Relation::SquaredDistance,
+            Relation::Cosine,
+            Relation::Dot,
+        ] {
+            relation_matrix(&cuda, relation, rows).expect("a matrix");
+        }
+    }
+);
+
+// KL is RRD's alone: no other kernel writes it.
+beside!(no_more_is_copied_back_than_was_written, StandIn, [], {
+    let cuda = Cuda::new(0).expect("the stand-in's card");
+    calls();
+    evaluate(&cuda).expect("an evaluation");
+    let copied: Vec<String> = calls()
+        .into_iter()
+        .filter(|call| call.starts_with("cuMemcpyDtoHAsync_v2 "))
+        .collect();
+    assert!(
+        copied[0].starts_with("cuMemcpyDtoHAsync_v2 4 "),
+        "{copied:#?}"
+    );
+});
 
 beside!(
     what_fails_on_the_card_is_an_error,

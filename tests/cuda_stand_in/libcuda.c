@@ -265,8 +265,7 @@ CUresult cuLibraryLoadData(Handle* library, const void* image, const void* a, co
     return SUCCESS;
 }
 CUresult cuLibraryGetKernel(Handle* kernel, Handle library, const char* name) {
-    (void)library;
-    BEGIN("cuLibraryGetKernel %s", name);
+    BEGIN("cuLibraryGetKernel %s library %#lx", name, (unsigned long)library);
     *kernel = (Handle)strdup(name);
     return SUCCESS;
 }
