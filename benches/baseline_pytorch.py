@@ -188,7 +188,8 @@ class Case:
         want = self.student.grad.double()
         self.provider = "attention"
         off = ((got - want).norm() / want.norm()).item()
-        most = 1e-3 if self.student.dtype == torch.float32 else 5e-2
+        # In half types autograd's own logits are rounded, some 2e-3 of up to 1/tau.
+        most = 1e-3 if self.student.dtype == torch.float32 else 1e-1
         if not off <= most:
             sys.exit(f"attention: expected the gradient to {most}, got one that is off by {off:.1e}")
 
@@ -300,21 +301,23 @@ def answer(request, case):
         return {"seconds": case.turn(request["budget"])}
     if request["do"] == "peak":
         return {"bytes": case.peak_bytes()}
-    raise ValueError(f"do: expected open, check, time or peak, got {request['do']!r}")
+    raise ValueError(f"do: expected open, check, time, peak or close, got {request['do']!r}")
 
 
 def work(args):
     """Requests: {"do": "open", "loss", "parameters", "student", "teacher", "queue"}, then of that case
-    {"do": "check", "gradient"}, {"do": "time", "budget"}, {"do": "peak"}. Arrays are
+    {"do": "check", "gradient"}, {"do": "time", "budget"}, {"do": "peak"}, {"do": "close"}. Arrays are
     {"path", "shape"} or null."""
     warm_up(argparse.Namespace(device=args.device, provider="eager"))
     print(json.dumps({"torch": version(args), "device": device_name(args)}), flush=True)
     case = None
     for line in sys.stdin:
         request = json.loads(line)
-        if request["do"] == "open":
-            case = None  # frees the one before
-            case = open_case(request, args)
+        if request["do"] in ("open", "close"):
+            case = None
+            if args.device == "cuda":
+                torch.cuda.empty_cache()  # others on the card want it
+            case = open_case(request, args) if request["do"] == "open" else None
             reply = {}
         else:
             reply = answer(request, case)

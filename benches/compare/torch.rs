@@ -132,6 +132,13 @@ impl Torch {
         Ok(())
     }
 
+    /// Forgets the case, for the memory it takes.
+    #[allow(dead_code, reason = "for a card, which others want memory of")]
+    pub(crate) fn close(&mut self) -> Result<()> {
+        self.ask(&json!({ "do": "close" }))?;
+        Ok(())
+    }
+
     pub(crate) fn check(&mut self, files: &Files) -> Result<Evaluated> {
         let path = files.gradient();
         let reply = self.ask(&json!({ "do": "check", "gradient": path }))?;

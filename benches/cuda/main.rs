@@ -14,6 +14,7 @@ mod cases;
 #[path = "../compare/machine.rs"]
 mod machine;
 mod ours;
+mod provider;
 mod record;
 #[allow(dead_code, reason = "compare uses the rest")]
 #[path = "../compare/torch.rs"]
@@ -30,8 +31,9 @@ use relata::{Cuda, DType, GpuElement};
 use card::Card;
 use cases::{Case, Purpose};
 use ours::Ours;
+use provider::Provider;
 use record::{Measurement, Record, Samples};
-use torch::{Files, Torch, Worker};
+use torch::{Files, Worker};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -125,23 +127,24 @@ fn run(options: &Options, cuda: &Cuda) -> Result<()> {
     if options.once {
         return once(options, &card, &cases);
     }
-    let mut torches = Vec::new();
+    let mut providers = Vec::new();
     if let Some(python) = &options.python {
-        for provider in record::PROVIDERS {
-            let arguments = ["--device", "cuda", "--provider", provider].map(str::to_owned);
+        for name in record::PROVIDERS {
+            let arguments = ["--device", "cuda", "--provider", name].map(str::to_owned);
             let mut worker = Worker::new(Some(python), arguments.into());
             worker.script = options.baseline.clone().unwrap_or(worker.script);
-            torches.push(Torch::spawn(&worker, &[])?);
+            providers.push(Provider::new(name, worker)?);
         }
     }
-    let mut record = Record::new(&card, torches.first().map(|torch| torch.version.clone()));
+    let version = providers.first().map(|provider| provider.version.clone());
+    let mut record = Record::new(&card, version);
     println!("{}", record::heading());
     for case in &cases {
         for dtype in dtypes(options, case)? {
             let measured = match dtype {
-                DType::F16 => measure::<f16>(options, &card, case, &mut torches),
-                DType::BF16 => measure::<bf16>(options, &card, case, &mut torches),
-                _ => measure::<f32>(options, &card, case, &mut torches),
+                DType::F16 => measure::<f16>(options, &card, case, &mut providers),
+                DType::BF16 => measure::<bf16>(options, &card, case, &mut providers),
+                _ => measure::<f32>(options, &card, case, &mut providers),
             };
             let measured =
                 measured.map_err(|error| format!("{} in {dtype}: {error}", case.name))?;
@@ -192,7 +195,7 @@ fn measure<T: GpuElement + DeviceRepr>(
     options: &Options,
     card: &Card,
     case: &Case,
-    torches: &mut [Torch],
+    providers: &mut [Provider],
 ) -> Result<Measurement> {
     let tolerance = if T::DTYPE == DType::F32 {
         F32_TOLERANCE
@@ -204,33 +207,26 @@ fn measure<T: GpuElement + DeviceRepr>(
     let files = Files::new(case, &case.inputs())?;
     // What eager PyTorch keeps for its backward pass has to fit beside everything else.
     let fits = torch::kept_bytes(case) < 0.6 * card.memory as f64;
-    let torches = if fits { torches } else { &mut [] };
-    let mut torches: Vec<_> = record::PROVIDERS
-        .into_iter()
-        .zip(torches)
-        .filter(|(provider, _)| {
-            *provider != record::ATTENTION || matches!(case.loss, relata::Loss::Rrd(_))
-        })
-        .map(|(_, torch)| torch)
-        .collect();
-    for torch in &mut torches {
-        torch.open_copies(case, &files, T::DTYPE.name(), ours.copies())?;
-        // Compiles, too.
-        torch.turn(std::time::Duration::from_secs_f64(TURN))?;
+    for provider in &mut *providers {
+        let asked = provider.name != record::ATTENTION || matches!(case.loss, relata::Loss::Rrd(_));
+        if fits && asked {
+            provider.open(case, &files, T::DTYPE.name(), ours.copies());
+            // Compiles, too.
+            provider.turn(TURN);
+        } else {
+            provider.sit_out();
+        }
     }
     let mut samples = Samples::default();
     for _ in 0..options.turns {
         samples.cold.extend(ours.cold(TURN)?);
         samples.warm.extend(ours.warm(TURN)?);
         samples.launches.extend(ours.launches(TURN)?);
-        for (torch, samples) in torches.iter_mut().zip(&mut samples.torch) {
-            samples.extend(torch.turn(std::time::Duration::from_secs_f64(TURN))?);
+        for (provider, samples) in providers.iter_mut().zip(&mut samples.torch) {
+            samples.extend(provider.turn(TURN));
         }
     }
-    let peak = match torches.first_mut() {
-        Some(torch) => Some(torch.peak()?),
-        None => None,
-    };
+    let peak = providers.first_mut().and_then(Provider::peak);
     let floor = card.floor(case, T::DTYPE);
     Ok(Measurement::new(
         case,

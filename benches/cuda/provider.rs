@@ -1,0 +1,75 @@
+//! What PyTorch is asked to do beside us. Where it fails, out of memory or for want of a compiler, that is said and left out,
+//! and the rest is timed all the same.
+
+use std::time::Duration;
+
+use crate::Result;
+use crate::cases::Case;
+use crate::torch::{Files, Torch, Worker};
+
+pub(crate) struct Provider {
+    pub(crate) name: &'static str,
+    pub(crate) version: String,
+    worker: Worker,
+    /// None after a failure, until the next case.
+    torch: Option<Torch>,
+    /// Whether it takes part in the case.
+    open: bool,
+}
+
+impl Provider {
+    /// Starts it: a Python without torch is the caller's error.
+    pub(crate) fn new(name: &'static str, worker: Worker) -> Result<Self> {
+        let torch = Torch::spawn(&worker, &[])?;
+        Ok(Provider {
+            name,
+            version: torch.version.clone(),
+            worker,
+            torch: Some(torch),
+            open: false,
+        })
+    }
+
+    /// What follows is about this case.
+    pub(crate) fn open(&mut self, case: &Case, files: &Files, dtype: &str, copies: usize) {
+        self.open = true;
+        if self.torch.is_none() {
+            self.torch = self.tried(Torch::spawn(&self.worker, &[]));
+        }
+        self.ask(|torch| torch.open_copies(case, files, dtype, copies));
+    }
+
+    /// What follows is about a case that it has no part in.
+    pub(crate) fn sit_out(&mut self) {
+        self.ask(Torch::close);
+        self.open = false;
+    }
+
+    /// Seconds of evaluations, none if it cannot.
+    pub(crate) fn turn(&mut self, seconds: f64) -> Vec<f64> {
+        self.ask(|torch| torch.turn(Duration::from_secs_f64(seconds)))
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn peak(&mut self) -> Option<u64> {
+        self.ask(Torch::peak)
+    }
+
+    fn ask<R>(&mut self, request: impl FnOnce(&mut Torch) -> Result<R>) -> Option<R> {
+        let answer = match &mut self.torch {
+            Some(torch) if self.open => request(torch),
+            _ => return None,
+        };
+        let answer = self.tried(answer);
+        if answer.is_none() {
+            self.torch = None;
+        }
+        answer
+    }
+
+    fn tried<R>(&self, answer: Result<R>) -> Option<R> {
+        answer
+            .inspect_err(|why| eprintln!("cuda: PyTorch, {}, is left out here: {why}", self.name))
+            .ok()
+    }
+}
