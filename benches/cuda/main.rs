@@ -52,6 +52,9 @@ struct Options {
     /// baseline_pytorch.py, where it isn't beside the source
     #[arg(long)]
     baseline: Option<PathBuf>,
+    /// Only this of eager, compiled (minutes: it compiles each case) and attention
+    #[arg(long = "provider", value_name = "NAME", value_parser = record::PROVIDERS)]
+    providers: Vec<String>,
     /// Only this case
     #[arg(long = "case", value_name = "NAME")]
     cases: Vec<String>,
@@ -129,11 +132,16 @@ fn run(options: &Options, cuda: &Cuda) -> Result<()> {
     }
     let mut providers = Vec::new();
     if let Some(python) = &options.python {
-        for name in record::PROVIDERS {
-            let arguments = ["--device", "cuda", "--provider", name].map(str::to_owned);
-            let mut worker = Worker::new(Some(python), arguments.into());
-            worker.script = options.baseline.clone().unwrap_or(worker.script);
-            providers.push(Provider::new(name, worker)?);
+        let asked = |name: &str| {
+            options.providers.is_empty() || options.providers.iter().any(|other| other == name)
+        };
+        for (index, name) in record::PROVIDERS.into_iter().enumerate() {
+            if asked(name) {
+                let arguments = ["--device", "cuda", "--provider", name].map(str::to_owned);
+                let mut worker = Worker::new(Some(python), arguments.into());
+                worker.script = options.baseline.clone().unwrap_or(worker.script);
+                providers.push(Provider::new(index, worker)?);
+            }
         }
     }
     let version = providers.first().map(|provider| provider.version.clone());
@@ -208,7 +216,8 @@ fn measure<T: GpuElement + DeviceRepr>(
     // What eager PyTorch keeps for its backward pass has to fit beside everything else.
     let fits = torch::kept_bytes(case) < 0.6 * card.memory as f64;
     for provider in &mut *providers {
-        let asked = provider.name != record::ATTENTION || matches!(case.loss, relata::Loss::Rrd(_));
+        let asked =
+            provider.name() != record::ATTENTION || matches!(case.loss, relata::Loss::Rrd(_));
         if fits && asked {
             provider.open(case, &files, T::DTYPE.name(), ours.copies());
             // Compiles, too.
@@ -222,8 +231,8 @@ fn measure<T: GpuElement + DeviceRepr>(
         samples.cold.extend(ours.cold(TURN)?);
         samples.warm.extend(ours.warm(TURN)?);
         samples.launches.extend(ours.launches(TURN)?);
-        for (provider, samples) in providers.iter_mut().zip(&mut samples.torch) {
-            samples.extend(provider.turn(TURN));
+        for provider in &mut *providers {
+            samples.torch[provider.index].extend(provider.turn(TURN));
         }
     }
     let peak = providers.first_mut().and_then(Provider::peak);

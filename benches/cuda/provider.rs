@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use crate::Result;
 use crate::cases::Case;
+use crate::record::PROVIDERS;
 use crate::torch::{Files, Torch, Worker};
 
 pub(crate) struct Provider {
-    pub(crate) name: &'static str,
+    /// In [`PROVIDERS`].
+    pub(crate) index: usize,
     pub(crate) version: String,
     worker: Worker,
     /// None after a failure, until the next case.
@@ -19,15 +21,19 @@ pub(crate) struct Provider {
 
 impl Provider {
     /// Starts it: a Python without torch is the caller's error.
-    pub(crate) fn new(name: &'static str, worker: Worker) -> Result<Self> {
+    pub(crate) fn new(index: usize, worker: Worker) -> Result<Self> {
         let torch = Torch::spawn(&worker, &[])?;
         Ok(Provider {
-            name,
+            index,
             version: torch.version.clone(),
             worker,
             torch: Some(torch),
             open: false,
         })
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        PROVIDERS[self.index]
     }
 
     /// What follows is about this case.
@@ -69,7 +75,7 @@ impl Provider {
 
     fn tried<R>(&self, answer: Result<R>) -> Option<R> {
         answer
-            .inspect_err(|why| eprintln!("cuda: PyTorch, {}, is left out here: {why}", self.name))
+            .inspect_err(|why| eprintln!("cuda: PyTorch, {}, is left out here: {why}", self.name()))
             .ok()
     }
 }
