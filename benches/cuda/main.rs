@@ -194,9 +194,14 @@ fn measure<T: GpuElement + DeviceRepr>(
     }
     let mut samples = Samples::default();
     for _ in 0..options.turns {
-        samples.cold.extend(ours.cold(TURN)?);
-        samples.warm.extend(ours.warm(TURN)?);
-        samples.launches.extend(ours.launches(TURN)?);
+        for overlap in ours.ways() {
+            let times = if overlap {
+                &mut samples.overlapping
+            } else {
+                &mut samples.ours
+            };
+            ours.turn(overlap, TURN, times)?;
+        }
         for (torch, samples) in torches.iter_mut().zip(&mut samples.torch) {
             samples.extend(torch.turn(std::time::Duration::from_secs_f64(TURN))?);
         }

@@ -67,11 +67,15 @@ fn what(launches: &[String]) -> Vec<String> {
     plain.collect()
 }
 
-fn is_plain(call: &String) -> bool {
+fn all(launches: &[String], are: fn(&str) -> bool) -> bool {
+    launches.iter().all(|call| are(call))
+}
+
+fn is_plain(call: &str) -> bool {
     call.starts_with("cuLaunchKernel ")
 }
 
-fn is_early(call: &String) -> bool {
+fn is_early(call: &str) -> bool {
     call.starts_with("cuLaunchKernelEx relata_") && call.ends_with(EARLY)
 }
 
@@ -79,14 +83,14 @@ beside!(all_launches_but_the_first_when_it_is_set, StandIn, [], {
     let mut evaluations = Evaluations::new(&rkd());
     let plain = evaluations.launches();
     assert!(
-        plain.len() > 2 && plain.iter().all(is_plain),
+        plain.len() > 2 && all(&plain, is_plain),
         "off at first: {plain:#?}"
     );
     assert_eq!(evaluations.evaluator.set_overlap(true), Ok(true));
     for _ in 0..2 {
         let launches = evaluations.launches();
         assert!(is_plain(&launches[0]), "{launches:#?}");
-        assert!(launches[1..].iter().all(is_early), "{launches:#?}");
+        assert!(all(&launches[1..], is_early), "{launches:#?}");
         assert_eq!(what(&launches), plain);
     }
     evaluations.evaluator.set_upstream(2.0).expect("a factor");
@@ -111,10 +115,10 @@ beside!(a_queue_takes_its_keys_plainly, StandIn, [], {
         keys.iter().all(|call| call.contains("_keys_")),
         "{launches:#?}"
     );
-    assert!(keys.iter().all(is_plain), "{launches:#?}");
+    assert!(all(keys, is_plain), "{launches:#?}");
     assert!(is_plain(&evaluation[0]), "{launches:#?}");
     assert!(
-        evaluation.len() > 1 && evaluation[1..].iter().all(is_early),
+        evaluation.len() > 1 && all(&evaluation[1..], is_early),
         "{launches:#?}"
     );
 });
@@ -125,7 +129,7 @@ fn stays_plain() {
     let plain = evaluations.launches();
     assert_eq!(evaluations.evaluator.set_overlap(true), Ok(false));
     assert_eq!(evaluations.launches(), plain);
-    assert!(plain.iter().all(is_plain), "{plain:#?}");
+    assert!(all(&plain, is_plain), "{plain:#?}");
 }
 
 beside!(
