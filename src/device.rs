@@ -3,9 +3,9 @@
 use crate::element::{Element, Real};
 use crate::error::Result;
 use crate::problem::{Batch, Problem, Value};
+use crate::reference;
 use crate::relation::Relation;
 use crate::rows::Rows;
-use crate::{cpu, reference};
 
 /// Something that evaluates losses on embeddings of type `T`.
 ///
@@ -80,7 +80,7 @@ impl<T: Element> Device<T> for Reference {
         batch: Batch<'_, T>,
         gradient: &mut [f64],
     ) -> Result<Value> {
-        reference::evaluate(problem, batch, gradient)
+        T::evaluate_by_definition(problem, batch, gradient)
     }
 
     fn relation_matrix(
@@ -117,7 +117,7 @@ impl<T: Element> Device<T> for Cpu {
         batch: Batch<'_, T>,
         gradient: &mut [T::Real],
     ) -> Result<Value> {
-        cpu::evaluate(problem, batch, gradient)
+        T::evaluate_on_cpu(problem, batch, gradient)
     }
 
     fn relation_matrix(
@@ -126,7 +126,7 @@ impl<T: Element> Device<T> for Cpu {
         rows: Rows<'_, T>,
         matrix: &mut [T::Real],
     ) -> Result<()> {
-        cpu::relation_matrix(relation, rows, matrix)
+        T::relation_matrix_on_cpu(relation, rows, matrix)
     }
 
     fn softmax(
@@ -135,7 +135,7 @@ impl<T: Element> Device<T> for Cpu {
         temperature: f64,
         probabilities: &mut [T::Real],
     ) -> Result<()> {
-        cpu::softmax(rows, temperature, probabilities)
+        T::softmax_on_cpu(rows, temperature, probabilities)
     }
 }
 

@@ -86,6 +86,7 @@ mod error;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod gpu;
 mod loss;
+mod on_host;
 mod problem;
 mod queue;
 mod reference;

@@ -65,6 +65,7 @@ struct OnCard<T> {
     problem: Problem,
     student: CudaSlice<T>,
     teacher: CudaSlice<T>,
+    queue: Option<Queue<T>>,
     gradient: CudaSlice<f32>,
     value: CudaSlice<f32>,
 }
@@ -92,6 +93,11 @@ impl<T: GpuElement + DeviceRepr> OnCard<T> {
             problem: inputs.problem,
             student: upload(&inputs.student),
             teacher: upload(&inputs.teacher),
+            queue: inputs.queue.as_ref().map(|host| {
+                let mut queue = Queue::new(stream, &inputs.problem).expect("memory");
+                queue.restore(host).expect("keys that fit");
+                queue
+            }),
             gradient: canaries(inputs.student.len()),
             value: canaries(2),
         }
@@ -106,7 +112,12 @@ impl<T: GpuElement + DeviceRepr> OnCard<T> {
         let (gradient, value) = (inner(self.gradient.len()), inner(self.value.len()));
         let mut gradient = self.gradient.slice_mut(gradient);
         let mut value = self.value.slice_mut(value);
-        let enqueued = evaluator.enqueue(&student, &teacher, &mut gradient, &mut value);
+        let enqueued = match &mut self.queue {
+            None => evaluator.enqueue(&student, &teacher, &mut gradient, &mut value),
+            Some(queue) => {
+                evaluator.enqueue_with_queue(&student, &teacher, queue, &mut gradient, &mut value)
+            }
+        };
         enqueued.expect("slices that fit");
     }
 
@@ -214,6 +225,66 @@ fn a_graph_evaluates_what_lies_there_when_it_is_launched() {
         let (at_teacher, _) = on_card.results(&case.name);
         on_card.enqueue(&mut evaluator);
         assert_same_bits(&case.name, &[at_teacher], &[on_card.results(&case.name).0]);
+    }
+}
+
+/// A launch that did not wait for those before it would read what they have not written yet: so again and again,
+/// on other numbers each time, in a stream and as a graph, evaluation behind evaluation.
+#[test]
+fn the_same_bits_where_launches_overlap() {
+    let _cuda = card_or_skip!();
+    let context = CudaContext::new(0).expect("a card");
+    // SAFETY: one stream is all that is used.
+    unsafe { context.disable_event_tracking() };
+    let stream = context.new_stream().expect("a stream");
+    fn same<T: GpuElement + DeviceRepr>(stream: &Arc<CudaStream>, case: &Case) {
+        let name = format!("{} in {}", case.name, T::DTYPE);
+        let mut inputs = case.inputs::<T>();
+        inputs.problem = case.evaluating_only();
+        let mut on_card = OnCard::new(stream, &inputs);
+        let mut evaluator = Evaluator::<T>::new(stream, &inputs.problem).expect("an evaluator");
+        let want = [(); 2].map(|()| {
+            on_card.enqueue(&mut evaluator);
+            let results = on_card.results(&name);
+            on_card.swap_inputs();
+            results
+        });
+        let check = |(loss, gradient): (f32, Vec<f32>), (of, all): &(f32, Vec<f32>)| {
+            assert_same_bits(&name, &gradient, all);
+            assert_same_bits(&name, &[loss], &[*of]);
+        };
+        if !evaluator.set_overlap(true).expect("an answer") {
+            return;
+        }
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        let graphs = [(); 2].map(|()| {
+            stream.begin_capture(mode).expect("a capture");
+            on_card.enqueue(&mut evaluator);
+            let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
+            on_card.swap_inputs();
+            let graph = graph.expect("nothing that a graph cannot hold");
+            graph.expect("a graph")
+        });
+        for _ in 0..20 {
+            for (graph, want) in graphs.iter().zip(&want) {
+                // The other graph's numbers lie in the workspace.
+                graph.launch().expect("a launch");
+                check(on_card.results(&name), want);
+            }
+            for want in &want {
+                on_card.enqueue(&mut evaluator);
+                check(on_card.results(&name), want);
+                on_card.swap_inputs();
+            }
+            // None waited for but the last.
+            for graph in graphs.iter().chain(&graphs) {
+                graph.launch().expect("a launch");
+            }
+            check(on_card.results(&name), &want[1]);
+        }
+    }
+    for case in cases::tests().filter(|case| case.student_dim == case.teacher_dim) {
+        for_every_gpu_dtype!(same(&stream, &case));
     }
 }
 

@@ -9,7 +9,7 @@ use common::{Random, cast, for_every_dtype};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use relata::{
-    Cpu, Element, Enqueue, Error, Evaluation, InfoNce, Queue, Real, Reference, Rows, Rrd,
+    Cpu, Element, Enqueue, Error, Evaluation, InfoNce, Loss, Queue, Real, Reference, Rows, Rrd,
 };
 
 fn rows<T: Element>(data: &[T], dim: usize) -> Rows<'_, T> {
@@ -356,6 +356,60 @@ fn an_error_leaves_the_queue_as_it_was() {
         let refused = info_nce.evaluate_with_queue(&Cpu, rows(&x, 3), rows(&x, 3), &mut queue);
         assert!(refused.is_err());
         assert_eq!(contents(&queue), before);
+    }
+}
+
+// Code that has one way for all losses gets what each gives by itself, and leaves behind the same queue.
+#[test]
+fn any_loss_takes_a_queue_or_none_as_it_does_by_itself() {
+    let mut random = Random::new(9);
+    let [x, y] = [(); 2].map(|()| cast::<f32>(&random.normals(15)));
+    let (student, teacher) = (rows(&x, 3), rows(&y, 3));
+    for all in Loss::all() {
+        let start = filled(6);
+        let (mut by_itself, mut queue) = (start.clone(), start.clone());
+        let want = match all {
+            Loss::Rrd(loss) => Some(loss.evaluate(&Cpu, student, teacher, &mut by_itself)),
+            Loss::InfoNce(loss) => {
+                Some(loss.evaluate_with_queue(&Cpu, student, teacher, &mut by_itself))
+            }
+            _ => None,
+        };
+        let got = all.evaluate(&Cpu, student, teacher, Some(&mut queue));
+        match want {
+            Some(want) => {
+                assert_eq!(got, want, "{all}");
+                assert_ne!(contents(&queue), contents(&start), "{all}: it enters");
+            }
+            None => {
+                let (argument, loss) = ("queue", all.name());
+                assert_eq!(got, Err(Error::Unexpected { argument, loss }));
+            }
+        }
+        assert_eq!(contents(&queue), contents(&by_itself), "{all}");
+
+        let want = match all {
+            Loss::RkdDistance(loss) => Some(loss.evaluate(&Cpu, student, teacher)),
+            Loss::RkdAngle(loss) => Some(loss.evaluate(&Cpu, student, teacher)),
+            Loss::Rkd(loss) => Some(loss.evaluate(&Cpu, student, teacher)),
+            Loss::InfoNce(loss) => Some(loss.evaluate(&Cpu, student, teacher)),
+            Loss::KdKl(loss) => Some(loss.evaluate(&Cpu, student, teacher)),
+            _ => None,
+        };
+        let got = all.evaluate(&Cpu, student, teacher, None);
+        match want {
+            Some(want) => assert_eq!(got, want, "{all}"),
+            None => assert!(
+                matches!(
+                    got,
+                    Err(Error::Missing {
+                        argument: "queue",
+                        ..
+                    })
+                ),
+                "{all}: {got:?}"
+            ),
+        }
     }
 }
 

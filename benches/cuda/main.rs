@@ -228,9 +228,14 @@ fn measure<T: GpuElement + DeviceRepr>(
     }
     let mut samples = Samples::default();
     for _ in 0..options.turns {
-        samples.cold.extend(ours.cold(TURN)?);
-        samples.warm.extend(ours.warm(TURN)?);
-        samples.launches.extend(ours.launches(TURN)?);
+        for overlap in ours.ways() {
+            let times = if overlap {
+                &mut samples.overlapping
+            } else {
+                &mut samples.ours
+            };
+            ours.turn(overlap, TURN, times)?;
+        }
         for provider in &mut *providers {
             samples.torch[provider.index].extend(provider.turn(TURN));
         }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use relata::cuda::cudarc::driver::safe::CudaGraph;
 use relata::cuda::cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DeviceRepr, sys};
 use relata::cuda::{Evaluator, Queue};
-use relata::{Cpu, Element, Enqueue, GpuElement, Loss, Problem};
+use relata::{Cpu, Element, GpuElement};
 
 use crate::Result;
 use crate::card::Card;
 use crate::cases::{Case, Inputs};
+use crate::record::Ours as Times;
 
 /// A sample is of so many evaluations that it takes this long: events are good to half a microsecond.
 const SAMPLE: f64 = 1e-3;
@@ -21,8 +22,8 @@ const MOST_COPIES: usize = 256;
 pub(crate) struct Ours<T: Element> {
     stream: Arc<CudaStream>,
     inputs: Inputs<T>,
-    /// Before the batches, which its graphs use.
-    graphs: Vec<CudaGraph>,
+    /// Of plain launches and, where they can be had, of those that overlap. Before the batches, which they use.
+    graphs: Vec<Vec<CudaGraph>>,
     evaluator: Evaluator<T>,
     batches: Vec<OnCard<T>>,
     /// The copy whose turn it is.
@@ -41,24 +42,16 @@ impl<T: GpuElement + DeviceRepr> Ours<T> {
     pub(crate) fn new(card: &Card, case: &Case) -> Result<Self> {
         let stream = quiet_stream(card)?;
         let mut inputs = case.inputs::<T>();
-        inputs.problem = evaluating_only(case)?;
+        inputs.problem = case.evaluating_only();
         let mut evaluator = Evaluator::<T>::new(&stream, &inputs.problem)?;
         let bytes = case.elements() as usize * size_of::<T>();
         let copies = (COLD * card.l2_bytes).div_ceil(bytes).clamp(1, MOST_COPIES);
         let mut batches = (0..copies)
             .map(|_| OnCard::new(&stream, &inputs))
             .collect::<Result<Vec<_>>>()?;
-        let mut graphs = Vec::new();
-        for batch in &mut batches {
-            batch.enqueue(&mut evaluator)?;
-            stream.synchronize()?;
-            stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
-            batch.enqueue(&mut evaluator)?;
-            let graph = stream
-                .end_capture(sys::CUgraphInstantiate_flags(0))?
-                .ok_or("no graph")?;
-            graph.upload()?;
-            graphs.push(graph);
+        let mut graphs = vec![captured(&stream, &mut evaluator, &mut batches)?];
+        if evaluator.set_overlap(true)? {
+            graphs.push(captured(&stream, &mut evaluator, &mut batches)?);
         }
         Ok(Ours {
             stream,
@@ -80,12 +73,30 @@ impl<T: GpuElement + DeviceRepr> Ours<T> {
         (self.evaluator.workspace_bytes() + results) as u64
     }
 
-    /// Refuses to time what is not right: a graph's results against those of the CPU path.
+    /// Whether launches overlap, as they come and as they may.
+    pub(crate) fn ways(&self) -> impl Iterator<Item = bool> + use<T> {
+        [false, true].into_iter().take(self.graphs.len())
+    }
+
+    /// Refuses to time what is not right: a graph's results against those of the CPU path, and what comes out where
+    /// launches overlap against what does where they don't, which is the same to the bit.
     pub(crate) fn check(&mut self, tolerance: f64) -> Result<()> {
-        self.graphs[0].launch()?;
-        let gradient = self.stream.clone_dtoh(&self.batches[0].gradient)?;
-        let value = self.stream.clone_dtoh(&self.batches[0].value)?;
-        self.stream.synchronize()?;
+        let (gradient, value) = self.results(false, 0)?;
+        let all = if self.graphs.len() > 1 {
+            self.copies()
+        } else {
+            0
+        };
+        for copy in 0..all {
+            // Each copy holds the same numbers, and is where others were a moment ago.
+            let (overlapping, its_value) = self.results(true, copy)?;
+            let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            if bits(&overlapping) != bits(&gradient) || bits(&its_value) != bits(&value) {
+                return Err(
+                    "overlapping launches: expected the same bits as without, got others".into(),
+                );
+            }
+        }
         let want = self.inputs.problem.evaluate(&Cpu, self.inputs.batch())?;
         within(
             "loss",
@@ -99,25 +110,36 @@ impl<T: GpuElement + DeviceRepr> Ours<T> {
         within("gradient", off / want.gradient_norm(), tolerance)
     }
 
-    /// Seconds of an evaluation as a graph whose inputs are in no cache: samples for `budget` seconds.
-    pub(crate) fn cold(&mut self, budget: f64) -> Result<Vec<f64>> {
-        self.sample(budget, |ours| {
-            ours.turn = (ours.turn + 1) % ours.graphs.len();
-            Ok(ours.graphs[ours.turn].launch()?)
-        })
-    }
-
-    /// The same of one graph again and again.
-    pub(crate) fn warm(&mut self, budget: f64) -> Result<Vec<f64>> {
-        self.sample(budget, |ours| Ok(ours.graphs[0].launch()?))
-    }
-
-    /// The same without a graph, launch by launch, cold.
-    pub(crate) fn launches(&mut self, budget: f64) -> Result<Vec<f64>> {
-        self.sample(budget, |ours| {
+    /// One turn: seconds of evaluations, each way for `budget` seconds, added to `times`.
+    pub(crate) fn turn(&mut self, overlap: bool, budget: f64, times: &mut Times) -> Result<()> {
+        let way = usize::from(overlap);
+        self.evaluator.set_overlap(overlap)?;
+        times.cold.extend(self.sample(budget, |ours| {
+            ours.turn = (ours.turn + 1) % ours.batches.len();
+            Ok(ours.graphs[way][ours.turn].launch()?)
+        })?);
+        times
+            .warm
+            .extend(self.sample(budget, |ours| Ok(ours.graphs[way][0].launch()?))?);
+        times.launches.extend(self.sample(budget, |ours| {
             ours.turn = (ours.turn + 1) % ours.batches.len();
             ours.batches[ours.turn].enqueue(&mut ours.evaluator)
-        })
+        })?);
+        Ok(())
+    }
+
+    /// The gradient and the value that a graph gives, where there were NaN.
+    fn results(&mut self, overlap: bool, copy: usize) -> Result<(Vec<f32>, Vec<f32>)> {
+        let batch = &mut self.batches[copy];
+        let nan = vec![f32::NAN; batch.gradient.len()];
+        self.stream.memcpy_htod(&nan, &mut batch.gradient)?;
+        self.stream
+            .memcpy_htod(&nan[..1].repeat(2), &mut batch.value)?;
+        self.graphs[usize::from(overlap)][copy].launch()?;
+        let gradient = self.stream.clone_dtoh(&batch.gradient)?;
+        let value = self.stream.clone_dtoh(&batch.value)?;
+        self.stream.synchronize()?;
+        Ok((gradient, value))
     }
 
     fn sample(
@@ -194,27 +216,30 @@ impl<T: GpuElement + DeviceRepr> OnCard<T> {
 pub(crate) fn once<T: GpuElement + DeviceRepr>(card: &Card, case: &Case) -> Result<()> {
     let stream = quiet_stream(card)?;
     let mut inputs = case.inputs::<T>();
-    inputs.problem = evaluating_only(case)?;
+    inputs.problem = case.evaluating_only();
     let mut evaluator = Evaluator::<T>::new(&stream, &inputs.problem)?;
     let mut batch = OnCard::new(&stream, &inputs)?;
     batch.enqueue(&mut evaluator)?;
     Ok(stream.synchronize()?)
 }
 
-/// The case's problem without the batch entering the queue: that is not what is timed.
-fn evaluating_only(case: &Case) -> Result<Problem> {
-    let loss = match case.loss {
-        Loss::Rrd(mut loss) => {
-            loss.enqueue = Enqueue::Never;
-            Loss::from(loss)
-        }
-        Loss::InfoNce(mut loss) => {
-            loss.enqueue = Enqueue::Never;
-            Loss::from(loss)
-        }
-        loss => loss,
+/// A graph of an evaluation of each batch.
+fn captured<T: GpuElement + DeviceRepr>(
+    stream: &Arc<CudaStream>,
+    evaluator: &mut Evaluator<T>,
+    batches: &mut [OnCard<T>],
+) -> Result<Vec<CudaGraph>> {
+    let mut capture = |batch: &mut OnCard<T>| -> Result<CudaGraph> {
+        batch.enqueue(evaluator)?;
+        stream.synchronize()?;
+        stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
+        batch.enqueue(evaluator)?;
+        let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0))?;
+        let graph = graph.ok_or("no graph")?;
+        graph.upload()?;
+        Ok(graph)
     };
-    Ok(Problem::new(loss, case.shapes())?)
+    batches.iter_mut().map(&mut capture).collect()
 }
 
 fn quiet_stream(card: &Card) -> Result<Arc<CudaStream>> {

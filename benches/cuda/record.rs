@@ -19,15 +19,23 @@ pub(crate) const ATTENTION: &str = "attention";
 /// What PyTorch is asked to do: the papers' formulas as they are and compiled, and RRD's gradient by attention.
 pub(crate) const PROVIDERS: [&str; 3] = ["eager", "compiled", ATTENTION];
 
-/// Seconds of evaluations.
+/// Seconds of relata's evaluations.
 #[derive(Default)]
-pub(crate) struct Samples {
+pub(crate) struct Ours {
     /// As a graph, its inputs in no cache.
     pub(crate) cold: Vec<f64>,
     /// As a graph, the same inputs again and again.
     pub(crate) warm: Vec<f64>,
     /// Launch by launch, cold.
     pub(crate) launches: Vec<f64>,
+}
+
+/// Seconds of evaluations.
+#[derive(Default)]
+pub(crate) struct Samples {
+    pub(crate) ours: Ours,
+    /// With launches that overlap; empty where the card or the driver can't.
+    pub(crate) overlapping: Ours,
     /// PyTorch, in the order of [`PROVIDERS`].
     pub(crate) torch: [Vec<f64>; 3],
 }
@@ -39,6 +47,8 @@ pub(crate) struct Measurement {
     cold: [f64; 3],
     warm: f64,
     launches: f64,
+    /// The medians of the three with launches that overlap.
+    overlapping: [Option<f64>; 3],
     torch: [Option<f64>; 3],
     floor: Option<f64>,
     throughput: f64,
@@ -57,7 +67,12 @@ impl Measurement {
     ) -> Self {
         let median = |samples: Vec<f64>| quantile(samples, 5);
         let cold =
-            [2, 5, 8].map(|tenths| quantile(samples.cold.clone(), tenths).unwrap_or(f64::NAN));
+            [2, 5, 8].map(|tenths| quantile(samples.ours.cold.clone(), tenths).unwrap_or(f64::NAN));
+        let Ours {
+            cold: overlapping,
+            warm,
+            launches,
+        } = samples.overlapping;
         let (work, unit) = match case.work() {
             (_, "B/s") => (bytes(case, dtype), "B/s"),
             work => work,
@@ -66,8 +81,9 @@ impl Measurement {
             case: case.name.clone(),
             dtype,
             cold,
-            warm: median(samples.warm).unwrap_or(f64::NAN),
-            launches: median(samples.launches).unwrap_or(f64::NAN),
+            warm: median(samples.ours.warm).unwrap_or(f64::NAN),
+            launches: median(samples.ours.launches).unwrap_or(f64::NAN),
+            overlapping: [overlapping, warm, launches].map(median),
             torch: samples.torch.map(median),
             floor,
             throughput: work as f64 / cold[1],
@@ -106,6 +122,7 @@ pub(crate) fn heading() -> String {
         "graph",
         "warm",
         "launches",
+        "overlapping",
         "of floor",
         "x eager",
         "x compiled",
@@ -124,6 +141,7 @@ impl fmt::Display for Measurement {
             &us(self.cold[1]),
             &us(self.warm),
             &us(self.launches),
+            &or_none(self.overlapping[0], us),
             &or_none(self.share_of_floor(), |share| {
                 format!("{:.0} %", 100.0 * share)
             }),
@@ -142,15 +160,16 @@ fn columns(
         graph,
         warm,
         launches,
+        overlapping,
         floor,
         eager,
         compiled,
         attention,
         throughput,
-    ]: [&str; 10],
+    ]: [&str; 11],
 ) -> String {
     format!(
-        "{case:<26}{dtype:>6}{graph:>13}{warm:>13}{launches:>13}{floor:>9}{eager:>9}{compiled:>11}{attention:>12}{throughput:>20}"
+        "{case:<26}{dtype:>6}{graph:>13}{warm:>13}{launches:>13}{overlapping:>13}{floor:>9}{eager:>9}{compiled:>11}{attention:>12}{throughput:>20}"
     )
 }
 
@@ -207,6 +226,18 @@ impl Record {
             ("graph_p80_s", seconds(m.cold[2])),
             ("graph_warm_p50_s", seconds(m.warm)),
             ("launches_p50_s", seconds(m.launches)),
+            (
+                "overlapping_graph_p50_s",
+                or_none(m.overlapping[0], seconds),
+            ),
+            (
+                "overlapping_graph_warm_p50_s",
+                or_none(m.overlapping[1], seconds),
+            ),
+            (
+                "overlapping_launches_p50_s",
+                or_none(m.overlapping[2], seconds),
+            ),
             ("throughput", format!("{:.4e}", m.throughput)),
             ("throughput_unit", m.unit.to_owned()),
             ("floor_s", or_none(m.floor, seconds)),

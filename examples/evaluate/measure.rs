@@ -240,14 +240,8 @@ impl<T: Element> Rounded<T> {
             None => Queue::new(1, teacher.dim())?,
         };
         let start = Instant::now();
-        let evaluation = match &self.loss {
-            Loss::Rrd(loss) => loss.evaluate(device, student, teacher, &mut queue)?,
-            Loss::InfoNce(loss) => {
-                loss.evaluate_with_queue(device, student, teacher, &mut queue)?
-            }
-            loss => Problem::new(*loss, Batch::new(student, teacher).shapes())?
-                .evaluate(device, Batch::new(student, teacher))?,
-        };
+        let queue = matches!(self.loss, Loss::Rrd(_) | Loss::InfoNce(_)).then_some(&mut queue);
+        let evaluation = self.loss.evaluate(device, student, teacher, queue)?;
         Ok(Measurement {
             value: evaluation.loss,
             kl: evaluation.kl,

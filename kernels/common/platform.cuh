@@ -1,7 +1,8 @@
 // Who compiles a kernel: nvcc for a card, or the host's C++ compiler against the emulator. Nothing outside
 // kernels/common asks; kernels use what is declared here:
 //
-//   EXPORT_KERNEL(name, threads, blocks, Arguments, body)   an entry point: `body(arguments)` run by blocks of `threads`
+//   EXPORT_KERNEL(name, threads, blocks, Arguments, body)   an entry point: `body(arguments)` run by blocks of `threads`,
+//                                                           once the launches before it are done
 //   SHARED_ARRAY(type, name, count)                         a static array in shared memory, 16-byte aligned
 //   DYNAMIC_SHARED(type, name)                              the launch's dynamic shared memory
 //   block_barrier(), warp_barrier()                         __syncthreads(), __syncwarp()
@@ -18,10 +19,27 @@
 #define UNROLL_BY(count) RELATA_PRAGMA(unroll count)
 #define RELATA_PRAGMA(text) _Pragma(#text)
 
+// What every kernel begins with, so that its launch need not wait for the end of the one before it (programmatic dependent
+// launch, docs/decisions/0015); where it does wait, neither instruction has anything to do.
+//
+// The wait is every thread's, before it touches memory and also where a block has nothing to do: then a grid that is done
+// means that all grids before it are, and the next need wait for this one alone.
+//
+// That the next may come is said before the wait, not where results are written. It comes once all blocks of this grid have
+// started, so it takes only room that this grid has no use for, and its blocks do nothing there but wait; the later this is
+// said, the less of a launch is hidden, and most of our grids are short.
+DEVICE void enter_grid() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // `blocks`: how many blocks a multiprocessor is to hold at once, which bounds the registers of a thread.
 #define EXPORT_KERNEL(name, threads, blocks, Arguments, ...)                                            \
     extern "C" __global__ void __launch_bounds__(threads, blocks)                                       \
         name(const __grid_constant__ Arguments arguments) {                                             \
+        enter_grid();                                                                                   \
         __VA_ARGS__(arguments);                                                                         \
     }
 
@@ -47,8 +65,12 @@ DEVICE void warp_barrier() { __syncwarp(); }
 #define UNROLL
 #define UNROLL_BY(count)
 
+// One launch runs after the other.
+DEVICE void enter_grid() {}
+
 #define EXPORT_KERNEL(name, threads, blocks, Arguments, ...)                                            \
     static void name##_run(const void* arguments) {                                                     \
+        enter_grid();                                                                                   \
         __VA_ARGS__(*static_cast<const Arguments*>(arguments));                                         \
     }                                                                                                   \
     extern "C" const emulator::Kernel name = {threads, sizeof(Arguments), name##_run}

@@ -7,6 +7,7 @@ use cudarc::driver::sys::{self, CUcontext, CUstream};
 use super::card::Card;
 use super::driver;
 use super::failure::Doing;
+use super::images::Version;
 use super::launcher::StreamLauncher;
 use super::library::Library;
 use crate::error::{Error, Result};
@@ -66,9 +67,19 @@ impl Place {
     /// Launches on a stream of this context.
     pub(super) fn launcher(&self, stream: CUstream) -> Result<StreamLauncher> {
         self.check()?;
-        Ok(StreamLauncher {
-            library: self.library,
-            stream,
-        })
+        Ok(StreamLauncher::new(self.library, stream))
+    }
+
+    /// The same with launches that overlap, for one evaluation. Only where they [can](Self::can_overlap).
+    pub(super) fn overlapping_launcher(&self, stream: CUstream) -> Result<StreamLauncher> {
+        self.check()?;
+        Ok(StreamLauncher::overlapping(self.library, stream))
+    }
+
+    /// Whether launches can overlap, in a stream and where it is captured.
+    pub(super) fn can_overlap(&self) -> Result<bool> {
+        /// What overlaps could not be captured before.
+        const OLDEST: Version = Version(12, 3);
+        Ok(driver::version()? >= OLDEST && self.library.waits(&self.card)?)
     }
 }

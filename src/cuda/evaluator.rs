@@ -95,6 +95,14 @@ impl<T: GpuElement> Evaluator<T> {
         self.raw.set_upstream(upstream)
     }
 
+    /// As [`RawEvaluator::set_overlap`].
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub fn set_overlap(&mut self, overlap: bool) -> Result<bool> {
+        self.raw.set_overlap(overlap)
+    }
+
     /// Enqueues an evaluation and returns: `student` `[N, D]`, `teacher` `[N, D_t]`; `gradient` `[N, D]`
     /// and `value` `[2]` are overwritten, the latter with the loss and, for RRD, KL(p‖q). Nothing is
     /// allocated, copied or waited for.

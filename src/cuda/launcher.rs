@@ -3,7 +3,9 @@
 
 use std::ptr::null_mut;
 
-use cudarc::driver::sys::{self, CUstream};
+use cudarc::driver::sys::{
+    self, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig, CUstream,
+};
 
 use super::failure::Doing;
 use super::library::Library;
@@ -13,8 +15,38 @@ use crate::gpu::machine::{Launch, Launcher};
 /// A stream of the current context. Launches on it run in order.
 #[derive(Debug)]
 pub(super) struct StreamLauncher {
-    pub(super) library: &'static Library,
-    pub(super) stream: CUstream,
+    library: &'static Library,
+    stream: CUstream,
+    overlap: Overlap,
+}
+
+/// Whether a launch may be made ready while the one before it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Overlap {
+    Never,
+    /// The next one may not, those after it may. What it follows is not ours: memory that is copied, or a
+    /// kernel that need not have waited, when it is done, for what was there before it.
+    AfterNext,
+    Always,
+}
+
+impl StreamLauncher {
+    pub(super) fn new(library: &'static Library, stream: CUstream) -> Self {
+        StreamLauncher {
+            library,
+            stream,
+            overlap: Overlap::Never,
+        }
+    }
+
+    /// By programmatic dependent launch. `library` has to be one whose kernels [wait](Library::waits).
+    pub(super) fn overlapping(library: &'static Library, stream: CUstream) -> Self {
+        StreamLauncher {
+            library,
+            stream,
+            overlap: Overlap::AfterNext,
+        }
+    }
 }
 
 impl Launcher for StreamLauncher {
@@ -30,24 +62,58 @@ impl Launcher for StreamLauncher {
         let [x, y, z] = launch.grid;
         // A kernel has one parameter, a struct, which the driver copies before it returns.
         let mut parameters = [launch.arguments.as_ptr().cast_mut().cast()];
-        // SAFETY: the kernel was compiled from the struct that these bytes are of. The addresses in them
-        // are of memory that the launch's maker owns, borrows or has been promised, of the size that the
-        // plan has computed.
-        let result = unsafe {
-            sys::cuLaunchKernel(
-                function,
-                x,
-                y,
-                z,
-                launch.threads,
-                1,
-                1,
-                launch.shared,
-                self.stream,
-                parameters.as_mut_ptr(),
-                null_mut(),
-            )
+        let result = if self.overlap == Overlap::Always {
+            let mut attribute = early();
+            let config = CUlaunchConfig {
+                gridDimX: x,
+                gridDimY: y,
+                gridDimZ: z,
+                blockDimX: launch.threads,
+                blockDimY: 1,
+                blockDimZ: 1,
+                sharedMemBytes: launch.shared,
+                hStream: self.stream,
+                attrs: &raw mut attribute,
+                numAttrs: 1,
+            };
+            let parameters = parameters.as_mut_ptr();
+            // SAFETY: as below. Configuration and attribute live until the driver returns, and the kernel
+            // touches no memory before all earlier launches are done.
+            unsafe { sys::cuLaunchKernelEx(&raw const config, function, parameters, null_mut()) }
+        } else {
+            // SAFETY: the kernel was compiled from the struct that these bytes are of. The addresses in them
+            // are of memory that the launch's maker owns, borrows or has been promised, of the size that the
+            // plan has computed.
+            unsafe {
+                sys::cuLaunchKernel(
+                    function,
+                    x,
+                    y,
+                    z,
+                    launch.threads,
+                    1,
+                    1,
+                    launch.shared,
+                    self.stream,
+                    parameters.as_mut_ptr(),
+                    null_mut(),
+                )
+            }
         };
+        if self.overlap == Overlap::AfterNext {
+            self.overlap = Overlap::Always;
+        }
         result.result().doing(launch.kernel.name)
+    }
+}
+
+/// That the driver need not wait for the end of the launch before.
+fn early() -> CUlaunchAttribute {
+    CUlaunchAttribute {
+        id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: CUlaunchAttributeValue {
+            programmaticStreamSerializationAllowed: 1,
+        },
     }
 }

@@ -59,6 +59,19 @@ impl Library {
         }
     }
 
+    /// Whether the kernels that `card` runs wait by themselves for the launches before them: those compiled
+    /// for 9.0 and later do. A card may have got others, from PTX, so the driver is asked.
+    pub(super) fn waits(&self, card: &Card) -> Result<bool> {
+        const FIRST: c_int = 90;
+        for kernel in self.kernels.values() {
+            let compiled_for = kernel.compiled_for(card);
+            if compiled_for.doing("asking the kernels what they are for")? < FIRST {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     fn load() -> std::result::Result<Self, Failed> {
         let mut libraries = HashMap::new();
         for image in images::all() {
@@ -116,6 +129,17 @@ impl Kernel {
         let result =
             unsafe { sys::cuKernelSetAttribute(DYNAMIC, most - of_its_own, self.0, card.device) };
         Ok(result.result()?)
+    }
+
+    /// The compute capability that its code was written for, 90 for 9.0, whatever card it was translated for.
+    fn compiled_for(self, card: &Card) -> std::result::Result<c_int, DriverError> {
+        use CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION as PTX;
+        let mut version: c_int = 0;
+        // SAFETY: a kernel of a library that is never unloaded; it writes to the address of an int.
+        let result =
+            unsafe { sys::cuKernelGetAttribute(&raw mut version, PTX, self.0, card.device) };
+        result.result()?;
+        Ok(version)
     }
 }
 

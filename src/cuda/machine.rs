@@ -26,10 +26,7 @@ impl<'a> CudaMachine<'a> {
         CudaMachine {
             stream,
             card,
-            launcher: StreamLauncher {
-                library,
-                stream: stream.cu_stream(),
-            },
+            launcher: StreamLauncher::new(library, stream.cu_stream()),
         }
     }
 }

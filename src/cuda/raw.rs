@@ -48,6 +48,7 @@ pub struct RawEvaluator {
     plan: Plan,
     queue: Option<RawQueue>,
     place: Place,
+    overlap: bool,
 }
 
 impl RawEvaluator {
@@ -67,6 +68,7 @@ impl RawEvaluator {
             plan: Plan::new(problem, T::DTYPE, place.card.limits)?,
             queue: RawQueue::of(problem, T::DTYPE, &place)?,
             place,
+            overlap: false,
         })
     }
 
@@ -92,6 +94,23 @@ impl RawEvaluator {
         self.plan = Plan::new(&problem, self.dtype, self.place.card.limits)?;
         self.problem = problem;
         Ok(())
+    }
+
+    /// Lets the launches of an evaluation overlap from now on, by programmatic dependent launch: each but the
+    /// first is made ready while the one before it runs, and begins when that is done. What comes out is the
+    /// same to the bit, and so is what other work on the stream sees. It hides the time between launches,
+    /// which is what small problems take most of theirs for; blocks that wait keep room on the card from
+    /// other streams.
+    ///
+    /// Says whether they do: it takes a card of compute capability 9.0, kernels that were compiled for 9.0 or
+    /// later, and a driver for CUDA 12.3. Elsewhere all is as without. Off at first: no card has been asked
+    /// yet how much it gives.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub fn set_overlap(&mut self, overlap: bool) -> Result<bool> {
+        self.overlap = overlap && self.place.can_overlap()?;
+        Ok(self.overlap)
     }
 
     /// The scratch memory an evaluation takes.
@@ -146,7 +165,11 @@ impl RawEvaluator {
             value: buffers.value,
             workspace: buffers.workspace,
         };
-        let mut launcher = self.place.launcher(stream.cast())?;
+        let mut launcher = if self.overlap {
+            self.place.overlapping_launcher(stream.cast())?
+        } else {
+            self.place.launcher(stream.cast())?
+        };
         self.plan.enqueue(&mut launcher, &addresses)
     }
 

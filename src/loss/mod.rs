@@ -20,8 +20,12 @@ pub use rkd_angle::RkdAngle;
 pub use rkd_distance::RkdDistance;
 pub use rrd::Rrd;
 
+use crate::device::Device;
+use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::problem::{Shapes, same};
+use crate::problem::{Batch, Evaluation, Problem, Shapes, same};
+use crate::queue::Queue;
+use crate::rows::Rows;
 
 /// Any of the losses, with its parameters: for code that picks one at run time.
 ///
@@ -83,6 +87,50 @@ impl Loss {
             Loss::Rrd(_) => "rrd",
             Loss::InfoNce(_) => "info-nce",
             Loss::KdKl(_) => "kd-kl",
+        }
+    }
+
+    /// The loss of `student` against `teacher` and its gradient with respect to `student`, for code that has one way
+    /// for all losses. Beside `queue`, RRD and InfoNCE do as [`Rrd::evaluate`] and [`InfoNce::evaluate_with_queue`]
+    /// say: the teacher's rows enter it when the loss says so. Without one, InfoNCE is in-batch.
+    ///
+    /// ```
+    /// use relata::{Cpu, Loss, Queue, Rows};
+    /// # fn main() -> relata::Result<()> {
+    /// let (student, teacher) = ([0.0f32, 1.0, 1.0, 1.0], [0.0f32, 2.0, 3.0, 0.0]);
+    /// let [student, teacher] = [Rows::new(&student, [2, 2])?, Rows::new(&teacher, [2, 2])?];
+    /// let mut queue = Queue::new(100, 2)?;
+    /// for loss in Loss::all() {
+    ///     let queue = (loss.name() == "rrd").then_some(&mut queue);
+    ///     assert_eq!(loss.evaluate(&Cpu, student, teacher, queue)?.gradient.len(), 4);
+    /// }
+    /// assert_eq!(queue.len(), 2);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As the loss's own, by name; [`Error::Missing`] for RRD without a queue, and [`Error::Unexpected`] for a queue
+    /// beside a loss that has none. The queue is as it was when an error comes back.
+    pub fn evaluate<T: Element, D: Device<T>>(
+        &self,
+        device: &D,
+        student: Rows<'_, T>,
+        teacher: Rows<'_, T>,
+        queue: Option<&mut Queue<T::Real>>,
+    ) -> Result<Evaluation<D::Gradient>> {
+        match (self, queue) {
+            (Loss::Rrd(loss), Some(queue)) => loss.evaluate(device, student, teacher, queue),
+            (Loss::InfoNce(loss), Some(queue)) => {
+                loss.evaluate_with_queue(device, student, teacher, queue)
+            }
+            (_, queue) => {
+                let batch = Batch {
+                    student,
+                    teacher,
+                    queue: queue.as_deref(),
+                };
+                Problem::new(*self, batch.shapes())?.evaluate(device, batch)
+            }
         }
     }
 

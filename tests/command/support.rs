@@ -8,6 +8,8 @@ use safetensors::{Dtype, tensor::TensorView};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::example;
+
 pub(crate) const LOSSES: [&str; 6] = [
     "rkd-distance",
     "rkd-angle",
@@ -20,22 +22,8 @@ pub(crate) const ROWS: usize = 5;
 pub(crate) const DIM: usize = 3;
 pub(crate) const KEYS: usize = 4;
 
-/// The example that cargo builds before it runs integration tests.
 pub(crate) fn binary() -> PathBuf {
-    let test = std::env::current_exe().expect("the test knows its own path");
-    let profile = test
-        .ancestors()
-        .nth(2)
-        .expect("tests lie in <profile>/deps");
-    let binary = profile
-        .join("examples/evaluate")
-        .with_extension(std::env::consts::EXE_EXTENSION);
-    assert!(
-        binary.is_file(),
-        "build it first: cargo build --example evaluate (no {})",
-        binary.display()
-    );
-    binary
+    example::binary("evaluate")
 }
 
 /// A directory of input files.

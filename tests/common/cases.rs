@@ -13,7 +13,7 @@ mod data;
 #[path = "cases/table.rs"]
 mod table;
 
-use relata::{Batch, Element, Loss, Problem, Queue, Rows, Shapes};
+use relata::{Batch, Element, Enqueue, Loss, Problem, Queue, Rows, Shapes};
 
 pub(crate) use data::Data;
 
@@ -128,6 +128,21 @@ impl Case {
     pub(crate) fn problem(&self) -> Problem {
         let problem = Problem::new(self.loss, self.shapes());
         problem.unwrap_or_else(|error| panic!("{}: {error}", self.name))
+    }
+
+    /// The same without the batch entering a queue: evaluations of it can be repeated.
+    pub(crate) fn evaluating_only(&self) -> Problem {
+        let mut loss = self.loss;
+        match &mut loss {
+            Loss::Rrd(loss) => loss.enqueue = Enqueue::Never,
+            Loss::InfoNce(loss) => loss.enqueue = Enqueue::Never,
+            _ => {}
+        }
+        let case = Case {
+            loss,
+            ..self.clone()
+        };
+        case.problem()
     }
 
     /// The keys in the queue when the loss sees it.

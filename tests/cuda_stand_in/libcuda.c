@@ -5,6 +5,7 @@
 //   STAND_IN_CARDS       how many cards there are (1)
 //   STAND_IN_DRIVER      what cuDriverGetVersion says (13000)
 //   STAND_IN_CAPABILITY  the cards' compute capability (90)
+//   STAND_IN_PTX         what their kernels were compiled for (the same)
 //   STAND_IN_POOLS       whether they have memory pools (1)
 #include <stdarg.h>
 #include <stdint.h>
@@ -277,8 +278,11 @@ CUresult cuKernelGetFunction(Handle* function, Handle kernel) {
 CUresult cuKernelGetAttribute(int* value, int attribute, Handle kernel, CUdevice device) {
     (void)kernel, (void)device;
     BEGIN_PLAIN();
-    if (attribute != 1) return INVALID_VALUE;  // static shared memory
-    *value = 200;
+    switch (attribute) {
+        case 1: *value = 200; break;  // static shared memory
+        case 5: *value = (int)setting("STAND_IN_PTX", setting("STAND_IN_CAPABILITY", 90)); break;
+        default: return INVALID_VALUE;
+    }
     return SUCCESS;
 }
 CUresult cuKernelSetAttribute(int attribute, int value, Handle kernel, CUdevice device) {
@@ -286,13 +290,36 @@ CUresult cuKernelSetAttribute(int attribute, int value, Handle kernel, CUdevice 
     BEGIN("cuKernelSetAttribute %s %d", (const char*)kernel, value);
     return SUCCESS;
 }
+// The one parameter of a kernel of relata's is a struct that begins with two addresses.
+static const CUdeviceptr* first_words(Handle function, void** parameters) {
+    static const CUdeviceptr none[2];
+    return strncmp((const char*)function, "relata_", 7) ? none : parameters[0];
+}
 CUresult cuLaunchKernel(Handle function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                         unsigned shared, Handle stream, void** parameters, void** extra) {
     (void)extra;
-    // The one parameter of a kernel of relata's is a struct that begins with two addresses.
-    static const CUdeviceptr none[2];
-    const CUdeviceptr* words = strncmp((const char*)function, "relata_", 7) ? none : parameters[0];
+    const CUdeviceptr* words = first_words(function, parameters);
     BEGIN("cuLaunchKernel %s grid %u %u %u block %u %u %u shared %u stream %#lx of %#llx %#llx", (const char*)function,
           gx, gy, gz, bx, by, bz, shared, (unsigned long)stream, words[0], words[1]);
+    return SUCCESS;
+}
+
+typedef struct { int id; char pad[4]; union { char pad[64]; int word; } value; } Attribute;
+typedef struct {
+    unsigned gx, gy, gz, bx, by, bz, shared;
+    Handle stream;
+    const Attribute* attributes;
+    unsigned count;
+} Config;
+CUresult cuLaunchKernelEx(const Config* at, Handle function, void** parameters, void** extra) {
+    (void)extra;
+    const CUdeviceptr* words = first_words(function, parameters);
+    char attributes[64] = "";
+    for (unsigned i = 0; i < at->count; i++)
+        snprintf(attributes + strlen(attributes), sizeof attributes - strlen(attributes), " attribute %d %d",
+                 at->attributes[i].id, at->attributes[i].value.word);
+    BEGIN("cuLaunchKernelEx %s grid %u %u %u block %u %u %u shared %u stream %#lx of %#llx %#llx%s", (const char*)function,
+          at->gx, at->gy, at->gz, at->bx, at->by, at->bz, at->shared, (unsigned long)at->stream, words[0], words[1],
+          attributes);
     return SUCCESS;
 }

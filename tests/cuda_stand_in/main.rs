@@ -7,6 +7,7 @@
 mod device;
 mod errors;
 mod evaluator;
+mod overlap;
 mod queue;
 mod raw;
 mod support;

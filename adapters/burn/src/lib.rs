@@ -19,7 +19,7 @@
 //! - The gradient is multiplied by the upstream factor in the loss's type and rounded to the student's last.
 
 use burn_tensor::{DType, DataError, FloatDType, Tensor, TensorData, bf16, f16};
-use relata::{Batch, Cpu, Element, Evaluation, Loss, Problem, Queue, Rows};
+use relata::{Cpu, Element, Evaluation, Loss, Queue, Rows};
 
 /// Why there is no loss.
 #[derive(Debug, thiserror::Error)]
@@ -58,10 +58,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub fn loss(student: Tensor<2>, teacher: Tensor<2>, loss: impl Into<Loss>) -> Result<Tensor<1>> {
     let (loss, inputs) = (loss.into(), Inputs::read(&student, teacher)?);
     let gradient = match inputs.student.dtype() {
-        DType::F64 => inputs.evaluate::<f64>(loss)?,
-        DType::F32 => inputs.evaluate::<f32>(loss)?,
-        DType::F16 => inputs.evaluate::<f16>(loss)?,
-        DType::BF16 => inputs.evaluate::<bf16>(loss)?,
+        DType::F64 => inputs.evaluate::<f64>(None, loss)?,
+        DType::F32 => inputs.evaluate::<f32>(None, loss)?,
+        DType::F16 => inputs.evaluate::<f16>(None, loss)?,
+        DType::BF16 => inputs.evaluate::<bf16>(None, loss)?,
         got => return Err(no_such_dtype(got)),
     };
     Ok(gradient.in_graph_of(student))
@@ -79,9 +79,9 @@ pub fn loss_beside(
 ) -> Result<Tensor<1>> {
     let (loss, inputs) = (loss.into(), Inputs::read(&student, teacher)?);
     let gradient = match inputs.student.dtype() {
-        DType::F32 => inputs.evaluate_beside::<f32>(queue, loss)?,
-        DType::F16 => inputs.evaluate_beside::<f16>(queue, loss)?,
-        DType::BF16 => inputs.evaluate_beside::<bf16>(queue, loss)?,
+        DType::F32 => inputs.evaluate::<f32>(Some(queue), loss)?,
+        DType::F16 => inputs.evaluate::<f16>(Some(queue), loss)?,
+        DType::BF16 => inputs.evaluate::<bf16>(Some(queue), loss)?,
         got => return Err(no_such_dtype(got)),
     };
     Ok(gradient.in_graph_of(student))
@@ -134,30 +134,12 @@ impl Inputs {
         ])
     }
 
-    fn evaluate<T>(&self, loss: Loss) -> Result<Gradient>
+    fn evaluate<T>(&self, queue: Option<&mut Queue<T::Real>>, loss: Loss) -> Result<Gradient>
     where
         T: Element<Real: burn_tensor::Element> + burn_tensor::Element,
     {
         let [student, teacher] = self.rows::<T>()?;
-        let batch = Batch::new(student, teacher);
-        let problem = Problem::new(loss, batch.shapes())?;
-        Ok(self.gradient(problem.evaluate(&Cpu, batch)?))
-    }
-
-    fn evaluate_beside<T>(&self, queue: &mut Queue<f32>, loss: Loss) -> Result<Gradient>
-    where
-        T: Element<Real = f32> + burn_tensor::Element,
-    {
-        let [student, teacher] = self.rows::<T>()?;
-        let evaluation = match loss {
-            Loss::Rrd(loss) => loss.evaluate(&Cpu, student, teacher, queue)?,
-            Loss::InfoNce(loss) => loss.evaluate_with_queue(&Cpu, student, teacher, queue)?,
-            loss => {
-                let batch = Batch::new(student, teacher).with_queue(queue);
-                Problem::new(loss, batch.shapes())?.evaluate(&Cpu, batch)?
-            }
-        };
-        Ok(self.gradient(evaluation))
+        Ok(self.gradient(loss.evaluate(&Cpu, student, teacher, queue)?))
     }
 
     fn gradient<R: relata::Real + burn_tensor::Element>(

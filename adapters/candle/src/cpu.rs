@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Error, Result, Storage, Tensor, WithDType};
 use half::{bf16, f16};
-use relata::{Batch, Cpu, Element, Loss, Problem, Rows};
+use relata::{Cpu, Element, Loss, Rows};
 
 use crate::error::OrCandle;
 use crate::inputs::{Inputs, unsupported};
@@ -33,17 +33,7 @@ where
         on_host(&inputs.teacher, |teacher| {
             let student = Rows::<T>::new(student, inputs.student_shape).or_candle(name)?;
             let teacher = Rows::<T>::new(teacher, inputs.teacher_shape).or_candle(name)?;
-            let evaluation = match (loss, queue) {
-                (Loss::Rrd(rrd), Some(queue)) => rrd.evaluate(&Cpu, student, teacher, queue),
-                (Loss::InfoNce(info_nce), Some(queue)) => {
-                    info_nce.evaluate_with_queue(&Cpu, student, teacher, queue)
-                }
-                (loss, _) => {
-                    let batch = Batch::new(student, teacher);
-                    Problem::new(loss, batch.shapes())
-                        .and_then(|problem| problem.evaluate(&Cpu, batch))
-                }
-            };
+            let evaluation = loss.evaluate(&Cpu, student, teacher, queue);
             evaluation.or_candle(name)
         })
     })?;

@@ -42,14 +42,7 @@ fn evaluate_beside_as<T: Kinded + Element<Real = f32>>(
     loss: Loss,
 ) -> Result<Evaluated> {
     let [student, teacher] = rows::<T>(inputs)?;
-    let evaluation = match loss {
-        Loss::Rrd(loss) => loss.evaluate(&Cpu, student, teacher, queue)?,
-        Loss::InfoNce(loss) => loss.evaluate_with_queue(&Cpu, student, teacher, queue)?,
-        loss => {
-            let batch = Batch::new(student, teacher).with_queue(queue);
-            Problem::new(loss, batch.shapes())?.evaluate(&Cpu, batch)?
-        }
-    };
+    let evaluation = loss.evaluate(&Cpu, student, teacher, Some(queue))?;
     evaluated(inputs, &evaluation)
 }
 

@@ -1,5 +1,8 @@
 //! Does the command that distils do what it says? Its quick run, what it writes, and what it refuses.
 
+#[path = "../../../tests/common/example.rs"]
+mod example;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,21 +19,8 @@ const METHODS: [&str; 7] = [
     "0.3 KD + RRD",
 ];
 
-/// The example that cargo builds before it runs integration tests.
 fn distill(arguments: &[&str], out: &Path) -> Output {
-    let test = std::env::current_exe().expect("the test knows its own path");
-    let profile = test
-        .ancestors()
-        .nth(2)
-        .expect("tests lie in <profile>/deps");
-    let binary = profile
-        .join("examples/distill")
-        .with_extension(std::env::consts::EXE_EXTENSION);
-    assert!(
-        binary.is_file(),
-        "build it first: cargo build -p distill --example distill"
-    );
-    let run = Command::new(binary)
+    let run = Command::new(example::binary("distill"))
         .args(arguments)
         .arg("--out")
         .arg(out)
