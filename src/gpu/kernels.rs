@@ -137,10 +137,10 @@ kernels! {
     RKD_ANGLE: super::rkd::AngleArguments, 128 => [relata_rkd_angle];
     /// The angle penalty with ½d² as a pair of f32.
     RKD_ANGLE_ACCURATE: super::rkd::AngleArguments, 256 => [relata_rkd_angle_accurate];
-    /// Adds up the angle penalty's sums.
-    RKD_ANGLE_COEFFICIENTS: super::rkd::CoefficientArguments, 256 => [relata_rkd_angle_coefficients];
-    /// The distance penalty.
-    RKD_DISTANCE: super::rkd::DistanceArguments, 256 => [relata_rkd_distance];
+    /// The same of few rows.
+    RKD_ANGLE_FEW: super::rkd::AngleFewArguments, 256 => [relata_rkd_angle_few];
+    /// The distance penalty, the sums of the angle penalty, and the loss of both.
+    RKD_COEFFICIENTS: super::rkd::CoefficientArguments, 256 => [relata_rkd_coefficients];
     /// All lengths of student and teacher in f32.
     RKD_RELATION: super::rkd::RelationArguments, 256 => [relata_rkd_relation_f32, relata_rkd_relation_f16, relata_rkd_relation_bf16];
     /// All lengths of student and teacher in f64.

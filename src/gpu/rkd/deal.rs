@@ -3,8 +3,6 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::FEW_ROWS;
-
 /// Side of the tiles in which matrices over pairs of rows are kept. Mirrors `rkd::TILE`.
 pub(super) const TILE: usize = 64;
 
@@ -66,12 +64,8 @@ impl Deal {
 
     /// The deal that is done first by the count of its steps, of those that the slots allow.
     pub(super) fn new(rows: usize, multiprocessors: usize) -> Self {
-        // Few rows go to the accurate kernel, of which a multiprocessor holds one block.
-        let resident = if rows <= FEW_ROWS {
-            multiprocessors
-        } else {
-            2 * multiprocessors
-        };
+        // Of the fast kernel.
+        let resident = 2 * multiprocessors;
         let tiles = Tiles::of(rows);
         let most = Self::most_slots(tiles);
         let of_groups = |tiles_per_group: usize| {
@@ -145,6 +139,16 @@ pub(super) fn relation_side(rows: usize, multiprocessors: usize) -> usize {
         tiles.saturating_mul(tiles + 1) >= multiprocessors
     };
     [64, 32].into_iter().find(enough).unwrap_or(16)
+}
+
+/// Side of the patches of coefficients that a block makes at a time: the same consideration.
+pub(super) fn coefficient_patch(padded: usize, multiprocessors: usize) -> usize {
+    let patches = padded / 32;
+    if patches.saturating_mul(patches + 1) / 2 >= multiprocessors {
+        32
+    } else {
+        16
+    }
 }
 
 /// Rows of the gradient that a thread of the contraction sums: the same consideration.

@@ -94,7 +94,7 @@ fn a_card_is_kept_busy_where_the_slots_allow() {
     let share = |rows: usize| {
         let deal = Deal::new(rows, 132);
         let tiles = Tiles::of(rows);
-        let resident = if rows <= FEW_ROWS { 132 } else { 264 };
+        let resident = 264;
         (tiles.pairs() * rows) as f64 / resident as f64 / deal.steps(resident, tiles) as f64
     };
     for (rows, least) in [(512, 0.6), (1024, 0.75), (2048, 0.8), (4096, 0.8)] {
