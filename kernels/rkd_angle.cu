@@ -8,7 +8,7 @@
 //            symmetric tiles f32; P and the tiles as in common/rkd.cuh. Of an edge between rows i and k the sums are
 //            S_ik = A_ik + A_ki − G_ik or, in a tile on the diagonal, a share of it such that S_ik + S_ki is that.
 // Passes     `rkd_angle` in f32 by a sum of products; `rkd_angle_accurate`, which returns at once unless the scalars
-//            ask for it, with h as a pair of f32. rkd_angle_coefficients.cu adds up the slots.
+//            ask for it, with h as a pair of f32. rkd_coefficients.cu adds up the slots. Of few rows it is rkd_angle_few.cu.
 // Grid       groups A ≤ B ≤ C of tiles, those of three first, times parts. A block takes all triples with a row in each
 //            group, the vertex in any of them; of the vertices of each group its part. It adds what belongs to the
 //            edges between two of the groups to slot (third group, part), which nobody else writes there.

@@ -176,22 +176,32 @@ struct Block {
         return (index * rkd::tile_pairs(count) + rkd::tile_pairs(b) + a) * ELEMENTS;
     }
 
-    // Σ over the other ends for the edge from one of the vertices at `j` to one of the ends, a thread's; where the other
-    // ends are in the same tile, ends i have it all.
-    DEVICE void store(uint32_t j, const float* sums, const float* edges) const {
-        const unsigned end = threadIdx.x % SIDE, of_k = threadIdx.x / SIDE % 2, vertex = threadIdx.x / EACH;
-        if (of_k && tile_i == tile_k) return;
+    // Σ over the other ends for the edges from the `count` vertices at `j` to the ends, four of a vertex to a thread; where
+    // the other ends are in the same tile, ends i have it all.
+    DEVICE void store(uint32_t j, uint32_t count, const float* edges) const {
+        const unsigned vertex = threadIdx.x / 16, of_k = threadIdx.x / 8 % 2, end = threadIdx.x % 8 * 4;
+        if (vertex >= count || (of_k && tile_i == tile_k)) return;
         const float* from = sums + vertex * SUMS + (of_k ? SUMS_K : 0) + end;
-        float sum = 0;
+        float sum[4] = {}, r[4];
         UNROLL
-        for (unsigned some = 0; some < SIDE / 4; some++) sum += from[some * (of_k ? SIDE : ROW_PITCH)];
-        sum *= edges[vertex * EDGES + of_k * TO_K + end];
-        const uint32_t count = (arguments.n + SIDE - 1) / SIDE, of_vertex = j / SIDE, in_tile = (j + vertex) % SIDE;
-        const uint32_t ends = of_k ? tile_k : tile_i, others = arguments.shares + (of_k ? tile_i : tile_k);
+        for (unsigned some = 0; some < SIDE / 4; some++) {
+            float four[4];
+            pair_tile::load_side_by_side(from + some * (of_k ? SIDE : ROW_PITCH), four);
+            UNROLL
+            for (unsigned q = 0; q < 4; q++) sum[q] += four[q];
+        }
+        pair_tile::load_side_by_side(edges + vertex * EDGES + of_k * TO_K + end, r);
+        UNROLL
+        for (unsigned q = 0; q < 4; q++) sum[q] *= r[q];
+        const uint32_t of_vertex = (j + vertex) / SIDE, in_tile = (j + vertex) % SIDE;
+        const uint32_t ends = of_k ? tile_k : tile_i, other = arguments.shares + (of_k ? tile_i : tile_k);
         if (of_vertex <= ends) {
-            arguments.sums[slot(others, of_vertex, ends) + in_tile * SIDE + end] = sum;
+            store4(arguments.sums + 4 * ((slot(other, of_vertex, ends) + in_tile * SIDE + end) / 4), sum[0], sum[1], sum[2], sum[3]);
         } else {
-            arguments.sums[slot(others + count, ends, of_vertex) + end * SIDE + in_tile] = sum;
+            const uint32_t tiles = (arguments.n + SIDE - 1) / SIDE;
+            float* to = arguments.sums + slot(other + tiles, ends, of_vertex) + end * SIDE + in_tile;
+            UNROLL
+            for (unsigned q = 0; q < 4; q++) to[q * SIDE] = sum[q];
         }
     }
 
@@ -230,7 +240,7 @@ struct Block {
             penalty += few;
             if (more) put(j + STAGE, next, edges + (BUFFER - buffer));
             block_barrier();
-            for (unsigned v = 0; v < count; v += VERTICES) store(j + v, sums + v * SUMS, at + v * EDGES);
+            store(j, count, at);
             buffer = BUFFER - buffer;
             block_barrier();
         }

@@ -47,8 +47,8 @@ struct Arguments {
     rkd::Scalars* scalars;
     float* value;
     unsigned* counter;
-    double angle_weight;
-    double distance_weight;
+    double angle_value;     // weight / N³: of the sum of penalties in the loss
+    double distance_value;  // weight / N²
     uint32_t n;
     uint32_t patch;  // its side
     // Of the angle; 0 where it takes no part.
@@ -233,7 +233,7 @@ DEVICE void coefficients(const Arguments& arguments) {
         const double n = arguments.n, mean = scalars.mean[0];
         const double of_mean = mean != 0 && n > 1 ? sums.weighted / (mean * mean * n * (n - 1)) : 0;
         scalars.through_mean = -arguments.distance_factor * of_mean;
-        const double loss = arguments.angle_weight * (sums.angle / n / n / n) + arguments.distance_weight * (sums.distance / n / n);
+        const double loss = arguments.angle_value * sums.angle + arguments.distance_value * sums.distance;
         arguments.value[0] = static_cast<float>(loss + scalars.poison);
     }
 }

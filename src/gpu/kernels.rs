@@ -123,6 +123,8 @@ macro_rules! kernels {
 kernels! {
     /// ∂L/∂x = Σ C (x_i − x_j): a block for a tile of the gradient.
     CONTRACTION: super::rkd::ContractionArguments, 256 => [relata_contraction_f32, relata_contraction_f16, relata_contraction_bf16];
+    /// The same of few rows: smaller tiles.
+    CONTRACTION_FEW: super::rkd::ContractionArguments, 256 => [relata_contraction_few_f32, relata_contraction_few_f16, relata_contraction_few_bf16];
     /// KL of softened logits, and its gradient: a block for a row.
     KD_KL: super::kd_kl::Arguments, 256 => [relata_kd_kl_f32, relata_kd_kl_f16, relata_kd_kl_bf16];
     /// The same for rows of many classes.
@@ -146,6 +148,10 @@ kernels! {
     /// All lengths of student and teacher in f64.
     RKD_RELATION_ACCURATE: super::rkd::RelationArguments, 256 => [
         relata_rkd_relation_accurate_f32, relata_rkd_relation_accurate_f16, relata_rkd_relation_accurate_bf16
+    ];
+    /// The same of few rows.
+    RKD_RELATION_FEW: super::rkd::RelationArguments, 256 => [
+        relata_rkd_relation_few_f32, relata_rkd_relation_few_f16, relata_rkd_relation_few_bf16
     ];
     /// Rows as attention reads them, and their norms: a warp for a row.
     ATTENTION_ROWS: super::attention::RowsArguments, 128 => [relata_attention_rows_f32, relata_attention_rows_f16, relata_attention_rows_bf16];

@@ -16,7 +16,7 @@ pub(crate) struct RelationArguments {
     pub(super) dim: [u32; 2],
     pub(super) side: u32,
     pub(super) spread_limit: f32,
-    pub(super) accurate_only: u32,
+    pub(super) padding: u32,
 }
 
 /// Mirrors `Arguments` in kernels/rkd_angle.cu.
@@ -65,8 +65,8 @@ pub(crate) struct CoefficientArguments {
     pub(super) scalars: u64,
     pub(super) value: u64,
     pub(super) counter: u64,
-    pub(super) angle_weight: f64,
-    pub(super) distance_weight: f64,
+    pub(super) angle_value: f64,
+    pub(super) distance_value: f64,
     pub(super) n: u32,
     pub(super) patch: u32,
     pub(super) angle_blocks: u32,
@@ -91,7 +91,7 @@ pub(crate) struct ContractionArguments {
     pub(super) gradient: u64,
     pub(super) n: u32,
     pub(super) dim: u32,
-    pub(super) rows_per_thread: u32,
+    pub(super) tile_rows: u32,
     pub(super) upstream: f32,
     pub(super) distance: u32,
     pub(super) padding: u32,

@@ -3,6 +3,8 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use super::FEW_ROWS;
+
 /// Side of the tiles in which matrices over pairs of rows are kept. Mirrors `rkd::TILE`.
 pub(super) const TILE: usize = 64;
 
@@ -132,8 +134,12 @@ impl Deal {
     }
 }
 
-/// Side of the relation's tiles: the largest that gives every multiprocessor a block.
+/// Side of the relation's tiles: the largest that gives every multiprocessor a block; of few rows, as
+/// kernels/common/pair_tile.cuh has it.
 pub(super) fn relation_side(rows: usize, multiprocessors: usize) -> usize {
+    if rows <= FEW_ROWS {
+        return 8;
+    }
     let enough = |side: &usize| {
         let tiles = rows.div_ceil(*side);
         tiles.saturating_mul(tiles + 1) >= multiprocessors
@@ -151,10 +157,20 @@ pub(super) fn coefficient_patch(padded: usize, multiprocessors: usize) -> usize 
     }
 }
 
-/// Rows of the gradient that a thread of the contraction sums: the same consideration.
+/// Rows of the gradient that a block of the contraction makes, those that are done first: more of them take less for each
+/// but leave multiprocessors idle.
 pub(super) fn contraction_rows(rows: usize, dim: usize, multiprocessors: usize) -> usize {
-    let blocks = rows.div_ceil(64).saturating_mul(dim.div_ceil(64));
-    if blocks >= multiprocessors { 4 } else { 1 }
+    // Of a block: its rows, those it sums over at a time, and the cycles that takes by the issue slots of sm_90a.
+    let cycles = |&(each, depth, cycles): &(usize, usize, usize)| {
+        let blocks = rows.div_ceil(each).saturating_mul(dim.div_ceil(64));
+        let waves = blocks.div_ceil(multiprocessors);
+        waves.saturating_mul(rows.div_ceil(depth) * cycles)
+    };
+    let tiles = [(64, 32, 2630), (16, 64, 1550), (8, 64, 1000)];
+    tiles
+        .into_iter()
+        .min_by_key(cycles)
+        .map_or(64, |tile| tile.0)
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ pub(crate) use self::arguments::{
 use self::deal::{Deal, TILE, Tiles, coefficient_patch, contraction_rows, relation_side};
 use self::few::Shares;
 use super::kernels::{
-    CONTRACTION, RKD_ANGLE, RKD_ANGLE_ACCURATE, RKD_ANGLE_FEW, RKD_COEFFICIENTS, RKD_RELATION,
-    RKD_RELATION_ACCURATE,
+    CONTRACTION, CONTRACTION_FEW, Kernel, RKD_ANGLE, RKD_ANGLE_ACCURATE, RKD_ANGLE_FEW,
+    RKD_COEFFICIENTS, RKD_RELATION, RKD_RELATION_ACCURATE, RKD_RELATION_FEW,
 };
 use super::machine::{Launcher, Limits};
 use super::normalize;
@@ -49,7 +49,7 @@ pub(crate) struct Plan {
     angle: Option<Angle>,
     distance: bool,
     side: usize,
-    rows_per_thread: usize,
+    contraction_rows: usize,
     coefficients: Patches,
     at: Workspace,
 }
@@ -164,7 +164,7 @@ impl Plan {
             angle,
             distance,
             side,
-            rows_per_thread: contraction_rows(n, shapes.student_dim, multiprocessors),
+            contraction_rows: contraction_rows(n, shapes.student_dim, multiprocessors),
             coefficients,
             at,
         })
@@ -172,15 +172,16 @@ impl Plan {
 
     pub(crate) fn enqueue(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         let (dtype, rows) = self.enqueue_normalize(launcher, at)?;
-        let accurate_only = self.shapes.rows <= FEW_ROWS;
-        if !accurate_only {
-            self.enqueue_relation(launcher, at, dtype, rows, false)?;
+        if self.shapes.rows <= FEW_ROWS {
+            self.enqueue_relation(launcher, at, rows, RKD_RELATION_FEW.of(dtype))?;
+        } else {
+            self.enqueue_relation(launcher, at, rows, RKD_RELATION.of(dtype))?;
             if let Some(Angle::Groups(deal)) = self.angle {
                 self.enqueue_angle(launcher, at, deal, false)?;
             }
+            // Unless all there is to do here has been done, and well enough: the kernels know.
+            self.enqueue_relation(launcher, at, rows, RKD_RELATION_ACCURATE.of(dtype))?;
         }
-        // Unless all there is to do here has been done, and well enough: the kernels know.
-        self.enqueue_relation(launcher, at, dtype, rows, true)?;
         match self.angle {
             Some(Angle::Groups(deal)) => self.enqueue_angle(launcher, at, deal, true)?,
             Some(Angle::Few(shares)) => self.enqueue_angle_few(launcher, at, shares)?,
@@ -232,9 +233,8 @@ impl Plan {
         &self,
         launcher: &mut impl Launcher,
         at: &Addresses,
-        dtype: DType,
         rows: [u64; 2],
-        accurate: bool,
+        kernel: Kernel<RelationArguments>,
     ) -> Result<()> {
         let arguments = RelationArguments {
             rows,
@@ -254,19 +254,14 @@ impl Plan {
             } else {
                 trust::SPREAD_DISTANCE
             },
-            accurate_only: (self.shapes.rows <= FEW_ROWS).into(),
-        };
-        let family = if accurate {
-            &RKD_RELATION_ACCURATE
-        } else {
-            &RKD_RELATION
+            padding: 0,
         };
         let grid = [
             tile_pairs(Tiles::of(self.shapes.rows).rows(), self.side)?,
             2,
             1,
         ];
-        family.of(dtype).launch(launcher, grid, 0, &arguments)
+        kernel.launch(launcher, grid, 0, &arguments)
     }
 
     fn enqueue_angle(
@@ -336,8 +331,8 @@ impl Plan {
             scalars: self.at.scalars.at(at.workspace),
             value: at.value,
             counter: Layout::counter(0).at(at.workspace),
-            angle_weight: loss.angle_weight,
-            distance_weight: loss.distance_weight,
+            angle_value: loss.angle_weight / (n * n * n),
+            distance_value: loss.distance_weight / (n * n),
             n: grid_size("rows", self.shapes.rows)?,
             patch: self.coefficients.side as u32,
             angle_blocks: of_angle(Angle::blocks),
@@ -377,17 +372,22 @@ impl Plan {
             gradient: at.gradient,
             n: grid_size("rows", self.shapes.rows)?,
             dim: grid_size("student_dim", self.shapes.student_dim)?,
-            rows_per_thread: self.rows_per_thread as u32,
+            tile_rows: self.contraction_rows as u32,
             upstream: self.upstream as f32,
             distance: self.distance.into(),
             padding: 0,
         };
         let grid = [
-            grid_size("rows", self.shapes.rows.div_ceil(16 * self.rows_per_thread))?,
+            grid_size("rows", self.shapes.rows.div_ceil(self.contraction_rows))?,
             grid_size_y("student_dim", self.shapes.student_dim, 64)?,
             1,
         ];
-        CONTRACTION.of(dtype).launch(launcher, grid, 0, &arguments)
+        let family = if self.contraction_rows == 64 {
+            &CONTRACTION
+        } else {
+            &CONTRACTION_FEW
+        };
+        family.of(dtype).launch(launcher, grid, 0, &arguments)
     }
 
     fn h(&self, at: &Addresses) -> [u64; 2] {

@@ -101,7 +101,12 @@ fn a_card_is_kept_busy_where_the_slots_allow() {
         assert!(share(rows) >= least, "{rows}: {}", share(rows));
     }
     assert_eq!(relation_side(1024, 132), 64);
-    assert_eq!(relation_side(128, 132), 16);
+    assert_eq!(relation_side(300, 132), 16);
+    assert_eq!(relation_side(128, 132), 8);
+    let of_512 = |rows| contraction_rows(rows, 512, 132);
+    assert_eq!([128, 256, 512, 1024, 4096].map(of_512), [8, 16, 16, 64, 64]);
+    assert_eq!(coefficient_patch(128, 132), 16);
+    assert_eq!(coefficient_patch(1024, 132), 32);
 }
 
 /// Against PyTorch's peak for the papers' formula in eager mode, as recorded for N = D = 512 under benches/results:
