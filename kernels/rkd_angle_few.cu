@@ -23,7 +23,8 @@
 // Registers  at most 248.
 // SASS       LDG.E.128, LDS.128, STS.128, STG.E.128
 // Loop       relata_rkd_angle_few at most 29.5 x 16 (an unordered triple)
-// Work       27 FP32 instructions an unordered triple; of 2 P² + P² / 2 f64 and f32 read.
+// Work       27 FP32 instructions an unordered triple; a tile of h, and edges to its ends from the share's vertices, read by
+//            each block.
 // Floor      FP32 issue: 27 · N³/2 / 33.4e12 s on an H200, 0.9 µs at N = 128; latency binds below that.
 // Numerics   as rkd_angle_accurate.
 // Order      fixed: in a block the vertices of a share in order, by fours; slots by share and by tile of the other end.
@@ -196,7 +197,8 @@ struct Block {
         const uint32_t of_vertex = (j + vertex) / SIDE, in_tile = (j + vertex) % SIDE;
         const uint32_t ends = of_k ? tile_k : tile_i, other = arguments.shares + (of_k ? tile_i : tile_k);
         if (of_vertex <= ends) {
-            store4(arguments.sums + 4 * ((slot(other, of_vertex, ends) + in_tile * SIDE + end) / 4), sum[0], sum[1], sum[2], sum[3]);
+            float* to = arguments.sums + 4 * ((slot(other, of_vertex, ends) + in_tile * SIDE + end) / 4);
+            store4(to, sum[0], sum[1], sum[2], sum[3]);
         } else {
             const uint32_t tiles = (arguments.n + SIDE - 1) / SIDE;
             float* to = arguments.sums + slot(other + tiles, ends, of_vertex) + end * SIDE + in_tile;
@@ -258,7 +260,8 @@ struct Block {
             for (unsigned q = 0; q < 4; q++) all[q] += some[q];
         }
         const float half = tile_i == tile_k ? 0.5f : 1.0f;
-        store4(arguments.sums + 4 * (slot(share, tile_i, tile_k) / 4 + threadIdx.x), half * all[0], half * all[1], half * all[2], half * all[3]);
+        float* to = arguments.sums + 4 * (slot(share, tile_i, tile_k) / 4 + threadIdx.x);
+        store4(to, half * all[0], half * all[1], half * all[2], half * all[3]);
         penalty = block_reduce<THREADS>(penalty, Sum());
         // All of a tile on the diagonal is counted; elsewhere {i, k} stands for (i, k) and (k, i).
         if (threadIdx.x == 0) arguments.partials[blockIdx.x] = tile_i == tile_k ? penalty : 2 * penalty;
@@ -270,7 +273,8 @@ DEVICE void rkd_angle_few(const Arguments& arguments) {
     const double* unit = arguments.scalars->unit;
     const auto [x, y] = pair_tile::pair_of(blockIdx.x / arguments.shares);
     float* const sums = shared + 2 * BUFFER;
-    Block{arguments, shared, sums, sums + STAGE * SUMS, triple::unit_of(unit[0]), triple::unit_of(unit[1]), x, y}.run();
+    Block{arguments, shared, sums, sums + STAGE * SUMS,
+          triple::unit_of(unit[0]), triple::unit_of(unit[1]), x, y}.run();
 }
 
 }  // namespace

@@ -147,13 +147,28 @@ pub(super) fn relation_side(rows: usize, multiprocessors: usize) -> usize {
     [64, 32].into_iter().find(enough).unwrap_or(16)
 }
 
-/// Side of the patches of coefficients that a block makes at a time: the same consideration.
-pub(super) fn coefficient_patch(padded: usize, multiprocessors: usize) -> usize {
-    let patches = padded / 32;
-    if patches.saturating_mul(patches + 1) / 2 >= multiprocessors {
-        32
-    } else {
-        16
+/// How the coefficients are dealt: blocks that stride over pairs of patches of so many rows a side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Patches {
+    pub(super) side: usize,
+    pub(super) blocks: usize,
+}
+
+impl Patches {
+    /// Of a multiprocessor, at a time.
+    const RESIDENT: usize = 4;
+
+    /// The largest of which every multiprocessor has one.
+    pub(super) fn new(padded: usize, multiprocessors: usize) -> Self {
+        let pairs = |side: usize| {
+            let patches = padded / side;
+            patches.saturating_mul(patches + 1) / 2
+        };
+        let side = if pairs(32) >= multiprocessors { 32 } else { 16 };
+        Patches {
+            side,
+            blocks: pairs(side).min(multiprocessors.saturating_mul(Self::RESIDENT)),
+        }
     }
 }
 

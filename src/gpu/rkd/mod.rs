@@ -10,7 +10,7 @@ pub(crate) use self::arguments::{
     AngleArguments, AngleFewArguments, CoefficientArguments, ContractionArguments,
     RelationArguments,
 };
-use self::deal::{Deal, TILE, Tiles, coefficient_patch, contraction_rows, relation_side};
+use self::deal::{Deal, Patches, TILE, Tiles, contraction_rows, relation_side};
 use self::few::Shares;
 use super::kernels::{
     CONTRACTION, CONTRACTION_FEW, Kernel, RKD_ANGLE, RKD_ANGLE_ACCURATE, RKD_ANGLE_FEW,
@@ -52,13 +52,6 @@ pub(crate) struct Plan {
     contraction_rows: usize,
     coefficients: Patches,
     at: Workspace,
-}
-
-/// How the coefficients are dealt: blocks that stride over pairs of patches of so many rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Patches {
-    side: usize,
-    blocks: usize,
 }
 
 /// Where things lie in the workspace; of student and teacher where there are two.
@@ -113,11 +106,7 @@ impl Plan {
         // With both weights 0, the distance gives the zeros.
         let distance = loss.distance_weight > 0.0 || angle.is_none();
         let padded = tiles.rows();
-        let patch = coefficient_patch(padded, multiprocessors);
-        let coefficients = Patches {
-            side: patch,
-            blocks: (tile_pairs(padded, patch)? as usize).min(multiprocessors.saturating_mul(4)),
-        };
+        let coefficients = Patches::new(padded, multiprocessors);
 
         let relation_blocks = tile_pairs(padded, side)? as usize;
         // `rkd::Lengths` is three f64.

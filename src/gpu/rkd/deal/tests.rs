@@ -105,8 +105,9 @@ fn a_card_is_kept_busy_where_the_slots_allow() {
     assert_eq!(relation_side(128, 132), 8);
     let of_512 = |rows| contraction_rows(rows, 512, 132);
     assert_eq!([128, 256, 512, 1024, 4096].map(of_512), [8, 16, 16, 64, 64]);
-    assert_eq!(coefficient_patch(128, 132), 16);
-    assert_eq!(coefficient_patch(1024, 132), 32);
+    let patches = |padded| Patches::new(padded, 132);
+    assert_eq!((patches(128).side, patches(128).blocks), (16, 36));
+    assert_eq!((patches(1024).side, patches(1024).blocks), (32, 528));
 }
 
 /// Against PyTorch's peak for the papers' formula in eager mode, as recorded for N = D = 512 under benches/results:
