@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::gpu::emulator::Emulator;
-use crate::gpu::machine::Machine;
+use crate::gpu::machine::{Limits, Machine};
 use crate::gpu::plan::QueueAddresses;
 
 /// Whether the accurate path has the last word on these rows.
@@ -14,6 +14,19 @@ fn ends_accurate(student: &[f32], teacher: &[f32], shape: [usize; 2], loss: Rkd)
 fn evaluate(
     student: &[f32],
     teacher: &[f32],
+    shape: [usize; 2],
+    loss: Rkd,
+    deal: Option<Angle>,
+) -> (bool, f32, Vec<f32>) {
+    let limits = Emulator::new().machine().limits();
+    evaluate_for(limits, student, teacher, shape, loss, deal)
+}
+
+/// The same, planned for this card.
+fn evaluate_for(
+    limits: Limits,
+    student: &[f32],
+    teacher: &[f32],
     [n, dim]: [usize; 2],
     loss: Rkd,
     deal: Option<Angle>,
@@ -21,7 +34,7 @@ fn evaluate(
     let mut machine = Emulator::new().machine();
     let problem = Problem::new(loss, Shapes::new(n, dim, dim)).unwrap();
     let mut layout = Layout::new();
-    let (dtype, limits) = (DType::F32, machine.limits());
+    let dtype = DType::F32;
     let plan = match deal {
         None => Plan::new(&loss, &problem, dtype, limits, &mut layout),
         Some(_) => Plan::dealt(&loss, &problem, dtype, limits, deal, &mut layout),
@@ -167,6 +180,34 @@ fn the_deal_does_not_show() {
             );
             let difference = difference(&others, &gradient);
             assert!(difference < 1e-6, "{rows}, {deal:?}: {difference:e}");
+        }
+    }
+}
+
+/// A card of many multiprocessors has smaller tiles and other deals: relations of 16 and 32 rows, patches of 16.
+#[test]
+fn the_card_does_not_show() {
+    let (distance, angle) = (crate::RkdDistance::default(), crate::RkdAngle::default());
+    for (rows, loss) in [
+        (260, Rkd::from(distance)),
+        (260, Rkd::default()),
+        (100, Rkd::default()),
+        (100, Rkd::from(angle)),
+    ] {
+        let shape = [rows, 70];
+        let (x, y) = (alike(shape, 0.3, 3.0), alike(shape, 0.05, 2.0));
+        let (path, value, gradient) = evaluate(&x, &y, shape, loss, None);
+        for multiprocessors in [1, 60, 132] {
+            let limits = Limits {
+                multiprocessors,
+                ..Emulator::new().machine().limits()
+            };
+            let title = format!("{rows}, {loss:?} on {multiprocessors}");
+            let (other_path, other, others) = evaluate_for(limits, &x, &y, shape, loss, None);
+            assert_eq!(other_path, path, "{title}");
+            assert!((other - value).abs() <= 1e-6 * value, "{title}");
+            let difference = difference(&others, &gradient);
+            assert!(difference < 1e-6, "{title}: {difference:e}");
         }
     }
 }
