@@ -4,23 +4,26 @@
 //            up to a multiple of 64, zero beyond N; gradient [N, D] f32.
 // Passes     one launch.
 // Grid       (tiles of rows, tiles of 64 dimensions).
-// Block      256 threads; 16 PER rows i by 64 dimensions, PER = 1 or 4:
+// Block      256 threads; 64 rows i by 64 dimensions, PER = 4 rows a thread. Where that leaves multiprocessors idle
+//            (`contraction_few`) 16 rows, or 8 with PER = 2, and each of four groups of 64 threads has a quarter of the
+//            rows j:
 //
 //                     d0 + 4 (t % 16) .. +4
 //                   +-----+-----+-- ... --+-----+
-//            i0 +   | t=0 |  1  |         | 15  |       32 rows j pass through shared memory at a time, with their
-//            PER    | 16  | 17  |         | 31  |       coefficients; the next 32 are on their way in registers
+//            i0 +   | t=0 |  1  |         | 15  |       32 (64) rows j pass through shared memory at a time, with their
+//            PER    | 16  | 17  |         | 31  |       coefficients; the next are on their way in registers
 //            (t/16) | ...                       |
 //                   +-----+-----+-- ... --+-----+
-// Shared     32 KiB: coefficients [32 j][16 PER i], rows [32 j][64 d], and the next.
+// Shared     32 KiB (few: 40): coefficients [j][i], rows [j][64 d], and the next; in the end the groups' sums.
 // Registers  at most 128.
 // SASS       LDG.E.128, LDS.128, STS.128
-// Loop       relata_contraction_f32 at most 2.2 x 128; relata_contraction_f16 at most 2.2 x 128 (an element of a difference)
-// Work       2 instructions an element: 2 N² D; N² D / 64 · 4 + N² D / (16 PER) · element bytes read, through L2.
+// Loop       relata_contraction_f32 at most 2.2 x 128; relata_contraction_f16 at most 2.2 x 128; relata_contraction_few_f32 at most
+//            2.2 x 128 (an element of a difference)
+// Work       2 instructions an element: 2 N² D; N² D / 64 · 4 + N² D / (64, 16 or 8) · element bytes read, through L2.
 // Floor      FP32 issue: 2 N² D / 33.4e12 s on an H200: 32 µs at N = 1024, D = 512.
 // Numerics   by differences, which matters as much as those of the relation: x_i Σ C − Σ C x would cancel. 32 rows are
-//            summed, then added: short sums round less.
-// Order      fixed: rows in order.
+//            summed (of a group 16), then added: short sums round less.
+// Order      fixed: rows in order, of a group; then groups in order.
 // Reference  src/reference/rkd_angle.rs, rkd_distance.rs.
 #include "common/collective.cuh"
 #include "common/element.cuh"
@@ -31,10 +34,18 @@ namespace {
 
 constexpr unsigned THREADS = 256;
 constexpr unsigned DIMENSIONS = 64;
-// Rows j in shared memory at a time.
-constexpr unsigned DEPTH = 32;
-// What a buffer holds of coefficients, and of rows.
-constexpr unsigned BUFFER = DEPTH * DIMENSIONS;
+
+// The block's tile, of so many rows i.
+template <unsigned ROWS>
+struct Tile {
+    // Groups of threads that share the rows j, and rows j in shared memory at a time, of which each has so many.
+    static constexpr unsigned GROUPS = ROWS == 64 ? 1 : 4, DEPTH = ROWS == 64 ? 32 : 64, OF_GROUP = DEPTH / GROUPS;
+    // Rows i of a thread.
+    static constexpr unsigned THREADS_OF_GROUP = THREADS / GROUPS, PER = ROWS * 16 / THREADS_OF_GROUP;
+    // What a buffer holds of coefficients, and of rows.
+    static constexpr unsigned COEFFICIENTS = DEPTH * ROWS, OTHERS = DEPTH * DIMENSIONS, BUFFER = COEFFICIENTS + OTHERS;
+    static constexpr unsigned SHARED = 2 * BUFFER;
+};
 
 struct Arguments {
     const void* rows;
@@ -45,19 +56,21 @@ struct Arguments {
     float* gradient;
     uint32_t n;
     uint32_t dim;
-    uint32_t rows_per_thread;
+    // The block's rows i.
+    uint32_t tile_rows;
     float upstream;
     // Whether r takes part.
     uint32_t distance;
     uint32_t padding;
 };
 
-// 32 rows j and their coefficients, on their way to shared memory.
-template <unsigned PER, typename T>
+// Rows j and their coefficients, on their way to shared memory.
+template <unsigned ROWS, typename T>
 struct Stage {
-    static constexpr unsigned CHUNKS = BUFFER / CHUNK<T> / THREADS;
-    // Fours of coefficients: in all, and of a thread.
-    static constexpr unsigned FOURS = 4 * PER * DEPTH, EACH = (FOURS + THREADS - 1) / THREADS;
+    static constexpr unsigned CHUNKS = Tile<ROWS>::OTHERS / CHUNK<T> / THREADS;
+    // Fours of coefficients: of a row j, in all, and of a thread.
+    static constexpr unsigned ACROSS = ROWS / 4, FOURS = Tile<ROWS>::COEFFICIENTS / 4;
+    static constexpr unsigned EACH = (FOURS + THREADS - 1) / THREADS;
 
     const Arguments& arguments;
     uint32_t i0, d0;
@@ -81,7 +94,7 @@ struct Stage {
         for (unsigned e = 0; e < EACH; e++) {
             const unsigned four = threadIdx.x + e * THREADS;
             if (four >= FOURS) continue;
-            const uint64_t at = (j0 + four / (4 * PER)) * pitch + i0 + four % (4 * PER) * 4;
+            const uint64_t at = (j0 + four / ACROSS) * pitch + i0 + four % ACROSS * 4;
             pair_tile::load_side_by_side(arguments.coefficients + at, c[e]);
             if (arguments.distance) pair_tile::load_side_by_side(arguments.r + at, r[e]);
         }
@@ -110,15 +123,38 @@ struct Stage {
     }
 };
 
-template <unsigned PER, typename T>
-DEVICE void contract(const Arguments& arguments, float* coefficients, float* others) {
+// Four elements of the gradient side by side, of what has been summed for them.
+DEVICE void store(const Arguments& arguments, uint32_t i, uint32_t d, float unit, float upstream, const float (&sum)[4]) {
+    if (i >= arguments.n) return;
+    float* to = arguments.gradient + static_cast<uint64_t>(i) * arguments.dim + d;
+    float gradient[4];
+    // C is in the unit of the lengths; its square could leave f32's range where the gradient does not.
+    UNROLL
+    for (unsigned q = 0; q < 4; q++) gradient[q] = sum[q] * unit * unit * upstream;
+    if (d + 4 <= arguments.dim) {
+        store4(to, aligned16(to), gradient[0], gradient[1], gradient[2], gradient[3]);
+    } else {
+        UNROLL
+        for (unsigned q = 0; q < 4; q++) {
+            if (d + q < arguments.dim) to[q] = gradient[q];
+        }
+    }
+}
+
+template <unsigned ROWS, typename T>
+DEVICE void contract(const Arguments& arguments, float* shared) {
+    using Tile = Tile<ROWS>;
+    constexpr unsigned PER = Tile::PER;
     const uint32_t n = arguments.n, dim = arguments.dim;
     const T* rows = static_cast<const T*>(arguments.rows);
-    const uint32_t i0 = blockIdx.x * 16 * PER, d0 = blockIdx.y * DIMENSIONS;
-    const unsigned ti = threadIdx.x / 16 * PER, td = threadIdx.x % 16 * 4;
+    const uint32_t i0 = blockIdx.x * ROWS, d0 = blockIdx.y * DIMENSIONS;
+    const unsigned group = threadIdx.x / Tile::THREADS_OF_GROUP;
+    const unsigned ti = threadIdx.x % Tile::THREADS_OF_GROUP / 16 * PER, td = threadIdx.x % 16 * 4;
     const auto unit = static_cast<float>(arguments.scalars->unit[0]);
+    // Where the loss is NaN, so is the gradient.
+    const float loss = arguments.value[0], upstream = loss == loss ? arguments.upstream : loss;
     // A power of two, as its reciprocal is.
-    Stage<PER, T> next{arguments, i0, d0, 1.0f / unit,
+    Stage<ROWS, T> next{arguments, i0, d0, 1.0f / unit,
                        static_cast<float>(arguments.distance ? arguments.scalars->through_mean : 0.0),
                        aligned16(rows) && dim % CHUNK<T> == 0, {}, {}, {}};
 
@@ -133,17 +169,19 @@ DEVICE void contract(const Arguments& arguments, float* coefficients, float* oth
     }
     unsigned buffer = 0;
     next.fetch(0);
-    next.put(coefficients, others);
+    next.put(shared, shared + Tile::COEFFICIENTS);
     block_barrier();
-    for (uint32_t j0 = 0; j0 < n; j0 += DEPTH) {
-        const bool more = n - j0 > DEPTH;
-        if (more) next.fetch(j0 + DEPTH);
+    for (uint32_t j0 = 0; j0 < n; j0 += Tile::DEPTH) {
+        const bool more = n - j0 > Tile::DEPTH;
+        if (more) next.fetch(j0 + Tile::DEPTH);
+        const float* coefficients = shared + buffer + group * Tile::OF_GROUP * ROWS + ti;
+        const float* others = shared + buffer + Tile::COEFFICIENTS + group * Tile::OF_GROUP * DIMENSIONS + td;
         float part[PER][4] = {};
         UNROLL_BY(8)
-        for (unsigned j = 0; j < DEPTH; j++) {
+        for (unsigned j = 0; j < Tile::OF_GROUP; j++) {
             float c[PER], y[4];
-            pair_tile::load_side_by_side(coefficients + buffer + j * 16 * PER + ti, c);
-            pair_tile::load_side_by_side(others + buffer + j * DIMENSIONS + td, y);
+            pair_tile::load_side_by_side(coefficients + j * ROWS, c);
+            pair_tile::load_side_by_side(others + j * DIMENSIONS, y);
             UNROLL
             for (unsigned p = 0; p < PER; p++) {
                 UNROLL
@@ -156,41 +194,49 @@ DEVICE void contract(const Arguments& arguments, float* coefficients, float* oth
             for (unsigned q = 0; q < 4; q++) sum[p][q] += part[p][q];
         }
         if (more) {
-            buffer = BUFFER - buffer;
-            next.put(coefficients + buffer, others + buffer);
+            buffer = Tile::BUFFER - buffer;
+            next.put(shared + buffer, shared + buffer + Tile::COEFFICIENTS);
             block_barrier();
         }
     }
-    // C is in the unit of the lengths; its square could leave f32's range where the gradient does not. And where the
-    // loss is NaN, so is the gradient.
-    const float loss = arguments.value[0];
-    const float upstream = loss == loss ? arguments.upstream : loss;
-    UNROLL
-    for (unsigned p = 0; p < PER; p++) {
-        const uint32_t i = i0 + ti + p, d = d0 + td;
-        if (i >= n) continue;
-        float* to = arguments.gradient + static_cast<uint64_t>(i) * dim + d;
+    if constexpr (Tile::GROUPS == 1) {
         UNROLL
-        for (unsigned q = 0; q < 4; q++) sum[p][q] = sum[p][q] * unit * unit * upstream;
-        if (d + 4 <= dim) {
-            store4(to, aligned16(to), sum[p][0], sum[p][1], sum[p][2], sum[p][3]);
-        } else {
+        for (unsigned p = 0; p < PER; p++) store(arguments, i0 + ti + p, d0 + td, unit, upstream, sum[p]);
+    } else {
+        // [group][i][d]
+        constexpr unsigned ELEMENTS = ROWS * DIMENSIONS;
+        block_barrier();
+        UNROLL
+        for (unsigned p = 0; p < PER; p++)
+            store4(shared + group * ELEMENTS + (ti + p) * DIMENSIONS + td, sum[p][0], sum[p][1], sum[p][2], sum[p][3]);
+        block_barrier();
+        if (threadIdx.x >= ELEMENTS / 4) return;
+        float all[4] = {};
+        UNROLL
+        for (unsigned g = 0; g < Tile::GROUPS; g++) {
+            float some[4];
+            pair_tile::load_side_by_side(shared + g * ELEMENTS + threadIdx.x * 4, some);
             UNROLL
-            for (unsigned q = 0; q < 4; q++) {
-                if (d + q < dim) to[q] = sum[p][q];
-            }
+            for (unsigned q = 0; q < 4; q++) all[q] += some[q];
         }
+        store(arguments, i0 + threadIdx.x / 16, d0 + td, unit, upstream, all);
     }
 }
 
 template <typename T>
 DEVICE void contraction(const Arguments& arguments) {
-    SHARED_ARRAY(float, coefficients, 2 * BUFFER);
-    SHARED_ARRAY(float, others, 2 * BUFFER);
-    if (arguments.rows_per_thread == 4) {
-        contract<4, T>(arguments, coefficients, others);
+    SHARED_ARRAY(float, shared, Tile<64>::SHARED);
+    contract<64, T>(arguments, shared);
+}
+
+template <typename T>
+DEVICE void contraction_few(const Arguments& arguments) {
+    static_assert(Tile<16>::SHARED >= Tile<8>::SHARED);
+    SHARED_ARRAY(float, shared, Tile<16>::SHARED);
+    if (arguments.tile_rows == 16) {
+        contract<16, T>(arguments, shared);
     } else {
-        contract<1, T>(arguments, coefficients, others);
+        contract<8, T>(arguments, shared);
     }
 }
 
@@ -199,3 +245,6 @@ DEVICE void contraction(const Arguments& arguments) {
 EXPORT_KERNEL(relata_contraction_f32, THREADS, 2, Arguments, contraction<float>);
 EXPORT_KERNEL(relata_contraction_f16, THREADS, 2, Arguments, contraction<f16>);
 EXPORT_KERNEL(relata_contraction_bf16, THREADS, 2, Arguments, contraction<bf16>);
+EXPORT_KERNEL(relata_contraction_few_f32, THREADS, 2, Arguments, contraction_few<float>);
+EXPORT_KERNEL(relata_contraction_few_f16, THREADS, 2, Arguments, contraction_few<f16>);
+EXPORT_KERNEL(relata_contraction_few_bf16, THREADS, 2, Arguments, contraction_few<bf16>);

@@ -8,7 +8,7 @@
 //            symmetric tiles f32; P and the tiles as in common/rkd.cuh. Of an edge between rows i and k the sums are
 //            S_ik = A_ik + A_ki − G_ik or, in a tile on the diagonal, a share of it such that S_ik + S_ki is that.
 // Passes     `rkd_angle` in f32 by a sum of products; `rkd_angle_accurate`, which returns at once unless the scalars
-//            ask for it, with h as a pair of f32. rkd_angle_coefficients.cu adds up the slots.
+//            ask for it, with h as a pair of f32. rkd_coefficients.cu adds up the slots. Of few rows it is rkd_angle_few.cu.
 // Grid       groups A ≤ B ≤ C of tiles, those of three first, times parts. A block takes all triples with a row in each
 //            group, the vertex in any of them; of the vertices of each group its part. It adds what belongs to the
 //            edges between two of the groups to slot (third group, part), which nobody else writes there.
@@ -44,15 +44,16 @@
 #include "common/element.cuh"
 #include "common/pair_tile.cuh"
 #include "common/rkd.cuh"
+#include "common/triple.cuh"
 
 namespace {
+
+using triple::ROWS, triple::Unit, triple::Place;
 
 // Ends of a tile.
 constexpr unsigned SIDE = rkd::TILE;
 // Vertices whose edges are in shared memory at a time, and whose sums.
 constexpr unsigned VERTICES = 4;
-// Ends i of a thread.
-constexpr unsigned ROWS = 4;
 
 struct Arguments {
     const void* h[2];
@@ -60,9 +61,7 @@ struct Arguments {
     float* sums;
     double* partials;
     rkd::Scalars* scalars;
-    float* value;
     unsigned* counter;
-    double value_factor;   // of the mean penalty in the loss
     double penalty_limit;  // the fast path is trusted above
     uint32_t n;
     uint32_t groups;
@@ -70,76 +69,6 @@ struct Arguments {
     uint32_t parts;              // of a group's vertices
     uint32_t vertices_per_part;  // a multiple of VERTICES
     float delta;
-};
-
-// What takes lengths to the unit in which the longest is about 1: powers of two, so nothing is lost.
-struct Unit {
-    double of_h;
-    float of_r;
-};
-
-// How edges are kept and cosines computed.
-struct Fast {
-    // Ends k of a thread.
-    static constexpr unsigned COLUMNS = 8;
-    static constexpr bool ACCURATE = false;
-    // r and a = r h = ½ d.
-    static constexpr unsigned PARTS = 2;
-    using Length = float;
-    // h_ik as it lies in registers.
-    struct Edge {
-        float h;
-    };
-
-    DEVICE static Edge edge(float h, const Unit&) { return {h}; }
-    DEVICE static void parts(float h, float r, const Unit&, float (&to)[PARTS]) {
-        to[0] = r;
-        to[1] = r * h;
-    }
-    // cos − other: r_i (a_k − r_k h_ik) + r_k a_i − other
-    DEVICE static float cosine_less(const float (&i)[PARTS], const float (&k)[PARTS], Edge ik, float other) {
-        return fmaf(i[0], fmaf(-k[0], ik.h, k[1]), fmaf(k[0], i[1], -other));
-    }
-    // w r_k to the sum of end i, w r_i r_k to that of the edge between the ends.
-    DEVICE static void add(float w, float r_i, float r_k, float& g, float& reach) {
-        const float product = w * r_k;
-        g = fmaf(product, r_i, g);
-        reach += product;
-    }
-};
-
-struct Accurate {
-    static constexpr unsigned COLUMNS = 4;
-    static constexpr bool ACCURATE = true;
-    // r, and h in two halves.
-    static constexpr unsigned PARTS = 3;
-    using Length = double;
-    struct Edge {
-        float high, low;
-    };
-
-    DEVICE static Edge edge(double h, const Unit& unit) {
-        const double scaled = h * unit.of_h;
-        const float high = static_cast<float>(scaled);
-        return {high, static_cast<float>(scaled - high)};
-    }
-    DEVICE static void parts(double h, float r, const Unit& unit, float (&to)[PARTS]) {
-        const Edge e = edge(h, unit);
-        to[0] = r * unit.of_r;
-        to[1] = e.high;
-        to[2] = e.low;
-    }
-    DEVICE static float cosine_less(const float (&i)[PARTS], const float (&k)[PARTS], Edge ik, float other) {
-        const float large = fmaxf(i[1], k[1]), small = fminf(i[1], k[1]);
-        // The low half of the smaller one is too small to matter; it costs less than to leave it out.
-        const float between = (large - ik.high) + ((i[2] + k[2]) - ik.low);
-        return fmaf(i[0] * k[0], between + small, -other);
-    }
-    // The cosine has formed r_i r_k already.
-    DEVICE static void add(float w, float r_i, float r_k, float& g, float& reach) {
-        g = fmaf(w, r_i * r_k, g);
-        reach = fmaf(w, r_k, reach);
-    }
 };
 
 // Three groups of tiles, in ascending order.
@@ -268,76 +197,9 @@ struct Triples {
         }
     }
 
-    // All parts of the edges to 4 ends that lie side by side.
-    DEVICE static void load_edges(const float* from, float (&to)[4][PARTS]) {
-        UNROLL
-        for (unsigned part = 0; part < PARTS; part++) {
-            float values[4];
-            pair_tile::load_side_by_side(from + part * SIDE, values);
-            UNROLL
-            for (unsigned i = 0; i < 4; i++) to[i][part] = values[i];
-        }
-    }
-
-    // Where this thread reads and writes for a vertex: kept as addresses that move on from vertex to vertex, or the
-    // compiler works each of them out again for every vertex.
-    struct Place {
-        const float* edges_i;
-        const float* edges_k;
-        float* sums_i;
-        float* sums_k;
-
-        DEVICE void next() {
-            edges_i += EDGES;
-            edges_k += EDGES;
-            sums_i += SUMS;
-            sums_k += SUMS;
-        }
-    };
-
     DEVICE Place first_place(unsigned buffer) const {
         const unsigned i = row(0), k = column(0);
         return {edges + buffer + i, edges + buffer + TO_K + k, sums + k / 4 % OF_ROW * ROW_PITCH + i, sums + SUMS_K + i / ROWS * SIDE + k};
-    }
-
-    // One vertex and this thread's pairs of ends. Adds the penalty to `penalty`, w r r to `g`.
-    DEVICE void vertex(const Place& place, const typename Path::Edge (&x)[ROWS][COLUMNS],
-                       const typename Path::Edge (&y)[ROWS][COLUMNS], float (&g)[ROWS][COLUMNS], float& penalty) const {
-        float xi[ROWS][PARTS], yi[ROWS][PARTS];
-        load_edges(place.edges_i, xi);
-        load_edges(place.edges_i + PARTS * SIDE, yi);
-        // Σ w r over the other ends, and Σ w cos.
-        float reach_i[ROWS] = {}, along_i[ROWS] = {};
-        const float delta = arguments.delta;
-        // 4 columns at a time: registers are what there is least of.
-        UNROLL
-        for (unsigned q0 = 0; q0 < COLUMNS; q0 += 4) {
-            float xk[4][PARTS], yk[4][PARTS], reach_k[4] = {}, along_k[4] = {};
-            load_edges(place.edges_k + q0 * 8, xk);
-            load_edges(place.edges_k + PARTS * SIDE + q0 * 8, yk);
-            UNROLL
-            for (unsigned p = 0; p < ROWS; p++) {
-                UNROLL
-                for (unsigned q = 0; q < 4; q++) {
-                    const float cosine = Path::cosine_less(xi[p], xk[q], x[p][q0 + q], 0.0f);
-                    // The teacher's less the student's, for the sake of one instruction.
-                    const float e = Path::cosine_less(yi[p], yk[q], y[p][q0 + q], cosine);
-                    const float w = fminf(fmaxf(e, -delta), delta);
-                    penalty = fmaf(w, fmaf(-0.5f, w, e), penalty);
-                    Path::add(w, xi[p][0], xk[q][0], g[p][q0 + q], reach_i[p]);
-                    reach_k[q] = fmaf(w, xi[p][0], reach_k[q]);
-                    along_i[p] = fmaf(w, cosine, along_i[p]);
-                    along_k[q] = fmaf(w, cosine, along_k[q]);
-                }
-            }
-            // Σ w r_i − r_k Σ w cos, with the sign that w has here. `store` multiplies by r_k, once for all threads.
-            UNROLL
-            for (unsigned q = 0; q < 4; q++) along_k[q] = fmaf(xk[q][0], along_k[q], -reach_k[q]);
-            store4(place.sums_k + q0 * 8, along_k[0], along_k[1], along_k[2], along_k[3]);
-        }
-        UNROLL
-        for (unsigned p = 0; p < ROWS; p++) along_i[p] = fmaf(xi[p][0], along_i[p], -reach_i[p]);
-        store4(place.sums_i, along_i[0], along_i[1], along_i[2], along_i[3]);
     }
 
     template <unsigned COUNT, unsigned EVERY>
@@ -424,8 +286,8 @@ struct Triples {
             float few = 0;
             UNROLL_BY(1)
             for (unsigned v = 0; v < VERTICES; v++) {
-                vertex(place, x, y, g, few);
-                place.next();
+                triple::vertex<Path, SIDE>(place, x, y, arguments.delta, g, few);
+                place.next(EDGES, SUMS);
             }
             // All of a tile on the diagonal is counted; elsewhere {i, k} stands for (i, k) and (k, i).
             penalties[threadIdx.x] += at->tiles[0] == at->tiles[1] ? few : 2 * few;
@@ -484,7 +346,6 @@ struct Triples {
     }
 
     DEVICE void run() {
-        rkd::Scalars& scalars = *arguments.scalars;
         if (threadIdx.x == 0) at->job = job_of(blockIdx.x / arguments.parts, arguments.groups);
         penalties[threadIdx.x] = 0;
         block_barrier();
@@ -492,19 +353,16 @@ struct Triples {
         each_pair<false>();
         const double penalty = block_reduce<THREADS>(penalties[threadIdx.x], Sum());
         if (threadIdx.x == 0) arguments.partials[blockIdx.x] = penalty;
-        if (!is_last_block(arguments.counter)) return;
+        // Whether f32 was good enough is known in the end. The loss is made by whoever makes the coefficients.
+        if (Path::ACCURATE || !is_last_block(arguments.counter)) return;
         const double all = block_sum_of<THREADS>(arguments.partials, gridDim.x);
         if (threadIdx.x == 0) {
             const double n = arguments.n, mean = all / n / n / n;
-            scalars.angle = mean;
             // Also where it is NaN: then it is the accurate path that says so.
-            if (!Path::ACCURATE && !(mean >= arguments.penalty_limit)) scalars.accurate = 1;
-            arguments.value[0] = static_cast<float>(arguments.value_factor * mean + scalars.poison);
+            if (!(mean >= arguments.penalty_limit)) arguments.scalars->accurate = 1;
         }
     }
 };
-
-DEVICE Unit unit_of(double unit) { return {unit * unit, static_cast<float>(1 / unit)}; }
 
 template <typename Path>
 DEVICE void rkd_angle(const Arguments& arguments) {
@@ -514,10 +372,10 @@ DEVICE void rkd_angle(const Arguments& arguments) {
     SHARED_ARRAY(double, penalties, Block::THREADS);
     SHARED_ARRAY(typename Block::At, at, 1);
     const double* unit = arguments.scalars->unit;
-    Block{arguments, shared, shared + 2 * Block::BUFFER, penalties, at, unit_of(unit[0]), unit_of(unit[1])}.run();
+    Block{arguments, shared, shared + 2 * Block::BUFFER, penalties, at, triple::unit_of(unit[0]), triple::unit_of(unit[1])}.run();
 }
 
 }  // namespace
 
-EXPORT_KERNEL(relata_rkd_angle, Triples<Fast>::THREADS, 2, Arguments, rkd_angle<Fast>);
-EXPORT_KERNEL(relata_rkd_angle_accurate, Triples<Accurate>::THREADS, 1, Arguments, rkd_angle<Accurate>);
+EXPORT_KERNEL(relata_rkd_angle, Triples<triple::Fast>::THREADS, 2, Arguments, rkd_angle<triple::Fast>);
+EXPORT_KERNEL(relata_rkd_angle_accurate, Triples<triple::Accurate>::THREADS, 1, Arguments, rkd_angle<triple::Accurate>);

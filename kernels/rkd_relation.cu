@@ -4,17 +4,19 @@
 //            none; r [P, P] f32, P the rows up to a multiple of 64 (see common/rkd.cuh); partials [2, tile pairs]; scalars.
 // Passes     two kernels. `rkd_relation` works in f32; if what it finds asks for more (a spread beyond the limit, or
 //            squares out of f32's range), it says so in the scalars and `rkd_relation_accurate`, launched after it,
-//            does it again in f64. Else that one returns at once.
+//            does it again in f64. Else that one returns at once. Of few rows it is one: `rkd_relation_few`, in f64.
 // Grid       (tile pairs a ≤ b of P rows, 2): student and teacher in one launch.
-// Block      256 threads; tiles of 16, 32 or 64 rows a side, 1, 4 or 16 pairs a thread: see common/pair_tile.cuh.
-// Shared     34 KiB: both sides of the tile, 32 dimensions (f64: 16) at a time, and the next.
+// Block      256 threads; tiles of 16, 32 or 64 rows a side, 1, 4 or 16 pairs a thread: see common/pair_tile.cuh. Of few
+//            rows tiles of 8, the dimensions cut among the threads, so that all of a card has work and no block much.
+// Shared     34 KiB: both sides of the tile, 32 dimensions (f64: 16) at a time, and the next. Few: 40 KiB, 256 dimensions.
 // Registers  at most 128.
 // SASS       LDG.E.128, LDS.128
 // Work       N² D flop for each of the two (2 instructions an element of an unordered pair);
 //            (N / tile) N D elements read, 6 N² bytes written (accurate: 8 N²).
 // Floor      FP32 issue: N² D / 33.4e12 s for each on an H200; f64 at half that rate.
 // Numerics   from differences, never from a Gram matrix: right however close rows lie. Short sums, added up.
-// Order      fixed: dimensions in order; lengths by thread, warp, block; blocks by the last one.
+// Order      fixed: dimensions in order (few: in each of 16 groups of threads); lengths by thread, warp, block; blocks by
+//            the last one.
 // Reference  src/reference/rkd_distance.rs; Park et al., arXiv 1904.05068.
 #include "common/collective.cuh"
 #include "common/pair_tile.cuh"
@@ -35,8 +37,14 @@ struct Arguments {
     uint32_t dim[2];
     uint32_t side;
     float spread_limit;
-    // Whether no fast pass came before.
-    uint32_t accurate_only;
+    uint32_t padding;
+};
+
+// What is known of two sets of lengths together. Whether all are finite the sum tells: the others drop NaN.
+struct Together {
+    DEVICE rkd::Lengths operator()(const rkd::Lengths& a, const rkd::Lengths& b) const {
+        return {a.sum + b.sum, fmax(a.longest, b.longest), fmin(a.shortest, b.shortest)};
+    }
 };
 
 // What a pass works in and leaves behind.
@@ -48,47 +56,71 @@ struct Tile {
     double sum = 0;
     // Squared. The shortest is 0 where rows coincide, or where a square in f32 has vanished: f64 tells.
     Real longest = 0, shortest = 1e30f;
+    // Where the tile of 64 x 64 lies of which this one is a part, or nowhere; whether the mirror image is another tile,
+    // and whether it is in the same of 64 x 64.
+    Real* h = nullptr;
+    float* r = nullptr;
+    bool mirrored = false, mirrored_within = false;
+
+    DEVICE void locate(uint32_t i0, uint32_t j0) {
+        h = static_cast<Real*>(arguments.h[blockIdx.y]);
+        if (h != nullptr) h += rkd::tile_at(i0 / rkd::TILE, j0 / rkd::TILE);
+        r = arguments.r[blockIdx.y];
+        mirrored = i0 != j0;
+        mirrored_within = mirrored && i0 / rkd::TILE == j0 / rkd::TILE;
+    }
+
+    // What is to be known of a pair.
+    DEVICE void put(uint32_t i, uint32_t j, Real of_pair) {
+        const uint32_t n = arguments.n, pitch = rkd::padded(n);
+        const bool inside = i < n && j < n;
+        const Real squared = inside ? of_pair : 0;
+        const Real length = sqrt(squared);
+        // In f64 no length between f32 rows vanishes that isn't 0; as f32 it may.
+        const float reciprocal = squared > 0 ? static_cast<float>(1 / length) : 0.0f;
+        r[static_cast<uint64_t>(i) * pitch + j] = reciprocal;
+        if (mirrored) r[static_cast<uint64_t>(j) * pitch + i] = reciprocal;
+        if (h != nullptr) {
+            const unsigned row = i % rkd::TILE, column = j % rkd::TILE;
+            h[row * rkd::TILE + column] = squared / 2;
+            if (mirrored_within) h[column * rkd::TILE + row] = squared / 2;
+        }
+        // The diagonal is 0 unless the row isn't finite.
+        if (inside && i <= j) {
+            sum += static_cast<double>(length);
+            longest = fmax(longest, squared);
+            if (i != j) shortest = fmin(shortest, squared);
+        }
+    }
 
     template <unsigned PER, typename T>
     DEVICE void run() {
+        constexpr uint32_t SIDE = 16 * PER;
         const unsigned which = blockIdx.y;
-        const uint32_t n = arguments.n, side = 16 * PER;
         const auto [a, b] = pair_tile::pair_of(blockIdx.x);
         const T* rows = static_cast<const T*>(arguments.rows[which]);
         Real squares[PER][PER];
-        pair_tile::sums<PER, pair_tile::SquaredDifference>(rows, n, arguments.dim[which], a * side, b * side, shared,
-                                                           squares);
-        // A tile of 64 x 64, which this one lies in.
-        Real* h = static_cast<Real*>(arguments.h[which]);
-        const uint32_t tile_a = a * side / rkd::TILE, tile_b = b * side / rkd::TILE, pitch = rkd::padded(n);
-        if (h != nullptr) h += rkd::tile_at(tile_a, tile_b);
-        float* r = arguments.r[which];
+        pair_tile::sums<PER, pair_tile::SquaredDifference>(rows, arguments.n, arguments.dim[which], a * SIDE, b * SIDE,
+                                                           shared, squares);
+        locate(a * SIDE, b * SIDE);
         UNROLL
         for (unsigned p = 0; p < PER; p++) {
             UNROLL
-            for (unsigned q = 0; q < PER; q++) {
-                const uint32_t i = a * side + threadIdx.x / 16 * PER + p, j = b * side + threadIdx.x % 16 * PER + q;
-                const bool inside = i < n && j < n;
-                const Real squared = inside ? squares[p][q] : 0;
-                const Real length = sqrt(squared);
-                // In f64 no length between f32 rows vanishes that isn't 0; as f32 it may.
-                const float reciprocal = squared > 0 ? static_cast<float>(1 / length) : 0.0f;
-                r[static_cast<uint64_t>(i) * pitch + j] = reciprocal;
-                if (a != b) r[static_cast<uint64_t>(j) * pitch + i] = reciprocal;
-                if (h != nullptr) {
-                    const unsigned row = i % rkd::TILE, column = j % rkd::TILE;
-                    h[row * rkd::TILE + column] = squared / 2;
-                    if (a != b && tile_a == tile_b) h[column * rkd::TILE + row] = squared / 2;
-                }
-                if (!inside) continue;
-                // The diagonal is 0 unless the row isn't finite.
-                if (i <= j) {
-                    sum += static_cast<double>(length);
-                    longest = fmax(longest, squared);
-                    if (i != j) shortest = fmin(shortest, squared);
-                }
-            }
+            for (unsigned q = 0; q < PER; q++)
+                put(a * SIDE + threadIdx.x / 16 * PER + p, b * SIDE + threadIdx.x % 16 * PER + q, squares[p][q]);
         }
+    }
+
+    template <typename T>
+    DEVICE void run_few() {
+        constexpr uint32_t SIDE = pair_tile::FEW;
+        const unsigned which = blockIdx.y;
+        const auto [a, b] = pair_tile::pair_of(blockIdx.x);
+        const T* rows = static_cast<const T*>(arguments.rows[which]);
+        const Real squared = pair_tile::sum_of_few<pair_tile::SquaredDifference>(rows, arguments.n, arguments.dim[which],
+                                                                                 a * SIDE, b * SIDE, shared);
+        locate(a * SIDE, b * SIDE);
+        if (threadIdx.x < SIDE * SIDE) put(a * SIDE + threadIdx.x / SIDE, b * SIDE + threadIdx.x % SIDE, squared);
     }
 
     template <typename T>
@@ -103,35 +135,32 @@ struct Tile {
     }
 };
 
-template <typename V>
-DEVICE rkd::Lengths of_block(double sum, V longest, V shortest) {
-    rkd::Lengths lengths;
-    lengths.sum = block_reduce<THREADS>(sum, Sum());
-    lengths.longest = block_reduce<THREADS>(longest, Max());
-    lengths.shortest = block_reduce<THREADS>(shortest, Min());
-    return lengths;
-}
-
-// This block's tile, and its share of what is known of the lengths. Whether this is the last block.
-template <typename Real, typename T>
-DEVICE bool relate(const Arguments& arguments) {
-    SHARED_ARRAY(Real, shared, pair_tile::SHARED<Real>);
-    Tile<Real> tile{arguments, shared};
-    tile.template run<T>();
-    const rkd::Lengths lengths = of_block(tile.sum, tile.longest, tile.shortest);
-    if (threadIdx.x == 0) arguments.partials[blockIdx.y * gridDim.x + blockIdx.x] = lengths;
+// What the block knows of the lengths goes to its slot. Whether this is the last block.
+template <typename Real>
+DEVICE bool is_last(const Tile<Real>& tile) {
+    const Arguments& arguments = tile.arguments;
+    const rkd::Lengths lengths{tile.sum, static_cast<double>(tile.longest), static_cast<double>(tile.shortest)};
+    const rkd::Lengths all = block_reduce<THREADS>(lengths, Together());
+    if (threadIdx.x == 0) arguments.partials[blockIdx.y * gridDim.x + blockIdx.x] = all;
     return is_last_block(arguments.counter);
 }
 
-// The lengths of all pairs of the student or the teacher, in every thread of the last block.
-DEVICE rkd::Lengths of_all(const rkd::Lengths* partials, uint32_t count) {
-    double sum = 0, longest = 0, shortest = 1e30;
-    for (uint32_t i = threadIdx.x; i < count; i += THREADS) {
-        sum += partials[i].sum;
-        longest = fmax(longest, partials[i].longest);
-        shortest = fmin(shortest, partials[i].shortest);
+// The student's lengths and the teacher's.
+struct Both {
+    rkd::Lengths of[2];
+};
+struct BothTogether {
+    DEVICE Both operator()(const Both& a, const Both& b) const {
+        return {{Together()(a.of[0], b.of[0]), Together()(a.of[1], b.of[1])}};
     }
-    return of_block(sum, longest, shortest);
+};
+
+// Those of all pairs, in every thread of the last block.
+DEVICE Both of_all(const Arguments& arguments) {
+    Both both{{{0, 0, 1e30}, {0, 0, 1e30}}};
+    for (uint32_t i = threadIdx.x; i < gridDim.x; i += THREADS)
+        both = BothTogether()(both, {{arguments.partials[i], arguments.partials[gridDim.x + i]}});
+    return block_reduce<THREADS>(both, BothTogether());
 }
 
 DEVICE double mean_of(double sum, uint32_t n) {
@@ -140,47 +169,63 @@ DEVICE double mean_of(double sum, uint32_t n) {
 
 template <typename T>
 DEVICE void rkd_relation(const Arguments& arguments) {
-    if (!relate<float, T>(arguments)) return;
+    SHARED_ARRAY(float, shared, pair_tile::SHARED<float>);
+    Tile<float> tile{arguments, shared};
+    tile.template run<T>();
+    if (!is_last(tile)) return;
 
+    const Both both = of_all(arguments);
+    if (threadIdx.x > 0) return;
     bool accurate = false;
+    UNROLL
     for (unsigned which = 0; which < 2; which++) {
-        const rkd::Lengths all = of_all(arguments.partials + which * gridDim.x, gridDim.x);
+        const rkd::Lengths& all = both.of[which];
         const double limit = arguments.spread_limit;
         // A square that overflows, or has lost digits to underflow, is f64's business; so is whatever isn't finite.
         if (!(all.longest < 1e30) || all.shortest < 1e-30 || !(all.sum < 1e30)) accurate = true;
         if (all.longest > limit * limit * all.shortest) accurate = true;
-        if (threadIdx.x == 0) {
-            arguments.scalars->mean[which] = mean_of(all.sum, arguments.n);
-            arguments.scalars->unit[which] = 1;
-        }
+        arguments.scalars->mean[which] = mean_of(all.sum, arguments.n);
+        arguments.scalars->unit[which] = 1;
     }
-    if (threadIdx.x == 0) {
-        arguments.scalars->poison = 0;
-        arguments.scalars->accurate = accurate;
+    arguments.scalars->poison = 0;
+    arguments.scalars->accurate = accurate;
+}
+
+// The last block's, in f64.
+DEVICE void finish(const Arguments& arguments) {
+    const Both both = of_all(arguments);
+    if (threadIdx.x > 0) return;
+    double poison = 0;
+    UNROLL
+    for (unsigned which = 0; which < 2; which++) {
+        const rkd::Lengths& all = both.of[which];
+        poison += all.sum * 0.0;
+        // The power of two next to 1/√longest, within f32's range, where it is used.
+        const bool finite = all.longest > 0 && all.longest < 1e300;
+        const int exponent = finite ? -(ilogb(all.longest) >> 1) : 0;
+        const double unit = scalbn(1.0, exponent < -126 ? -126 : exponent > 126 ? 126 : exponent);
+        arguments.scalars->mean[which] = mean_of(all.sum, arguments.n) * unit;
+        arguments.scalars->unit[which] = unit;
     }
+    arguments.scalars->poison = poison;
+    arguments.scalars->accurate = 1;
 }
 
 template <typename T>
 DEVICE void rkd_relation_accurate(const Arguments& arguments) {
-    if (!arguments.accurate_only && !arguments.scalars->accurate) return;
-    if (!relate<double, T>(arguments)) return;
+    if (!arguments.scalars->accurate) return;
+    SHARED_ARRAY(double, shared, pair_tile::SHARED<double>);
+    Tile<double> tile{arguments, shared};
+    tile.template run<T>();
+    if (is_last(tile)) finish(arguments);
+}
 
-    double poison = 0;
-    for (unsigned which = 0; which < 2; which++) {
-        const rkd::Lengths all = of_all(arguments.partials + which * gridDim.x, gridDim.x);
-        poison += all.sum * 0.0;
-        // Within f32's range, where it is used.
-        const double exponent = fmin(fmax(-floor(0.5 * log2(all.longest)), -126.0), 126.0);
-        const double unit = all.longest > 0 && all.longest < 1e300 ? exp2(exponent) : 1.0;
-        if (threadIdx.x == 0) {
-            arguments.scalars->mean[which] = mean_of(all.sum, arguments.n) * unit;
-            arguments.scalars->unit[which] = unit;
-        }
-    }
-    if (threadIdx.x == 0) {
-        arguments.scalars->poison = poison;
-        arguments.scalars->accurate = 1;
-    }
+template <typename T>
+DEVICE void rkd_relation_few(const Arguments& arguments) {
+    SHARED_ARRAY(double, shared, pair_tile::SHARED_FEW<double>);
+    Tile<double> tile{arguments, shared};
+    tile.template run_few<T>();
+    if (is_last(tile)) finish(arguments);
 }
 
 }  // namespace
@@ -191,3 +236,6 @@ EXPORT_KERNEL(relata_rkd_relation_bf16, THREADS, 2, Arguments, rkd_relation<bf16
 EXPORT_KERNEL(relata_rkd_relation_accurate_f32, THREADS, 2, Arguments, rkd_relation_accurate<float>);
 EXPORT_KERNEL(relata_rkd_relation_accurate_f16, THREADS, 2, Arguments, rkd_relation_accurate<f16>);
 EXPORT_KERNEL(relata_rkd_relation_accurate_bf16, THREADS, 2, Arguments, rkd_relation_accurate<bf16>);
+EXPORT_KERNEL(relata_rkd_relation_few_f32, THREADS, 4, Arguments, rkd_relation_few<float>);
+EXPORT_KERNEL(relata_rkd_relation_few_f16, THREADS, 4, Arguments, rkd_relation_few<f16>);
+EXPORT_KERNEL(relata_rkd_relation_few_bf16, THREADS, 4, Arguments, rkd_relation_few<bf16>);

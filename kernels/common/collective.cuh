@@ -2,13 +2,26 @@
 // input gives the same bits.
 #pragma once
 
+#include <type_traits>
+
 #include "platform.cuh"
 
 #if defined(__CUDACC__)
 
+// A struct goes word by word: what is reduced together waits for the other lanes once.
 template <typename V>
 DEVICE V shuffle_xor(V value, unsigned mask) {
-    return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
+    if constexpr (std::is_arithmetic_v<V>) {
+        return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
+    } else {
+        static_assert(sizeof(V) % 4 == 0, "whole words");
+        uint32_t words[sizeof(V) / 4];
+        memcpy(words, &value, sizeof value);
+        UNROLL
+        for (uint32_t& word : words) word = __shfl_xor_sync(0xFFFFFFFFu, word, mask);
+        memcpy(&value, words, sizeof value);
+        return value;
+    }
 }
 template <typename V>
 DEVICE V shuffle_from(V value, unsigned lane) {

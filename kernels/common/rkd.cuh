@@ -12,8 +12,6 @@ struct Scalars {
     double unit[2];
     // Mean length in that unit.
     double mean[2];
-    // The angle's mean penalty.
-    double angle;
     // NaN where a row isn't finite, else 0.
     double poison;
     // What times r_ij adds the distance's derivative through the mean to ∂L/∂h_ij.
@@ -22,7 +20,7 @@ struct Scalars {
     uint32_t accurate;
     uint32_t padding;
 };
-static_assert(sizeof(Scalars) == 64, "SCALARS in src/gpu/rkd/mod.rs");
+static_assert(sizeof(Scalars) == 56, "SCALARS in src/gpu/rkd/mod.rs");
 
 // Matrices over pairs of rows are kept in tiles of 64 x 64, zero beyond the N rows there are, so that 16 bytes can be
 // read anywhere. r and the coefficients are matrices of `padded(n)` rows. h and the angle's sums, which are symmetric and
@@ -36,10 +34,10 @@ DEVICE uint64_t tile_pairs(uint32_t tiles) { return static_cast<uint64_t>(tiles)
 // Where the tile (a ≤ b) starts.
 DEVICE uint64_t tile_at(uint32_t a, uint32_t b) { return (tile_pairs(b) + a) * TILE_ELEMENTS; }
 
-// A block's share of what is known of the lengths.
+// What is known of some lengths.
 struct Lengths {
     double sum;
-    // Squared.
+    // Squared. Of no lengths, 0 and as long as can be.
     double longest, shortest;
 };
 

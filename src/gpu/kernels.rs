@@ -123,6 +123,8 @@ macro_rules! kernels {
 kernels! {
     /// ∂L/∂x = Σ C (x_i − x_j): a block for a tile of the gradient.
     CONTRACTION: super::rkd::ContractionArguments, 256 => [relata_contraction_f32, relata_contraction_f16, relata_contraction_bf16];
+    /// The same of few rows: smaller tiles.
+    CONTRACTION_FEW: super::rkd::ContractionArguments, 256 => [relata_contraction_few_f32, relata_contraction_few_f16, relata_contraction_few_bf16];
     /// KL of softened logits, and its gradient: a block for a row.
     KD_KL: super::kd_kl::Arguments, 256 => [relata_kd_kl_f32, relata_kd_kl_f16, relata_kd_kl_bf16];
     /// The same for rows of many classes.
@@ -137,15 +139,19 @@ kernels! {
     RKD_ANGLE: super::rkd::AngleArguments, 128 => [relata_rkd_angle];
     /// The angle penalty with ½d² as a pair of f32.
     RKD_ANGLE_ACCURATE: super::rkd::AngleArguments, 256 => [relata_rkd_angle_accurate];
-    /// Adds up the angle penalty's sums.
-    RKD_ANGLE_COEFFICIENTS: super::rkd::CoefficientArguments, 256 => [relata_rkd_angle_coefficients];
-    /// The distance penalty.
-    RKD_DISTANCE: super::rkd::DistanceArguments, 256 => [relata_rkd_distance];
+    /// The same of few rows.
+    RKD_ANGLE_FEW: super::rkd::AngleFewArguments, 256 => [relata_rkd_angle_few];
+    /// The distance penalty, the sums of the angle penalty, and the loss of both.
+    RKD_COEFFICIENTS: super::rkd::CoefficientArguments, 256 => [relata_rkd_coefficients];
     /// All lengths of student and teacher in f32.
     RKD_RELATION: super::rkd::RelationArguments, 256 => [relata_rkd_relation_f32, relata_rkd_relation_f16, relata_rkd_relation_bf16];
     /// All lengths of student and teacher in f64.
     RKD_RELATION_ACCURATE: super::rkd::RelationArguments, 256 => [
         relata_rkd_relation_accurate_f32, relata_rkd_relation_accurate_f16, relata_rkd_relation_accurate_bf16
+    ];
+    /// The same of few rows.
+    RKD_RELATION_FEW: super::rkd::RelationArguments, 256 => [
+        relata_rkd_relation_few_f32, relata_rkd_relation_few_f16, relata_rkd_relation_few_bf16
     ];
     /// Rows as attention reads them, and their norms: a warp for a row.
     ATTENTION_ROWS: super::attention::RowsArguments, 128 => [relata_attention_rows_f32, relata_attention_rows_f16, relata_attention_rows_bf16];

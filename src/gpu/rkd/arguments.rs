@@ -16,7 +16,7 @@ pub(crate) struct RelationArguments {
     pub(super) dim: [u32; 2],
     pub(super) side: u32,
     pub(super) spread_limit: f32,
-    pub(super) accurate_only: u32,
+    pub(super) padding: u32,
 }
 
 /// Mirrors `Arguments` in kernels/rkd_angle.cu.
@@ -28,9 +28,7 @@ pub(crate) struct AngleArguments {
     pub(super) sums: u64,
     pub(super) partials: u64,
     pub(super) scalars: u64,
-    pub(super) value: u64,
     pub(super) counter: u64,
-    pub(super) value_factor: f64,
     pub(super) penalty_limit: f64,
     pub(super) n: u32,
     pub(super) groups: u32,
@@ -40,34 +38,45 @@ pub(crate) struct AngleArguments {
     pub(super) delta: f32,
 }
 
-/// Mirrors `Arguments` in kernels/rkd_angle_coefficients.cu.
+/// Mirrors `Arguments` in kernels/rkd_angle_few.cu.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub(crate) struct AngleFewArguments {
+    pub(super) h: [u64; 2],
+    pub(super) r: [u64; 2],
+    pub(super) sums: u64,
+    pub(super) partials: u64,
+    pub(super) scalars: u64,
+    pub(super) n: u32,
+    pub(super) shares: u32,
+    pub(super) vertices_per_share: u32,
+    pub(super) delta: f32,
+}
+
+/// Mirrors `Arguments` in kernels/rkd_coefficients.cu.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub(crate) struct CoefficientArguments {
     pub(super) sums: u64,
-    pub(super) coefficients: u64,
-    pub(super) n: u32,
-    pub(super) slots: u32,
-    pub(super) factor: f32,
-    pub(super) padding: u32,
-}
-
-/// Mirrors `Arguments` in kernels/rkd_distance.cu.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub(crate) struct DistanceArguments {
     pub(super) r: [u64; 2],
     pub(super) coefficients: u64,
+    pub(super) penalties: u64,
     pub(super) partials: u64,
     pub(super) scalars: u64,
     pub(super) value: u64,
     pub(super) counter: u64,
-    pub(super) angle_factor: f64,
-    pub(super) distance_factor: f64,
+    pub(super) angle_value: f64,
+    pub(super) distance_value: f64,
     pub(super) n: u32,
-    pub(super) add: u32,
+    pub(super) patch: u32,
+    pub(super) angle_blocks: u32,
+    pub(super) slots: u32,
+    pub(super) slots_on_diagonal: u32,
+    pub(super) tile: u32,
+    pub(super) distance: u32,
     pub(super) delta: f32,
-    pub(super) factor: f32,
+    pub(super) angle_factor: f32,
+    pub(super) distance_factor: f32,
 }
 
 /// Mirrors `Arguments` in kernels/contraction.cu.
@@ -82,7 +91,7 @@ pub(crate) struct ContractionArguments {
     pub(super) gradient: u64,
     pub(super) n: u32,
     pub(super) dim: u32,
-    pub(super) rows_per_thread: u32,
+    pub(super) tile_rows: u32,
     pub(super) upstream: f32,
     pub(super) distance: u32,
     pub(super) padding: u32,

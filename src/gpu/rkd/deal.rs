@@ -66,12 +66,8 @@ impl Deal {
 
     /// The deal that is done first by the count of its steps, of those that the slots allow.
     pub(super) fn new(rows: usize, multiprocessors: usize) -> Self {
-        // Few rows go to the accurate kernel, of which a multiprocessor holds one block.
-        let resident = if rows <= FEW_ROWS {
-            multiprocessors
-        } else {
-            2 * multiprocessors
-        };
+        // Of the fast kernel.
+        let resident = 2 * multiprocessors;
         let tiles = Tiles::of(rows);
         let most = Self::most_slots(tiles);
         let of_groups = |tiles_per_group: usize| {
@@ -138,8 +134,12 @@ impl Deal {
     }
 }
 
-/// Side of the relation's tiles: the largest that gives every multiprocessor a block.
+/// Side of the relation's tiles: the largest that gives every multiprocessor a block; of few rows, as
+/// kernels/common/pair_tile.cuh has it.
 pub(super) fn relation_side(rows: usize, multiprocessors: usize) -> usize {
+    if rows <= FEW_ROWS {
+        return 8;
+    }
     let enough = |side: &usize| {
         let tiles = rows.div_ceil(*side);
         tiles.saturating_mul(tiles + 1) >= multiprocessors
@@ -147,10 +147,45 @@ pub(super) fn relation_side(rows: usize, multiprocessors: usize) -> usize {
     [64, 32].into_iter().find(enough).unwrap_or(16)
 }
 
-/// Rows of the gradient that a thread of the contraction sums: the same consideration.
+/// How the coefficients are dealt: blocks that stride over pairs of patches of so many rows a side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Patches {
+    pub(super) side: usize,
+    pub(super) blocks: usize,
+}
+
+impl Patches {
+    /// Of a multiprocessor, at a time.
+    const RESIDENT: usize = 4;
+
+    /// The largest of which every multiprocessor has one.
+    pub(super) fn new(padded: usize, multiprocessors: usize) -> Self {
+        let pairs = |side: usize| {
+            let patches = padded / side;
+            patches.saturating_mul(patches + 1) / 2
+        };
+        let side = if pairs(32) >= multiprocessors { 32 } else { 16 };
+        Patches {
+            side,
+            blocks: pairs(side).min(multiprocessors.saturating_mul(Self::RESIDENT)),
+        }
+    }
+}
+
+/// Rows of the gradient that a block of the contraction makes, those that are done first: more of them take less for each
+/// but leave multiprocessors idle.
 pub(super) fn contraction_rows(rows: usize, dim: usize, multiprocessors: usize) -> usize {
-    let blocks = rows.div_ceil(64).saturating_mul(dim.div_ceil(64));
-    if blocks >= multiprocessors { 4 } else { 1 }
+    // Of a block: its rows, those it sums over at a time, and the cycles that takes by the issue slots of sm_90a.
+    let cycles = |&(each, depth, cycles): &(usize, usize, usize)| {
+        let blocks = rows.div_ceil(each).saturating_mul(dim.div_ceil(64));
+        let waves = blocks.div_ceil(multiprocessors);
+        waves.saturating_mul(rows.div_ceil(depth) * cycles)
+    };
+    let tiles = [(64, 32, 2630), (16, 64, 1550), (8, 64, 1000)];
+    tiles
+        .into_iter()
+        .min_by_key(cycles)
+        .map_or(64, |tile| tile.0)
 }
 
 #[cfg(test)]

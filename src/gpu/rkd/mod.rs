@@ -1,16 +1,20 @@
 //! RKD, distance and angle: relation → penalty → contraction.
 
+mod angle;
 mod arguments;
 mod deal;
+mod few;
 
+use self::angle::Angle;
 pub(crate) use self::arguments::{
-    AngleArguments, CoefficientArguments, ContractionArguments, DistanceArguments,
+    AngleArguments, AngleFewArguments, CoefficientArguments, ContractionArguments,
     RelationArguments,
 };
-use self::deal::{Deal, TILE, Tiles, contraction_rows, relation_side};
+use self::deal::{Deal, Patches, TILE, Tiles, contraction_rows, relation_side};
+use self::few::Shares;
 use super::kernels::{
-    CONTRACTION, RKD_ANGLE, RKD_ANGLE_ACCURATE, RKD_ANGLE_COEFFICIENTS, RKD_DISTANCE, RKD_RELATION,
-    RKD_RELATION_ACCURATE,
+    CONTRACTION, CONTRACTION_FEW, Kernel, RKD_ANGLE, RKD_ANGLE_ACCURATE, RKD_ANGLE_FEW,
+    RKD_COEFFICIENTS, RKD_RELATION, RKD_RELATION_ACCURATE, RKD_RELATION_FEW,
 };
 use super::machine::{Launcher, Limits};
 use super::normalize;
@@ -32,7 +36,7 @@ mod trust {
     pub(super) const PENALTY: f64 = 1e-4;
 }
 
-/// Up to so many rows it is launches that take the time: two fewer, and the accurate path at once.
+/// Up to so many rows it is launches that take the time: two fewer, the accurate path at once, and small tiles.
 const FEW_ROWS: usize = 256;
 
 /// What the passes of RKD are launched with.
@@ -42,11 +46,11 @@ pub(crate) struct Plan {
     dtype: DType,
     shapes: Shapes,
     upstream: f64,
-    angle: Option<Deal>,
+    angle: Option<Angle>,
     distance: bool,
     side: usize,
-    rows_per_thread: usize,
-    distance_blocks: usize,
+    contraction_rows: usize,
+    coefficients: Patches,
     at: Workspace,
 }
 
@@ -54,7 +58,10 @@ pub(crate) struct Plan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Workspace {
     scalars: Region,
+    /// Of the relation, then of the angle.
     partials: Region,
+    /// Of the coefficients' blocks.
+    penalties: Region,
     normalized: Option<[Region; 2]>,
     norms: Region,
     h: Option<[Region; 2]>,
@@ -65,7 +72,7 @@ struct Workspace {
 }
 
 /// Bytes of `rkd::Scalars` in kernels/common/rkd.cuh.
-const SCALARS: usize = 64;
+const SCALARS: usize = 56;
 
 impl Plan {
     pub(crate) fn new(
@@ -77,7 +84,7 @@ impl Plan {
     ) -> Result<Self> {
         let n = problem.shapes().rows;
         grid_size("rows", n)?;
-        let deal = || Deal::new(n, limits.multiprocessors as usize);
+        let deal = || Angle::new(n, limits.multiprocessors as usize);
         let angle = (loss.angle_weight > 0.0).then(deal);
         Self::dealt(loss, problem, dtype, limits, angle, layout)
     }
@@ -88,7 +95,7 @@ impl Plan {
         problem: &Problem,
         dtype: DType,
         limits: Limits,
-        angle: Option<Deal>,
+        angle: Option<Angle>,
         layout: &mut Layout,
     ) -> Result<Self> {
         let shapes = problem.shapes();
@@ -99,13 +106,11 @@ impl Plan {
         // With both weights 0, the distance gives the zeros.
         let distance = loss.distance_weight > 0.0 || angle.is_none();
         let padded = tiles.rows();
-        let distance_blocks = padded.saturating_mul(padded).div_ceil(1024).min(1024);
+        let coefficients = Patches::new(padded, multiprocessors);
 
         let relation_blocks = tile_pairs(padded, side)? as usize;
         // `rkd::Lengths` is three f64.
-        let partials = (6 * relation_blocks)
-            .max(angle.map_or(0, Deal::blocks))
-            .max(2 * distance_blocks);
+        let partials = (6 * relation_blocks).max(angle.map_or(0, Angle::blocks));
         // In f64, the widest the fast and the accurate path put here.
         let mut half = || layout.push::<f64>(&[tiles.pairs(), TILE, TILE]);
         let h = match angle {
@@ -129,8 +134,10 @@ impl Plan {
             norms: layout.push::<f32>(&[n])?,
             scalars: layout.push::<u8>(&[SCALARS])?,
             partials: layout.push::<f64>(&[partials])?,
+            // `Sums` in kernels/rkd_coefficients.cu.
+            penalties: layout.push::<f64>(&[coefficients.blocks, 3])?,
             sums: match angle {
-                Some(deal) => layout.push::<f32>(&[deal.slots(), tiles.pairs(), TILE, TILE])?,
+                Some(angle) => layout.push::<f32>(&angle.sums(n))?,
                 None => layout.push::<f32>(&[0])?,
             },
             coefficients: match h {
@@ -146,30 +153,30 @@ impl Plan {
             angle,
             distance,
             side,
-            rows_per_thread: contraction_rows(n, shapes.student_dim, multiprocessors),
-            distance_blocks,
+            contraction_rows: contraction_rows(n, shapes.student_dim, multiprocessors),
+            coefficients,
             at,
         })
     }
 
     pub(crate) fn enqueue(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         let (dtype, rows) = self.enqueue_normalize(launcher, at)?;
-        let accurate_only = self.shapes.rows <= FEW_ROWS;
-        if !accurate_only {
-            self.enqueue_relation(launcher, at, dtype, rows, false)?;
-            if let Some(deal) = self.angle {
+        if self.shapes.rows <= FEW_ROWS {
+            self.enqueue_relation(launcher, at, rows, RKD_RELATION_FEW.of(dtype))?;
+        } else {
+            self.enqueue_relation(launcher, at, rows, RKD_RELATION.of(dtype))?;
+            if let Some(Angle::Groups(deal)) = self.angle {
                 self.enqueue_angle(launcher, at, deal, false)?;
             }
+            // Unless all there is to do here has been done, and well enough: the kernels know.
+            self.enqueue_relation(launcher, at, rows, RKD_RELATION_ACCURATE.of(dtype))?;
         }
-        // Unless all there is to do here has been done, and well enough: the kernels know.
-        self.enqueue_relation(launcher, at, dtype, rows, true)?;
-        if let Some(deal) = self.angle {
-            self.enqueue_angle(launcher, at, deal, true)?;
-            self.enqueue_coefficients(launcher, at, deal)?;
+        match self.angle {
+            Some(Angle::Groups(deal)) => self.enqueue_angle(launcher, at, deal, true)?,
+            Some(Angle::Few(shares)) => self.enqueue_angle_few(launcher, at, shares)?,
+            None => {}
         }
-        if self.distance {
-            self.enqueue_distance(launcher, at)?;
-        }
+        self.enqueue_coefficients(launcher, at)?;
         self.enqueue_contraction(launcher, at, dtype, rows[0])?;
         if let Some([student, _]) = self.at.normalized {
             normalize::enqueue_backward(
@@ -215,9 +222,8 @@ impl Plan {
         &self,
         launcher: &mut impl Launcher,
         at: &Addresses,
-        dtype: DType,
         rows: [u64; 2],
-        accurate: bool,
+        kernel: Kernel<RelationArguments>,
     ) -> Result<()> {
         let arguments = RelationArguments {
             rows,
@@ -237,19 +243,14 @@ impl Plan {
             } else {
                 trust::SPREAD_DISTANCE
             },
-            accurate_only: (self.shapes.rows <= FEW_ROWS).into(),
-        };
-        let family = if accurate {
-            &RKD_RELATION_ACCURATE
-        } else {
-            &RKD_RELATION
+            padding: 0,
         };
         let grid = [
             tile_pairs(Tiles::of(self.shapes.rows).rows(), self.side)?,
             2,
             1,
         ];
-        family.of(dtype).launch(launcher, grid, 0, &arguments)
+        kernel.launch(launcher, grid, 0, &arguments)
     }
 
     fn enqueue_angle(
@@ -265,9 +266,7 @@ impl Plan {
             sums: self.at.sums.at(at.workspace),
             partials: self.at.partials.at(at.workspace),
             scalars: self.at.scalars.at(at.workspace),
-            value: at.value,
             counter: Layout::counter(0).at(at.workspace),
-            value_factor: self.loss.angle_weight,
             penalty_limit: trust::PENALTY,
             n: grid_size("rows", self.shapes.rows)?,
             groups: deal.groups as u32,
@@ -285,54 +284,65 @@ impl Plan {
         family.only().launch(launcher, grid, shared, &arguments)
     }
 
-    fn enqueue_coefficients(
+    fn enqueue_angle_few(
         &self,
         launcher: &mut impl Launcher,
         at: &Addresses,
-        deal: Deal,
+        shares: Shares,
     ) -> Result<()> {
-        /// Side of the patches that a block mirrors.
-        const PATCH: usize = 32;
-        let n = self.shapes.rows as f64;
-        let arguments = CoefficientArguments {
+        let arguments = AngleFewArguments {
+            h: self.h(at),
+            r: self.r(at),
             sums: self.at.sums.at(at.workspace),
-            coefficients: self.at.coefficients.at(at.workspace),
+            partials: self.at.partials.at(at.workspace),
+            scalars: self.at.scalars.at(at.workspace),
             n: grid_size("rows", self.shapes.rows)?,
-            slots: deal.slots() as u32,
-            // On a line all cosines are ±1: the angle has no gradient, and what rounding would leave of the
-            // terms that cancel is not wanted.
-            factor: if self.shapes.student_dim == 1 {
-                0.0
-            } else {
-                (2.0 * self.loss.angle_weight / (n * n * n)) as f32
-            },
-            padding: 0,
+            shares: shares.shares as u32,
+            vertices_per_share: shares.vertices_per_share as u32,
+            delta: self.loss.delta as f32,
         };
-        let grid = [tile_pairs(Tiles::of(self.shapes.rows).rows(), PATCH)?, 1, 1];
-        RKD_ANGLE_COEFFICIENTS
+        let grid = [shares.blocks() as u32, 1, 1];
+        RKD_ANGLE_FEW
             .only()
-            .launch(launcher, grid, 0, &arguments)
+            .launch(launcher, grid, Shares::SHARED, &arguments)
     }
 
-    fn enqueue_distance(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+    fn enqueue_coefficients(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         let n = self.shapes.rows as f64;
-        let weight = self.loss.distance_weight;
-        let arguments = DistanceArguments {
+        let (angle, loss) = (self.angle, &self.loss);
+        let of_angle = |of: fn(Angle) -> usize| angle.map_or(0, of) as u32;
+        let arguments = CoefficientArguments {
+            sums: self.at.sums.at(at.workspace),
             r: self.r(at),
             coefficients: self.at.coefficients.at(at.workspace),
-            partials: self.at.partials.at(at.workspace),
+            penalties: self.at.partials.at(at.workspace),
+            partials: self.at.penalties.at(at.workspace),
             scalars: self.at.scalars.at(at.workspace),
             value: at.value,
             counter: Layout::counter(0).at(at.workspace),
-            angle_factor: self.angle.map_or(0.0, |_| self.loss.angle_weight),
-            distance_factor: weight / (n * n),
+            angle_value: loss.angle_weight / (n * n * n),
+            distance_value: loss.distance_weight / (n * n),
             n: grid_size("rows", self.shapes.rows)?,
-            add: self.angle.is_some().into(),
-            delta: self.loss.delta as f32,
-            factor: (2.0 * weight / (n * n)) as f32,
+            patch: self.coefficients.side as u32,
+            angle_blocks: of_angle(Angle::blocks),
+            slots: of_angle(Angle::slots),
+            slots_on_diagonal: of_angle(Angle::slots_on_diagonal),
+            tile: angle.map_or(TILE, Angle::tile) as u32,
+            distance: self.distance.into(),
+            delta: loss.delta as f32,
+            // On a line all cosines are ±1: the angle has no gradient, and what rounding would leave of the
+            // terms that cancel is not wanted.
+            angle_factor: if self.shapes.student_dim == 1 {
+                0.0
+            } else {
+                (2.0 * loss.angle_weight / (n * n * n)) as f32
+            },
+            distance_factor: (2.0 * loss.distance_weight / (n * n)) as f32,
         };
-        let grid = [self.distance_blocks as u32, 1, 1];
-        RKD_DISTANCE.only().launch(launcher, grid, 0, &arguments)
+        let grid = [self.coefficients.blocks as u32, 1, 1];
+        RKD_COEFFICIENTS
+            .only()
+            .launch(launcher, grid, 0, &arguments)
     }
 
     fn enqueue_contraction(
@@ -351,17 +361,22 @@ impl Plan {
             gradient: at.gradient,
             n: grid_size("rows", self.shapes.rows)?,
             dim: grid_size("student_dim", self.shapes.student_dim)?,
-            rows_per_thread: self.rows_per_thread as u32,
+            tile_rows: self.contraction_rows as u32,
             upstream: self.upstream as f32,
             distance: self.distance.into(),
             padding: 0,
         };
         let grid = [
-            grid_size("rows", self.shapes.rows.div_ceil(16 * self.rows_per_thread))?,
+            grid_size("rows", self.shapes.rows.div_ceil(self.contraction_rows))?,
             grid_size_y("student_dim", self.shapes.student_dim, 64)?,
             1,
         ];
-        CONTRACTION.of(dtype).launch(launcher, grid, 0, &arguments)
+        let family = if self.contraction_rows == 64 {
+            &CONTRACTION
+        } else {
+            &CONTRACTION_FEW
+        };
+        family.of(dtype).launch(launcher, grid, 0, &arguments)
     }
 
     fn h(&self, at: &Addresses) -> [u64; 2] {

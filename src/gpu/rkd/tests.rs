@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::gpu::emulator::Emulator;
-use crate::gpu::machine::Machine;
+use crate::gpu::machine::{Limits, Machine};
 use crate::gpu::plan::QueueAddresses;
 
 /// Whether the accurate path has the last word on these rows.
@@ -14,14 +14,27 @@ fn ends_accurate(student: &[f32], teacher: &[f32], shape: [usize; 2], loss: Rkd)
 fn evaluate(
     student: &[f32],
     teacher: &[f32],
+    shape: [usize; 2],
+    loss: Rkd,
+    deal: Option<Angle>,
+) -> (bool, f32, Vec<f32>) {
+    let limits = Emulator::new().machine().limits();
+    evaluate_for(limits, student, teacher, shape, loss, deal)
+}
+
+/// The same, planned for this card.
+fn evaluate_for(
+    limits: Limits,
+    student: &[f32],
+    teacher: &[f32],
     [n, dim]: [usize; 2],
     loss: Rkd,
-    deal: Option<Deal>,
+    deal: Option<Angle>,
 ) -> (bool, f32, Vec<f32>) {
     let mut machine = Emulator::new().machine();
     let problem = Problem::new(loss, Shapes::new(n, dim, dim)).unwrap();
     let mut layout = Layout::new();
-    let (dtype, limits) = (DType::F32, machine.limits());
+    let dtype = DType::F32;
     let plan = match deal {
         None => Plan::new(&loss, &problem, dtype, limits, &mut layout),
         Some(_) => Plan::dealt(&loss, &problem, dtype, limits, deal, &mut layout),
@@ -110,31 +123,91 @@ fn the_data_choose_the_path() {
     assert_eq!(n, dim);
 }
 
-/// Groups of several tiles, the last one not full; parts of which the last are empty; both paths.
+/// Groups of several tiles, the last one not full; parts of which the last are empty; shares that end within a tile, and
+/// within what is brought at a time; all paths.
 #[test]
 fn the_deal_does_not_show() {
-    let angle = Rkd::from(crate::RkdAngle::default());
-    let deal = |tiles_per_group, groups, parts, vertices_per_part| Deal {
-        tiles_per_group,
-        groups,
-        parts,
-        vertices_per_part,
+    let loss = Rkd::from(crate::RkdAngle::default());
+    let groups = |tiles_per_group, groups, parts, vertices_per_part| {
+        Angle::Groups(Deal {
+            tiles_per_group,
+            groups,
+            parts,
+            vertices_per_part,
+        })
     };
-    let cases = [
-        (200, true, [deal(2, 2, 5, 28), deal(4, 1, 2, 100)]),
-        (260, false, [deal(1, 5, 3, 24), deal(2, 3, 2, 64)]),
+    let few = |tiles, shares, vertices_per_share| {
+        Angle::Few(Shares {
+            tiles,
+            shares,
+            vertices_per_share,
+        })
+    };
+    let close = |rows| {
+        let mut rows = alike(rows, 0.05, 3.0);
+        rows.copy_within(0..260, 260);
+        rows[260] += 0.01;
+        rows
+    };
+    // Of the few rows' deal there is one that is not a multiple of what is brought at a time, and one share for all.
+    let deals = [
+        few(7, 3, 68),
+        few(7, 1, 200),
+        few(7, 17, 12),
+        groups(2, 2, 5, 28),
+        groups(4, 1, 2, 100),
     ];
-    for (rows, accurate, deals) in cases {
+    for (rows, accurate, deals) in [
+        (200, true, &deals[..]),
+        (260, true, &[groups(1, 5, 3, 24), groups(2, 3, 2, 64)]),
+        (260, false, &[groups(1, 5, 3, 24), groups(2, 3, 2, 64)]),
+    ] {
         let shape = [rows, 260];
-        let (x, y) = (alike(shape, 0.05, 3.0), alike(shape, 0.005, 2.0));
-        let (path, loss, gradient) = evaluate(&x, &y, shape, angle, None);
+        let x = if accurate {
+            close(shape)
+        } else {
+            alike(shape, 0.05, 3.0)
+        };
+        let y = alike(shape, 0.005, 2.0);
+        let (path, loss_of_plan, gradient) = evaluate(&x, &y, shape, loss, None);
         assert_eq!(path, accurate);
-        for deal in deals {
-            let (path, other, others) = evaluate(&x, &y, shape, angle, Some(deal));
+        for &deal in deals {
+            let (path, other, others) = evaluate(&x, &y, shape, loss, Some(deal));
             assert_eq!(path, accurate);
-            assert!((other - loss).abs() <= 1e-6 * loss, "{rows}, {deal:?}");
+            assert!(
+                (other - loss_of_plan).abs() <= 1e-6 * loss_of_plan,
+                "{rows}, {deal:?}"
+            );
             let difference = difference(&others, &gradient);
             assert!(difference < 1e-6, "{rows}, {deal:?}: {difference:e}");
+        }
+    }
+}
+
+/// A card of many multiprocessors has smaller tiles and other deals: relations of 16 and 32 rows, patches of 16.
+#[test]
+fn the_card_does_not_show() {
+    let (distance, angle) = (crate::RkdDistance::default(), crate::RkdAngle::default());
+    for (rows, loss) in [
+        (260, Rkd::from(distance)),
+        (260, Rkd::default()),
+        (100, Rkd::default()),
+        (100, Rkd::from(angle)),
+    ] {
+        let shape = [rows, 70];
+        let (x, y) = (alike(shape, 0.3, 3.0), alike(shape, 0.05, 2.0));
+        let (path, value, gradient) = evaluate(&x, &y, shape, loss, None);
+        for multiprocessors in [1, 60, 132] {
+            let limits = Limits {
+                multiprocessors,
+                ..Emulator::new().machine().limits()
+            };
+            let title = format!("{rows}, {loss:?} on {multiprocessors}");
+            let (other_path, other, others) = evaluate_for(limits, &x, &y, shape, loss, None);
+            assert_eq!(other_path, path, "{title}");
+            assert!((other - value).abs() <= 1e-6 * value, "{title}");
+            let difference = difference(&others, &gradient);
+            assert!(difference < 1e-6, "{title}: {difference:e}");
         }
     }
 }

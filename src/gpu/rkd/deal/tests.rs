@@ -94,14 +94,20 @@ fn a_card_is_kept_busy_where_the_slots_allow() {
     let share = |rows: usize| {
         let deal = Deal::new(rows, 132);
         let tiles = Tiles::of(rows);
-        let resident = if rows <= FEW_ROWS { 132 } else { 264 };
+        let resident = 264;
         (tiles.pairs() * rows) as f64 / resident as f64 / deal.steps(resident, tiles) as f64
     };
     for (rows, least) in [(512, 0.6), (1024, 0.75), (2048, 0.8), (4096, 0.8)] {
         assert!(share(rows) >= least, "{rows}: {}", share(rows));
     }
     assert_eq!(relation_side(1024, 132), 64);
-    assert_eq!(relation_side(128, 132), 16);
+    assert_eq!(relation_side(300, 132), 16);
+    assert_eq!(relation_side(128, 132), 8);
+    let of_512 = |rows| contraction_rows(rows, 512, 132);
+    assert_eq!([128, 256, 512, 1024, 4096].map(of_512), [8, 16, 16, 64, 64]);
+    let patches = |padded| Patches::new(padded, 132);
+    assert_eq!((patches(128).side, patches(128).blocks), (16, 36));
+    assert_eq!((patches(1024).side, patches(1024).blocks), (32, 528));
 }
 
 /// Against PyTorch's peak for the papers' formula in eager mode, as recorded for N = D = 512 under benches/results:

@@ -1,0 +1,171 @@
+//! How the triples of few rows are dealt to blocks: a pure function of sizes.
+
+use super::deal::TILE;
+
+/// A deal for the angle loss of so few rows that tiles of 64 ends would leave most of a card idle.
+///
+/// A block takes the ends of a pair of tiles of 32 rows and, of all vertices, its share. What it sums for the edge between
+/// the ends goes to its share's slot; what it sums for an edge from an end to a vertex to the slot of the tile
+/// that has the other end: of those slots there are two kinds, for the vertex may lie before the end or behind
+/// it. Nothing is added to what is there, nothing has to be cleared, and a block passes once over its vertices, while
+/// [groups of three](super::deal::Deal) take up to three passes one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shares {
+    /// Of ends.
+    pub(super) tiles: usize,
+    pub(super) shares: usize,
+    pub(super) vertices_per_share: usize,
+}
+
+impl Shares {
+    /// Ends of a tile, as in kernels/rkd_angle_few.cu.
+    pub(super) const SIDE: usize = TILE / 2;
+    /// Bytes of shared memory, as that counts them in floats.
+    pub(super) const SHARED: u32 = 4 * 14_592;
+    /// Vertices are taken so many at a time.
+    const VERTICES: usize = 4;
+    /// What a block does besides: it brings the first edges and writes what it has summed, which takes as long as so many
+    /// times four vertices.
+    const OVERHEAD: usize = 2;
+    /// So many tiles of a slot are read again in that time.
+    const TILES_PER_STEP: usize = 256;
+
+    /// The shares that are done first, where a multiprocessor holds one block.
+    pub(super) fn new(rows: usize, multiprocessors: usize) -> Self {
+        let tiles = rows.div_ceil(Self::SIDE);
+        (1..=rows.div_ceil(Self::VERTICES))
+            .map(|steps| Shares {
+                tiles,
+                shares: rows.div_ceil(steps * Self::VERTICES),
+                vertices_per_share: steps * Self::VERTICES,
+            })
+            .min_by_key(|deal| (deal.steps(multiprocessors), deal.shares))
+            .expect("at least one vertex")
+    }
+
+    /// Pairs of tiles.
+    pub(super) fn pairs(self) -> usize {
+        self.tiles * (self.tiles + 1) / 2
+    }
+
+    pub(super) fn blocks(self) -> usize {
+        self.pairs() * self.shares
+    }
+
+    /// Symmetric matrices of sums.
+    pub(super) fn slots(self) -> usize {
+        self.shares + 2 * self.tiles
+    }
+
+    /// Those of them that have tiles on the diagonal: no vertex there lies behind the tile of its end.
+    pub(super) fn slots_on_diagonal(self) -> usize {
+        self.shares + self.tiles
+    }
+
+    /// When the last block is done and the slots are added up, in the time that four vertices take.
+    fn steps(self, multiprocessors: usize) -> usize {
+        let each = self.vertices_per_share / Self::VERTICES + Self::OVERHEAD;
+        let slots = (self.slots() * self.pairs()).div_ceil(Self::TILES_PER_STEP);
+        self.blocks().div_ceil(multiprocessors) * each + slots
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::rkd::FEW_ROWS;
+
+    fn every_deal() -> impl Iterator<Item = (usize, usize, Shares)> {
+        let cards = [132, 108, 24, 4, 1].into_iter();
+        cards.flat_map(|card| (1..=FEW_ROWS).map(move |rows| (card, rows, Shares::new(rows, card))))
+    }
+
+    #[test]
+    fn every_vertex_is_in_one_share() {
+        for (card, rows, deal) in every_deal() {
+            let title = format!("{rows} rows on {card}: {deal:?}");
+            assert!(deal.shares * deal.vertices_per_share >= rows, "{title}");
+            // The last one too has some: a block passes at least once over its vertices.
+            assert!(
+                (deal.shares - 1) * deal.vertices_per_share < rows,
+                "{title}"
+            );
+            assert!(
+                deal.vertices_per_share.is_multiple_of(Shares::VERTICES),
+                "{title}"
+            );
+            assert!(
+                deal.tiles * Shares::SIDE >= rows && (deal.tiles - 1) * Shares::SIDE < rows,
+                "{title}"
+            );
+        }
+    }
+
+    /// As kernels/rkd_angle_few.cu writes them: what is written to a tile of a slot, and how often each of its rows.
+    #[test]
+    fn every_place_of_every_slot_is_written_once() {
+        for (tiles, shares) in [(1, 1), (3, 2), (4, 11)] {
+            let deal = Shares {
+                tiles,
+                shares,
+                vertices_per_share: 4,
+            };
+            let mut written = std::collections::HashMap::new();
+            let mut write = |slot: usize, a: usize, b: usize, part: usize| {
+                assert!(slot < deal.slots() && a <= b && b < tiles);
+                assert!(a < b || slot < deal.slots_on_diagonal());
+                let before = written.insert((slot, a, b, part), ());
+                assert!(before.is_none(), "slot {slot}, tile {a}, {b}");
+            };
+            for x in 0..tiles {
+                for y in x..tiles {
+                    for share in 0..shares {
+                        write(share, x, y, usize::MAX);
+                        // A share may have vertices of any tile.
+                        for vertex in 0..tiles {
+                            let ends = if x == y {
+                                vec![(x, y)]
+                            } else {
+                                vec![(x, y), (y, x)]
+                            };
+                            for (end, other) in ends {
+                                if vertex <= end {
+                                    write(shares + other, vertex, end, share);
+                                } else {
+                                    write(shares + tiles + other, end, vertex, share);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+            let pairs = tiles * (tiles + 1) / 2;
+            let across = deal.slots() - shares - tiles;
+            // Every share in every tile of the slots of other ends; those of tiles across have no diagonal.
+            let expected = shares * (pairs + tiles * pairs + across * (pairs - tiles));
+            assert_eq!(written.len(), expected);
+        }
+    }
+
+    #[test]
+    fn a_card_is_kept_busy() {
+        // Tiles and fours of vertices, spread evenly, over those of the multiprocessor that has most.
+        let share = |rows: usize| {
+            let deal = Shares::new(rows, 132);
+            let each = deal.vertices_per_share.div_ceil(Shares::VERTICES);
+            let even = (deal.pairs() * rows.div_ceil(Shares::VERTICES)) as f64 / 132.0;
+            even / (deal.blocks().div_ceil(132) * each) as f64
+        };
+        for (rows, least) in [(128, 0.8), (192, 0.75), (256, 0.75)] {
+            assert!(share(rows) >= least, "{rows}: {}", share(rows));
+        }
+    }
+
+    #[test]
+    fn slots_are_few() {
+        for (card, rows, deal) in every_deal() {
+            let bytes = 4 * deal.slots() * deal.pairs() * Shares::SIDE * Shares::SIDE;
+            assert!(bytes <= 5_000_000, "{rows} rows on {card}: {bytes}");
+        }
+    }
+}
