@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use half::{bf16, f16};
 use relata::cuda::cudarc::driver::DeviceRepr;
-use relata::{Cuda, DType, GpuElement};
+use relata::{Cuda, DType, GpuElement, WeightPrecision};
 
 use card::Card;
 use cases::{Case, Purpose};
@@ -125,11 +125,11 @@ fn run(options: &Options, cuda: &Cuda) -> Result<()> {
     let mut record = Record::new(&card, torches.first().map(|torch| torch.version.clone()));
     println!("{}", record::heading());
     for case in &cases {
-        for dtype in dtypes(options, case)? {
+        for (dtype, weights) in variants(options, case)? {
             let measured = match dtype {
-                DType::F16 => measure::<f16>(options, &card, case, &mut torches),
-                DType::BF16 => measure::<bf16>(options, &card, case, &mut torches),
-                _ => measure::<f32>(options, &card, case, &mut torches),
+                DType::F16 => measure::<f16>(options, &card, case, weights, &mut torches),
+                DType::BF16 => measure::<bf16>(options, &card, case, weights, &mut torches),
+                _ => measure::<f32>(options, &card, case, weights, &mut torches),
             };
             let measured =
                 measured.map_err(|error| format!("{} in {dtype}: {error}", case.name))?;
@@ -142,6 +142,19 @@ fn run(options: &Options, cuda: &Cuda) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The types, and of halves both precisions of an attention's weights.
+fn variants(options: &Options, case: &Case) -> Result<Vec<(DType, WeightPrecision)>> {
+    use relata::Loss::{InfoNce, Rrd};
+    let mut variants = Vec::new();
+    for dtype in dtypes(options, case)? {
+        variants.push((dtype, WeightPrecision::Split));
+        if dtype != DType::F32 && matches!(case.loss, Rrd(_) | InfoNce(_)) {
+            variants.push((dtype, WeightPrecision::Half));
+        }
+    }
+    Ok(variants)
 }
 
 fn dtypes(options: &Options, case: &Case) -> Result<Vec<DType>> {
@@ -166,6 +179,7 @@ fn measure<T: GpuElement + DeviceRepr>(
     options: &Options,
     card: &Card,
     case: &Case,
+    weights: WeightPrecision,
     torches: &mut [Torch],
 ) -> Result<Measurement> {
     let tolerance = if T::DTYPE == DType::F32 {
@@ -173,7 +187,7 @@ fn measure<T: GpuElement + DeviceRepr>(
     } else {
         HALF_TOLERANCE
     };
-    let mut ours = Ours::<T>::new(card, case)?;
+    let mut ours = Ours::<T>::new(card, case, weights)?;
     ours.check(tolerance)?;
     let files = Files::new(case, &case.inputs())?;
     // What eager PyTorch keeps for its backward pass has to fit beside everything else.
@@ -208,7 +222,7 @@ fn measure<T: GpuElement + DeviceRepr>(
     let floor = card.floor(case, T::DTYPE);
     Ok(Measurement::new(
         case,
-        T::DTYPE,
+        (T::DTYPE, weights),
         samples,
         floor,
         [Some(ours.peak_bytes()), peak],

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use relata::cuda::cudarc::driver::safe::CudaGraph;
 use relata::cuda::cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DeviceRepr, sys};
 use relata::cuda::{Evaluator, Queue};
-use relata::{Cpu, Element, Enqueue, GpuElement, Loss, Problem};
+use relata::{Cpu, Element, Enqueue, GpuElement, Loss, Problem, WeightPrecision};
 
 use crate::Result;
 use crate::card::Card;
@@ -38,10 +38,10 @@ struct OnCard<T> {
 }
 
 impl<T: GpuElement + DeviceRepr> Ours<T> {
-    pub(crate) fn new(card: &Card, case: &Case) -> Result<Self> {
+    pub(crate) fn new(card: &Card, case: &Case, weights: WeightPrecision) -> Result<Self> {
         let stream = quiet_stream(card)?;
         let mut inputs = case.inputs::<T>();
-        inputs.problem = evaluating_only(case)?;
+        inputs.problem = evaluating_only(case)?.weight_precision(weights);
         let mut evaluator = Evaluator::<T>::new(&stream, &inputs.problem)?;
         let bytes = case.elements() as usize * size_of::<T>();
         let copies = (COLD * card.l2_bytes).div_ceil(bytes).clamp(1, MOST_COPIES);
