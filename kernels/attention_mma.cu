@@ -1,42 +1,53 @@
 // Computes   for every row and split of the keys, with s_k = ⟨row, key_k⟩: the largest s, Σ_k w_k and Σ_k w_k key_k
 //            of w_k = 2^(scale (s_k − largest)). Rows × keys are never stored. In a batch (keys are the rows of the
-//            teacher, times a scale each) row i passes over key i.
-// Buffers    rows [R, row_pitch] f16, keys [K, key_pitch] f16: zero from D on, pitches multiples of 8, aligned to 16
-//            bytes; scales [R], key_scales [K] (of a batch) f32; state [2] u32 or null; stats [splits, R], means
-//            [splits, R, mean_pitch] f32.
-// Passes     the second of three: attention_rows, this, rrd or info_nce. One launch, one sweep over the split's keys
-//            with a running maximum (FlashAttention-2, arXiv 2307.08691, with keys for values). For f16 and bf16 rows
-//            of unit length or a known one, D ≤ WIDTH; attention_simt is for the rest.
+//            teacher, times a scale each) row i passes over key i. `_half_pair`: of a sample's two rows, in the
+//            student's place Σ_k (w_k − v_k) key_k with the teacher's weights v.
+// Buffers    student, teacher [N, D] f16 or bf16, aligned to their element; keys [K, key_pitch] f16: zero from D on,
+//            pitch a multiple of 8, aligned to 16 bytes; key_scales [K] (of a batch) f32; state [2] u32 or null;
+//            stats [splits, R], means [splits, R, mean_pitch] f32 with R = N or, beside a teacher, 2N.
+// Passes     the first of two beside a queue: this, rrd or info_nce; in a batch attention_rows prepares the keys before.
+//            One launch: rows to shared memory, divided by their lengths but for a power of two; then one sweep over
+//            the split's keys with a running maximum (FlashAttention-2, arXiv 2307.08691, with keys for values). For
+//            f16 and bf16 rows taken at unit length, D ≤ WIDTH; attention_simt is for the rest.
 // Grid       ⌈R / (64 TILES)⌉ × splits: 4 warps of TILES tiles of 16 rows; whole tiles of 64 keys. TILES is 2, so
 //            that a key's fragments serve two tiles of rows from shared memory, or 1 where WIDTH is 256 and the means
 //            alone take 128 registers.
-// Block      128 threads. A warp holds 16 TILES rows over SPAN = 64 / TILES keys at a time; lane 4g + t, of each tile
-//            of 16 rows (kernels/common/mma.cuh):
+// Block      128 threads. A warp holds 16 TILES rows over SPAN keys at a time; lane 4g + t, of each tile of 16 rows
+//            (kernels/common/mma.cuh):
 //
 //                        keys 8n + 2t, 8n + 2t + 1 of the span (columns of the mean alike)
 //              row g      sums[n][0..1]    means[n][0..1]
 //              row g + 8  sums[n][2..3]    means[n][2..3]
 //
 //            The logits' layout is that of the left operand of the next product: weights never leave the registers.
-// Shared     dynamic: rows, and two stages of 64 keys: (64 TILES + 128)(D' + 8) f16, D' = D to the next multiple of
-//            16. The 8 put neighbouring rows' 16 bytes on different banks, for ldmatrix. Static: a batch's key
-//            scales, 512 B.
+//            Beside a queue row g is the student's of a sample and row g + 8 the teacher's of the same: a lane has
+//            both weights of a key.
+// Shared     dynamic: rows, and two stages of 64 keys: (64 TILES + 128)(WIDTH + 8) f16. The 8 put neighbouring rows'
+//            16 bytes on different banks, for ldmatrix, and hold the scales of rows and of a batch's keys.
 // Registers  at most 255 (two blocks a multiprocessor); 64-wide 168 (three).
 // SASS       HMMA.16816.F32, LDSM.16.M88.4, LDGSTS
-// Work       6 R K D flop: logits, and each weight as a sum of two f16. R K exponentials. K D f16 read (from L2) for
-//            each block of rows.
+// Loop       relata_attention_mma_64 at most 19.8 x 64; relata_attention_mma_64_half_pair at most 18.3 x 64;
+//            relata_attention_mma_128 at most 20.7 x 64; relata_attention_mma_128_half_pair at most 18.5 x 64;
+//            relata_attention_mma_256 at most 33 x 32; relata_attention_mma_256_half_pair at most 29 x 32. Of the
+//            weights that a lane makes of a tile of keys; the products' own loop counts once in it, as do masks for the
+//            last tile.
+// Work       6 R K D flop: logits, and each weight as a sum of two f16; `_half` 4 R K D. R K exponentials. K D f16 read
+//            (from L2) for each block of rows. Slots, by WIDTH, in docs/kernels/rrd.md.
 // Floor      arithmetic: 4 R K D flop of tensor cores for the loss as it is defined, 6 as it is computed here.
 //            docs/kernels/rrd.md has them in microseconds.
 // Numerics   Products of f16 are exact, sums f32: logits are as good as in f32. A weight is w = hi + lo, two f16 of
 //            2^15 w, so that 2^-22 of it is lost where one f16 would lose 2^-12: near convergence O_s − O_t cancels,
-//            and this is what is left. A tile's weighted keys are summed in accumulators of their own (tensor cores
-//            truncate) and added to the split's by an FFMA that also rescales, so rescaling costs nothing and needs
-//            no condition. Keys are as exact as f16: off by 2^-12, which no computation here can undo, unless they
-//            are the batch's own: those come as the rows they are, exact, with their lengths as scales.
+//            and this is what is left. `_half_pair` rounds w − v and v to one f16 each instead: 2^-12 of the
+//            difference is lost, however small it is. A tile's weighted keys are summed in accumulators of their own
+//            (tensor cores truncate) and added to the split's by an FFMA that also rescales, so rescaling costs
+//            nothing and needs no condition. Keys are as exact as f16: off by 2^-12, which no computation here can
+//            undo, unless they are the batch's own: those come as the rows they are, exact, with their lengths as scales.
+//            Lengths: kernels/common/attention_row.cuh.
 // Order      fixed: by key, by tile; splits by the finishing pass.
 // Reference  src/reference/rrd.rs, src/reference/info_nce.rs.
 #include "common/async.cuh"
 #include "common/attention.cuh"
+#include "common/attention_row.cuh"
 #include "common/collective.cuh"
 #include "common/mma.cuh"
 
@@ -44,32 +55,119 @@ namespace {
 
 constexpr unsigned THREADS = 128;
 constexpr unsigned WARPS = THREADS / WARP;
+// Rows of a tile of mma.
+constexpr unsigned TILE = 16;
 // Elements of 16 bytes.
 constexpr unsigned VECTOR = 8;
 
-// Rows or keys in shared memory.
+// Mirrored in src/gpu/attention/arguments.rs.
+struct Arguments {
+    Attending attending;
+    const void* student;      // [samples, dim] f16 or bf16, aligned to its element
+    const void* teacher;      // the same, or null where the student's rows attend alone
+    const float* key_scales;  // [key_count], of keys that are rows of a batch: to length 1
+    float per_temperature[2];  // log2(e)/τ of student and teacher
+    uint32_t samples;
+    uint32_t is_bf16;
+};
+
+// How weights go into the product with the keys.
+enum Weights {
+    // As sums of two f16.
+    SPLIT,
+    // As one f16.
+    HALF,
+    // As one f16; in the student's place its weight less the teacher's.
+    DIFFERENCE
+};
+
+// Rows or keys in shared memory, of up to WIDTH elements.
+template <unsigned WIDTH>
 struct Stage {
+    // Neighbouring rows' 16 bytes lie on different banks. What keeps them apart has room for what a row's scale is made of.
+    static constexpr unsigned STRIDE = WIDTH + VECTOR;
+
     f16* memory;
-    uint32_t stride;  // elements from one to the next
-    uint32_t depth;   // elements of one, a multiple of 16
+    uint32_t depth;  // elements in use; from the row's end on they are zero
 
-    DEVICE const f16* at(unsigned row, unsigned column) const { return memory + row * stride + column; }
+    DEVICE f16* at(unsigned row, unsigned column) const { return memory + row * STRIDE + column; }
+    DEVICE float& scale(unsigned row) const { return *reinterpret_cast<float*>(at(row, WIDTH)); }
 
-    // Copies `COUNT` rows from `first` on; rows from `end` on become zero. WIDTH is at least the depth.
-    template <unsigned COUNT, unsigned WIDTH>
+    // Copies `COUNT` keys from `first` on; those from `end` on become zero.
+    template <unsigned COUNT>
     DEVICE void fill(const f16* from, uint32_t pitch, uint32_t first, uint32_t end) const {
-        constexpr unsigned VECTORS = WIDTH / VECTOR;
-        const unsigned column = threadIdx.x % VECTORS * VECTOR;
+        constexpr unsigned VECTORS = WIDTH / VECTOR, AT_ONCE = THREADS / VECTORS;
+        const unsigned row = threadIdx.x / VECTORS, column = threadIdx.x % VECTORS * VECTOR;
         if (column >= depth) return;
+        const unsigned left = column < pitch ? end - first : 0;
+        const uint64_t step = static_cast<uint64_t>(AT_ONCE) * pitch;
+        const f16* key = from + (static_cast<uint64_t>(first) + row) * pitch + column;
         UNROLL
-        for (unsigned i = 0; i < COUNT * VECTORS / THREADS; i++) {
-            const unsigned row = i * (THREADS / VECTORS) + threadIdx.x / VECTORS;
-            const bool inside = row < end - first && column < pitch;
-            const uint64_t offset = inside ? (static_cast<uint64_t>(first) + row) * pitch + column : 0;
-            copy_async(memory + row * stride + column, from + offset, inside ? 16 : 0);
-        }
+        for (unsigned i = 0; i < COUNT / AT_ONCE; i++, key += step)
+            copy_async(at(row + i * AT_ONCE, column), key, row + i * AT_ONCE < left ? 16 : 0);
     }
 };
+
+// Which of the rows that attend stand where in a tile: 16 of the student, or 8 of the student and in the other half
+// the teacher's of the same samples, so that a lane has both.
+struct Seat {
+    uint32_t sample;
+    unsigned set;  // 0 the student's, 1 the teacher's
+
+    DEVICE Seat(const Arguments& arguments, uint32_t tile, unsigned g, unsigned half)
+        : sample(arguments.teacher == nullptr ? tile * TILE + half * 8 + g : tile * 8 + g),
+          set(arguments.teacher == nullptr ? 0 : half) {}
+
+    DEVICE bool taken(const Arguments& arguments) const { return sample < arguments.samples; }
+    // Among all that attend.
+    DEVICE uint64_t row(const Arguments& arguments) const {
+        return static_cast<uint64_t>(set) * arguments.samples + sample;
+    }
+};
+
+// Brings ROWS rows to shared memory from the tile `first_tile` on, as they are to be multiplied, each with the sum of its
+// squares.
+template <unsigned ROWS, unsigned WIDTH>
+DEVICE void stage_rows(const Arguments& arguments, uint32_t first_tile, const Stage<WIDTH>& to) {
+    // Lanes of a row, rows at a time, and how often until all are there; loads in flight.
+    constexpr unsigned LANES = WIDTH / PART, AT_ONCE = THREADS / LANES, TIMES = ROWS / AT_ONCE, BATCH = 8;
+    const uint32_t dim = arguments.attending.dim;
+    // Or bf16.
+    const f16* student = static_cast<const f16*>(arguments.student);
+    const f16* teacher = static_cast<const f16*>(arguments.teacher);
+    const bool aligned = rows_aligned(student, dim) && rows_aligned(teacher, dim), is_bf16 = arguments.is_bf16 != 0;
+    const unsigned column = threadIdx.x % LANES * PART;
+    UNROLL_BY(1)
+    for (unsigned first = 0; first < TIMES; first += BATCH) {
+        Chunk<f16> chunks[BATCH];
+        UNROLL
+        for (unsigned b = 0; b < BATCH; b++) {
+            const unsigned row = (first + b) * AT_ONCE + threadIdx.x / LANES;
+            const Seat seat(arguments, first_tile + row / TILE, row % 8, row / 8 % 2);
+            const uint32_t left = seat.taken(arguments) && column < dim ? dim - column : 0;
+            const uint64_t start = left > 0 ? static_cast<uint64_t>(seat.sample) * dim + column : 0;
+            chunks[b] = fetch_chunk((seat.set == 0 ? student : teacher) + start, aligned, left < PART ? left : PART);
+        }
+        UNROLL
+        for (unsigned b = 0; b < BATCH; b++) {
+            const unsigned row = (first + b) * AT_ONCE + threadIdx.x / LANES;
+            float part[PART];
+            UNROLL
+            for (unsigned i = 0; i < PART; i++) {
+                const f16 element = chunks[b].elements[i];
+                part[i] = is_bf16 ? to_float(bf16{element.bits}) : to_float(element);
+            }
+            const RowLength<f16> length = length_of_parts<f16, LANES>(part);
+            const float lift = length.lift();
+            Bytes16 bytes;
+            UNROLL
+            for (unsigned i = 0; i < PART / 2; i++)
+                bytes.words[i] = pack_f16(part[2 * i] * length.unit * lift, part[2 * i + 1] * length.unit * lift);
+            if (column < to.depth) *reinterpret_cast<Bytes16*>(to.at(row, column)) = bytes;
+            if (column == 0) to.scale(row) = length.squares;
+        }
+    }
+}
 
 // The softmax of 16 rows as it runs, for the rows g and g + 8 of this lane.
 struct Running {
@@ -79,32 +177,46 @@ struct Running {
     float sum[2] = {};
 };
 
-template <unsigned WIDTH, unsigned TILES, bool BATCH>
+template <unsigned WIDTH, Weights WEIGHTS, bool BATCH>
 struct Attention {
-    static constexpr unsigned ROWS = 16 * TILES * WARPS;
-    static constexpr unsigned SPAN = KEYS / TILES;
+    static constexpr unsigned TILES = WIDTH == 256 ? 1 : 2;
+    static constexpr unsigned ROWS = TILE * TILES * WARPS;
+    // As many keys at a time as registers hold weights for.
+    static constexpr unsigned SPAN = WIDTH == 64 || (BATCH && TILES == 2) ? KEYS / 2 : KEYS;
     // The largest weight is 2^BIAS: f16 has most room below. A batch's key scales lie in (2^-15, 2^-14].
     static constexpr float BIAS = BATCH ? 29 : 15;
     static constexpr float UNBIAS = BATCH ? 0x1p-29f : 0x1p-15f;
 
-    const AttentionArguments& arguments;
-    const Stage rows;
-    Stage keys;
-    const uint32_t first_row;  // of this warp
+    // Elements at a time in a product, which divides the depth: more where there are registers for them.
+    static constexpr unsigned DEPTH = WEIGHTS == SPLIT && TILES == 2 ? 16 : 32;
+    // Columns of the means at a time: four sums of a lane side by side, each of which waits for itself.
+    static constexpr unsigned COLUMNS = 32 / TILES;
+
+    const Arguments& arguments;
+    const Stage<WIDTH> rows;
+    Stage<WIDTH> keys;
+    const uint32_t first_tile;  // of this warp
     Running running[TILES];
     float means[TILES][WIDTH / 8][4] = {};
     float decays[TILES][2];
-    // hi and lo of the weights: left operands of 16 keys.
+    // The weights, left operands of 16 keys; and what is left of them where they are split.
     uint32_t hi[TILES][SPAN / 16][4], lo[TILES][SPAN / 16][4];
 
-    DEVICE Attention(const AttentionArguments& arguments, Stage rows)
-        : arguments(arguments), rows(rows), keys(rows), first_row(blockIdx.x * ROWS + warp_index() * TILES * 16) {
+    DEVICE Attention(const Arguments& arguments, Stage<WIDTH> rows)
+        : arguments(arguments), rows(rows), keys(rows), first_tile((blockIdx.x * WARPS + warp_index()) * TILES) {}
+
+    DEVICE bool has_rows() const { return Seat(arguments, first_tile, 0, 0).taken(arguments); }
+
+    DEVICE void take_scales() {
         UNROLL
         for (unsigned m = 0; m < TILES; m++) {
             UNROLL
             for (unsigned half = 0; half < 2; half++) {
-                const uint32_t row = first_row + m * 16 + lane_index() / 4 + half * 8;
-                running[m].scale[half] = row < arguments.row_count ? arguments.scales[row] : 1;
+                const unsigned row = (warp_index() * TILES + m) * TILE + half * 8 + lane_index() / 4;
+                const RowLength<f16> length = {rows.scale(row), 1};
+                const bool of_teacher = arguments.teacher != nullptr && half == 1;
+                const float per_temperature = arguments.per_temperature[of_teacher ? 1 : 0];
+                running[m].scale[half] = per_temperature * length.scale();
             }
         }
     }
@@ -112,27 +224,31 @@ struct Attention {
     // Products of the warp's rows with the span's keys.
     DEVICE void multiply(unsigned span, float (&sums)[TILES][SPAN / 8][4]) const {
         const unsigned lane = lane_index();
-        UNROLL_BY(2)
-        for (unsigned d = 0; d < rows.depth; d += 16) {
-            uint32_t a[TILES][4];
+        const f16* row = rows.at(warp_index() * TILES * TILE + lane % 16, lane / 16 * 8);
+        const f16* key = keys.at(span + lane % 8 + lane / 16 * 8, lane / 8 % 2 * 8);
+        UNROLL_BY(1)
+        for (unsigned d = 0; d < rows.depth; d += DEPTH, row += DEPTH, key += DEPTH) {
             UNROLL
-            for (unsigned m = 0; m < TILES; m++)
-                load_matrices(a[m], rows.at((warp_index() * TILES + m) * 16 + lane % 16, d + lane / 16 * 8));
-            UNROLL
-            for (unsigned n = 0; n < SPAN / 8; n += 2) {
-                uint32_t b[4];
-                load_matrices(b, keys.at(span + n * 8 + lane % 8 + lane / 16 * 8, d + lane / 8 % 2 * 8));
+            for (unsigned e = 0; e < DEPTH; e += 16) {
+                uint32_t a[TILES][4];
                 UNROLL
-                for (unsigned m = 0; m < TILES; m++) {
-                    multiply_accumulate(sums[m][n], a[m], b[0], b[1]);
-                    multiply_accumulate(sums[m][n + 1], a[m], b[2], b[3]);
+                for (unsigned m = 0; m < TILES; m++) load_matrices(a[m], row + m * TILE * Stage<WIDTH>::STRIDE + e);
+                UNROLL
+                for (unsigned n = 0; n < SPAN / 8; n += 2) {
+                    uint32_t b[4];
+                    load_matrices(b, key + n * 8 * Stage<WIDTH>::STRIDE + e);
+                    UNROLL
+                    for (unsigned m = 0; m < TILES; m++) {
+                        multiply_accumulate(sums[m][n], a[m], b[0], b[1]);
+                        multiply_accumulate(sums[m][n + 1], a[m], b[2], b[3]);
+                    }
                 }
             }
         }
     }
 
     // Makes weights of products, and decays of what came before.
-    DEVICE void weigh(unsigned m, uint32_t first_key, uint32_t end_key, const float* key_scales,
+    DEVICE void weigh(unsigned m, unsigned span, uint32_t first_key, uint32_t end_key,
                       float (&products)[SPAN / 8][4]) {
         const unsigned g = lane_index() / 4, t = lane_index() % 4;
         Running& run = running[m];
@@ -140,7 +256,7 @@ struct Attention {
             UNROLL
             for (unsigned n = 0; n < SPAN / 8; n++) {
                 UNROLL
-                for (unsigned i = 0; i < 4; i++) products[n][i] *= key_scales[n * 8 + 2 * t + i % 2];
+                for (unsigned i = 0; i < 4; i++) products[n][i] *= keys.scale(span + n * 8 + 2 * t + i % 2);
             }
         }
         if (BATCH || first_key + SPAN > end_key) {
@@ -149,7 +265,7 @@ struct Attention {
                 UNROLL
                 for (unsigned i = 0; i < 4; i++) {
                     const uint32_t key = first_key + n * 8 + 2 * t + i % 2;
-                    const bool own = BATCH && key == first_row + m * 16 + g + i / 2 * 8;
+                    const bool own = BATCH && key == Seat(arguments, first_tile + m, g, i / 2).sample;
                     if (own || key >= end_key) products[n][i] = -infinity();
                 }
             }
@@ -171,57 +287,82 @@ struct Attention {
         float sum[2] = {};
         UNROLL
         for (unsigned n = 0; n < SPAN / 8; n++) {
-            float high[4], low[4];
+            float weights[4];
             UNROLL
             for (unsigned i = 0; i < 4; i++) {
-                float weight = exp2_fast(fmaf(products[n][i] - origin[i / 2], run.scale[i / 2], BIAS));
-                sum[i / 2] += weight;
-                if (BATCH) weight *= key_scales[n * 8 + 2 * t + i % 2];
-                // The eleven bits that an f16 keeps, so that the rest is a difference without rounding.
-                high[i] = bits_to_float(float_to_bits(weight) & 0xFFFFE000u);
-                low[i] = weight - high[i];
+                weights[i] = exp2_fast(fmaf(products[n][i] - origin[i / 2], run.scale[i / 2], BIAS));
+                sum[i / 2] += weights[i];
+                if (BATCH) weights[i] *= keys.scale(span + n * 8 + 2 * t + i % 2);
             }
-            UNROLL
-            for (unsigned half = 0; half < 2; half++) {
-                hi[m][n / 2][n % 2 * 2 + half] = pack_f16(high[2 * half], high[2 * half + 1]);
-                lo[m][n / 2][n % 2 * 2 + half] = pack_f16(low[2 * half], low[2 * half + 1]);
-            }
+            pack(weights, hi[m][n / 2] + n % 2 * 2, lo[m][n / 2] + n % 2 * 2);
         }
         UNROLL
         for (unsigned half = 0; half < 2; half++) run.sum[half] = fmaf(run.sum[half], decays[m][half], sum[half]);
     }
 
+    // The weights of two keys for both halves of a tile, as f16.
+    DEVICE static void pack(const float (&weights)[4], uint32_t* hi, uint32_t* lo) {
+        UNROLL
+        for (unsigned half = 0; half < 2; half++) {
+            const float a = weights[2 * half], b = weights[2 * half + 1];
+            if (WEIGHTS == SPLIT) {
+                // The eleven bits that an f16 keeps, so that the rest is a difference without rounding.
+                const float high_a = bits_to_float(float_to_bits(a) & 0xFFFFE000u);
+                const float high_b = bits_to_float(float_to_bits(b) & 0xFFFFE000u);
+                hi[half] = pack_f16(high_a, high_b);
+                lo[half] = pack_f16(a - high_a, b - high_b);
+            } else {
+                const bool both = WEIGHTS == DIFFERENCE && half == 0;
+                hi[half] = pack_f16(both ? a - weights[2] : a, both ? b - weights[3] : b);
+            }
+        }
+    }
+
     // Adds the span's weighted keys to the means, which decay.
     DEVICE void gather(unsigned span) {
         const unsigned lane = lane_index();
+        const f16* key = keys.at(span + lane % 16, lane / 16 * 8);
         UNROLL
-        for (unsigned c = 0; c < WIDTH / 8; c += 2) {
-            if (c * 8 >= keys.depth) break;
-            float fresh[TILES][2][4] = {};
+        for (unsigned column = 0; column < WIDTH; column += COLUMNS) {
+            if (column >= keys.depth) break;
+            float fresh[TILES][COLUMNS / 8][4] = {};
             UNROLL
-            for (unsigned k = 0; k < SPAN / 16; k++) {
-                uint32_t b[4];
-                load_matrices_transposed(b, keys.at(span + k * 16 + lane % 16, c * 8 + lane / 16 * 8));
+            for (unsigned k = 0; k < SPAN; k += 16) {
                 UNROLL
-                for (unsigned m = 0; m < TILES; m++) {
-                    multiply_accumulate(fresh[m][0], hi[m][k], b[0], b[1]);
-                    multiply_accumulate(fresh[m][1], hi[m][k], b[2], b[3]);
-                    multiply_accumulate(fresh[m][0], lo[m][k], b[0], b[1]);
-                    multiply_accumulate(fresh[m][1], lo[m][k], b[2], b[3]);
+                for (unsigned n = 0; n < COLUMNS / 8; n += 2) {
+                    uint32_t b[4];
+                    load_matrices_transposed(b, key + k * Stage<WIDTH>::STRIDE + column + n * 8);
+                    UNROLL
+                    for (unsigned m = 0; m < TILES; m++) {
+                        multiply_accumulate(fresh[m][n], hi[m][k / 16], b[0], b[1]);
+                        multiply_accumulate(fresh[m][n + 1], hi[m][k / 16], b[2], b[3]);
+                        if (WEIGHTS == SPLIT) {
+                            multiply_accumulate(fresh[m][n], lo[m][k / 16], b[0], b[1]);
+                            multiply_accumulate(fresh[m][n + 1], lo[m][k / 16], b[2], b[3]);
+                        }
+                    }
                 }
             }
             UNROLL
             for (unsigned m = 0; m < TILES; m++) {
                 UNROLL
-                for (unsigned i = 0; i < 8; i++) {
-                    float& mean = means[m][c + i / 4][i % 4];
-                    mean = fmaf(mean, decays[m][i % 4 / 2], fresh[m][i / 4][i % 4]);
+                for (unsigned n = 0; n < COLUMNS / 8; n++) {
+                    UNROLL
+                    for (unsigned i = 0; i < 4; i++) add(means[m][column / 8 + n], decays[m], i, fresh[m][n][i]);
                 }
             }
         }
     }
 
+    // Element i of a tile's mean: the rows' halves in order, the student's before the teacher's.
+    DEVICE static void add(float (&mean)[4], const float (&decay)[2], unsigned i, float fresh) {
+        // S' - T' = S a - T b + fresh = (S - T) a + T (a - b) + fresh
+        if (WEIGHTS == DIFFERENCE && i < 2) fresh = fmaf(mean[i + 2], decay[0] - decay[1], fresh);
+        mean[i] = fmaf(mean[i], decay[i / 2], fresh);
+    }
+
     DEVICE void write(uint64_t split, bool any_keys) const {
+        const Attending& attending = arguments.attending;
         const unsigned g = lane_index() / 4, t = lane_index() % 4;
         UNROLL
         for (unsigned m = 0; m < TILES; m++) {
@@ -230,49 +371,50 @@ struct Attention {
                 float sum = running[m].sum[half];
                 sum += shuffle_xor(sum, 1);
                 sum += shuffle_xor(sum, 2);
-                const uint32_t row = first_row + m * 16 + g + half * 8;
-                if (row >= arguments.row_count) continue;
-                const uint64_t at = split * arguments.row_count + row;
-                if (t == 0) arguments.stats[at] = {running[m].largest[half], sum * UNBIAS};
+                const Seat seat(arguments, first_tile + m, g, half);
+                if (!seat.taken(arguments)) continue;
+                const uint64_t at = split * attending.row_count + seat.row(arguments);
+                if (t == 0) attending.stats[at] = {running[m].largest[half], sum * UNBIAS};
+                float* mean = attending.means + at * attending.mean_pitch;
                 UNROLL
                 for (unsigned c = 0; c < WIDTH / 8; c++) {
                     const uint32_t column = c * 8 + 2 * t;
-                    if (any_keys && column < arguments.mean_pitch)
-                        store2(arguments.means + at * arguments.mean_pitch + column, means[m][c][2 * half] * UNBIAS,
-                               means[m][c][2 * half + 1] * UNBIAS);
+                    if (any_keys && column < attending.mean_pitch)
+                        store2(mean + column, means[m][c][2 * half] * UNBIAS, means[m][c][2 * half + 1] * UNBIAS);
                 }
             }
         }
     }
 };
 
-template <unsigned WIDTH, unsigned TILES, bool BATCH>
-DEVICE void attend(const AttentionArguments& arguments) {
-    using Rows = Attention<WIDTH, TILES, BATCH>;
+template <unsigned WIDTH, Weights WEIGHTS, bool BATCH>
+DEVICE void attend(const Arguments& arguments) {
+    using Rows = Attention<WIDTH, WEIGHTS, BATCH>;
+    const Attending& attending = arguments.attending;
     DYNAMIC_SHARED(f16, shared);
-    SHARED_ARRAY(float, key_scales, 2 * KEYS);
-    const uint32_t depth = (arguments.dim + 15) / 16 * 16, stride = depth + VECTOR;
-    const Stage rows = {shared, stride, depth};
-    f16* stages = shared + Rows::ROWS * stride;
-    const f16* keys = static_cast<const f16*>(arguments.keys);
-    const KeyRange range = keys_of_split(arguments);
-
-    Rows warp(arguments, rows);
-    const bool has_rows = warp.first_row < arguments.row_count;
+    constexpr unsigned STAGED = KEYS * Stage<WIDTH>::STRIDE;
+    const uint32_t depth = (attending.dim + Rows::DEPTH - 1) / Rows::DEPTH * Rows::DEPTH;
+    const Stage<WIDTH> rows = {shared, depth};
+    f16* stages = shared + Rows::ROWS * Stage<WIDTH>::STRIDE;
+    const f16* keys = static_cast<const f16*>(attending.keys);
+    const KeyRange range = keys_of_split(attending);
 
     const auto prefetch = [&](uint32_t first_key, unsigned stage) {
-        const Stage to = {stages + stage * KEYS * stride, stride, depth};
-        to.template fill<KEYS, WIDTH>(keys, arguments.key_pitch, first_key, range.end);
+        const Stage<WIDTH> to = {stages + stage * STAGED, depth};
+        to.template fill<KEYS>(keys, attending.key_pitch, first_key, range.end);
         if (BATCH && threadIdx.x < KEYS)
-            key_scales[stage * KEYS + threadIdx.x] =
-                first_key + threadIdx.x < range.end ? arguments.key_scales[first_key + threadIdx.x] : 0;
+            to.scale(threadIdx.x) = first_key + threadIdx.x < range.end ? arguments.key_scales[first_key + threadIdx.x] : 0;
         copy_commit();
     };
-    if (range.begin < range.end) {
-        rows.template fill<Rows::ROWS, WIDTH>(static_cast<const f16*>(arguments.rows), arguments.row_pitch,
-                                              blockIdx.x * Rows::ROWS, arguments.row_count);
+    const bool any_keys = range.begin < range.end;
+    if (any_keys) {
         prefetch(range.begin, 0);
+        stage_rows<Rows::ROWS, WIDTH>(arguments, blockIdx.x * (Rows::ROWS / TILE), rows);
+        block_barrier();
     }
+    Rows warp(arguments, rows);
+    if (any_keys) warp.take_scales();
+    const bool has_rows = warp.has_rows();
     unsigned stage = 0;
     for (uint32_t first_key = range.begin; first_key < range.end; first_key += KEYS, stage ^= 1) {
         copy_wait<0>();
@@ -280,25 +422,29 @@ DEVICE void attend(const AttentionArguments& arguments) {
         block_barrier();
         if (range.end - first_key > KEYS) prefetch(first_key + KEYS, stage ^ 1);
         if (!has_rows) continue;
-        warp.keys = {stages + stage * KEYS * stride, stride, depth};
+        warp.keys = {stages + stage * STAGED, depth};
         UNROLL
         for (unsigned span = 0; span < KEYS; span += Rows::SPAN) {
-            float sums[TILES][Rows::SPAN / 8][4] = {};
+            float sums[Rows::TILES][Rows::SPAN / 8][4] = {};
             warp.multiply(span, sums);
             UNROLL
-            for (unsigned m = 0; m < TILES; m++)
-                warp.weigh(m, first_key + span, range.end, key_scales + stage * KEYS + span, sums[m]);
+            for (unsigned m = 0; m < Rows::TILES; m++)
+                warp.weigh(m, span, first_key + span, range.end, sums[m]);
             warp.gather(span);
         }
     }
-    if (has_rows) warp.write(blockIdx.y, range.begin < range.end);
+    if (has_rows) warp.write(blockIdx.y, any_keys);
 }
 
 }  // namespace
 
-EXPORT_KERNEL(relata_attention_mma_64, THREADS, 3, AttentionArguments, attend<64, 2, false>);
-EXPORT_KERNEL(relata_attention_mma_64_batch, THREADS, 3, AttentionArguments, attend<64, 2, true>);
-EXPORT_KERNEL(relata_attention_mma_128, THREADS, 2, AttentionArguments, attend<128, 2, false>);
-EXPORT_KERNEL(relata_attention_mma_128_batch, THREADS, 2, AttentionArguments, attend<128, 2, true>);
-EXPORT_KERNEL(relata_attention_mma_256, THREADS, 2, AttentionArguments, attend<256, 1, false>);
-EXPORT_KERNEL(relata_attention_mma_256_batch, THREADS, 2, AttentionArguments, attend<256, 1, true>);
+#define EXPORT_WIDTH(width, blocks)                                                                                    \
+    EXPORT_KERNEL(relata_attention_mma_##width, THREADS, blocks, Arguments, attend<width, SPLIT, false>);              \
+    EXPORT_KERNEL(relata_attention_mma_##width##_batch, THREADS, blocks, Arguments, attend<width, SPLIT, true>);       \
+    EXPORT_KERNEL(relata_attention_mma_##width##_half, THREADS, blocks, Arguments, attend<width, HALF, false>);        \
+    EXPORT_KERNEL(relata_attention_mma_##width##_half_batch, THREADS, blocks, Arguments, attend<width, HALF, true>);   \
+    EXPORT_KERNEL(relata_attention_mma_##width##_half_pair, THREADS, blocks, Arguments, attend<width, DIFFERENCE, false>)
+
+EXPORT_WIDTH(64, 3);
+EXPORT_WIDTH(128, 2);
+EXPORT_WIDTH(256, 2);

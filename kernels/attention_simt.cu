@@ -65,25 +65,34 @@ DEVICE void stage(float* to, unsigned stride, const T* from, uint32_t pitch, uin
     }
 }
 
+// Mirrored in src/gpu/attention/arguments.rs.
+struct Arguments {
+    Attending attending;
+    const float* rows;    // [row_count, row_pitch], as attention_rows writes them
+    const float* scales;  // [row_count], above 0: from products with a key to logits in base 2
+    uint32_t row_pitch;
+    uint32_t pass_over_own;  // whether row i passes over key i
+};
+
 struct Place {
     unsigned r, c;
 };
 
 // The products of the thread's rows and keys.
 template <typename K>
-DEVICE void products(const AttentionArguments& arguments, Place at, uint32_t first_row, uint32_t first_key,
+DEVICE void products(const Arguments& arguments, Place at, uint32_t first_row, uint32_t first_key,
                      uint32_t end_key, float* shared, float (&sums)[4][4]) {
-    const float* rows = static_cast<const float*>(arguments.rows);
-    const K* keys = static_cast<const K*>(arguments.keys);
+    const Attending& attending = arguments.attending;
+    const K* keys = static_cast<const K*>(attending.keys);
     float* row_stage = shared;
     float* key_stage = shared + ROWS * STRIDE;
-    for (uint32_t column = 0; column < arguments.dim; column += DEPTH) {
+    for (uint32_t column = 0; column < attending.dim; column += DEPTH) {
         block_barrier();
-        stage<ROWS, DEPTH>(row_stage, STRIDE, rows, arguments.row_pitch, first_row, arguments.row_count, column);
-        stage<KEYS, DEPTH>(key_stage, STRIDE, keys, arguments.key_pitch, first_key, end_key, column);
+        stage<ROWS, DEPTH>(row_stage, STRIDE, arguments.rows, arguments.row_pitch, first_row, attending.row_count, column);
+        stage<KEYS, DEPTH>(key_stage, STRIDE, keys, attending.key_pitch, first_key, end_key, column);
         block_barrier();
-        if (at.r >= arguments.row_count - first_row) continue;
-        const unsigned depth = arguments.dim - column < DEPTH ? arguments.dim - column : DEPTH;
+        if (at.r >= attending.row_count - first_row) continue;
+        const unsigned depth = attending.dim - column < DEPTH ? attending.dim - column : DEPTH;
         UNROLL_BY(1)
         for (unsigned d = 0; d < depth; d += 4) {
             float row[4][4], key[4][4];
@@ -106,7 +115,7 @@ DEVICE void products(const AttentionArguments& arguments, Place at, uint32_t fir
 
 // Weighted keys of a tile, the columns from `column` on: added to `means`, which are rescaled.
 template <typename K>
-DEVICE void gather(const AttentionArguments& arguments, Place at, uint32_t first_row, uint32_t column,
+DEVICE void gather(const Attending& arguments, Place at, uint32_t first_row, uint32_t column,
                    uint32_t first_key, uint32_t end_key, const float* weights, const float* decays, float* values,
                    float (&means)[4][8]) {
     float sums[4][8] = {};
@@ -140,18 +149,19 @@ DEVICE void gather(const AttentionArguments& arguments, Place at, uint32_t first
 }
 
 template <typename K>
-DEVICE void attend(const AttentionArguments& arguments) {
+DEVICE void attend(const Arguments& arguments) {
+    const Attending& attending = arguments.attending;
     SHARED_ARRAY(float, shared, STAGE);
     SHARED_ARRAY(float, weights, KEYS * WEIGHT_STRIDE);
     SHARED_ARRAY(float, decays, ROWS);
-    const KeyRange range = keys_of_split(arguments);
+    const KeyRange range = keys_of_split(attending);
     const uint32_t first_row = blockIdx.x * ROWS, column = blockIdx.z * COLUMNS;
     const Place at = {4 * (warp_index() / 2) + lane_index() / 8, 8 * (warp_index() % 2) + lane_index() % 8};
 
     // The row whose softmax this thread takes part in.
     const unsigned own = threadIdx.x / 4, quarter = threadIdx.x % 4;
     const uint32_t own_row = first_row + own;
-    const float scale = own_row < arguments.row_count ? arguments.scales[own_row] : 1;
+    const float scale = own_row < attending.row_count ? arguments.scales[own_row] : 1;
     float largest = -infinity(), sum = 0;
     float means[4][8] = {};
 
@@ -188,30 +198,30 @@ DEVICE void attend(const AttentionArguments& arguments) {
         sum = fmaf(sum, decay, tile);
         largest = next;
         if (quarter == 0) decays[own] = decay;
-        gather<K>(arguments, at, first_row, column, first_key, range.end, weights, decays, shared, means);
+        gather<K>(attending, at, first_row, column, first_key, range.end, weights, decays, shared, means);
     }
 
     sum += shuffle_xor(sum, 1);
     sum += shuffle_xor(sum, 2);
-    const uint64_t start = static_cast<uint64_t>(blockIdx.y) * arguments.row_count;
-    if (blockIdx.z == 0 && quarter == 0 && own_row < arguments.row_count)
-        arguments.stats[start + own_row] = {largest, sum};
+    const uint64_t start = static_cast<uint64_t>(blockIdx.y) * attending.row_count;
+    if (blockIdx.z == 0 && quarter == 0 && own_row < attending.row_count)
+        attending.stats[start + own_row] = {largest, sum};
     if (range.begin >= range.end) return;
     UNROLL
     for (unsigned i = 0; i < 4; i++) {
         const uint32_t row = first_row + 4 * at.r + i;
-        if (row >= arguments.row_count) continue;
+        if (row >= attending.row_count) continue;
         UNROLL
         for (unsigned half = 0; half < 2; half++) {
             const uint32_t d = column + 64 * half + 4 * at.c;
             const float* mean = means[i] + 4 * half;
-            if (d < arguments.mean_pitch)
-                store4(arguments.means + (start + row) * arguments.mean_pitch + d, mean[0], mean[1], mean[2], mean[3]);
+            if (d < attending.mean_pitch)
+                store4(attending.means + (start + row) * attending.mean_pitch + d, mean[0], mean[1], mean[2], mean[3]);
         }
     }
 }
 
 }  // namespace
 
-EXPORT_KERNEL(relata_attention_simt_f32, THREADS, 2, AttentionArguments, attend<float>);
-EXPORT_KERNEL(relata_attention_simt_f16, THREADS, 2, AttentionArguments, attend<f16>);
+EXPORT_KERNEL(relata_attention_simt_f32, THREADS, 2, Arguments, attend<float>);
+EXPORT_KERNEL(relata_attention_simt_f16, THREADS, 2, Arguments, attend<f16>);

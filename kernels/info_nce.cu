@@ -2,16 +2,16 @@
 //            a = log Σ over those, O the mean of the keys under their softmax, b = ⟨z,y⟩/τ:
 //              L_i = log(eᵃ + eᵇ) − b     ∂L_i/∂z = w (O − y)/τ     w = eᵃ/(eᵃ + eᵇ)
 //            and ∂L/∂x = (g − ⟨g,z⟩z)/‖x‖ where rows are normalised.
-// Buffers    student x, teacher t [N, D] f32, f16 or bf16, aligned to their element; records [N] each; partials of the
-//            student's rows as an attention kernel writes them; gradient [N, D] f32; losses [N] f64; value [1] f32.
-// Passes     the third of three: attention_rows, attention, this. One launch: splits' weights; the mean, 128 columns at
-//            a time, O − y to `gradient` and the products on the way; then the way back through the normalisation. The
-//            last block adds up the rows.
+// Buffers    student x, teacher t [N, D] f32, f16 or bf16, aligned to their element; partials of the student's rows as an
+//            attention kernel writes them; gradient [N, D] f32; losses [N] f64; value [1] f32.
+// Passes     the last: attention, this. One launch: rows' lengths and splits' weights, while the first shares are on
+//            their way; the mean, 128 columns at a time, O − y to `gradient` and the products on the way; then the way
+//            back through the normalisation. The last block adds up the rows.
 // Grid       N blocks.
-// Block      256 threads. To gather: warp w takes splits w, w + 8, ...; lane l the 16 bytes l of 128 columns of theirs.
-//            From there on thread t < 128 holds column t, t + 128, ...
-// Shared     6.5 KiB: weights of up to 512 splits, a sum for each warp and column.
-// Registers  at most 64.
+// Block      256 threads. To weigh: warp 0. To gather: warp w takes splits w, w + 8, ..., 4 at a time; lane l the 16
+//            bytes l of 128 columns of theirs. From there on thread t < 128 holds column t, t + 128, ...
+// Shared     6.6 KiB: weights of up to 512 splits, a sum for each warp and column.
+// Registers  at most 64 (four blocks a multiprocessor): 16 for loads in flight.
 // Work       2 splits D flop a row and some 15 D in f64; 4 splits D bytes read.
 // Floor      bandwidth of L2, where the partials lie: 4 splits N D bytes, and the latency of a few reads.
 // Numerics   the own key is kept apart: near convergence it has all but a little of the softmax, and that little is the
@@ -43,31 +43,60 @@ DEVICE void info_nce(const FinishArguments& arguments) {
     const T* x = static_cast<const T*>(arguments.student) + start;
     const T* t = static_cast<const T*>(arguments.teacher) + start;
     float* gradient = arguments.gradient + start;
-    const RowRecord student = arguments.student_records[row], teacher = arguments.teacher_records[row];
+    const uint64_t rows[1] = {row};
     SHARED_ARRAY(float, weights, merge::MOST_SPLITS);
+    SHARED_ARRAY(RowRecord, records, 2);
+    SHARED_ARRAY(double, log, 1);
     SHARED_ARRAY(merge::WarpSums, sums, merge::WARPS);
 
-    const double log_others = merge::weigh(arguments.partials, row, weights);
+    // The first warp finds what there is to know of the student's row, the second of the teacher's; the shares of the
+    // splits are on their way meanwhile.
+    const auto weigh = [&] {
+        if (warp_index() < 2) {
+            const unsigned set = warp_index();
+            const RowRecord record = merge::record(arguments, set == 0 ? x : t, set);
+            const double others = set == 0 ? merge::weigh(arguments.partials, row, record.scale, weights) : 0;
+            if (lane_index() == 0) records[set] = record;
+            if (threadIdx.x == 0) log[0] = others;
+        }
+        block_barrier();
+    };
     // ⟨O − y, x⟩, ⟨t, x⟩
-    double along = 0, own = 0;
+    double products[2] = {};
+    float last = 0;
     for (uint32_t first = 0; first < dim; first += COLUMNS) {
-        merge::gather(arguments.partials, row, weights, first, sums);
+        float mean[4] = {};
+        const auto add = [&](uint32_t s, const float (&shares)[1][4]) {
+            const float weight = weights[s];
+            // A split without keys has written nothing.
+            if (weight == 0) return;
+            UNROLL
+            for (unsigned i = 0; i < 4; i++) mean[i] = fmaf(weight, shares[0][i], mean[i]);
+        };
+        merge::gather(arguments.partials, rows, first, [&] {
+            if (first == 0) {
+                weigh();
+            } else {
+                block_barrier();
+            }
+        }, add);
+        merge::store(sums, mean);
         block_barrier();
         const uint32_t d = first + threadIdx.x;
         if (threadIdx.x < COLUMNS && d < dim) {
             const double element = to_float(x[d]), key = to_float(t[d]);
-            const float g = static_cast<float>(merge::total(sums, threadIdx.x) - key * teacher.inverse_norm);
-            gradient[d] = g;
-            along = fma(element, static_cast<double>(g), along);
-            own = fma(element, key, own);
+            last = static_cast<float>(merge::total(sums, threadIdx.x) - key * records[1].inverse_norm);
+            if (dim - d > COLUMNS) gradient[d] = last;
+            products[0] = fma(element, static_cast<double>(last), products[0]);
+            products[1] = fma(element, key, products[1]);
         }
-        block_barrier();
     }
-    along = block_reduce<THREADS>(along, Sum());
-    own = block_reduce<THREADS>(own, Sum());
-    const Beside result = beside(log_others * LN_2_F64, own * student.to_logit * teacher.inverse_norm * LN_2_F64);
-    merge::write_gradient(x, gradient, dim, arguments.normalized != 0, along, student.inverse_norm,
-                          arguments.factor * result.share);
+    block_sums<THREADS>(products);
+    const double along = products[0], own = products[1];
+    const Beside result =
+        beside(log[0] * LN_2_F64, own * records[0].to_logit * records[1].inverse_norm * LN_2_F64);
+    merge::write_gradient(x, gradient, dim, arguments.normalized != 0, along, records[0].inverse_norm,
+                          arguments.factor * result.share, last);
 
     if (threadIdx.x == 0) arguments.losses[row] = result.excess;
     if (is_last_block(arguments.counter)) {

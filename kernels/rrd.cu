@@ -2,21 +2,21 @@
 //            the keys under q and p:
 //              L_i = log Σ_s − ⟨z,O_t⟩/τ_s     H(p_i) = log Σ_t − ⟨y,O_t⟩/τ_t     ∂L_i/∂z = (O_s − O_t)/τ_s
 //            and ∂L/∂x = (g − ⟨g,z⟩z)/‖x‖ where rows are normalised.
-// Buffers    student x, teacher [N, D] f32, f16 or bf16, aligned to their element; records [N] each; partials of rows
-//            0..N (student) and N..2N (teacher) as an attention kernel writes them; gradient [N, D] f32; losses [2, N]
-//            f64; value [2] f32.
-// Passes     the third of three: attention_rows, attention, this. One launch: splits' weights; means, 128 columns at a
-//            time, g to `gradient` and the products on the way; then the way back through the normalisation. The last
-//            block adds up the rows.
+// Buffers    student x, teacher [N, D] f32, f16 or bf16, aligned to their element; partials of rows 0..N (student) and
+//            N..2N (teacher) as an attention kernel writes them; gradient [N, D] f32; losses [2, N] f64; value [2] f32.
+// Passes     the last: attention, this. One launch: rows' lengths and splits' weights, while the first shares are on
+//            their way; means, 128 columns at a time, g to `gradient` and the products on the way; then the way back
+//            through the normalisation. The last block adds up the rows.
 // Grid       N blocks.
-// Block      256 threads. To gather: warp w takes splits w, w + 8, ...; lane l the 16 bytes l of 128 columns of theirs.
-//            From there on thread t < 128 holds column t, t + 128, ...
-// Shared     12.5 KiB: weights of up to 512 splits, a sum for each warp and column, of both.
-// Registers  at most 64.
-// Work       4 splits D flop a row and some 20 D in f64; 8 splits D bytes read.
+// Block      256 threads. To weigh: warp 0 takes the student's row, warp 1 the teacher's. To gather: warp w takes splits
+//            w, w + 8, ... of both, 8 at a time; lane l the 16 bytes l of 128 columns of theirs. From there on thread
+//            t < 128 holds column t, t + 128, ...
+// Shared     12.7 KiB: weights of up to 512 splits, a sum for each warp and column, of both.
+// Registers  at most 128 (two blocks a multiprocessor): 64 for loads in flight.
+// Work       6 splits D flop a row and some 20 D in f64; 8 splits D bytes read.
 // Floor      bandwidth of L2, where the partials lie: 8 splits N D bytes, and the latency of a few reads.
-// Numerics   a sum over splits in f32 has at most ⌈splits/8⌉ terms; warps' sums, products and the way back in f64, so
-//            that O_s − O_t loses no more than the attention has lost already.
+// Numerics   O_s − O_t is summed as such: in f32 over at most ⌈splits/8⌉ terms; warps' sums, products and the way back
+//            in f64, so that the difference loses no more than the attention has lost already.
 // Order      fixed: by split within a warp, by warp; rows by the last block.
 // Reference  src/reference/rrd.rs; docs/maths/rrd.md.
 #include "common/attention_merge.cuh"
@@ -34,55 +34,93 @@ DEVICE void rrd(const FinishArguments& arguments) {
     const T* y = static_cast<const T*>(arguments.teacher) + start;
     float* gradient = arguments.gradient + start;
     const Partials& partials = arguments.partials;
-    const uint64_t teacher_row = static_cast<uint64_t>(row) + rows;
+    const uint64_t both[2] = {row, static_cast<uint64_t>(row) + rows};
     SHARED_ARRAY(float, student_weights, merge::MOST_SPLITS);
     SHARED_ARRAY(float, teacher_weights, merge::MOST_SPLITS);
-    SHARED_ARRAY(merge::WarpSums, student_sums, merge::WARPS);
+    SHARED_ARRAY(RowRecord, records, 2);
+    SHARED_ARRAY(double, logs, 2);
+    SHARED_ARRAY(merge::WarpSums, difference_sums, merge::WARPS);
     SHARED_ARRAY(merge::WarpSums, teacher_sums, merge::WARPS);
 
-    const double log_student = merge::weigh(partials, row, student_weights);
-    const double log_teacher = merge::weigh(partials, teacher_row, teacher_weights);
+    // The first warp finds what there is to know of the student's row, the second of the teacher's; the shares of the
+    // splits are on their way meanwhile.
+    const auto weigh = [&] {
+        const unsigned set = warp_index();
+        if (set < 2) {
+            const RowRecord record = merge::record(arguments, set == 0 ? x : y, set);
+            const uint64_t at = row + static_cast<uint64_t>(set) * rows;
+            const double log = merge::weigh(partials, at, record.scale, set == 0 ? student_weights : teacher_weights);
+            if (lane_index() == 0) {
+                records[set] = record;
+                logs[set] = log;
+            }
+        }
+        block_barrier();
+    };
     // ⟨O_s − O_t, x⟩, ⟨O_t, x⟩, ⟨O_t, y⟩
-    double along = 0, cross = 0, own = 0;
+    double products[3] = {};
+    float last = 0;
     for (uint32_t first = 0; first < dim; first += COLUMNS) {
-        merge::gather(partials, row, student_weights, first, student_sums);
-        merge::gather(partials, teacher_row, teacher_weights, first, teacher_sums);
+        float difference[4] = {}, mean[4] = {};
+        const auto add = [&](uint32_t s, const float (&shares)[2][4]) {
+            const float student = student_weights[s], teacher = teacher_weights[s];
+            // A split without keys has written nothing.
+            if (student == 0 && teacher == 0) return;
+            // O_s = Σ a S, O_t = Σ b T; of S − T for S, O_s − O_t = Σ a (S − T) + (a − b) T.
+            const float rest = partials.differences != 0 ? student - teacher : -teacher;
+            UNROLL
+            for (unsigned i = 0; i < 4; i++) {
+                difference[i] = fmaf(student, shares[0][i], fmaf(rest, shares[1][i], difference[i]));
+                mean[i] = fmaf(teacher, shares[1][i], mean[i]);
+            }
+        };
+        merge::gather(partials, both, first, [&] {
+            if (first == 0) {
+                weigh();
+            } else {
+                block_barrier();
+            }
+        }, add);
+        merge::store(difference_sums, difference);
+        merge::store(teacher_sums, mean);
         block_barrier();
         const uint32_t d = first + threadIdx.x;
         if (threadIdx.x < COLUMNS && d < dim) {
-            const float o_s = merge::total(student_sums, threadIdx.x), o_t = merge::total(teacher_sums, threadIdx.x);
-            const double element = to_float(x[d]);
-            gradient[d] = o_s - o_t;
-            along = fma(element, static_cast<double>(o_s - o_t), along);
-            cross = fma(element, static_cast<double>(o_t), cross);
-            own = fma(static_cast<double>(to_float(y[d])), static_cast<double>(o_t), own);
+            last = merge::total(difference_sums, threadIdx.x);
+            const double o_t = merge::total(teacher_sums, threadIdx.x), element = to_float(x[d]);
+            if (dim - d > COLUMNS) gradient[d] = last;
+            products[0] = fma(element, static_cast<double>(last), products[0]);
+            products[1] = fma(element, o_t, products[1]);
+            products[2] = fma(static_cast<double>(to_float(y[d])), o_t, products[2]);
         }
-        block_barrier();
     }
-    along = block_reduce<THREADS>(along, Sum());
-    cross = block_reduce<THREADS>(cross, Sum());
-    own = block_reduce<THREADS>(own, Sum());
-    const RowRecord student = arguments.student_records[row], teacher = arguments.teacher_records[row];
-    merge::write_gradient(x, gradient, dim, arguments.normalized != 0, along, student.inverse_norm, arguments.factor);
+    block_sums<THREADS>(products);
+    const double along = products[0], cross = products[1], own = products[2];
+    merge::write_gradient(x, gradient, dim, arguments.normalized != 0, along, records[0].inverse_norm,
+                          arguments.factor, last);
 
     if (threadIdx.x == 0) {
-        const double cross_entropy = fma(-cross, student.to_logit, log_student) * LN_2_F64;
-        const double entropy = fma(-own, teacher.to_logit, log_teacher) * LN_2_F64;
+        const double cross_entropy = fma(-cross, records[0].to_logit, logs[0]) * LN_2_F64;
+        const double entropy = fma(-own, records[1].to_logit, logs[1]) * LN_2_F64;
         arguments.losses[row] = cross_entropy;
-        arguments.losses[teacher_row] = cross_entropy - entropy;
+        arguments.losses[both[1]] = cross_entropy - entropy;
     }
     if (is_last_block(arguments.counter)) {
-        const double loss = block_sum_of<THREADS>(arguments.losses, rows);
-        const double kl = block_sum_of<THREADS>(arguments.losses + rows, rows);
+        double sums[2] = {};
+        for (uint32_t i = threadIdx.x; i < rows; i += THREADS) {
+            sums[0] += arguments.losses[i];
+            sums[1] += arguments.losses[static_cast<uint64_t>(rows) + i];
+        }
+        block_sums<THREADS>(sums);
         if (threadIdx.x == 0) {
-            arguments.value[0] = static_cast<float>(loss / rows);
-            arguments.value[1] = static_cast<float>(kl / rows);
+            arguments.value[0] = static_cast<float>(sums[0] / rows);
+            arguments.value[1] = static_cast<float>(sums[1] / rows);
         }
     }
 }
 
 }  // namespace
 
-EXPORT_KERNEL(relata_rrd_f32, THREADS, 4, FinishArguments, rrd<float>);
-EXPORT_KERNEL(relata_rrd_f16, THREADS, 4, FinishArguments, rrd<f16>);
-EXPORT_KERNEL(relata_rrd_bf16, THREADS, 4, FinishArguments, rrd<bf16>);
+EXPORT_KERNEL(relata_rrd_f32, THREADS, 2, FinishArguments, rrd<float>);
+EXPORT_KERNEL(relata_rrd_f16, THREADS, 2, FinishArguments, rrd<f16>);
+EXPORT_KERNEL(relata_rrd_bf16, THREADS, 2, FinishArguments, rrd<bf16>);

@@ -104,7 +104,7 @@ pub use gpu::element::GpuElement;
 #[cfg(feature = "emulator")]
 pub use gpu::emulator::Emulator;
 pub use loss::{InfoNce, KdKl, Loss, Rkd, RkdAngle, RkdDistance, Rrd};
-pub use problem::{Batch, Evaluation, Problem, Shapes, Value};
+pub use problem::{Batch, Evaluation, Problem, Shapes, Value, WeightPrecision};
 pub use queue::{Enqueue, Queue};
 pub use relation::{Relation, relation_matrix, softmax};
 pub use rows::Rows;

@@ -26,7 +26,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use half::{bf16, f16};
 use relata::cuda::cudarc::driver::DeviceRepr;
-use relata::{Cuda, DType, GpuElement};
+use relata::{Cuda, DType, GpuElement, WeightPrecision};
 
 use card::Card;
 use cases::{Case, Purpose};
@@ -148,11 +148,11 @@ fn run(options: &Options, cuda: &Cuda) -> Result<()> {
     let mut record = Record::new(&card, version);
     println!("{}", record::heading());
     for case in &cases {
-        for dtype in dtypes(options, case)? {
+        for (dtype, weights) in variants(options, case)? {
             let measured = match dtype {
-                DType::F16 => measure::<f16>(options, &card, case, &mut providers),
-                DType::BF16 => measure::<bf16>(options, &card, case, &mut providers),
-                _ => measure::<f32>(options, &card, case, &mut providers),
+                DType::F16 => measure::<f16>(options, &card, case, weights, &mut providers),
+                DType::BF16 => measure::<bf16>(options, &card, case, weights, &mut providers),
+                _ => measure::<f32>(options, &card, case, weights, &mut providers),
             };
             let measured =
                 measured.map_err(|error| format!("{} in {dtype}: {error}", case.name))?;
@@ -169,16 +169,29 @@ fn run(options: &Options, cuda: &Cuda) -> Result<()> {
 
 fn once(options: &Options, card: &Card, cases: &[Case]) -> Result<()> {
     for case in cases {
-        for dtype in dtypes(options, case)? {
+        for (dtype, weights) in variants(options, case)? {
             match dtype {
-                DType::F16 => ours::once::<f16>(card, case),
-                DType::BF16 => ours::once::<bf16>(card, case),
-                _ => ours::once::<f32>(card, case),
+                DType::F16 => ours::once::<f16>(card, case, weights),
+                DType::BF16 => ours::once::<bf16>(card, case, weights),
+                _ => ours::once::<f32>(card, case, weights),
             }
             .map_err(|error| format!("{} in {dtype}: {error}", case.name))?;
         }
     }
     Ok(())
+}
+
+/// The types, and of halves both precisions of an attention's weights.
+fn variants(options: &Options, case: &Case) -> Result<Vec<(DType, WeightPrecision)>> {
+    use relata::Loss::{InfoNce, Rrd};
+    let mut variants = Vec::new();
+    for dtype in dtypes(options, case)? {
+        variants.push((dtype, WeightPrecision::Split));
+        if dtype != DType::F32 && matches!(case.loss, Rrd(_) | InfoNce(_)) {
+            variants.push((dtype, WeightPrecision::Half));
+        }
+    }
+    Ok(variants)
 }
 
 fn dtypes(options: &Options, case: &Case) -> Result<Vec<DType>> {
@@ -203,6 +216,7 @@ fn measure<T: GpuElement + DeviceRepr>(
     options: &Options,
     card: &Card,
     case: &Case,
+    weights: WeightPrecision,
     providers: &mut [Provider],
 ) -> Result<Measurement> {
     let tolerance = if T::DTYPE == DType::F32 {
@@ -210,7 +224,7 @@ fn measure<T: GpuElement + DeviceRepr>(
     } else {
         HALF_TOLERANCE
     };
-    let mut ours = Ours::<T>::new(card, case)?;
+    let mut ours = Ours::<T>::new(card, case, weights)?;
     ours.check(tolerance)?;
     let files = Files::new(case, &case.inputs())?;
     // What eager PyTorch keeps for its backward pass has to fit beside everything else.
@@ -244,7 +258,7 @@ fn measure<T: GpuElement + DeviceRepr>(
     let floor = card.floor(case, T::DTYPE);
     Ok(Measurement::new(
         case,
-        T::DTYPE,
+        (T::DTYPE, weights),
         samples,
         floor,
         [Some(ours.peak_bytes()), peak],

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use relata::cuda::cudarc::driver::safe::CudaGraph;
 use relata::cuda::cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DeviceRepr, sys};
 use relata::cuda::{Evaluator, Queue};
-use relata::{Cpu, Element, GpuElement};
+use relata::{Cpu, Element, GpuElement, WeightPrecision};
 
 use crate::Result;
 use crate::card::Card;
@@ -39,10 +39,10 @@ struct OnCard<T> {
 }
 
 impl<T: GpuElement + DeviceRepr> Ours<T> {
-    pub(crate) fn new(card: &Card, case: &Case) -> Result<Self> {
+    pub(crate) fn new(card: &Card, case: &Case, weights: WeightPrecision) -> Result<Self> {
         let stream = quiet_stream(card)?;
         let mut inputs = case.inputs::<T>();
-        inputs.problem = case.evaluating_only();
+        inputs.problem = case.evaluating_only().weight_precision(weights);
         let mut evaluator = Evaluator::<T>::new(&stream, &inputs.problem)?;
         let bytes = case.elements() as usize * size_of::<T>();
         let copies = (COLD * card.l2_bytes).div_ceil(bytes).clamp(1, MOST_COPIES);
@@ -213,10 +213,14 @@ impl<T: GpuElement + DeviceRepr> OnCard<T> {
 }
 
 /// One evaluation, and nothing else that a profiler would have to leave out.
-pub(crate) fn once<T: GpuElement + DeviceRepr>(card: &Card, case: &Case) -> Result<()> {
+pub(crate) fn once<T: GpuElement + DeviceRepr>(
+    card: &Card,
+    case: &Case,
+    weights: WeightPrecision,
+) -> Result<()> {
     let stream = quiet_stream(card)?;
     let mut inputs = case.inputs::<T>();
-    inputs.problem = case.evaluating_only();
+    inputs.problem = case.evaluating_only().weight_precision(weights);
     let mut evaluator = Evaluator::<T>::new(&stream, &inputs.problem)?;
     let mut batch = OnCard::new(&stream, &inputs)?;
     batch.enqueue(&mut evaluator)?;

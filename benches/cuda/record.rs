@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
-use relata::DType;
+use relata::{DType, WeightPrecision};
 
 use crate::Result;
 use crate::card::Card;
@@ -43,6 +43,7 @@ pub(crate) struct Samples {
 pub(crate) struct Measurement {
     case: String,
     dtype: DType,
+    weights: WeightPrecision,
     /// At the 20th, 50th and 80th percentile.
     cold: [f64; 3],
     warm: f64,
@@ -60,7 +61,7 @@ pub(crate) struct Measurement {
 impl Measurement {
     pub(crate) fn new(
         case: &Case,
-        dtype: DType,
+        (dtype, weights): (DType, WeightPrecision),
         samples: Samples,
         floor: Option<f64>,
         peaks: [Option<u64>; 2],
@@ -80,6 +81,7 @@ impl Measurement {
         Measurement {
             case: case.name.clone(),
             dtype,
+            weights,
             cold,
             warm: median(samples.ours.warm).unwrap_or(f64::NAN),
             launches: median(samples.ours.launches).unwrap_or(f64::NAN),
@@ -98,6 +100,14 @@ impl Measurement {
 
     fn ratio(&self, torch: Option<f64>) -> Option<f64> {
         torch.map(|torch| torch / self.cold[1])
+    }
+}
+
+/// As the command calls them.
+fn name_of(weights: WeightPrecision) -> &'static str {
+    match weights {
+        WeightPrecision::Half => "half",
+        _ => "split",
     }
 }
 
@@ -137,7 +147,10 @@ impl fmt::Display for Measurement {
         let times = |ratio: Option<f64>| or_none(ratio, |ratio| format!("{ratio:.1}"));
         f.write_str(&columns([
             &self.case,
-            self.dtype.name(),
+            &match self.weights {
+                WeightPrecision::Half => format!("{}, half", self.dtype.name()),
+                _ => self.dtype.name().to_owned(),
+            },
             &us(self.cold[1]),
             &us(self.warm),
             &us(self.launches),
@@ -169,7 +182,7 @@ fn columns(
     ]: [&str; 11],
 ) -> String {
     format!(
-        "{case:<26}{dtype:>6}{graph:>13}{warm:>13}{launches:>13}{overlapping:>13}{floor:>9}{eager:>9}{compiled:>11}{attention:>12}{throughput:>20}"
+        "{case:<26}{dtype:>11}{graph:>13}{warm:>13}{launches:>13}{overlapping:>13}{floor:>9}{eager:>9}{compiled:>11}{attention:>12}{throughput:>20}"
     )
 }
 
@@ -221,6 +234,7 @@ impl Record {
                 case.keys().map_or(String::new(), |keys| keys.to_string()),
             ),
             ("dtype", m.dtype.name().to_owned()),
+            ("weights", name_of(m.weights).to_owned()),
             ("graph_p20_s", seconds(m.cold[0])),
             ("graph_p50_s", seconds(m.cold[1])),
             ("graph_p80_s", seconds(m.cold[2])),

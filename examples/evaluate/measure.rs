@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use half::{bf16, f16};
 use relata::{
     Batch, Cpu, DType, Device, Element, Enqueue, Error, Loss, Problem, Queue, Reference, Rows,
-    Value,
+    Value, WeightPrecision,
 };
 
 use crate::devices::DeviceKind;
@@ -166,6 +166,7 @@ fn widest_same(job: &Job) -> DType {
 /// A job's inputs in the type it asks for.
 struct Rounded<T: Element> {
     loss: Loss,
+    weights: WeightPrecision,
     student: Vec<T>,
     teacher: Vec<T>,
     student_shape: [usize; 2],
@@ -181,6 +182,7 @@ impl<T: Element> Rounded<T> {
         let (student, teacher) = (job.inputs.student, job.inputs.teacher);
         let mut rounded = Rounded {
             loss: job.loss,
+            weights: job.weights,
             student: elements(student),
             teacher: elements(teacher),
             student_shape: [student.rows, student.dim],
@@ -221,7 +223,9 @@ impl<T: Element> Rounded<T> {
         if let Some(queue) = &self.queue {
             batch = batch.with_queue(queue);
         }
-        let problem = Problem::new(self.loss, batch.shapes())?.checked(checked);
+        let problem = Problem::new(self.loss, batch.shapes())?
+            .checked(checked)
+            .weight_precision(self.weights);
         let mut gradient = vec![D::Gradient::default(); self.student.len()];
         let (value, seconds) = timed(|| problem.evaluate_into(device, batch, &mut gradient))?;
         Ok(Measurement {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use relata::{DType, Enqueue, Loss};
+use relata::{DType, Enqueue, Loss, WeightPrecision};
 
 use crate::devices::DeviceKind;
 use crate::failure::{Failure, Result};
@@ -68,6 +68,10 @@ pub(crate) struct Options {
     /// Temperature in info-nce and kd-kl [default: 0.07 and 4]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub(crate) temperature: Option<f64>,
+    /// How precise rrd's and info-nce's softmax weights are in f16 and bf16 on cuda and the emulator: split (two f16) or
+    /// half (one, a third less work) [default: split]
+    #[arg(long, value_name = "HOW", value_parser = parse_weights)]
+    pub(crate) weights: Option<WeightPrecision>,
     /// Write the gradient [N, D] to this .npy file: f64 for the reference, else f32. Takes one --loss
     /// and one --device
     #[arg(long, value_name = "OUT.npy")]
@@ -162,6 +166,14 @@ fn keep_first<T: PartialEq + Copy>(items: &mut Vec<T>) {
 fn parse_dtype(name: &str) -> std::result::Result<DType, String> {
     let known = DType::ALL.into_iter().find(|dtype| dtype.name() == name);
     known.ok_or_else(|| format!("expected one of {}", DType::ALL.map(DType::name).join(", ")))
+}
+
+fn parse_weights(name: &str) -> std::result::Result<WeightPrecision, String> {
+    match name {
+        "split" => Ok(WeightPrecision::Split),
+        "half" => Ok(WeightPrecision::Half),
+        _ => Err("expected one of split, half".to_owned()),
+    }
 }
 
 fn parse_enqueue(name: &str) -> std::result::Result<Enqueue, String> {

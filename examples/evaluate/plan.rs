@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use relata::{DType, Element, Enqueue, Error, Loss, Problem, Rrd, Shapes};
+use relata::{DType, Element, Enqueue, Error, Loss, Problem, Rrd, Shapes, WeightPrecision};
 
 use crate::devices::DeviceKind;
 use crate::failure::{Failure, Result, say};
@@ -16,6 +16,7 @@ pub(crate) struct Job<'a> {
     pub(crate) device: DeviceKind,
     /// What the inputs are rounded to.
     pub(crate) dtype: DType,
+    pub(crate) weights: WeightPrecision,
     pub(crate) inputs: Inputs<'a>,
 }
 
@@ -30,6 +31,7 @@ pub(crate) fn plan<'a>(options: &Options, sources: &'a Sources) -> Result<Vec<Jo
                 loss,
                 device,
                 dtype: options.dtype.unwrap_or(device.default_dtype()),
+                weights: options.weights.unwrap_or_default(),
                 inputs: sources.inputs(&loss),
             });
         }
@@ -201,6 +203,9 @@ fn note_unused(options: &Options, sources: &Sources, losses: &[Loss]) {
         rrd(loss) || info_nce(loss)
     });
     note("--enqueue", options.enqueue.is_some(), &queued);
+    note("--weights", options.weights.is_some(), &|loss| {
+        rrd(loss) || info_nce(loss)
+    });
     note(
         "--student-temperature",
         options.student_temperature.is_some(),

@@ -7,14 +7,6 @@
 // Keys of a tile, in every attention kernel: splits are cut between tiles.
 constexpr unsigned KEYS = 64;
 
-// Of a row, for the finishing pass. Both are NaN where an element of the row is not finite.
-struct RowRecord {
-    // What takes the product of the row, as it came, with a key to a logit in base 2.
-    double to_logit;
-    // 1/‖row‖, 0 for a zero row, 1 where rows are not normalised.
-    double inverse_norm;
-};
-
 // What a row got from a split of the keys: its largest product with a key, and Σ_k w_k with w_k = 2^(scale (product_k -
 // largest)). Beside it lies Σ_k w_k key_k. Without keys, -inf and 0.
 //
@@ -25,22 +17,17 @@ struct Stat {
     float sum;
 };
 
-// Mirrored in src/gpu/attention/arguments.rs.
-struct AttentionArguments {
-    const void* rows;         // [row_count, row_pitch], as attention_rows writes them
-    const float* scales;      // [row_count], above 0: from products with a key to logits in base 2
-    const void* keys;         // [key_count, key_pitch]
-    const uint32_t* state;    // [next, len] of a queue, or null where all keys are in use
-    const float* key_scales;  // [key_count], of f16 keys that are rows of a batch: to length 1
-    Stat* stats;              // [splits, row_count]
-    float* means;             // [splits, row_count, mean_pitch]: not divided by the sum
+// The keys, and what attending to them gives. Mirrored in src/gpu/attention/arguments.rs.
+struct Attending {
+    const void* keys;       // [key_count, key_pitch]
+    const uint32_t* state;  // [next, len] of a queue, or null where all keys are in use
+    Stat* stats;            // [splits, row_count]
+    float* means;           // [splits, row_count, mean_pitch]: not divided by the sum
     uint32_t row_count;
     uint32_t key_count;
     uint32_t dim;
-    uint32_t row_pitch;
     uint32_t key_pitch;
     uint32_t mean_pitch;
-    uint32_t pass_over_own;  // whether row i passes over key i
     uint32_t padding;
 };
 
@@ -49,7 +36,7 @@ struct KeyRange {
 };
 
 // The keys of split blockIdx.y: whole tiles, as even as they come, of the keys in use.
-DEVICE KeyRange keys_of_split(const AttentionArguments& arguments) {
+DEVICE KeyRange keys_of_split(const Attending& arguments) {
     uint32_t len = arguments.key_count;
     if (arguments.state != nullptr && arguments.state[1] < len) len = arguments.state[1];
     const uint64_t tiles = (len + static_cast<uint64_t>(KEYS) - 1) / KEYS;

@@ -72,11 +72,12 @@ struct Min {
     }
 };
 
-// `value` of all lanes put together, in every lane. `combine` is commutative, so that all get the same bits.
-template <typename V, typename Combine>
+// `value` of all lanes put together, or of LANES neighbouring ones, in every lane. `combine` is commutative, so that all
+// get the same bits.
+template <unsigned LANES = WARP, typename V, typename Combine>
 DEVICE V warp_reduce(V value, Combine combine SITE) {
     UNROLL
-    for (unsigned mask = WARP / 2; mask > 0; mask /= 2) value = combine(value, shuffle_xor(value, mask PASS_SITE));
+    for (unsigned mask = LANES / 2; mask > 0; mask /= 2) value = combine(value, shuffle_xor(value, mask PASS_SITE));
     return value;
 }
 
@@ -95,6 +96,28 @@ DEVICE V block_reduce(V value, Combine combine SITE) {
     UNROLL
     for (unsigned w = 1; w < WARPS; w++) value = combine(value, of_warps[w]);
     return value;
+}
+
+// The sum of each of `values` over all threads of the block, in every thread; one exchange for all. All threads call it.
+template <unsigned THREADS, unsigned COUNT>
+DEVICE void block_sums(double (&values)[COUNT] SITE) {
+    constexpr unsigned WARPS = THREADS / WARP;
+    SHARED_ARRAY(double, of_warps, WARPS * COUNT);
+    UNROLL
+    for (unsigned i = 0; i < COUNT; i++) values[i] = warp_reduce(values[i], Sum() PASS_SITE);
+    // Whoever called before may still be reading.
+    block_barrier(PASS_SITE_ONLY);
+    UNROLL
+    for (unsigned i = 0; i < COUNT; i++) {
+        if (lane_index() == 0) of_warps[warp_index() * COUNT + i] = values[i];
+    }
+    block_barrier(PASS_SITE_ONLY);
+    UNROLL
+    for (unsigned i = 0; i < COUNT; i++) {
+        values[i] = of_warps[i];
+        UNROLL
+        for (unsigned w = 1; w < WARPS; w++) values[i] += of_warps[w * COUNT + i];
+    }
 }
 
 // Whether this is the last block of the grid to get here, in all its threads: it sees what all others wrote before.

@@ -1,24 +1,24 @@
 //! What RRD and InfoNCE share on a GPU: rows attending over keys that are values too.
 //!
-//! Three passes. kernels/attention_rows.cu prepares the rows; an attention kernel takes them over the
-//! keys, split by split; what finishes a loss (kernels/rrd.cu, kernels/info_nce.cu) puts the splits
-//! together. No matrix of rows × keys exists.
+//! An attention kernel takes the rows over the keys, split by split; what finishes a loss (kernels/rrd.cu,
+//! kernels/info_nce.cu) puts the splits together. Where the attention kernel doesn't prepare what it reads,
+//! kernels/attention_rows.cu does so before. No matrix of rows × keys exists.
 
 mod arguments;
 mod kernel;
 
-pub(crate) use self::arguments::{Arguments, FinishArguments, RowsArguments};
-use self::arguments::{Partials, RowRecord, Set, Stat};
+use self::arguments::{Attending, Partials, Set, Stat};
+pub(crate) use self::arguments::{FinishArguments, MmaArguments, RowsArguments, SimtArguments};
 pub(crate) use self::kernel::Keys;
-use self::kernel::{Format, KEYS, Kernel, splits};
-use super::kernels::ATTENTION_ROWS;
+use self::kernel::{KEYS, Kernel, splits};
+use super::kernels::{ATTENTION_ROWS, ATTENTION_SIMT};
 use super::machine::{Launcher, Limits};
 use super::plan::{Addresses, grid_size};
 use super::queue;
 use super::workspace::{Layout, Region};
 use crate::element::DType;
 use crate::error::{Error, Result};
-use crate::problem::Problem;
+use crate::problem::{Problem, WeightPrecision};
 
 /// Rows in a block of kernels/attention_rows.cu.
 const ROWS_PER_BLOCK: u32 = 4;
@@ -31,6 +31,7 @@ pub(crate) struct Plan {
     dtype: DType,
     keys: Keys,
     kernel: Kernel,
+    precision: WeightPrecision,
     normalize: bool,
     rows: u32,
     /// Of the queue, or of the batch.
@@ -47,10 +48,10 @@ pub(crate) struct Plan {
     per_temperature: [f32; 2],
     /// upstream/(N τ) of the student: of the gradient.
     factor: f64,
-    /// `[2 N]` each: the student's, then the teacher's.
+    /// What `attention_rows` writes, and its scales: the student's, then the teacher's; 0 of those that
+    /// need no preparing.
     prepared: Region,
     scales: Region,
-    records: Region,
     /// `[splits, rows]`
     stats: Region,
     /// `[splits, rows, mean_pitch]`
@@ -80,10 +81,7 @@ impl Plan {
             Keys::QueueBoth => n.saturating_mul(2),
             Keys::Queue | Keys::Others => n,
         };
-        let prepared = match keys {
-            Keys::QueueBoth | Keys::Others => n.saturating_mul(2),
-            Keys::Queue => n,
-        };
+        let prepared = prepared_sets(kernel, keys) as usize;
         let pitch = queue::pitch(dim);
         let mean_pitch = dim.next_multiple_of(4);
         let (row_tiles, columns) = (
@@ -97,7 +95,7 @@ impl Plan {
                 got: dim,
             });
         }
-        let slots = limits.multiprocessors as usize * kernel.blocks_per_multiprocessor(dim, limits);
+        let slots = limits.multiprocessors as usize * kernel.blocks_per_multiprocessor(limits);
         let splits = splits(
             row_tiles * columns,
             (key_count as usize).div_ceil(KEYS),
@@ -107,6 +105,7 @@ impl Plan {
             dtype,
             keys,
             kernel,
+            precision: problem.weights(),
             normalize,
             factor: problem.upstream_factor() / (f64::from(rows) * temperatures[0]),
             rows,
@@ -120,85 +119,120 @@ impl Plan {
                 grid_size("splits", splits)?,
                 grid_size("student_dim", columns)?,
             ],
-            shared: grid_size("student_dim", kernel.shared(dim))?,
+            shared: grid_size("student_dim", kernel.shared())?,
             per_temperature: temperatures.map(|t| (std::f64::consts::LOG2_E / t) as f32),
-            prepared: layout.push::<u8>(&[prepared, pitch, kernel.element()])?,
-            scales: layout.push::<f32>(&[2, n])?,
-            records: layout.push::<RowRecord>(&[2, n])?,
+            prepared: layout.push::<u8>(&[prepared, n, pitch, kernel.element()])?,
+            scales: layout.push::<f32>(&[prepared, n])?,
             stats: layout.push::<Stat>(&[splits, attending])?,
             means: layout.push::<f32>(&[splits, attending, mean_pitch])?,
             losses: layout.push::<f64>(&[2, n])?,
         })
     }
 
-    /// Prepares the rows and takes them over the keys.
+    /// Takes the rows over the keys.
     pub(crate) fn enqueue(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
-        let n = u64::from(self.rows);
-        let prepared = self.prepared.at(at.workspace);
-        let teachers = prepared + n * u64::from(self.row_pitch) * self.kernel.element() as u64;
-        let scales = self.scales.at(at.workspace);
-        let teacher_scales = scales + n * size_of::<f32>() as u64;
-        let format = self.kernel.format();
-        let [student_scale, teacher_scale] = self.per_temperature;
-        let student = Set {
-            from: at.student,
-            to: prepared,
-            scales,
-            records: self.record(at, 0),
-            format: format as u32,
-            per_temperature: student_scale,
-        };
-        let teacher = Set {
-            from: at.teacher,
-            to: teachers,
-            scales: teacher_scales,
-            records: self.record(at, 1),
-            format: match self.keys {
-                Keys::QueueBoth | Keys::Others => format,
-                Keys::Queue => Format::None,
-            } as u32,
-            per_temperature: match self.keys {
-                Keys::QueueBoth | Keys::Queue => teacher_scale,
-                Keys::Others => 1.0,
+        self.prepare(launcher, at)?;
+        let (keys, key_scales) = self.last_prepared(at);
+        let attending = Attending {
+            keys: match self.keys {
+                Keys::QueueBoth | Keys::Queue => at.queue.keys,
+                Keys::Others => keys,
             },
-        };
-        let rows = RowsArguments {
-            sets: [student, teacher],
-            rows: self.rows,
-            dim: self.dim,
-            pitch: self.row_pitch,
-            normalize: self.normalize.into(),
-        };
-        ATTENTION_ROWS.of(self.dtype).launch(
-            launcher,
-            [self.rows.div_ceil(ROWS_PER_BLOCK), 2, 1],
-            0,
-            &rows,
-        )?;
-
-        let (keys, state) = match self.keys {
-            Keys::QueueBoth | Keys::Queue => (at.queue.keys, at.queue.state),
-            Keys::Others => (teachers, 0),
-        };
-        let attention = Arguments {
-            rows: prepared,
-            scales,
-            keys,
-            state,
-            key_scales: teacher_scales,
+            state: at.queue.state,
             stats: self.stats.at(at.workspace),
             means: self.means.at(at.workspace),
             row_count: self.attending(),
             key_count: self.key_count,
             dim: self.dim,
-            row_pitch: self.row_pitch,
             key_pitch: self.key_pitch,
             mean_pitch: self.mean_pitch,
-            pass_over_own: (self.keys == Keys::Others).into(),
             padding: 0,
         };
-        let entry = self.kernel.entry(self.keys);
-        entry.launch(launcher, self.grid, self.shared, &attention)
+        match self.kernel {
+            Kernel::Mma(width) => {
+                let arguments = MmaArguments {
+                    attending,
+                    student: at.student,
+                    teacher: match self.keys {
+                        Keys::QueueBoth => at.teacher,
+                        Keys::Queue | Keys::Others => 0,
+                    },
+                    key_scales,
+                    per_temperature: self.per_temperature,
+                    samples: self.rows,
+                    is_bf16: (self.dtype == DType::BF16).into(),
+                };
+                width.entry(self.keys, self.precision).launch(
+                    launcher,
+                    self.grid,
+                    self.shared,
+                    &arguments,
+                )
+            }
+            Kernel::Simt(key_type) => {
+                let arguments = SimtArguments {
+                    attending,
+                    rows: self.prepared.at(at.workspace),
+                    scales: self.scales.at(at.workspace),
+                    row_pitch: self.row_pitch,
+                    pass_over_own: (self.keys == Keys::Others).into(),
+                };
+                ATTENTION_SIMT
+                    .of(key_type)
+                    .launch(launcher, self.grid, self.shared, &arguments)
+            }
+        }
+    }
+
+    /// Prepares those rows that the kernel doesn't prepare itself, and a batch's keys.
+    fn prepare(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+        let sets = prepared_sets(self.kernel, self.keys);
+        let [student_scale, teacher_scale] = self.per_temperature;
+        let student = Set {
+            from: at.student,
+            to: self.prepared.at(at.workspace),
+            scales: self.scales.at(at.workspace),
+            per_temperature: student_scale,
+            padding: 0,
+        };
+        let (to, scales) = self.last_prepared(at);
+        let teacher = Set {
+            from: at.teacher,
+            to,
+            scales,
+            per_temperature: match self.keys {
+                Keys::QueueBoth | Keys::Queue => teacher_scale,
+                Keys::Others => 1.0,
+            },
+            padding: 0,
+        };
+        let arguments = RowsArguments {
+            sets: match (sets, self.kernel.takes_prepared_rows()) {
+                (0, _) => return Ok(()),
+                (1, false) => [teacher; 2],
+                _ => [student, teacher],
+            },
+            rows: self.rows,
+            dim: self.dim,
+            pitch: self.row_pitch,
+            format: self.kernel.format() as u32,
+            normalize: self.normalize.into(),
+            padding: 0,
+        };
+        let grid = [self.rows.div_ceil(ROWS_PER_BLOCK), sets, 1];
+        ATTENTION_ROWS
+            .of(self.dtype)
+            .launch(launcher, grid, 0, &arguments)
+    }
+
+    /// The last of the prepared sets, the teacher's where it is prepared, and its scales.
+    fn last_prepared(&self, at: &Addresses) -> (u64, u64) {
+        let before = u64::from(prepared_sets(self.kernel, self.keys).saturating_sub(1) * self.rows);
+        let bytes = u64::from(self.row_pitch) * self.kernel.element() as u64;
+        (
+            self.prepared.at(at.workspace) + before * bytes,
+            self.scales.at(at.workspace) + before * size_of::<f32>() as u64,
+        )
     }
 
     /// What the last pass takes.
@@ -206,24 +240,27 @@ impl Plan {
         FinishArguments {
             student: at.student,
             teacher: at.teacher,
-            student_records: self.record(at, 0),
-            teacher_records: self.record(at, 1),
             partials: Partials {
                 stats: self.stats.at(at.workspace),
                 means: self.means.at(at.workspace),
-                scales: self.scales.at(at.workspace),
                 rows: self.attending(),
                 splits: self.grid[1],
                 pitch: self.mean_pitch,
-                padding: 0,
+                differences: self
+                    .kernel
+                    .gives_differences(self.keys, self.precision)
+                    .into(),
             },
             gradient: at.gradient,
             losses: self.losses.at(at.workspace),
             value: at.value,
             counter: Layout::counter(0).at(at.workspace),
             factor: self.factor,
+            per_temperature: self.per_temperature,
             dim: self.dim,
             normalized: self.normalize.into(),
+            format: self.kernel.format() as u32,
+            padding: 0,
         }
     }
 
@@ -238,8 +275,16 @@ impl Plan {
             Keys::Queue | Keys::Others => self.rows,
         }
     }
+}
 
-    fn record(&self, at: &Addresses, index: u64) -> u64 {
-        self.records.at(at.workspace) + index * u64::from(self.rows) * size_of::<RowRecord>() as u64
+/// How many sets of rows, of student and teacher, are prepared before the attention.
+fn prepared_sets(kernel: Kernel, keys: Keys) -> u32 {
+    match (kernel.takes_prepared_rows(), keys) {
+        (true, Keys::QueueBoth | Keys::Others) => 2,
+        (true, Keys::Queue) | (false, Keys::Others) => 1,
+        (false, Keys::QueueBoth | Keys::Queue) => 0,
     }
 }
+
+#[cfg(test)]
+mod tests;

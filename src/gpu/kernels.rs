@@ -155,14 +155,24 @@ kernels! {
     ];
     /// Rows as attention reads them, and their norms: a warp for a row.
     ATTENTION_ROWS: super::attention::RowsArguments, 128 => [relata_attention_rows_f32, relata_attention_rows_f16, relata_attention_rows_bf16];
-    /// Attention of f16 rows of up to 64 elements, over a queue and over the rest of a batch.
-    ATTENTION_MMA_64: super::attention::Arguments, 128 => [relata_attention_mma_64, relata_attention_mma_64_batch];
+    /// Attention of halves, rows of up to 64 elements: over a queue and over the rest of a batch, with weights as two
+    /// f16 and as one; as one, of student and teacher side by side.
+    ATTENTION_MMA_64: super::attention::MmaArguments, 128 => [
+        relata_attention_mma_64, relata_attention_mma_64_batch, relata_attention_mma_64_half,
+        relata_attention_mma_64_half_batch, relata_attention_mma_64_half_pair
+    ];
     /// The same, of up to 128.
-    ATTENTION_MMA_128: super::attention::Arguments, 128 => [relata_attention_mma_128, relata_attention_mma_128_batch];
+    ATTENTION_MMA_128: super::attention::MmaArguments, 128 => [
+        relata_attention_mma_128, relata_attention_mma_128_batch, relata_attention_mma_128_half,
+        relata_attention_mma_128_half_batch, relata_attention_mma_128_half_pair
+    ];
     /// The same, of up to 256.
-    ATTENTION_MMA_256: super::attention::Arguments, 128 => [relata_attention_mma_256, relata_attention_mma_256_batch];
+    ATTENTION_MMA_256: super::attention::MmaArguments, 128 => [
+        relata_attention_mma_256, relata_attention_mma_256_batch, relata_attention_mma_256_half,
+        relata_attention_mma_256_half_batch, relata_attention_mma_256_half_pair
+    ];
     /// Attention of f32 rows over keys of f32 or f16.
-    ATTENTION_SIMT: super::attention::Arguments, 256 => [relata_attention_simt_f32, relata_attention_simt_f16];
+    ATTENTION_SIMT: super::attention::SimtArguments, 256 => [relata_attention_simt_f32, relata_attention_simt_f16];
     /// InfoNCE from the partial attentions: a block for a row.
     INFO_NCE: super::attention::FinishArguments, 256 => [relata_info_nce_f32, relata_info_nce_f16, relata_info_nce_bf16];
     /// Norms of a queue's new keys, and whether all are finite: a warp for a key.

@@ -118,6 +118,7 @@ fn bad_arguments_are_refused() {
         ("--device tpu", "expected one of reference, cpu"),
         ("--dtype f8", "expected one of f64, f32, f16, bf16"),
         ("--enqueue later", "expected one of before, after, none"),
+        ("--weights double", "expected one of split, half"),
         ("--normalize --no-normalize", "cannot be used with"),
         ("--delta many", "--delta"),
         ("--json --json", "--json"),

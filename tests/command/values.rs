@@ -67,6 +67,28 @@ fn the_emulator_agrees() {
     }
 }
 
+/// Two f16 a weight or one: the gradients differ, and both are right. What doesn't round weights does not care.
+#[cfg(feature = "emulator")]
+#[test]
+fn weights_are_as_precise_as_asked_for() {
+    let files = Files::new();
+    let norms = |weights: &str, tolerance: f64| {
+        let devices = "--device reference --device cpu --device emulator";
+        let arguments =
+            format!("--loss rrd --queue q.npy --dtype bf16 --weights {weights} {devices}");
+        let objects = files.json(&arguments);
+        for key in ["value", "gradient_norm"] {
+            let of = |object: &Value| object[key].as_f64().expect("a number");
+            assert_close(of(&objects[2]), of(&objects[0]), tolerance);
+        }
+        [1, 2].map(|at: usize| objects[at]["gradient_norm"].as_f64())
+    };
+    // Keys are rounded to f16 in any case.
+    let ([cpu, split], [same, half]) = (norms("split", 2e-3), norms("half", 4e-3));
+    assert_eq!(cpu, same);
+    assert_ne!(split, half);
+}
+
 /// Inputs that a type does not hold are rounded to it, for the reference as well.
 #[test]
 fn inputs_are_rounded_to_the_dtype_asked_for() {

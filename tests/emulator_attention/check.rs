@@ -1,7 +1,9 @@
 //! The emulator held against the reference on one batch.
 
 use half::{bf16, f16};
-use relata::{Batch, DType, Emulator, Evaluation, GpuElement, Loss, Problem, Reference, Rows};
+use relata::{
+    Batch, DType, Emulator, Evaluation, GpuElement, Loss, Problem, Reference, Rows, WeightPrecision,
+};
 
 use crate::common::against::as_stored;
 use crate::common::cases::Data;
@@ -24,6 +26,24 @@ fn rounding_of_keys(loss: &Loss, dim: usize) -> Tolerance {
     Tolerance {
         loss: of_logit,
         gradient: 4e-4 + of_logit,
+    }
+}
+
+/// What rounding the weights to f16 changes, each by 2^-12 of itself at most: the mean key, of length 1 at most, by as
+/// much, its product with a row that much over τ; the gradient, a sum of weighted keys, by as much of that sum without
+/// its signs, which is a few times its length.
+fn rounding_of_weights(loss: &Loss) -> Tolerance {
+    let Loss::Rrd(loss) = loss else {
+        // The own key, and with it the loss, is not among those that are weighed.
+        return Tolerance {
+            loss: 0.0,
+            gradient: 4.0 / 4096.0,
+        };
+    };
+    let tau = loss.student_temperature.min(loss.teacher_temperature);
+    Tolerance {
+        loss: 0.5 / 4096.0 / tau,
+        gradient: 4.0 / 4096.0,
     }
 }
 
@@ -86,10 +106,16 @@ pub(crate) fn check<T: GpuElement<Real = f32>>(
         .evaluate(&Reference, batch)
         .expect("a batch that fits");
     let (table, conditioning) = (tolerance(problem.loss(), T::DTYPE), conditioning(data));
-    let within = Tolerance {
+    let mut within = Tolerance {
         loss: table.loss * conditioning.loss,
         gradient: table.gradient * conditioning.gradient,
     };
+    if problem.weights() == WeightPrecision::Half && T::DTYPE != DType::F32 {
+        let rounding = rounding_of_weights(problem.loss());
+        within.loss += rounding.loss;
+        // Not magnified: it is the difference of student and teacher that is rounded.
+        within.gradient += rounding.gradient;
+    }
     assert_close(&name, problem, &got, &want, within);
 
     if keys.is_some() && T::DTYPE != DType::F32 {
@@ -116,7 +142,7 @@ pub(crate) fn check<T: GpuElement<Real = f32>>(
     }
 }
 
-/// A batch of these shapes.
+/// A batch of these shapes; of halves, with weights of either precision.
 pub(crate) fn check_input(name: &str, loss: Loss, input: &Input) {
     fn check_as<T: GpuElement<Real = f32>>(name: &str, loss: Loss, input: &Input) {
         let (student, teacher) = (
@@ -130,7 +156,15 @@ pub(crate) fn check_input(name: &str, loss: Loss, input: &Input) {
             Rows::new(&teacher, shape).expect("whole rows"),
         );
         batch.queue = queue.as_ref();
-        check(name, &input.problem(loss), batch, Data::Gaussian);
+        let problem = input.problem(loss);
+        check(name, &problem, batch, Data::Gaussian);
+        if T::DTYPE != DType::F32 {
+            let (name, half) = (
+                format!("{name}, weights in f16"),
+                problem.weight_precision(WeightPrecision::Half),
+            );
+            check(&name, &half, batch, Data::Gaussian);
+        }
     }
     check_as::<f32>(name, loss, input);
     check_as::<f16>(name, loss, input);

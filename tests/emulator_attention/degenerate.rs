@@ -1,7 +1,7 @@
 //! Rows without a direction, and rows that are not numbers.
 
 use half::f16;
-use relata::{Emulator, GpuElement, InfoNce, Loss, Rrd, Shapes};
+use relata::{Emulator, GpuElement, InfoNce, Loss, Rrd, Shapes, WeightPrecision};
 
 use crate::check::{SEED, check_input};
 use crate::common::Input;
@@ -30,9 +30,15 @@ fn rows_of_zeros() {
 
 #[test]
 fn rows_that_are_not_finite() {
-    fn loss_is_nan<T: GpuElement<Real = f32>>(loss: Loss, input: &Input) {
-        let got = input.evaluate::<T, _>(&Emulator::new().seed(SEED), loss);
-        let name = format!("{loss} {:?} in {}: {}", input.shapes, T::DTYPE, got.loss);
+    fn loss_is_nan<T: GpuElement<Real = f32>>(loss: Loss, input: &Input, weights: WeightPrecision) {
+        let problem = input.problem(loss).weight_precision(weights);
+        let got = input.run::<T, _>(&Emulator::new().seed(SEED), &problem);
+        let name = format!(
+            "{loss} {:?} in {}, {weights:?}: {}",
+            input.shapes,
+            T::DTYPE,
+            got.loss
+        );
         assert!(got.loss.is_nan(), "{name}");
         assert!(got.kl.is_none_or(f64::is_nan), "{name}");
     }
@@ -59,8 +65,9 @@ fn rows_that_are_not_finite() {
                             of_student.student[at] = bad;
                             of_teacher.teacher[at] = bad;
                             for input in [&of_student, &of_teacher] {
-                                loss_is_nan::<f32>(loss, input);
-                                loss_is_nan::<f16>(loss, input);
+                                loss_is_nan::<f32>(loss, input, WeightPrecision::Split);
+                                loss_is_nan::<f16>(loss, input, WeightPrecision::Split);
+                                loss_is_nan::<f16>(loss, input, WeightPrecision::Half);
                             }
                         }
                     }

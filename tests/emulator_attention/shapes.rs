@@ -1,7 +1,7 @@
 //! Every shape and type, on any schedule.
 
 use half::{bf16, f16};
-use relata::{Emulator, GpuElement, InfoNce, Loss, Rrd, Shapes};
+use relata::{Emulator, GpuElement, InfoNce, Loss, Rrd, Shapes, WeightPrecision};
 
 use crate::check::{check, check_input};
 use crate::common::Input;
@@ -62,12 +62,16 @@ fn every_shape() {
 
 #[test]
 fn the_same_bits_on_any_schedule() {
-    fn same<T: GpuElement<Real = f32>>(loss: Loss, shapes: Shapes) {
+    fn same<T: GpuElement<Real = f32>>(loss: Loss, shapes: Shapes, weights: WeightPrecision) {
         let input = Input::normal(11, shapes);
-        let first = input.evaluate::<T, _>(&Emulator::new(), loss);
+        let problem = input.problem(loss).weight_precision(weights);
+        let first = input.run::<T, _>(&Emulator::new(), &problem);
         for seed in 1..5 {
-            let name = format!("{loss} {shapes:?} in {}, seed {seed}", T::DTYPE);
-            let again = input.evaluate::<T, _>(&Emulator::new().seed(seed), loss);
+            let name = format!(
+                "{loss} {shapes:?} in {}, {weights:?}, seed {seed}",
+                T::DTYPE
+            );
+            let again = input.run::<T, _>(&Emulator::new().seed(seed), &problem);
             assert_same_bits(&name, &again.gradient, &first.gradient);
             assert_eq!(again.loss.to_bits(), first.loss.to_bits(), "{name}");
             assert_eq!(
@@ -84,9 +88,10 @@ fn the_same_bits_on_any_schedule() {
             (InfoNce::default().into(), shapes.with_queue(65)),
             (InfoNce::default().into(), shapes),
         ] {
-            same::<f32>(loss, shapes);
-            same::<f16>(loss, shapes);
-            same::<bf16>(loss, shapes);
+            same::<f32>(loss, shapes, WeightPrecision::Split);
+            same::<f16>(loss, shapes, WeightPrecision::Split);
+            same::<bf16>(loss, shapes, WeightPrecision::Split);
+            same::<bf16>(loss, shapes, WeightPrecision::Half);
         }
     }
 }

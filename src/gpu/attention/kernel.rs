@@ -2,24 +2,22 @@
 
 use half::f16;
 
-use super::arguments::Arguments;
+use super::arguments::MmaArguments;
 use crate::element::DType;
-use crate::gpu::kernels::{
-    self, ATTENTION_MMA_64, ATTENTION_MMA_128, ATTENTION_MMA_256, ATTENTION_SIMT,
-};
+use crate::gpu::kernels::{self, ATTENTION_MMA_64, ATTENTION_MMA_128, ATTENTION_MMA_256};
 use crate::gpu::machine::Limits;
 use crate::gpu::queue;
+use crate::problem::WeightPrecision;
 
 /// Keys of a tile, in every attention kernel.
 pub(super) const KEYS: usize = 64;
 /// Most parts the keys are attended to in; `MOST_SPLITS` in kernels/common/attention_merge.cuh.
 const MOST_SPLITS: usize = 512;
 
-/// How a row is prepared; `Format` in kernels/attention_rows.cu.
+/// How a row is prepared; `Format` in kernels/common/attention_row.cuh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Format {
-    None = 0,
     F32 = 1,
     ScaledF16 = 2,
 }
@@ -51,6 +49,37 @@ pub(super) enum MmaWidth {
     W256,
 }
 
+impl MmaWidth {
+    /// Most elements of a row.
+    const fn elements(self) -> usize {
+        match self {
+            MmaWidth::W64 => 64,
+            MmaWidth::W128 => 128,
+            MmaWidth::W256 => 256,
+        }
+    }
+
+    /// The entry point; `Weights` in kernels/attention_mma.cu.
+    pub(super) fn entry(
+        self,
+        keys: Keys,
+        precision: WeightPrecision,
+    ) -> kernels::Kernel<MmaArguments> {
+        let family = match self {
+            MmaWidth::W64 => &ATTENTION_MMA_64,
+            MmaWidth::W128 => &ATTENTION_MMA_128,
+            MmaWidth::W256 => &ATTENTION_MMA_256,
+        };
+        family.nth(match (precision, keys) {
+            (WeightPrecision::Split, Keys::QueueBoth | Keys::Queue) => 0,
+            (WeightPrecision::Split, Keys::Others) => 1,
+            (WeightPrecision::Half, Keys::Queue) => 2,
+            (WeightPrecision::Half, Keys::Others) => 3,
+            (WeightPrecision::Half, Keys::QueueBoth) => 4,
+        })
+    }
+}
+
 impl Kernel {
     /// Unit rows of a half type go to the tensor cores as f16 times a power of two, as long as a tile of
     /// them fits shared memory.
@@ -71,23 +100,12 @@ impl Kernel {
         let mma = width
             .filter(|_| key_type == DType::F16)
             .map(Kernel::Mma)
-            .filter(|kernel| kernel.shared(dim) <= limits.shared_per_block as usize);
+            .filter(|kernel| kernel.shared() <= limits.shared_per_block as usize);
         mma.unwrap_or(Kernel::Simt(match keys {
             Keys::QueueBoth | Keys::Queue => key_type,
             // The batch's rows, as this kernel takes rows.
             Keys::Others => DType::F32,
         }))
-    }
-
-    /// Its entry point.
-    pub(super) fn entry(self, keys: Keys) -> kernels::Kernel<Arguments> {
-        let family = match self {
-            Kernel::Simt(keys) => return ATTENTION_SIMT.of(keys),
-            Kernel::Mma(MmaWidth::W64) => &ATTENTION_MMA_64,
-            Kernel::Mma(MmaWidth::W128) => &ATTENTION_MMA_128,
-            Kernel::Mma(MmaWidth::W256) => &ATTENTION_MMA_256,
-        };
-        family.nth((keys == Keys::Others).into())
     }
 
     /// What it takes its rows as.
@@ -98,12 +116,24 @@ impl Kernel {
         }
     }
 
-    /// Bytes of an element of a row.
+    /// Bytes of an element of a prepared row.
     pub(super) fn element(self) -> usize {
         match self {
             Kernel::Simt(_) => size_of::<f32>(),
             Kernel::Mma(_) => size_of::<f16>(),
         }
+    }
+
+    /// Whether rows have to be prepared for it. The other prepares them itself, on their way to shared memory.
+    pub(super) fn takes_prepared_rows(self) -> bool {
+        matches!(self, Kernel::Simt(_))
+    }
+
+    /// Whether the student's means are of its weights less the teacher's.
+    pub(super) fn gives_differences(self, keys: Keys, precision: WeightPrecision) -> bool {
+        matches!(self, Kernel::Mma(_))
+            && keys == Keys::QueueBoth
+            && precision == WeightPrecision::Half
     }
 
     /// Rows of a block.
@@ -123,25 +153,25 @@ impl Kernel {
     }
 
     /// Bytes of dynamic shared memory.
-    pub(super) fn shared(self, dim: usize) -> usize {
+    pub(super) fn shared(self) -> usize {
         match self {
             Kernel::Simt(_) => 0,
             // The rows and two stages of keys, 16 bytes apart.
-            Kernel::Mma(_) => {
-                (self.rows() + 2 * KEYS) * (dim.next_multiple_of(16) + 8) * size_of::<f16>()
+            Kernel::Mma(width) => {
+                (self.rows() + 2 * KEYS) * (width.elements() + 8) * size_of::<f16>()
             }
         }
     }
 
     /// Blocks that a multiprocessor holds at once, by its registers and by its shared memory.
-    pub(super) fn blocks_per_multiprocessor(self, dim: usize, limits: Limits) -> usize {
+    pub(super) fn blocks_per_multiprocessor(self, limits: Limits) -> usize {
         let by_registers = match self {
             Kernel::Simt(_) | Kernel::Mma(MmaWidth::W128 | MmaWidth::W256) => 2,
             Kernel::Mma(MmaWidth::W64) => 3,
         };
         // A block has a KiB for the system, too.
         by_registers
-            .min(limits.shared_per_block as usize / (self.shared(dim) + 1024))
+            .min(limits.shared_per_block as usize / (self.shared() + 1024))
             .max(1)
     }
 }
@@ -193,8 +223,8 @@ mod tests {
             on(64, DType::F32, true, Keys::Queue),
             Kernel::Simt(DType::F32)
         );
-        // Shared memory is what the kernel's header says, and fits the least card there is.
-        assert_eq!(Kernel::Mma(MmaWidth::W128).shared(128), 256 * 136 * 2);
+        // Shared memory is what the kernel's header says, all of it, and fits the least card there is.
+        assert_eq!(Kernel::Mma(MmaWidth::W128).shared(), 256 * 136 * 2);
         let small = Limits {
             shared_per_block: 99 * 1024,
             ..LIMITS
@@ -218,6 +248,21 @@ mod tests {
         // Two blocks on each of 132 multiprocessors. A batch of 64, K = 16384: as many as fit at once.
         let small = splits(2, 256, 264);
         assert!((64..=132).contains(&small), "{small}");
+        // As docs/kernels/rrd.md has them, of tiles of 128 rows up to D = 128 and of 64 beyond.
+        let known = [
+            (1, 256, 128),
+            (4, 256, 64),
+            (4, 1024, 64),
+            (32, 1024, 8),
+            (128, 1024, 2),
+        ];
+        for (blocks, tiles, want) in known {
+            assert_eq!(
+                splits(blocks, tiles, 264),
+                want,
+                "{blocks} blocks, {tiles} tiles"
+            );
+        }
         // Enough rows to fill the card: the keys are split only where that evens out the last wave.
         assert_eq!(splits(264, 1024, 264), 1);
         assert!(splits(200, 1024, 264) > 1);

@@ -1,0 +1,100 @@
+//! Which kernels a plan launches.
+
+use crate::element::DType;
+use crate::error::Result;
+use crate::gpu::machine::{Launch, Launcher, Limits};
+use crate::gpu::plan::{Addresses, Plan, QueueAddresses};
+use crate::loss::{InfoNce, Loss, Rrd};
+use crate::problem::{Problem, Shapes, WeightPrecision};
+
+/// The names of what it was to launch.
+struct Names(Vec<&'static str>);
+
+impl Launcher for Names {
+    fn launch(&mut self, launch: Launch<'_>) -> Result<()> {
+        self.0.push(launch.kernel.name);
+        Ok(())
+    }
+}
+
+fn launches(
+    loss: impl Into<Loss>,
+    queue: Option<usize>,
+    dim: usize,
+    dtype: DType,
+    weights: WeightPrecision,
+) -> Vec<&'static str> {
+    let limits = Limits {
+        multiprocessors: 132,
+        shared_per_block: 227 * 1024,
+    };
+    let shapes = Shapes {
+        queue,
+        ..Shapes::new(64, dim, dim)
+    };
+    let problem = Problem::new(loss, shapes).expect("shapes that fit");
+    let problem = problem.weight_precision(weights);
+    let plan = Plan::new(&problem, dtype, limits).expect("a plan");
+    let nowhere = Addresses {
+        student: 0,
+        teacher: 0,
+        queue: QueueAddresses::default(),
+        gradient: 0,
+        value: 0,
+        workspace: 0,
+    };
+    let mut names = Names(Vec::new());
+    plan.enqueue(&mut names, &nowhere).expect("no launch fails");
+    names.0
+}
+
+#[test]
+fn rows_are_prepared_where_the_attention_does_not_do_it() {
+    use DType::{BF16, F16, F32};
+    use WeightPrecision::{Half, Split};
+    let (rrd, info_nce, queue) = (Rrd::default(), InfoNce::default(), Some(1000));
+    // Of halves beside a queue, two launches.
+    assert_eq!(
+        launches(rrd, queue, 128, BF16, Split),
+        ["relata_attention_mma_128", "relata_rrd_bf16"]
+    );
+    assert_eq!(
+        launches(info_nce, queue, 64, F16, Split),
+        ["relata_attention_mma_64", "relata_info_nce_f16"]
+    );
+    assert_eq!(
+        launches(info_nce, None, 256, BF16, Split),
+        [
+            "relata_attention_rows_bf16",
+            "relata_attention_mma_256_batch",
+            "relata_info_nce_bf16"
+        ]
+    );
+    assert_eq!(
+        launches(rrd, queue, 300, F16, Split),
+        [
+            "relata_attention_rows_f16",
+            "relata_attention_simt_f16",
+            "relata_rrd_f16"
+        ]
+    );
+    // The precision of weights matters to tensor cores alone.
+    assert_eq!(
+        launches(rrd, queue, 128, BF16, Half)[0],
+        "relata_attention_mma_128_half_pair"
+    );
+    assert_eq!(
+        launches(info_nce, queue, 256, F16, Half)[0],
+        "relata_attention_mma_256_half"
+    );
+    assert_eq!(
+        launches(info_nce, None, 64, F16, Half)[1],
+        "relata_attention_mma_64_half_batch"
+    );
+    for (dim, dtype) in [(128, F32), (300, F16)] {
+        assert_eq!(
+            launches(rrd, queue, dim, dtype, Half),
+            launches(rrd, queue, dim, dtype, Split)
+        );
+    }
+}
