@@ -1,7 +1,7 @@
 // Computes   for every row and split of the keys, with s_k = ⟨row, key_k⟩: the largest s, Σ_k w_k and Σ_k w_k key_k
-//            of w_k = 2^(scale (s_k − largest)). Rows × keys are never stored. In a batch (keys are the rows of the
-//            teacher, times a scale each) row i passes over key i. `_half_pair`: of a sample's two rows, in the
-//            student's place Σ_k (w_k − v_k) key_k with the teacher's weights v.
+//            of w_k = 2^(scale (s_k − largest)); of a sample's two rows, with the teacher's weights v, also
+//            Σ_k v_k (s_k − largest). Rows × keys are never stored. In a batch (keys are the rows of the teacher, times
+//            a scale each) row i passes over key i. `_half_pair`: in the student's place Σ_k (w_k − v_k) key_k.
 // Buffers    student, teacher [N, D] f16 or bf16, aligned to their element; keys [K, key_pitch] f16: zero from D on,
 //            pitch a multiple of 8, aligned to 16 bytes; key_scales [K] (of a batch) f32; state [2] u32 or null;
 //            stats [splits, R], means [splits, R, mean_pitch] f32 with R = N or, beside a teacher, 2N.
@@ -26,16 +26,18 @@
 //            16 bytes on different banks, for ldmatrix, and hold the scales of rows and of a batch's keys.
 // Registers  at most 255 (two blocks a multiprocessor); 64-wide 168 (three).
 // SASS       HMMA.16816.F32, LDSM.16.M88.4, LDGSTS
-// Loop       relata_attention_mma_64 at most 19.8 x 64; relata_attention_mma_64_half_pair at most 18.3 x 64;
-//            relata_attention_mma_128 at most 20.7 x 64; relata_attention_mma_128_half_pair at most 18.5 x 64;
-//            relata_attention_mma_256 at most 33 x 32; relata_attention_mma_256_half_pair at most 29 x 32. Of the
+// Loop       relata_attention_mma_64 at most 21.9 x 64; relata_attention_mma_64_half_pair at most 20.4 x 64;
+//            relata_attention_mma_128 at most 22.9 x 64; relata_attention_mma_128_half_pair at most 20.2 x 64;
+//            relata_attention_mma_256 at most 34.6 x 32; relata_attention_mma_256_half_pair at most 30.6 x 32. Of the
 //            weights that a lane makes of a tile of keys; the products' own loop counts once in it, as do masks for the
 //            last tile.
 // Work       6 R K D flop: logits, and each weight as a sum of two f16; `_half` 4 R K D. R K exponentials. K D f16 read
 //            (from L2) for each block of rows. Slots, by WIDTH, in docs/kernels/rrd.md.
 // Floor      arithmetic: 4 R K D flop of tensor cores for the loss as it is defined, 6 as it is computed here.
 //            docs/kernels/rrd.md has them in microseconds.
-// Numerics   Products of f16 are exact, sums f32: logits are as good as in f32. A weight is w = hi + lo, two f16 of
+// Numerics   Products of f16 are exact; their sums lose an ulp or so to tensor cores, which truncate, every 16 elements. That
+//            shifts all of a row's logits alike, and with it its log-sum, by some D/16 ulp over τ: so the loss and the
+//            divergence take their mean logits from here, shifted as much, and not from the means. A weight is w = hi + lo, two f16 of
 //            2^15 w, so that 2^-22 of it is lost where one f16 would lose 2^-12: near convergence O_s − O_t cancels,
 //            and this is what is left. `_half_pair` rounds w − v and v to one f16 each instead: 2^-12 of the
 //            difference is lost, however small it is. A tile's weighted keys are summed in accumulators of their own
@@ -93,18 +95,19 @@ struct Stage {
     DEVICE f16* at(unsigned row, unsigned column) const { return memory + row * STRIDE + column; }
     DEVICE float& scale(unsigned row) const { return *reinterpret_cast<float*>(at(row, WIDTH)); }
 
-    // Copies `COUNT` keys from `first` on; those from `end` on become zero.
+    // Copies `COUNT` keys from `first` on; from `end` on the last of them, again and again.
     template <unsigned COUNT>
     DEVICE void fill(const f16* from, uint32_t pitch, uint32_t first, uint32_t end) const {
         constexpr unsigned VECTORS = WIDTH / VECTOR, AT_ONCE = THREADS / VECTORS;
         const unsigned row = threadIdx.x / VECTORS, column = threadIdx.x % VECTORS * VECTOR;
         if (column >= depth) return;
-        const unsigned left = column < pitch ? end - first : 0;
+        const unsigned left = end - first, bytes = column < pitch ? 16 : 0;
         const uint64_t step = static_cast<uint64_t>(AT_ONCE) * pitch;
         const f16* key = from + (static_cast<uint64_t>(first) + row) * pitch + column;
+        const f16* last = from + (static_cast<uint64_t>(end) - 1) * pitch + column;
         UNROLL
         for (unsigned i = 0; i < COUNT / AT_ONCE; i++, key += step)
-            copy_async(at(row + i * AT_ONCE, column), key, row + i * AT_ONCE < left ? 16 : 0);
+            copy_async(at(row + i * AT_ONCE, column), row + i * AT_ONCE < left ? key : last, bytes);
     }
 };
 
@@ -175,6 +178,8 @@ struct Running {
     float largest[2] = {-infinity(), -infinity()};
     // Of this lane's keys.
     float sum[2] = {};
+    // Σ v (product − largest) with the weights v of row g + 8.
+    float moment[2] = {};
 };
 
 template <unsigned WIDTH, Weights WEIGHTS, bool BATCH>
@@ -185,6 +190,8 @@ struct Attention {
     static constexpr unsigned SPAN = WIDTH == 64 || (BATCH && TILES == 2) ? KEYS / 2 : KEYS;
     // The largest weight is 2^BIAS: f16 has most room below. A batch's key scales lie in (2^-15, 2^-14].
     static constexpr float BIAS = BATCH ? 29 : 15;
+    // A logit in base 2 that far below another weighs nothing; and the farthest that products lie apart.
+    static constexpr float FAR = 512, FARTHEST = 0x1p100f;
     static constexpr float UNBIAS = BATCH ? 0x1p-29f : 0x1p-15f;
 
     // Elements at a time in a product, which divides the depth: more where there are registers for them.
@@ -247,6 +254,12 @@ struct Attention {
         }
     }
 
+    // Of the four lanes that hold a row.
+    DEVICE static float largest_of_row(float value) {
+        value = fmaxf(value, shuffle_xor(value, 1));
+        return fmaxf(value, shuffle_xor(value, 2));
+    }
+
     // Makes weights of products, and decays of what came before.
     DEVICE void weigh(unsigned m, unsigned span, uint32_t first_key, uint32_t end_key,
                       float (&products)[SPAN / 8][4]) {
@@ -259,13 +272,13 @@ struct Attention {
                 for (unsigned i = 0; i < 4; i++) products[n][i] *= keys.scale(span + n * 8 + 2 * t + i % 2);
             }
         }
-        if (BATCH || first_key + SPAN > end_key) {
+        if (BATCH) {
             UNROLL
             for (unsigned n = 0; n < SPAN / 8; n++) {
                 UNROLL
                 for (unsigned i = 0; i < 4; i++) {
                     const uint32_t key = first_key + n * 8 + 2 * t + i % 2;
-                    const bool own = BATCH && key == Seat(arguments, first_tile + m, g, i / 2).sample;
+                    const bool own = key == Seat(arguments, first_tile + m, g, i / 2).sample;
                     if (own || key >= end_key) products[n][i] = -infinity();
                 }
             }
@@ -273,31 +286,51 @@ struct Attention {
         float origin[2];
         UNROLL
         for (unsigned half = 0; half < 2; half++) {
-            float next = run.largest[half];
+            const float before = run.largest[half];
+            float next = before;
             UNROLL
             for (unsigned n = 0; n < SPAN / 8; n++)
                 next = fmaxf(next, fmaxf(products[n][2 * half], products[n][2 * half + 1]));
-            next = fmaxf(next, shuffle_xor(next, 1));
-            next = fmaxf(next, shuffle_xor(next, 2));
+            next = largest_of_row(next);
             // So far there may have been no key for the row but its own.
             origin[half] = next == -infinity() ? 0 : next;
-            decays[m][half] = exp2_fast((run.largest[half] - origin[half]) * run.scale[half]);
+            decays[m][half] = exp2_fast((before - origin[half]) * run.scale[half]);
             run.largest[half] = next;
+            if (!BATCH && before > -infinity()) run.moment[half] = fmaf(run.sum[1], before - next, run.moment[half]);
         }
-        float sum[2] = {};
+        if (!BATCH && first_key + SPAN > end_key) {
+            // Beyond the end stands the last key again, which changes no maximum. It is to weigh nothing, and to be finite.
+            UNROLL
+            for (unsigned half = 0; half < 2; half++) {
+                const float nothing = origin[half] - fminf(FAR / run.scale[half], FARTHEST);
+                UNROLL
+                for (unsigned n = 0; n < SPAN / 8; n++) {
+                    UNROLL
+                    for (unsigned i = 0; i < 2; i++)
+                        if (first_key + n * 8 + 2 * t + i >= end_key) products[n][2 * half + i] = nothing;
+                }
+            }
+        }
+        float sum[2] = {}, moment[2] = {};
         UNROLL
         for (unsigned n = 0; n < SPAN / 8; n++) {
-            float weights[4];
+            float below[4], weights[4];
             UNROLL
             for (unsigned i = 0; i < 4; i++) {
-                weights[i] = exp2_fast(fmaf(products[n][i] - origin[i / 2], run.scale[i / 2], BIAS));
+                below[i] = products[n][i] - origin[i / 2];
+                weights[i] = exp2_fast(fmaf(below[i], run.scale[i / 2], BIAS));
                 sum[i / 2] += weights[i];
                 if (BATCH) weights[i] *= keys.scale(span + n * 8 + 2 * t + i % 2);
             }
+            UNROLL
+            for (unsigned i = 0; i < 4 && !BATCH; i++) moment[i / 2] = fmaf(weights[2 + i % 2], below[i], moment[i / 2]);
             pack(weights, hi[m][n / 2] + n % 2 * 2, lo[m][n / 2] + n % 2 * 2);
         }
         UNROLL
-        for (unsigned half = 0; half < 2; half++) run.sum[half] = fmaf(run.sum[half], decays[m][half], sum[half]);
+        for (unsigned half = 0; half < 2; half++) {
+            run.sum[half] = fmaf(run.sum[half], decays[m][half], sum[half]);
+            run.moment[half] = fmaf(run.moment[half], decays[m][1], moment[half]);
+        }
     }
 
     // The weights of two keys for both halves of a tile, as f16.
@@ -371,10 +404,13 @@ struct Attention {
                 float sum = running[m].sum[half];
                 sum += shuffle_xor(sum, 1);
                 sum += shuffle_xor(sum, 2);
+                float moment = running[m].moment[half];
+                moment += shuffle_xor(moment, 1);
+                moment += shuffle_xor(moment, 2);
                 const Seat seat(arguments, first_tile + m, g, half);
                 if (!seat.taken(arguments)) continue;
                 const uint64_t at = split * attending.row_count + seat.row(arguments);
-                if (t == 0) attending.stats[at] = {running[m].largest[half], sum * UNBIAS};
+                if (t == 0) attending.stats[at] = {running[m].largest[half], sum * UNBIAS, moment * UNBIAS};
                 float* mean = attending.means + at * attending.mean_pitch;
                 UNROLL
                 for (unsigned c = 0; c < WIDTH / 8; c++) {

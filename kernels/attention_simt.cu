@@ -205,7 +205,7 @@ DEVICE void attend(const Arguments& arguments) {
     sum += shuffle_xor(sum, 2);
     const uint64_t start = static_cast<uint64_t>(blockIdx.y) * attending.row_count;
     if (blockIdx.z == 0 && quarter == 0 && own_row < attending.row_count)
-        attending.stats[start + own_row] = {largest, sum};
+        attending.stats[start + own_row] = {largest, sum, 0};
     if (range.begin >= range.end) return;
     UNROLL
     for (unsigned i = 0; i < 4; i++) {

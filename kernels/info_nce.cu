@@ -55,7 +55,7 @@ DEVICE void info_nce(const FinishArguments& arguments) {
         if (warp_index() < 2) {
             const unsigned set = warp_index();
             const RowRecord record = merge::record(arguments, set == 0 ? x : t, set);
-            const double others = set == 0 ? merge::weigh(arguments.partials, row, record.scale, weights) : 0;
+            const double others = set == 0 ? merge::weigh(arguments.partials, row, record.scale, weights).total(record.scale) : 0;
             if (lane_index() == 0) records[set] = record;
             if (threadIdx.x == 0) log[0] = others;
         }

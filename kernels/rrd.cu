@@ -1,6 +1,7 @@
 // Computes   RRD's loss, KL and gradient from the partial attentions of student and teacher. With O_s, O_t the means of
 //            the keys under q and p:
 //              L_i = log Σ_s − ⟨z,O_t⟩/τ_s     H(p_i) = log Σ_t − ⟨y,O_t⟩/τ_t     ∂L_i/∂z = (O_s − O_t)/τ_s
+//            where attention_mma has been, with its own Σ_k p_k ⟨z,Q_k⟩ for ⟨z,O_t⟩, and so for y;
 //            and ∂L/∂x = (g − ⟨g,z⟩z)/‖x‖ where rows are normalised.
 // Buffers    student x, teacher [N, D] f32, f16 or bf16, aligned to their element; partials of rows 0..N (student) and
 //            N..2N (teacher) as an attention kernel writes them; gradient [N, D] f32; losses [2, N] f64; value [2] f32.
@@ -38,7 +39,8 @@ DEVICE void rrd(const FinishArguments& arguments) {
     SHARED_ARRAY(float, student_weights, merge::MOST_SPLITS);
     SHARED_ARRAY(float, teacher_weights, merge::MOST_SPLITS);
     SHARED_ARRAY(RowRecord, records, 2);
-    SHARED_ARRAY(double, logs, 2);
+    SHARED_ARRAY(merge::LogSum, logs, 2);
+    SHARED_ARRAY(double, below, 2);
     SHARED_ARRAY(merge::WarpSums, difference_sums, merge::WARPS);
     SHARED_ARRAY(merge::WarpSums, teacher_sums, merge::WARPS);
 
@@ -49,13 +51,18 @@ DEVICE void rrd(const FinishArguments& arguments) {
         if (set < 2) {
             const RowRecord record = merge::record(arguments, set == 0 ? x : y, set);
             const uint64_t at = row + static_cast<uint64_t>(set) * rows;
-            const double log = merge::weigh(partials, at, record.scale, set == 0 ? student_weights : teacher_weights);
+            const merge::LogSum log =
+                merge::weigh(partials, at, record.scale, set == 0 ? student_weights : teacher_weights);
             if (lane_index() == 0) {
                 records[set] = record;
                 logs[set] = log;
             }
         }
         block_barrier();
+        if (set < 2 && partials.moments != 0) {
+            const double mean = merge::mean_below(partials, row + static_cast<uint64_t>(set) * rows, both[1], logs[set].largest, teacher_weights);
+            if (lane_index() == 0) below[set] = mean;
+        }
     };
     // ⟨O_s − O_t, x⟩, ⟨O_t, x⟩, ⟨O_t, y⟩
     double products[3] = {};
@@ -100,10 +107,17 @@ DEVICE void rrd(const FinishArguments& arguments) {
                           arguments.factor, last);
 
     if (threadIdx.x == 0) {
-        const double cross_entropy = fma(-cross, records[0].to_logit, logs[0]) * LN_2_F64;
-        const double entropy = fma(-own, records[1].to_logit, logs[1]) * LN_2_F64;
-        arguments.losses[row] = cross_entropy;
-        arguments.losses[both[1]] = cross_entropy - entropy;
+        const double means[2] = {cross, own};
+        double entropies[2];
+        UNROLL
+        for (unsigned set = 0; set < 2; set++) {
+            const RowRecord& record = records[set];
+            const double scale = record.scale, poison = record.to_logit * 0;
+            entropies[set] = partials.moments != 0 ? fma(-below[set], scale, logs[set].excess) + poison
+                                                   : fma(-means[set], record.to_logit, logs[set].total(record.scale));
+        }
+        arguments.losses[row] = entropies[0] * LN_2_F64;
+        arguments.losses[both[1]] = (entropies[0] - entropies[1]) * LN_2_F64;
     }
     if (is_last_block(arguments.counter)) {
         double sums[2] = {};

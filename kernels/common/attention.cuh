@@ -15,6 +15,9 @@ constexpr unsigned KEYS = 64;
 struct Stat {
     float largest;
     float sum;
+    // Of a student's row and a teacher's, in attention_mma alone: Σ_k v_k (product_k − largest) with the teacher's weights
+    // v, the products being the row's own.
+    float moment;
 };
 
 // The keys, and what attending to them gives. Mirrored in src/gpu/attention/arguments.rs.

@@ -15,6 +15,9 @@ struct Partials {
     uint32_t pitch;
     // Whether the student's means are those of its weights less the teacher's: kernels/attention_mma.cu.
     uint32_t differences;
+    // Whether the stats have their moments: attention_mma's.
+    uint32_t moments;
+    uint32_t padding;
 };
 
 // What a finishing pass takes. Mirrored in src/gpu/attention/arguments.rs.
@@ -50,9 +53,19 @@ DEVICE RowRecord record(const FinishArguments& arguments, const T* row, unsigned
                      arguments.per_temperature[set]);
 }
 
-// log2 Σ 2^logit of a row, and each split's weight: what its share of the mean is to be multiplied by. Without any
+// log2 Σ 2^logit of a row, less `largest`'s logit, which is its largest product.
+struct LogSum {
+    float largest;
+    double excess;
+
+    DEVICE double total(float scale) const {
+        return fma(static_cast<double>(largest), static_cast<double>(scale), excess);
+    }
+};
+
+// The log-sum of a row, and each split's weight: what its share of the mean is to be multiplied by. Without any
 // key, -inf and weights of 0. By a warp.
-DEVICE double weigh(const Partials& partials, uint64_t row, float scale, float* weights SITE) {
+DEVICE LogSum weigh(const Partials& partials, uint64_t row, float scale, float* weights SITE) {
     float largest = -infinity();
     for (uint32_t s = lane_index(); s < partials.splits; s += WARP)
         largest = fmaxf(largest, partials.stats[static_cast<uint64_t>(s) * partials.rows + row].largest);
@@ -67,7 +80,22 @@ DEVICE double weigh(const Partials& partials, uint64_t row, float scale, float* 
     sum = warp_reduce(sum, Sum() PASS_SITE);
     const float inverse = sum == 0 ? 0 : static_cast<float>(1 / sum);
     for (uint32_t s = lane_index(); s < partials.splits; s += WARP) weights[s] *= inverse;
-    return fma(static_cast<double>(largest), static_cast<double>(scale), log2(sum));
+    return {largest, log2(sum)};
+}
+
+// Σ_k p_k (product_k − largest) of a row, with the teacher's weights as `weigh` has found them. By a warp.
+DEVICE double mean_below(const Partials& partials, uint64_t row, uint64_t teacher_row, float largest,
+                         const float* teacher_weights SITE) {
+    double sum = 0;
+    for (uint32_t s = lane_index(); s < partials.splits; s += WARP) {
+        if (teacher_weights[s] == 0) continue;
+        const uint64_t split = static_cast<uint64_t>(s) * partials.rows;
+        const Stat stat = partials.stats[split + row];
+        const double shift = static_cast<double>(stat.largest) - static_cast<double>(largest);
+        sum += teacher_weights[s] * fma(shift, static_cast<double>(partials.stats[split + teacher_row].sum),
+                                        static_cast<double>(stat.moment));
+    }
+    return warp_reduce(sum, Sum() PASS_SITE);
 }
 
 // Goes over the splits with `SETS` rows' shares in four columns of a lane: split s in warp s % WARPS, so that sums in f32

@@ -250,6 +250,8 @@ impl Plan {
                     .kernel
                     .gives_differences(self.keys, self.precision)
                     .into(),
+                moments: matches!(self.kernel, Kernel::Mma(_)).into(),
+                padding: 0,
             },
             gradient: at.gradient,
             losses: self.losses.at(at.workspace),

@@ -8,6 +8,7 @@ use bytemuck::{Pod, Zeroable};
 pub(super) struct Stat {
     pub(super) largest: f32,
     pub(super) sum: f32,
+    pub(super) moment: f32,
 }
 
 /// Mirrors `Set` in kernels/attention_rows.cu.
@@ -84,6 +85,8 @@ pub(crate) struct Partials {
     pub(super) splits: u32,
     pub(super) pitch: u32,
     pub(super) differences: u32,
+    pub(super) moments: u32,
+    pub(super) padding: u32,
 }
 
 /// Mirrors `FinishArguments` in kernels/common/attention_merge.cuh.
