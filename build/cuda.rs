@@ -127,6 +127,7 @@ fn compile() -> Result<Images> {
     })
 }
 
+/// Its entry points are those that stand there, each at the beginning of a line: what a macro made of names would not be found.
 fn image(kernel: &Path) -> Result<Image> {
     const EXPORT: &str = "EXPORT_KERNEL(";
     let source =

@@ -474,13 +474,18 @@ DEVICE void attend(const Arguments& arguments) {
 
 }  // namespace
 
-#define EXPORT_WIDTH(width, blocks)                                                                                    \
-    EXPORT_KERNEL(relata_attention_mma_##width, THREADS, blocks, Arguments, attend<width, SPLIT, false>);              \
-    EXPORT_KERNEL(relata_attention_mma_##width##_batch, THREADS, blocks, Arguments, attend<width, SPLIT, true>);       \
-    EXPORT_KERNEL(relata_attention_mma_##width##_half, THREADS, blocks, Arguments, attend<width, HALF, false>);        \
-    EXPORT_KERNEL(relata_attention_mma_##width##_half_batch, THREADS, blocks, Arguments, attend<width, HALF, true>);   \
-    EXPORT_KERNEL(relata_attention_mma_##width##_half_pair, THREADS, blocks, Arguments, attend<width, DIFFERENCE, false>)
-
-EXPORT_WIDTH(64, 3);
-EXPORT_WIDTH(128, 2);
-EXPORT_WIDTH(256, 2);
+EXPORT_KERNEL(relata_attention_mma_64, THREADS, 3, Arguments, attend<64, SPLIT, false>);
+EXPORT_KERNEL(relata_attention_mma_64_batch, THREADS, 3, Arguments, attend<64, SPLIT, true>);
+EXPORT_KERNEL(relata_attention_mma_64_half, THREADS, 3, Arguments, attend<64, HALF, false>);
+EXPORT_KERNEL(relata_attention_mma_64_half_batch, THREADS, 3, Arguments, attend<64, HALF, true>);
+EXPORT_KERNEL(relata_attention_mma_64_half_pair, THREADS, 3, Arguments, attend<64, DIFFERENCE, false>);
+EXPORT_KERNEL(relata_attention_mma_128, THREADS, 2, Arguments, attend<128, SPLIT, false>);
+EXPORT_KERNEL(relata_attention_mma_128_batch, THREADS, 2, Arguments, attend<128, SPLIT, true>);
+EXPORT_KERNEL(relata_attention_mma_128_half, THREADS, 2, Arguments, attend<128, HALF, false>);
+EXPORT_KERNEL(relata_attention_mma_128_half_batch, THREADS, 2, Arguments, attend<128, HALF, true>);
+EXPORT_KERNEL(relata_attention_mma_128_half_pair, THREADS, 2, Arguments, attend<128, DIFFERENCE, false>);
+EXPORT_KERNEL(relata_attention_mma_256, THREADS, 2, Arguments, attend<256, SPLIT, false>);
+EXPORT_KERNEL(relata_attention_mma_256_batch, THREADS, 2, Arguments, attend<256, SPLIT, true>);
+EXPORT_KERNEL(relata_attention_mma_256_half, THREADS, 2, Arguments, attend<256, HALF, false>);
+EXPORT_KERNEL(relata_attention_mma_256_half_batch, THREADS, 2, Arguments, attend<256, HALF, true>);
+EXPORT_KERNEL(relata_attention_mma_256_half_pair, THREADS, 2, Arguments, attend<256, DIFFERENCE, false>);

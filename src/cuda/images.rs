@@ -161,6 +161,14 @@ mod tests {
     }
 
     #[test]
+    fn every_kernel_is_in_one_image() {
+        for entry in crate::gpu::kernels::all() {
+            let holds = |image: &&Image| image.exports.contains(&entry.name);
+            assert_eq!(all().iter().filter(holds).count(), 1, "{}", entry.name);
+        }
+    }
+
+    #[test]
     fn every_image_is_a_fatbin() {
         for image in all() {
             assert_eq!(
