@@ -98,7 +98,7 @@ COLUMNS = {
         ("memory, PyTorch / relata", lambda row: times(ratio(row["torch_peak_bytes"], row["ours_peak_bytes"]))),
     ],
     GPU: [
-        ("case", lambda row: f"`{row['case']}` {row['dtype']}"),
+        ("case", lambda row: f"`{row['case']}` {row['dtype']}" + (", half" if row.get("weights") == "half" else "")),
         ("relata", lambda row: duration(row["graph_p50_s"])),
         ("of the floor", lambda row: share(row["share_of_floor"])),
         ("throughput", speed),

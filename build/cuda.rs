@@ -135,12 +135,20 @@ fn image(kernel: &Path) -> Result<Image> {
     let exports = source
         .lines()
         .filter_map(|line| line.trim_start().strip_prefix(EXPORT));
+    let exports: Vec<String> = exports
+        .filter_map(|rest| rest.split(',').next())
+        .map(|name| name.trim().to_owned())
+        .collect();
+    let plain = |name: &String| name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_');
+    if let Some(name) = exports.iter().find(|&name| !plain(name)) {
+        return Err(format!(
+            "{}: expected the name of an entry point after {EXPORT}, got {name}",
+            kernel.display()
+        ));
+    }
     Ok(Image {
         fatbin: format!("{}.fatbin", stem(kernel)),
-        exports: exports
-            .filter_map(|rest| rest.split(',').next())
-            .map(|name| name.trim().to_owned())
-            .collect(),
+        exports,
     })
 }
 

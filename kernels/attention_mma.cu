@@ -190,8 +190,9 @@ struct Attention {
     static constexpr unsigned SPAN = WIDTH == 64 || (BATCH && TILES == 2) ? KEYS / 2 : KEYS;
     // The largest weight is 2^BIAS: f16 has most room below. A batch's key scales lie in (2^-15, 2^-14].
     static constexpr float BIAS = BATCH ? 29 : 15;
-    // A logit in base 2 that far below another weighs nothing; and the farthest that products lie apart.
-    static constexpr float FAR = 512, FARTHEST = 0x1p100f;
+    // A logit in base 2 that far below another weighs nothing. As products, at least so far that it shows beside one, which
+    // is below 2^16, and at most so far that it is finite, at any temperature that there may be.
+    static constexpr float FAR = 512, NEAREST = 0x1p20f, FARTHEST = 0x1p126f;
     static constexpr float UNBIAS = BATCH ? 0x1p-29f : 0x1p-15f;
 
     // Elements at a time in a product, which divides the depth: more where there are registers for them.
@@ -302,7 +303,7 @@ struct Attention {
             // Beyond the end stands the last key again, which changes no maximum. It is to weigh nothing, and to be finite.
             UNROLL
             for (unsigned half = 0; half < 2; half++) {
-                const float nothing = origin[half] - fminf(FAR / run.scale[half], FARTHEST);
+                const float nothing = origin[half] - fminf(fmaxf(FAR / run.scale[half], NEAREST), FARTHEST);
                 UNROLL
                 for (unsigned n = 0; n < SPAN / 8; n++) {
                     UNROLL

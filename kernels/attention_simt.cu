@@ -206,7 +206,6 @@ DEVICE void attend(const Arguments& arguments) {
     const uint64_t start = static_cast<uint64_t>(blockIdx.y) * attending.row_count;
     if (blockIdx.z == 0 && quarter == 0 && own_row < attending.row_count)
         attending.stats[start + own_row] = {largest, sum, 0};
-    if (range.begin >= range.end) return;
     UNROLL
     for (unsigned i = 0; i < 4; i++) {
         const uint32_t row = first_row + 4 * at.r + i;

@@ -68,7 +68,7 @@ DEVICE void info_nce(const FinishArguments& arguments) {
         float mean[4] = {};
         const auto add = [&](uint32_t s, const float (&shares)[1][4]) {
             const float weight = weights[s];
-            // A split without keys has written nothing.
+            // As of a split without keys, which may have written nothing.
             if (weight == 0) return;
             UNROLL
             for (unsigned i = 0; i < 4; i++) mean[i] = fmaf(weight, shares[0][i], mean[i]);

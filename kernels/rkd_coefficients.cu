@@ -129,13 +129,23 @@ struct Patch {
     }
 
     // What this group has of the slots at `at`, in order.
-    DEVICE void add_slots(const float* at, uint32_t slots, float (&sum)[4]) const {
+    // Four of row i from column k on, of those that the rows have: beyond, nobody has written.
+    DEVICE void add_slots(const float* at, uint32_t i, uint32_t k, uint32_t slots, float (&sum)[4]) const {
+        if (i >= arguments.n || k >= arguments.n) return;
+        const unsigned count = arguments.n - k;
         const uint64_t tiles = (arguments.n + arguments.tile - 1) / arguments.tile;
         const uint64_t slot = tiles * (tiles + 1) / 2 * arguments.tile * arguments.tile;
         UNROLL_BY(4)
         for (uint32_t s = group(); s < slots; s += GROUPS) {
-            float some[4];
-            pair_tile::load_side_by_side(at + s * slot, some);
+            float some[4] = {};
+            if (count >= 4) {
+                pair_tile::load_side_by_side(at + s * slot, some);
+            } else {
+                UNROLL
+                for (unsigned q = 0; q < 3; q++) {
+                    if (q < count) some[q] = at[s * slot + q];
+                }
+            }
             UNROLL
             for (unsigned q = 0; q < 4; q++) sum[q] += some[q];
         }
@@ -150,10 +160,10 @@ struct Patch {
         const float* tile = arguments.sums + (tile_k * (tile_k + 1) / 2 + tile_i) * side * side;
         const bool diagonal = tile_i == tile_k;
         const uint32_t slots = diagonal ? arguments.slots_on_diagonal : arguments.slots;
-        add_slots(tile + (i % side + row()) * side + k % side + column(), slots, c);
+        add_slots(tile + (i % side + row()) * side + k % side + column(), i + row(), k + column(), slots, c);
         if (diagonal) {
             float other[4] = {};
-            add_slots(tile + (k % side + row()) * side + i % side + column(), slots, other);
+            add_slots(tile + (k % side + row()) * side + i % side + column(), k + row(), i + column(), slots, other);
             put_mirrored(mirror + group() * PATCH * PITCH, other);
         }
         put(direct + group() * PATCH * PITCH, c);

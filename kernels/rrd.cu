@@ -12,7 +12,7 @@
 // Block      256 threads. To weigh: warp 0 takes the student's row, warp 1 the teacher's. To gather: warp w takes splits
 //            w, w + 8, ... of both, 8 at a time; lane l the 16 bytes l of 128 columns of theirs. From there on thread
 //            t < 128 holds column t, t + 128, ...
-// Shared     12.7 KiB: weights of up to 512 splits, a sum for each warp and column, of both.
+// Shared     12.4 KiB: weights of up to 512 splits, a sum for each warp and column, of both.
 // Registers  at most 128 (two blocks a multiprocessor): 64 for loads in flight.
 // Work       6 splits D flop a row and some 20 D in f64; 8 splits D bytes read.
 // Floor      bandwidth of L2, where the partials lie: 8 splits N D bytes, and the latency of a few reads.
@@ -71,7 +71,7 @@ DEVICE void rrd(const FinishArguments& arguments) {
         float difference[4] = {}, mean[4] = {};
         const auto add = [&](uint32_t s, const float (&shares)[2][4]) {
             const float student = student_weights[s], teacher = teacher_weights[s];
-            // A split without keys has written nothing.
+            // As of a split without keys, which may have written nothing.
             if (student == 0 && teacher == 0) return;
             // O_s = Σ a S, O_t = Σ b T; of S − T for S, O_s − O_t = Σ a (S − T) + (a − b) T.
             const float rest = partials.differences != 0 ? student - teacher : -teacher;

@@ -11,6 +11,7 @@ use crate::rows::Rows;
 use crate::{cpu, reference};
 
 /// What [`Cpu`](crate::Cpu) and [`Reference`](crate::Reference) do with elements of this type.
+#[doc(hidden)]
 pub trait OnHost: Sized {
     fn evaluate_on_cpu(
         problem: &Problem,

@@ -149,8 +149,8 @@ pub enum WeightPrecision {
     /// Each weight as the sum of two f16: as good as f32, for 12 N K D floating-point operations.
     #[default]
     Split,
-    /// Each weight as one f16, for 8 N K D. In RRD the student's weights are rounded less the teacher's, so that the
-    /// gradient, their difference, does not lose digits as the student converges.
+    /// Each weight as one f16, for 8 N K D. In RRD, unless the teacher's temperature is the higher, the student's weights are
+    /// rounded less the teacher's, so that the gradient, their difference, does not lose digits as the student converges.
     Half,
 }
 

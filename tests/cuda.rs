@@ -8,7 +8,7 @@ mod common;
 use std::io::Write;
 use std::sync::Arc;
 
-use common::against::assert_kernels_right;
+use common::against::{assert_half_weights_right, assert_kernels_right};
 use common::cases::{self, Case, Inputs};
 use common::compare::{assert_gradient, assert_same_bits};
 use half::{bf16, f16};
@@ -162,6 +162,17 @@ fn every_case_in_every_dtype() {
 }
 
 #[test]
+fn weights_in_one_f16_are_right() {
+    let cuda = card_or_skip!();
+    for case in cases::tests() {
+        for_every_gpu_dtype!(half(&cuda, &case));
+    }
+    fn half<T: GpuElement<Real = f32>>(cuda: &Cuda, case: &Case) {
+        assert_half_weights_right::<T, _>(cuda, case);
+    }
+}
+
+#[test]
 fn the_same_bits_from_both_depths_and_every_time() {
     let cuda = card_or_skip!();
     fn same<T: GpuElement + DeviceRepr>(cuda: &Cuda, case: &Case) {
@@ -254,6 +265,10 @@ fn the_same_bits_where_launches_overlap() {
             assert_same_bits(&name, &[loss], &[*of]);
         };
         if !evaluator.set_overlap(true).expect("an answer") {
+            let _ = writeln!(
+                std::io::stderr(),
+                "SKIPPED {name}: launches do not overlap here"
+            );
             return;
         }
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;

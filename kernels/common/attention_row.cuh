@@ -5,7 +5,7 @@
 #include "collective.cuh"
 #include "element.cuh"
 
-// What an attention kernel reads. Mirrored in src/gpu/attention/arguments.rs.
+// What an attention kernel reads. Mirrored in src/gpu/attention/kernel.rs.
 enum Format : uint32_t {
     // x/‖x‖ in f32, or x where rows are not normalised.
     F32 = 1,

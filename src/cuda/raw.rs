@@ -91,7 +91,9 @@ impl RawEvaluator {
     /// None that [`new`](Self::new) has not had.
     pub fn set_upstream(&mut self, upstream: f64) -> Result<()> {
         let problem = self.problem.upstream(upstream);
-        self.plan = Plan::new(&problem, self.dtype, self.place.card.limits)?;
+        self.plan = self
+            .plan
+            .with_upstream(&problem, self.dtype, self.place.card.limits)?;
         self.problem = problem;
         Ok(())
     }

@@ -10,7 +10,7 @@ mod kernel;
 use self::arguments::{Attending, Partials, Set, Stat};
 pub(crate) use self::arguments::{FinishArguments, MmaArguments, RowsArguments, SimtArguments};
 pub(crate) use self::kernel::Keys;
-use self::kernel::{KEYS, Kernel, splits};
+use self::kernel::{KEYS, Kernel, Weights, splits};
 use super::kernels::{ATTENTION_ROWS, ATTENTION_SIMT};
 use super::machine::{Launcher, Limits};
 use super::plan::{Addresses, grid_size};
@@ -18,7 +18,7 @@ use super::queue;
 use super::workspace::{Layout, Region};
 use crate::element::DType;
 use crate::error::{Error, Result};
-use crate::problem::{Problem, WeightPrecision};
+use crate::problem::Problem;
 
 /// Rows in a block of kernels/attention_rows.cu.
 const ROWS_PER_BLOCK: u32 = 4;
@@ -31,7 +31,7 @@ pub(crate) struct Plan {
     dtype: DType,
     keys: Keys,
     kernel: Kernel,
-    precision: WeightPrecision,
+    weights: Weights,
     normalize: bool,
     rows: u32,
     /// Of the queue, or of the batch.
@@ -105,7 +105,7 @@ impl Plan {
             dtype,
             keys,
             kernel,
-            precision: problem.weights(),
+            weights: Weights::new(problem.weights(), keys, temperatures),
             normalize,
             factor: problem.upstream_factor() / (f64::from(rows) * temperatures[0]),
             rows,
@@ -162,7 +162,7 @@ impl Plan {
                     samples: self.rows,
                     is_bf16: (self.dtype == DType::BF16).into(),
                 };
-                width.entry(self.keys, self.precision).launch(
+                width.entry(self.keys, self.weights).launch(
                     launcher,
                     self.grid,
                     self.shared,
@@ -246,10 +246,7 @@ impl Plan {
                 rows: self.attending(),
                 splits: self.grid[1],
                 pitch: self.mean_pitch,
-                differences: self
-                    .kernel
-                    .gives_differences(self.keys, self.precision)
-                    .into(),
+                differences: self.kernel.gives_differences(self.weights).into(),
                 moments: matches!(self.kernel, Kernel::Mma(_)).into(),
                 padding: 0,
             },

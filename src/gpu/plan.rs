@@ -76,6 +76,23 @@ impl Plan {
         Ok(Plan { passes, layout })
     }
 
+    /// The plan of a problem that differs in nothing but its upstream factor: what takes time to choose stays.
+    #[allow(dead_code, reason = "for cuda")]
+    pub(crate) fn with_upstream(
+        &self,
+        problem: &Problem,
+        dtype: DType,
+        limits: Limits,
+    ) -> Result<Self> {
+        match self.passes {
+            Passes::Rkd(plan) => Ok(Plan {
+                passes: Passes::Rkd(plan.with_upstream(problem.upstream_factor())),
+                layout: self.layout,
+            }),
+            _ => Self::new(problem, dtype, limits),
+        }
+    }
+
     /// The scratch memory it takes. The first [`Layout::COUNTERS`] bytes have to be zero before the
     /// first evaluation, and are again after each.
     pub(crate) fn workspace_bytes(&self) -> usize {

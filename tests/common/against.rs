@@ -2,6 +2,8 @@
 
 use half::f16;
 use relata::{DType, Device, Element, Loss, Queue, Reference, Rows};
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+use relata::{GpuElement, WeightPrecision};
 
 use super::cases::{Case, Inputs};
 use super::compare::{assert_gradient, assert_loss};
@@ -16,13 +18,45 @@ pub(crate) fn assert_right<T: Element, D: Device<T>>(device: &D, case: &Case) ->
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub(crate) fn assert_kernels_right<T, D>(device: &D, case: &Case) -> bool
 where
-    T: relata::GpuElement,
+    T: GpuElement,
     D: Device<T>,
 {
     let mut inputs = case.inputs::<T>();
     let stored = inputs.queue.map(|queue| as_stored::<T>(&queue, &case.loss));
     inputs.queue = stored;
     compare(device, case, &inputs)
+}
+
+/// That weights in one f16 change no loss, and a gradient no more than they may; where there are no such weights, nothing.
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+pub(crate) fn assert_half_weights_right<T, D>(device: &D, case: &Case)
+where
+    T: GpuElement<Real = f32>,
+    D: Device<T, Gradient = f32>,
+{
+    if !matches!(case.loss, Loss::Rrd(_) | Loss::InfoNce(_)) {
+        return;
+    }
+    let inputs = case.inputs::<T>();
+    let [split, half] = [WeightPrecision::Split, WeightPrecision::Half].map(|weights| {
+        let problem = inputs.problem.weight_precision(weights);
+        let evaluation = problem.evaluate(device, inputs.batch());
+        evaluation.expect("a case that fits")
+    });
+    let name = format!("{} in {}, weights in one f16", case.name, T::DTYPE);
+    assert_eq!(half.loss.to_bits(), split.loss.to_bits(), "{name}");
+    assert_eq!(
+        half.kl.map(f64::to_bits),
+        split.kl.map(f64::to_bits),
+        "{name}"
+    );
+    let want: Vec<f64> = split.gradient.iter().map(|&g| g.into()).collect();
+    let off = super::compare::relative_error(&half.gradient, &want);
+    // A sum of weighted keys loses 2^-12 of itself without its signs, which is a few times its length.
+    assert!(
+        off <= 4.0 / 4096.0 || super::compare::norm(&want) < 1e-6,
+        "{name}: {off:e}"
+    );
 }
 
 /// The queue as a card holds it: unit keys of half-precision losses are rounded to f16.

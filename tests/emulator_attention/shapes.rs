@@ -5,6 +5,7 @@ use relata::{Emulator, GpuElement, InfoNce, Loss, Rrd, Shapes, WeightPrecision};
 
 use crate::check::{check, check_input};
 use crate::common::Input;
+use crate::common::against::assert_half_weights_right;
 use crate::common::cases::{self, Case};
 use crate::common::compare::assert_same_bits;
 
@@ -18,6 +19,14 @@ fn every_case_in_every_dtype() {
         check_case::<f32>(&case);
         check_case::<f16>(&case);
         check_case::<bf16>(&case);
+    }
+}
+
+#[test]
+fn weights_in_one_f16_are_right() {
+    for case in cases::tests() {
+        assert_half_weights_right::<f16, _>(&Emulator::new(), &case);
+        assert_half_weights_right::<bf16, _>(&Emulator::new(), &case);
     }
 }
 

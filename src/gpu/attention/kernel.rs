@@ -22,6 +22,32 @@ pub(super) enum Format {
     ScaledF16 = 2,
 }
 
+/// How weights go into the product with the keys, on tensor cores; `Weights` in kernels/attention_mma.cu.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Weights {
+    /// As sums of two f16.
+    Split,
+    /// As one f16.
+    Half,
+    /// As one f16, the student's less the teacher's.
+    Difference,
+}
+
+impl Weights {
+    /// What is rounded in a difference is of the size of the larger one, each being over its own largest. Where the teacher is
+    /// the flatter, the student's would be lost beside it, and as it has not converged nothing cancels either.
+    pub(super) fn new(precision: WeightPrecision, keys: Keys, temperatures: [f64; 2]) -> Self {
+        let [student, teacher] = temperatures;
+        match precision {
+            WeightPrecision::Split => Weights::Split,
+            WeightPrecision::Half if keys == Keys::QueueBoth && teacher <= student => {
+                Weights::Difference
+            }
+            WeightPrecision::Half => Weights::Half,
+        }
+    }
+}
+
 /// Which rows attend to which keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Keys {
@@ -59,23 +85,19 @@ impl MmaWidth {
         }
     }
 
-    /// The entry point; `Weights` in kernels/attention_mma.cu.
-    pub(super) fn entry(
-        self,
-        keys: Keys,
-        precision: WeightPrecision,
-    ) -> kernels::Kernel<MmaArguments> {
+    /// The entry point.
+    pub(super) fn entry(self, keys: Keys, weights: Weights) -> kernels::Kernel<MmaArguments> {
         let family = match self {
             MmaWidth::W64 => &ATTENTION_MMA_64,
             MmaWidth::W128 => &ATTENTION_MMA_128,
             MmaWidth::W256 => &ATTENTION_MMA_256,
         };
-        family.nth(match (precision, keys) {
-            (WeightPrecision::Split, Keys::QueueBoth | Keys::Queue) => 0,
-            (WeightPrecision::Split, Keys::Others) => 1,
-            (WeightPrecision::Half, Keys::Queue) => 2,
-            (WeightPrecision::Half, Keys::Others) => 3,
-            (WeightPrecision::Half, Keys::QueueBoth) => 4,
+        family.nth(match (weights, keys) {
+            (Weights::Split, Keys::QueueBoth | Keys::Queue) => 0,
+            (Weights::Split, Keys::Others) => 1,
+            (Weights::Half, Keys::QueueBoth | Keys::Queue) => 2,
+            (Weights::Half, Keys::Others) => 3,
+            (Weights::Difference, _) => 4,
         })
     }
 }
@@ -130,10 +152,8 @@ impl Kernel {
     }
 
     /// Whether the student's means are of its weights less the teacher's.
-    pub(super) fn gives_differences(self, keys: Keys, precision: WeightPrecision) -> bool {
-        matches!(self, Kernel::Mma(_))
-            && keys == Keys::QueueBoth
-            && precision == WeightPrecision::Half
+    pub(super) fn gives_differences(self, weights: Weights) -> bool {
+        matches!(self, Kernel::Mma(_)) && weights == Weights::Difference
     }
 
     /// Rows of a block.

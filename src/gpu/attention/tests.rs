@@ -83,6 +83,16 @@ fn rows_are_prepared_where_the_attention_does_not_do_it() {
         launches(rrd, queue, 128, BF16, Half)[0],
         "relata_attention_mma_128_half_pair"
     );
+    // Beside a flatter teacher the student's would be lost in a difference.
+    let flatter = Rrd {
+        student_temperature: 0.1,
+        teacher_temperature: 0.2,
+        ..Rrd::default()
+    };
+    assert_eq!(
+        launches(flatter, queue, 128, BF16, Half)[0],
+        "relata_attention_mma_128_half"
+    );
     assert_eq!(
         launches(info_nce, queue, 256, F16, Half)[0],
         "relata_attention_mma_256_half"

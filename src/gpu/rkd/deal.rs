@@ -54,9 +54,9 @@ impl Deal {
     const VERTICES: usize = 4;
     /// Slots: more of them make more blocks, which even out, and take more memory, 2 N² bytes each. Up to so
     /// many whatever the size, which is up to 55 bytes a pair of rows: what the papers' code keeps grows as N³, and 16
-    /// would take 8 to 30 % longer at most sizes from 576 to 4096;
+    /// would take 8 to 30 % longer at most sizes from 576 to 4096.
     const MOST_SLOTS: usize = 24;
-    /// but up to N = 512, where it keeps least, so many tiles of 16 KiB: 9.4 MB, 16 slots at N = 512.
+    /// Up to N = 512, where that code keeps least, slots come to so many tiles of 16 KiB: 9.4 MB, 16 slots at N = 512.
     const MOST_TILES: usize = 16 * 36;
     /// What a block does for a pair of tiles besides the triples, in vertices: it fills registers, and clears and
     /// adds to a slot.

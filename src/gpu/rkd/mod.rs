@@ -159,6 +159,11 @@ impl Plan {
         })
     }
 
+    #[allow(dead_code, reason = "for cuda")]
+    pub(crate) fn with_upstream(self, upstream: f64) -> Self {
+        Plan { upstream, ..self }
+    }
+
     pub(crate) fn enqueue(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         let (dtype, rows) = self.enqueue_normalize(launcher, at)?;
         if self.shapes.rows <= FEW_ROWS {
