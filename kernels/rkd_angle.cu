@@ -138,12 +138,7 @@ struct Triples {
         return slot * rkd::tile_pairs(rkd::tiles_of(arguments.n)) * rkd::TILE_ELEMENTS;
     }
 
-    // Four edges from one vertex to ends side by side or, where the tile is kept the other way round, from four
-    // vertices to one end: h and r as they lie in memory.
-    struct Four {
-        typename Path::Length h[4];
-        float r[4];
-    };
+    using Four = triple::Four<Path>;
     // Which of them is a thread's `f`th.
     struct Which {
         unsigned to_k, of_teacher, four;
@@ -177,23 +172,9 @@ struct Triples {
         UNROLL
         for (unsigned f = 0; f < FOURS; f++) {
             const auto [to_k, of_teacher, four] = which(f);
-            const Unit of = of_teacher ? teacher : student;
-            float parts[4][PARTS];
-            UNROLL
-            for (unsigned i = 0; i < 4; i++) Path::parts(fours[f].h[i], fours[f].r[i], of, parts[i]);
             float* to = edges + buffer + to_k * TO_K + of_teacher * PARTS * SIDE;
-            if (j / SIDE <= at->tiles[to_k]) {
-                to += four / 16 * EDGES + four % 16 * 4;
-                UNROLL
-                for (unsigned part = 0; part < PARTS; part++)
-                    store4(to + part * SIDE, parts[0][part], parts[1][part], parts[2][part], parts[3][part]);
-            } else {
-                UNROLL
-                for (unsigned i = 0; i < 4; i++) {
-                    UNROLL
-                    for (unsigned part = 0; part < PARTS; part++) to[i * EDGES + part * SIDE + four] = parts[i][part];
-                }
-            }
+            const bool along = j / SIDE <= at->tiles[to_k];
+            triple::put_edges<SIDE, EDGES>(fours[f], of_teacher ? teacher : student, four, along, to);
         }
     }
 

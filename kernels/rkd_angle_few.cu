@@ -70,12 +70,7 @@ struct Arguments {
     float delta;
 };
 
-// Four edges that lie side by side in memory: from one vertex to four ends or, in a tile that lies the other way round,
-// from four vertices to one end.
-struct Four {
-    double h[4];
-    float r[4];
-};
+using Four = triple::Four<Path>;
 
 struct Block {
     const Arguments& arguments;
@@ -118,24 +113,8 @@ struct Block {
     }
 
     DEVICE void put(uint32_t j, const Four& four, float* buffer) const {
-        const unsigned lane = lane_index();
-        const triple::Unit unit = of_teacher() ? teacher : student;
-        float parts[4][PARTS];
-        UNROLL
-        for (unsigned i = 0; i < 4; i++) Path::parts(four.h[i], four.r[i], unit, parts[i]);
         float* to = buffer + vertices() * EDGES + to_k() * TO_K + of_teacher() * PARTS * SIDE;
-        if (along(j + vertices())) {
-            to += lane / 8 * EDGES + lane % 8 * 4;
-            UNROLL
-            for (unsigned part = 0; part < PARTS; part++)
-                store4(to + part * SIDE, parts[0][part], parts[1][part], parts[2][part], parts[3][part]);
-        } else {
-            UNROLL
-            for (unsigned i = 0; i < 4; i++) {
-                UNROLL
-                for (unsigned part = 0; part < PARTS; part++) to[i * EDGES + part * SIDE + lane] = parts[i][part];
-            }
-        }
+        triple::put_edges<SIDE, EDGES>(four, of_teacher() ? teacher : student, lane_index(), along(j + vertices()), to);
     }
 
     // h of the pairs of ends: four of the student's and of the teacher's to a thread.

@@ -54,6 +54,14 @@ macro_rules! for_every_gpu_dtype {
     };
 }
 
+/// A stream whose slices bring no events that a capture would have to wait for.
+fn stream_for_captures() -> Arc<CudaStream> {
+    let context = CudaContext::new(0).expect("a card");
+    // SAFETY: one stream is all that is used.
+    unsafe { context.disable_event_tracking() };
+    context.new_stream().expect("a stream")
+}
+
 /// Those without a queue, which an evaluator of slices takes from the card.
 fn without_queue() -> impl Iterator<Item = Case> {
     cases::tests().filter(|case| case.queue.is_none())
@@ -203,10 +211,7 @@ fn the_same_bits_from_both_depths_and_every_time() {
 #[test]
 fn a_graph_evaluates_what_lies_there_when_it_is_launched() {
     let _cuda = card_or_skip!();
-    let context = CudaContext::new(0).expect("a card");
-    // SAFETY: one stream is all that is used.
-    unsafe { context.disable_event_tracking() };
-    let stream = context.new_stream().expect("a stream");
+    let stream = stream_for_captures();
     for case in without_queue().filter(|case| case.student_dim == case.teacher_dim) {
         let inputs = case.inputs::<f32>();
         let mut on_card = OnCard::new(&stream, &inputs);
@@ -244,10 +249,7 @@ fn a_graph_evaluates_what_lies_there_when_it_is_launched() {
 #[test]
 fn the_same_bits_where_launches_overlap() {
     let _cuda = card_or_skip!();
-    let context = CudaContext::new(0).expect("a card");
-    // SAFETY: one stream is all that is used.
-    unsafe { context.disable_event_tracking() };
-    let stream = context.new_stream().expect("a stream");
+    let stream = stream_for_captures();
     fn same<T: GpuElement + DeviceRepr>(stream: &Arc<CudaStream>, case: &Case) {
         let name = format!("{} in {}", case.name, T::DTYPE);
         let mut inputs = case.inputs::<T>();

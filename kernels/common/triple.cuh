@@ -94,6 +94,37 @@ DEVICE void load_edges(const float* from, float (&to)[4][PARTS]) {
     }
 }
 
+// Four edges that lie side by side in memory: from one vertex to four ends or, in a tile that lies the other way round,
+// from four vertices to one end.
+template <typename Path>
+struct Four {
+    typename Path::Length h[4];
+    float r[4];
+};
+
+// Puts the `which`th four of those between 4 vertices and SIDE ends to shared memory, where `to` is the first vertex's
+// first part and the vertices lie EDGES apart. `along`: from one vertex to four ends. `unit` is a copy: as a reference to one of two
+// it would keep both, and all around them, on the stack.
+template <unsigned SIDE, unsigned EDGES, typename Path>
+DEVICE void put_edges(const Four<Path>& four, Unit unit, unsigned which, bool along, float* to) {
+    constexpr unsigned PARTS = Path::PARTS;
+    float parts[4][PARTS];
+    UNROLL
+    for (unsigned i = 0; i < 4; i++) Path::parts(four.h[i], four.r[i], unit, parts[i]);
+    if (along) {
+        to += which / (SIDE / 4) * EDGES + which % (SIDE / 4) * 4;
+        UNROLL
+        for (unsigned part = 0; part < PARTS; part++)
+            store4(to + part * SIDE, parts[0][part], parts[1][part], parts[2][part], parts[3][part]);
+    } else {
+        UNROLL
+        for (unsigned i = 0; i < 4; i++) {
+            UNROLL
+            for (unsigned part = 0; part < PARTS; part++) to[i * EDGES + part * SIDE + which] = parts[i][part];
+        }
+    }
+}
+
 // Where this thread reads and writes for a vertex: kept as addresses that move on from vertex to vertex, or the
 // compiler works each of them out again for every vertex.
 struct Place {
