@@ -1,8 +1,9 @@
 // Computes   ∂L/∂x_i = upstream · Σ_j C_ij (x_i − x_j), with C_ij = ∂L/∂h_ij, to which a multiple of r_ij is added on the
-//            way where the distance loss takes part.
+//            way where the distance loss takes part; and the loss, of what the coefficients' blocks have summed.
 // Buffers    rows [N, D] f32, f16 or bf16, aligned to their element; coefficients and r [P, P] f32, symmetric, P the rows
-//            up to a multiple of 64, zero beyond N; gradient [N, D] f32.
-// Passes     one launch.
+//            up to a multiple of 64, zero beyond N; penalties [blocks of rkd_coefficients]; gradient [N, D] f32; value [2] f32.
+// Passes     one launch, the last. Each block adds up the penalties for itself, while its first rows are on their way: that
+//            takes less time than if all waited for a last block of rkd_coefficients.
 // Grid       (tiles of rows, tiles of 64 dimensions).
 // Block      256 threads; 64 rows i by 64 dimensions, PER = 4 rows a thread. Where that leaves multiprocessors idle
 //            (`contraction_few`) 16 rows, or 8 with PER = 2, and each of four groups of 64 threads has a quarter of the
@@ -23,7 +24,7 @@
 // Floor      FP32 issue: 2 N² D / 33.4e12 s on an H200: 32 µs at N = 1024, D = 512.
 // Numerics   by differences, which matters as much as those of the relation: x_i Σ C − Σ C x would cancel. 32 rows are
 //            summed (of a group 16), then added: short sums round less.
-// Order      fixed: rows in order, of a group; then groups in order.
+// Order      fixed: rows in order, of a group; then groups in order; penalties by thread and warp.
 // Reference  src/reference/rkd_angle.rs, rkd_distance.rs.
 #include "common/collective.cuh"
 #include "common/element.cuh"
@@ -52,16 +53,37 @@ struct Arguments {
     const float* coefficients;
     const float* r;
     const rkd::Scalars* scalars;
-    const float* value;
+    const rkd::Penalties* penalties;
+    float* value;
     float* gradient;
+    double angle_value;     // weight / N³: of the sum of penalties in the loss
+    double distance_value;  // weight / N²
     uint32_t n;
     uint32_t dim;
+    uint32_t penalty_count;
     // The block's rows i.
     uint32_t tile_rows;
     float upstream;
+    float distance_factor;  // 2 weight / N²
     // Whether r takes part.
     uint32_t distance;
     uint32_t padding;
+};
+
+// What there is to know of the penalties together.
+struct Outcome {
+    float loss;
+    // What times r_ij adds the distance's derivative through the mean to ∂L/∂h_ij.
+    float through_mean;
+
+    DEVICE Outcome(const Arguments& arguments, const rkd::Scalars& scalars) {
+        const rkd::Penalties all = rkd::penalties_of(arguments.penalties, arguments.penalty_count);
+        const double n = arguments.n, mean = scalars.mean[0];
+        const double of_mean = mean != 0 && n > 1 ? all.weighted / (mean * mean * n * (n - 1)) : 0;
+        through_mean = static_cast<float>(-arguments.distance_factor * of_mean);
+        const double sum = arguments.angle_value * all.angle + arguments.distance_value * all.distance;
+        loss = static_cast<float>(sum + scalars.poison);
+    }
 };
 
 // Rows j and their coefficients, on their way to shared memory.
@@ -74,7 +96,6 @@ struct Stage {
 
     const Arguments& arguments;
     uint32_t i0, d0;
-    float per_unit, through_mean;
     // Whether all chunks lie on multiples of 16 bytes.
     bool aligned;
     Chunk<T> chunks[CHUNKS];
@@ -100,7 +121,7 @@ struct Stage {
         }
     }
 
-    DEVICE void put(float* coefficients, float* others) {
+    DEVICE void put(float* coefficients, float* others, float per_unit, float through_mean) {
         UNROLL
         for (unsigned e = 0; e < CHUNKS; e++) {
             float values[CHUNK<T>];
@@ -150,13 +171,8 @@ DEVICE void contract(const Arguments& arguments, float* shared) {
     const uint32_t i0 = blockIdx.x * ROWS, d0 = blockIdx.y * DIMENSIONS;
     const unsigned group = threadIdx.x / Tile::THREADS_OF_GROUP;
     const unsigned ti = threadIdx.x % Tile::THREADS_OF_GROUP / 16 * PER, td = threadIdx.x % 16 * 4;
-    const auto unit = static_cast<float>(arguments.scalars->unit[0]);
-    // Where the loss is NaN, so is the gradient.
-    const float loss = arguments.value[0], upstream = loss == loss ? arguments.upstream : loss;
-    // A power of two, as its reciprocal is.
-    Stage<ROWS, T> next{arguments, i0, d0, 1.0f / unit,
-                       static_cast<float>(arguments.distance ? arguments.scalars->through_mean : 0.0),
-                       aligned16(rows) && dim % CHUNK<T> == 0, {}, {}, {}};
+    Stage<ROWS, T> next{arguments, i0, d0, aligned16(rows) && dim % CHUNK<T> == 0, {}, {}, {}};
+    next.fetch(0);
 
     float x[PER][4], sum[PER][4] = {};
     UNROLL
@@ -167,9 +183,16 @@ DEVICE void contract(const Arguments& arguments, float* shared) {
             x[p][q] = i < n && d < dim ? to_float(rows[static_cast<uint64_t>(i) * dim + d]) : 0.0f;
         }
     }
+    const rkd::Scalars scalars = *arguments.scalars;
+    const Outcome outcome(arguments, scalars);
+    if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) arguments.value[0] = outcome.loss;
+    // Where the loss is NaN, so is the gradient.
+    const float upstream = outcome.loss == outcome.loss ? arguments.upstream : outcome.loss;
+    // A power of two, as its reciprocal is.
+    const auto unit = static_cast<float>(scalars.unit[0]);
+    const float per_unit = 1.0f / unit, through_mean = outcome.through_mean;
     unsigned buffer = 0;
-    next.fetch(0);
-    next.put(shared, shared + Tile::COEFFICIENTS);
+    next.put(shared, shared + Tile::COEFFICIENTS, per_unit, through_mean);
     block_barrier();
     for (uint32_t j0 = 0; j0 < n; j0 += Tile::DEPTH) {
         const bool more = n - j0 > Tile::DEPTH;
@@ -195,7 +218,7 @@ DEVICE void contract(const Arguments& arguments, float* shared) {
         }
         if (more) {
             buffer = Tile::BUFFER - buffer;
-            next.put(shared + buffer, shared + buffer + Tile::COEFFICIENTS);
+            next.put(shared + buffer, shared + buffer + Tile::COEFFICIENTS, per_unit, through_mean);
             block_barrier();
         }
     }

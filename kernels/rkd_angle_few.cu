@@ -1,12 +1,14 @@
 // Computes   What rkd_angle_accurate does (see rkd_angle.cu), of so few rows that groups of tiles would leave most of a card
 //            idle: the penalty of all triples, and for each pair of rows the shares of A_ik + A_ki − G_ik.
 // Buffers    h, symmetric tiles f64, r [P, P] f32, of student and teacher, P and the tiles as in common/rkd.cuh; sums [slots]
-//            symmetric tiles of 32 x 32 f32, those (x ≤ y) in the order of pair_tile::pair_of; partials [blocks] f64. Slots:
+//            symmetric tiles of 32 x 32 f32, those (x ≤ y) in the order of pair_tile::pair_of; partials [blocks] f64; lengths [2, blocks of the relation];
+//            scalars, which the first block writes. Slots:
 //              share                   − G_xy of the share's vertices
 //              shares + z              A from a vertex to an end in the same tile of 32 or a later one, the other end in z
 //              shares + tiles + z      the same to an end in an earlier one: the tile lies across; none on the diagonal
 //            Of a tile on the diagonal it is halves, S_ik + S_ki.
-// Passes     one launch, after rkd_relation_accurate; rkd_coefficients adds up the slots.
+// Passes     one launch, after rkd_relation_few, from whose partials each block finds the unit of length for itself;
+//            rkd_coefficients adds up the slots.
 // Grid       pairs of tiles x ≤ y of 32 rows, times shares of the vertices. Nobody else writes what a block writes.
 // Block      256 threads: four vertices j at a time, each the matter of 64 threads, which have 32 ends i of x by 32 ends k of
 //            y: a thread 4 x 4 of them.
@@ -63,11 +65,14 @@ struct Arguments {
     const float* r[2];
     float* sums;
     double* partials;
-    const rkd::Scalars* scalars;
+    const rkd::Lengths* lengths;  // [2, length_count]
+    rkd::Scalars* scalars;
     uint32_t n;
+    uint32_t length_count;
     uint32_t shares;
     uint32_t vertices_per_share;  // a multiple of VERTICES
     float delta;
+    uint32_t padding;
 };
 
 using Four = triple::Four<Path>;
@@ -77,9 +82,9 @@ struct Block {
     float* edges;
     float* sums;
     float* tile;
-    triple::Unit student, teacher;
     // Of ends i and of ends k.
     uint32_t tile_i, tile_k;
+    triple::Unit student = {}, teacher = {};
 
     // Which edges this thread brings: of student or teacher, to ends i or k; of which four vertices, and which of the
     // fours of edges between these and the ends.
@@ -186,7 +191,7 @@ struct Block {
         }
     }
 
-    DEVICE void run() const {
+    DEVICE void run() {
         const uint32_t share = blockIdx.x % arguments.shares;
         uint32_t j = share * arguments.vertices_per_share;
         const uint32_t stop = j + arguments.vertices_per_share < arguments.n ? j + arguments.vertices_per_share : arguments.n;
@@ -194,6 +199,10 @@ struct Block {
         double h[2][4];
         fetch_tile(h);
         Four next = fetch(j);
+        const rkd::Scalars scalars =
+            rkd::settle(arguments.lengths, arguments.length_count, arguments.n, arguments.scalars);
+        student = triple::unit_of(scalars.unit[0]);
+        teacher = triple::unit_of(scalars.unit[1]);
         put_tile(h);
         put(j, next, edges);
         block_barrier();
@@ -249,11 +258,9 @@ struct Block {
 
 DEVICE void rkd_angle_few(const Arguments& arguments) {
     DYNAMIC_SHARED(float, shared);
-    const double* unit = arguments.scalars->unit;
     const auto [x, y] = pair_tile::pair_of(blockIdx.x / arguments.shares);
     float* const sums = shared + 2 * BUFFER;
-    Block{arguments, shared, sums, sums + STAGE * SUMS,
-          triple::unit_of(unit[0]), triple::unit_of(unit[1]), x, y}.run();
+    Block{arguments, shared, sums, sums + STAGE * SUMS, x, y}.run();
 }
 
 }  // namespace

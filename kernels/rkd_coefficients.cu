@@ -1,4 +1,4 @@
-// Computes   The coefficients C_ik = ∂L/∂h_ik and the loss, of the penalties that take part:
+// Computes   The coefficients C_ik = ∂L/∂h_ik, and what the loss is a sum of, of the penalties that take part:
 //              angle      2 weight/N³ (A_ik + A_ki − G_ik), from the slots that rkd_angle or rkd_angle_few has filled
 //              distance   L = 1/N² Σ_ik huber(d_ik/μ_x − t_ik/μ_y), μ the mean length, and with w = huber'(·) the first
 //                         part of ∂L/∂h_ik = 2 r_ik/N² (w_ik/μ_x − Σ_jl w_jl d_jl/(μ_x² P)), r = 1/d, P = N (N − 1). The
@@ -6,8 +6,10 @@
 // Buffers    sums [slots, tile pairs, tile, tile] f32, in symmetric tiles of 64 (see common/rkd.cuh) or 32 rows a side:
 //            S_ik = A_ik + A_ki − G_ik or, in the tiles on the diagonal, halves, S_ik + S_ki; r [P, P] f32 of student and
 //            teacher, P the rows up to a multiple of 64, 0 beyond N; penalties [blocks of rkd_angle] f64; coefficients
-//            [P, P] f32, both triangles, zero beyond N, overwritten; partials [blocks]; scalars; value [2] f32.
-// Passes     one launch, after the relation and the angle; the last block adds up.
+//            [P, P] f32, both triangles, zero beyond N, overwritten; partials [blocks]; lengths [2, blocks of the relation];
+//            scalars.
+// Passes     one launch, after the relation and the angle; the contraction adds up the blocks' partials. Of few rows'
+//            distances alone it also finds the scalars, from the relation's partials: each block for itself.
 // Grid       as many blocks as a card holds, or pairs of patches a ≤ b of P rows; they stride over those pairs.
 // Block      256 threads; a patch of 32 x 32 pairs, four side by side a thread, and its mirror image. Of few rows, patches
 //            of 16 x 16, whose slots four groups of 64 threads share.
@@ -18,7 +20,7 @@
 // Floor      bandwidth: N² (4 + 4 + 2 slots) bytes: 4 written, 4 for the distance, 2 a slot for the angle.
 // Numerics   angle: f32, each slot itself a sum in f32 over its share of the triples. distance: d = 1/r, two roundings; sums
 //            of four pairs in f32, of those in f64.
-// Order      fixed: slots in order, in each of the groups; sums by patch, thread, warp and block; blocks by the last one.
+// Order      fixed: slots in order, in each of the groups; sums by patch, thread, warp and block.
 // Reference  src/reference/rkd_distance.rs, rkd_angle.rs; docs/maths/rkd.md; Park et al., arXiv 1904.05068.
 #include "common/collective.cuh"
 #include "common/pair_tile.cuh"
@@ -28,28 +30,16 @@ namespace {
 
 constexpr unsigned THREADS = 256;
 
-// Over pairs of rows: of the distance's penalty, of w d; and of the angle's penalty over its triples.
-struct Sums {
-    double distance, weighted, angle;
-};
-struct Together {
-    DEVICE Sums operator()(const Sums& a, const Sums& b) const {
-        return {a.distance + b.distance, a.weighted + b.weighted, a.angle + b.angle};
-    }
-};
-
 struct Arguments {
     const float* sums;
     const float* r[2];
     float* coefficients;
     const double* penalties;
-    Sums* partials;
+    rkd::Penalties* partials;
+    const rkd::Lengths* lengths;  // [2, length_count] where nobody has made scalars of them; or null
     rkd::Scalars* scalars;
-    float* value;
-    unsigned* counter;
-    double angle_value;     // weight / N³: of the sum of penalties in the loss
-    double distance_value;  // weight / N²
     uint32_t n;
+    uint32_t length_count;
     uint32_t patch;  // its side
     // Of the angle; 0 where it takes no part.
     uint32_t angle_blocks;
@@ -60,25 +50,27 @@ struct Arguments {
     float delta;
     float angle_factor;     // 2 weight / N³
     float distance_factor;  // 2 weight / N²
+    uint32_t padding;
 };
 
 // The penalty of the distances of four pairs.
 struct Distance {
     float per_unit[2], scale[2], delta, factor;
 
-    DEVICE Distance(const Arguments& arguments) : delta(arguments.delta), factor(arguments.distance_factor) {
+    DEVICE Distance(const Arguments& arguments, const rkd::Scalars& scalars)
+        : delta(arguments.delta), factor(arguments.distance_factor) {
         UNROLL
         for (unsigned of = 0; of < 2; of++) {
             // A power of two, so nothing is lost.
-            per_unit[of] = 1.0f / static_cast<float>(arguments.scalars->unit[of]);
+            per_unit[of] = 1.0f / static_cast<float>(scalars.unit[of]);
             // With all rows in one place there is no scale: lengths count as 0.
-            const auto mean = static_cast<float>(arguments.scalars->mean[of]);
+            const auto mean = static_cast<float>(scalars.mean[of]);
             scale[of] = mean != 0 ? 1.0f / mean : 0.0f;
         }
     }
 
     // Adds to the coefficients, and `times` to the sums.
-    DEVICE void add(const float (&r_x)[4], const float (&r_y)[4], double times, float (&c)[4], Sums& sums) const {
+    DEVICE void add(const float (&r_x)[4], const float (&r_y)[4], double times, float (&c)[4], rkd::Penalties& sums) const {
         float few = 0, few_weighted = 0;
         UNROLL
         for (unsigned q = 0; q < 4; q++) {
@@ -182,7 +174,7 @@ struct Patch {
         }
     }
 
-    DEVICE void run(const Distance& distance, Sums& sums) const {
+    DEVICE void run(const Distance& distance, rkd::Penalties& sums) const {
         const uint64_t at = four_of(a, b);
         const bool first = group() == 0, counts = first && arguments.distance;
         float c[4] = {}, r[2][4];
@@ -209,8 +201,8 @@ struct Patch {
 
 // All pairs of patches that are this block's.
 template <unsigned PATCH>
-DEVICE void each_patch(const Arguments& arguments, float* direct, float* mirror, Sums& sums) {
-    const Distance distance(arguments);
+DEVICE void each_patch(const Arguments& arguments, const Distance& distance, float* direct, float* mirror,
+                       rkd::Penalties& sums) {
     const uint32_t patches = rkd::padded(arguments.n) / PATCH, pairs = patches * (patches + 1) / 2;
     for (uint32_t index = blockIdx.x; index < pairs; index += gridDim.x) {
         const auto [a, b] = pair_tile::pair_of(index);
@@ -222,30 +214,22 @@ DEVICE void coefficients(const Arguments& arguments) {
     constexpr unsigned SHARED = Patch<16>::SHARED > Patch<32>::SHARED ? Patch<16>::SHARED : Patch<32>::SHARED;
     SHARED_ARRAY(float, direct, SHARED);
     SHARED_ARRAY(float, mirror, SHARED);
-    Sums sums = {};
+    const rkd::Scalars scalars =
+        arguments.lengths == nullptr
+            ? *arguments.scalars
+            : rkd::settle(arguments.lengths, arguments.length_count, arguments.n, arguments.scalars);
+    const Distance distance(arguments, scalars);
+    rkd::Penalties sums = {};
     for (uint64_t i = static_cast<uint64_t>(blockIdx.x) * THREADS + threadIdx.x; i < arguments.angle_blocks;
          i += static_cast<uint64_t>(gridDim.x) * THREADS)
         sums.angle += arguments.penalties[i];
     if (arguments.patch == 32) {
-        each_patch<32>(arguments, direct, mirror, sums);
+        each_patch<32>(arguments, distance, direct, mirror, sums);
     } else {
-        each_patch<16>(arguments, direct, mirror, sums);
+        each_patch<16>(arguments, distance, direct, mirror, sums);
     }
-    sums = block_reduce<THREADS>(sums, Together());
+    sums = block_reduce<THREADS>(sums, rkd::PenaltiesTogether());
     if (threadIdx.x == 0) arguments.partials[blockIdx.x] = sums;
-    if (!is_last_block(arguments.counter)) return;
-
-    sums = {};
-    for (unsigned i = threadIdx.x; i < gridDim.x; i += THREADS) sums = Together()(sums, arguments.partials[i]);
-    sums = block_reduce<THREADS>(sums, Together());
-    if (threadIdx.x == 0) {
-        rkd::Scalars& scalars = *arguments.scalars;
-        const double n = arguments.n, mean = scalars.mean[0];
-        const double of_mean = mean != 0 && n > 1 ? sums.weighted / (mean * mean * n * (n - 1)) : 0;
-        scalars.through_mean = -arguments.distance_factor * of_mean;
-        const double loss = arguments.angle_value * sums.angle + arguments.distance_value * sums.distance;
-        arguments.value[0] = static_cast<float>(loss + scalars.poison);
-    }
 }
 
 }  // namespace

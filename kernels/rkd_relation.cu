@@ -40,13 +40,6 @@ struct Arguments {
     uint32_t padding;
 };
 
-// What is known of two sets of lengths together. Whether all are finite the sum tells: the others drop NaN.
-struct Together {
-    DEVICE rkd::Lengths operator()(const rkd::Lengths& a, const rkd::Lengths& b) const {
-        return {a.sum + b.sum, fmax(a.longest, b.longest), fmin(a.shortest, b.shortest)};
-    }
-};
-
 // What a pass works in and leaves behind.
 template <typename Real>
 struct Tile {
@@ -135,36 +128,13 @@ struct Tile {
     }
 };
 
-// What the block knows of the lengths goes to its slot. Whether this is the last block.
-template <typename Real>
-DEVICE bool is_last(const Tile<Real>& tile) {
+// What the block knows of the lengths goes to its slot.
+template <unsigned OF, typename Real>
+DEVICE void put_lengths(const Tile<Real>& tile) {
     const Arguments& arguments = tile.arguments;
     const rkd::Lengths lengths{tile.sum, static_cast<double>(tile.longest), static_cast<double>(tile.shortest)};
-    const rkd::Lengths all = block_reduce<THREADS>(lengths, Together());
+    const rkd::Lengths all = block_reduce<OF>(lengths, rkd::Together());
     if (threadIdx.x == 0) arguments.partials[blockIdx.y * gridDim.x + blockIdx.x] = all;
-    return is_last_block(arguments.counter);
-}
-
-// The student's lengths and the teacher's.
-struct Both {
-    rkd::Lengths of[2];
-};
-struct BothTogether {
-    DEVICE Both operator()(const Both& a, const Both& b) const {
-        return {{Together()(a.of[0], b.of[0]), Together()(a.of[1], b.of[1])}};
-    }
-};
-
-// Those of all pairs, in every thread of the last block.
-DEVICE Both of_all(const Arguments& arguments) {
-    Both both{{{0, 0, 1e30}, {0, 0, 1e30}}};
-    for (uint32_t i = threadIdx.x; i < gridDim.x; i += THREADS)
-        both = BothTogether()(both, {{arguments.partials[i], arguments.partials[gridDim.x + i]}});
-    return block_reduce<THREADS>(both, BothTogether());
-}
-
-DEVICE double mean_of(double sum, uint32_t n) {
-    return n > 1 ? sum / (0.5 * static_cast<double>(n) * (n - 1.0)) : sum;
 }
 
 template <typename T>
@@ -172,9 +142,10 @@ DEVICE void rkd_relation(const Arguments& arguments) {
     SHARED_ARRAY(float, shared, pair_tile::SHARED<float>);
     Tile<float> tile{arguments, shared};
     tile.template run<T>();
-    if (!is_last(tile)) return;
+    put_lengths<THREADS>(tile);
+    if (!is_last_block(arguments.counter)) return;
 
-    const Both both = of_all(arguments);
+    const rkd::Both both = rkd::lengths_of(arguments.partials, gridDim.x);
     if (threadIdx.x > 0) return;
     bool accurate = false;
     UNROLL
@@ -184,31 +155,11 @@ DEVICE void rkd_relation(const Arguments& arguments) {
         // A square that overflows, or has lost digits to underflow, is f64's business; so is whatever isn't finite.
         if (!(all.longest < 1e30) || all.shortest < 1e-30 || !(all.sum < 1e30)) accurate = true;
         if (all.longest > limit * limit * all.shortest) accurate = true;
-        arguments.scalars->mean[which] = mean_of(all.sum, arguments.n);
+        arguments.scalars->mean[which] = rkd::mean_of(all.sum, arguments.n);
         arguments.scalars->unit[which] = 1;
     }
     arguments.scalars->poison = 0;
     arguments.scalars->accurate = accurate;
-}
-
-// The last block's, in f64.
-DEVICE void finish(const Arguments& arguments) {
-    const Both both = of_all(arguments);
-    if (threadIdx.x > 0) return;
-    double poison = 0;
-    UNROLL
-    for (unsigned which = 0; which < 2; which++) {
-        const rkd::Lengths& all = both.of[which];
-        poison += all.sum * 0.0;
-        // The power of two next to 1/√longest, within f32's range, where it is used.
-        const bool finite = all.longest > 0 && all.longest < 1e300;
-        const int exponent = finite ? -(ilogb(all.longest) >> 1) : 0;
-        const double unit = scalbn(1.0, exponent < -126 ? -126 : exponent > 126 ? 126 : exponent);
-        arguments.scalars->mean[which] = mean_of(all.sum, arguments.n) * unit;
-        arguments.scalars->unit[which] = unit;
-    }
-    arguments.scalars->poison = poison;
-    arguments.scalars->accurate = 1;
 }
 
 template <typename T>
@@ -217,7 +168,10 @@ DEVICE void rkd_relation_accurate(const Arguments& arguments) {
     SHARED_ARRAY(double, shared, pair_tile::SHARED<double>);
     Tile<double> tile{arguments, shared};
     tile.template run<T>();
-    if (is_last(tile)) finish(arguments);
+    put_lengths<THREADS>(tile);
+    if (!is_last_block(arguments.counter)) return;
+    const rkd::Both both = rkd::lengths_of(arguments.partials, gridDim.x);
+    if (threadIdx.x == 0) *arguments.scalars = rkd::accurate_scalars(both, arguments.n);
 }
 
 template <typename T>
@@ -225,7 +179,7 @@ DEVICE void rkd_relation_few(const Arguments& arguments) {
     SHARED_ARRAY(double, shared, pair_tile::SHARED_FEW<double>);
     Tile<double> tile{arguments, shared};
     tile.template run_few<T>();
-    if (is_last(tile)) finish(arguments);
+    put_lengths<pair_tile::FEW * pair_tile::FEW>(tile);
 }
 
 }  // namespace

@@ -213,6 +213,7 @@ DEVICE Real sum_of_few(const T* rows, uint32_t n, uint32_t dim, uint32_t i0, uin
         const uint32_t rest = dim - depth < DEPTH_FEW ? dim - depth : DEPTH_FEW;
         const Real* of_left = shared + 4 * group * PITCH + ti;
         const Real* of_right = shared + (DEPTH_FEW + 4 * group) * PITCH + tj;
+        UNROLL_BY(1)
         for (unsigned d = 0; d < rest; d += 64) {
             UNROLL
             for (unsigned e = 0; e < 4; e++) {

@@ -1,7 +1,7 @@
 // What the kernels of RKD hand one another through the workspace.
 #pragma once
 
-#include "platform.cuh"
+#include "collective.cuh"
 
 namespace rkd {
 
@@ -14,13 +14,11 @@ struct Scalars {
     double mean[2];
     // NaN where a row isn't finite, else 0.
     double poison;
-    // What times r_ij adds the distance's derivative through the mean to ∂L/∂h_ij.
-    double through_mean;
     // Whether lengths and angles come from the accurate path.
     uint32_t accurate;
     uint32_t padding;
 };
-static_assert(sizeof(Scalars) == 56, "SCALARS in src/gpu/rkd/mod.rs");
+static_assert(sizeof(Scalars) == 48, "SCALARS in src/gpu/rkd/mod.rs");
 
 // Matrices over pairs of rows are kept in tiles of 64 x 64, zero beyond the N rows there are, so that 16 bytes can be
 // read anywhere. r and the coefficients are matrices of `padded(n)` rows. h and the angle's sums, which are symmetric and
@@ -40,5 +38,88 @@ struct Lengths {
     // Squared. Of no lengths, 0 and as long as can be.
     double longest, shortest;
 };
+
+// Of two sets of lengths together. Whether all are finite the sum tells: the others drop NaN.
+struct Together {
+    DEVICE Lengths operator()(const Lengths& a, const Lengths& b) const {
+        return {a.sum + b.sum, fmax(a.longest, b.longest), fmin(a.shortest, b.shortest)};
+    }
+};
+
+// The student's lengths and the teacher's.
+struct Both {
+    Lengths of[2];
+};
+
+// Those of all pairs, in every thread of the block, from what `count` blocks of the relation know of each: [2, count]. A warp
+// for each: there are few, and the others have better to do.
+DEVICE Both lengths_of(const Lengths* partials, uint32_t count SITE) {
+    SHARED_ARRAY(Lengths, all, 2);
+    const unsigned which = warp_index();
+    if (which < 2) {
+        Lengths lengths = {0, 0, 1e30};
+        for (uint32_t i = lane_index(); i < count; i += WARP) lengths = Together()(lengths, partials[which * count + i]);
+        lengths = warp_reduce(lengths, Together() PASS_SITE);
+        if (lane_index() == 0) all[which] = lengths;
+    }
+    block_barrier(PASS_SITE_ONLY);
+    return {{all[0], all[1]}};
+}
+
+DEVICE double mean_of(double sum, uint32_t n) {
+    return n > 1 ? sum / (0.5 * static_cast<double>(n) * (n - 1.0)) : sum;
+}
+
+// The accurate path's scalars, of lengths found in f64.
+DEVICE Scalars accurate_scalars(const Both& both, uint32_t n) {
+    Scalars scalars = {};
+    UNROLL
+    for (unsigned which = 0; which < 2; which++) {
+        const Lengths& all = both.of[which];
+        scalars.poison += all.sum * 0.0;
+        // The power of two next to 1/√longest, within f32's range, where it is used.
+        const bool finite = all.longest > 0 && all.longest < 1e300;
+        const int exponent = finite ? -(ilogb(all.longest) >> 1) : 0;
+        const double unit = scalbn(1.0, exponent < -126 ? -126 : exponent > 126 ? 126 : exponent);
+        scalars.unit[which] = unit;
+        scalars.mean[which] = mean_of(all.sum, n) * unit;
+    }
+    scalars.accurate = 1;
+    return scalars;
+}
+
+// The same from the partials of few rows' relation, in every thread: each block of the launch that follows it finds them for
+// itself, which takes less time than if all waited for a last block. The first block writes them for later launches.
+DEVICE Scalars settle(const Lengths* partials, uint32_t count, uint32_t n, Scalars* to SITE) {
+    const Scalars scalars = accurate_scalars(lengths_of(partials, count PASS_SITE), n);
+    if (blockIdx.x == 0 && threadIdx.x == 0) *to = scalars;
+    return scalars;
+}
+
+// What a block of the coefficients knows of the penalties; sums over pairs of rows and over triples.
+struct Penalties {
+    // Of the distance's penalty, and of w d.
+    double distance, weighted;
+    // Of the angle's.
+    double angle;
+};
+struct PenaltiesTogether {
+    DEVICE Penalties operator()(const Penalties& a, const Penalties& b) const {
+        return {a.distance + b.distance, a.weighted + b.weighted, a.angle + b.angle};
+    }
+};
+
+// Those of all `count` blocks, in every thread of this one.
+DEVICE Penalties penalties_of(const Penalties* partials, uint32_t count SITE) {
+    SHARED_ARRAY(Penalties, all, 1);
+    if (warp_index() == 0) {
+        Penalties penalties = {};
+        for (uint32_t i = lane_index(); i < count; i += WARP) penalties = PenaltiesTogether()(penalties, partials[i]);
+        penalties = warp_reduce(penalties, PenaltiesTogether() PASS_SITE);
+        if (lane_index() == 0) all[0] = penalties;
+    }
+    block_barrier(PASS_SITE_ONLY);
+    return all[0];
+}
 
 }  // namespace rkd

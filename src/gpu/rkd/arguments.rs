@@ -46,11 +46,14 @@ pub(crate) struct AngleFewArguments {
     pub(super) r: [u64; 2],
     pub(super) sums: u64,
     pub(super) partials: u64,
+    pub(super) lengths: u64,
     pub(super) scalars: u64,
     pub(super) n: u32,
+    pub(super) length_count: u32,
     pub(super) shares: u32,
     pub(super) vertices_per_share: u32,
     pub(super) delta: f32,
+    pub(super) padding: u32,
 }
 
 /// Mirrors `Arguments` in kernels/rkd_coefficients.cu.
@@ -62,12 +65,10 @@ pub(crate) struct CoefficientArguments {
     pub(super) coefficients: u64,
     pub(super) penalties: u64,
     pub(super) partials: u64,
+    pub(super) lengths: u64,
     pub(super) scalars: u64,
-    pub(super) value: u64,
-    pub(super) counter: u64,
-    pub(super) angle_value: f64,
-    pub(super) distance_value: f64,
     pub(super) n: u32,
+    pub(super) length_count: u32,
     pub(super) patch: u32,
     pub(super) angle_blocks: u32,
     pub(super) slots: u32,
@@ -77,6 +78,7 @@ pub(crate) struct CoefficientArguments {
     pub(super) delta: f32,
     pub(super) angle_factor: f32,
     pub(super) distance_factor: f32,
+    pub(super) padding: u32,
 }
 
 /// Mirrors `Arguments` in kernels/contraction.cu.
@@ -87,12 +89,17 @@ pub(crate) struct ContractionArguments {
     pub(super) coefficients: u64,
     pub(super) r: u64,
     pub(super) scalars: u64,
+    pub(super) penalties: u64,
     pub(super) value: u64,
     pub(super) gradient: u64,
+    pub(super) angle_value: f64,
+    pub(super) distance_value: f64,
     pub(super) n: u32,
     pub(super) dim: u32,
+    pub(super) penalty_count: u32,
     pub(super) tile_rows: u32,
     pub(super) upstream: f32,
+    pub(super) distance_factor: f32,
     pub(super) distance: u32,
     pub(super) padding: u32,
 }

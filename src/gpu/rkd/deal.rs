@@ -3,7 +3,6 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::FEW_ROWS;
 
 /// Side of the tiles in which matrices over pairs of rows are kept. Mirrors `rkd::TILE`.
 pub(super) const TILE: usize = 64;
@@ -140,12 +139,11 @@ impl Deal {
     }
 }
 
-/// Side of the relation's tiles: the largest that gives every multiprocessor a block; of few rows, as
-/// kernels/common/pair_tile.cuh has it.
+/// Side of the relation's tiles of few rows, as kernels/common/pair_tile.cuh has it.
+pub(super) const FEW_SIDE: usize = 8;
+
+/// Side of the relation's tiles: the largest that gives every multiprocessor a block.
 pub(super) fn relation_side(rows: usize, multiprocessors: usize) -> usize {
-    if rows <= FEW_ROWS {
-        return 8;
-    }
     let enough = |side: &usize| {
         let tiles = rows.div_ceil(*side);
         tiles.saturating_mul(tiles + 1) >= multiprocessors

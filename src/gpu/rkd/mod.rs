@@ -10,7 +10,7 @@ pub(crate) use self::arguments::{
     AngleArguments, AngleFewArguments, CoefficientArguments, ContractionArguments,
     RelationArguments,
 };
-use self::deal::{Deal, Patches, TILE, Tiles, contraction_rows, relation_side};
+use self::deal::{Deal, FEW_SIDE, Patches, TILE, Tiles, contraction_rows, relation_side};
 use self::few::Shares;
 use super::kernels::{
     CONTRACTION, CONTRACTION_FEW, Kernel, RKD_ANGLE, RKD_ANGLE_ACCURATE, RKD_ANGLE_FEW,
@@ -48,6 +48,8 @@ pub(crate) struct Plan {
     upstream: f64,
     angle: Option<Angle>,
     distance: bool,
+    /// Whether the rows are few: f64 at once, by kernels of their own.
+    few: bool,
     side: usize,
     contraction_rows: usize,
     coefficients: Patches,
@@ -58,8 +60,10 @@ pub(crate) struct Plan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Workspace {
     scalars: Region,
-    /// Of the relation, then of the angle.
-    partials: Region,
+    /// What the relation's blocks know of lengths.
+    lengths: Region,
+    /// Of the angle's blocks: the penalty of their triples.
+    triples: Region,
     /// Of the coefficients' blocks.
     penalties: Region,
     normalized: Option<[Region; 2]>,
@@ -72,7 +76,7 @@ struct Workspace {
 }
 
 /// Bytes of `rkd::Scalars` in kernels/common/rkd.cuh.
-const SCALARS: usize = 56;
+const SCALARS: usize = 48;
 
 impl Plan {
     pub(crate) fn new(
@@ -102,15 +106,21 @@ impl Plan {
         let n = shapes.rows;
         let tiles = Tiles::of(n);
         let multiprocessors = limits.multiprocessors as usize;
-        let side = relation_side(n, multiprocessors);
+        let few = match angle {
+            Some(angle) => matches!(angle, Angle::Few(_)),
+            None => n <= FEW_ROWS,
+        };
+        let side = if few {
+            FEW_SIDE
+        } else {
+            relation_side(n, multiprocessors)
+        };
         // With both weights 0, the distance gives the zeros.
         let distance = loss.distance_weight > 0.0 || angle.is_none();
         let padded = tiles.rows();
         let coefficients = Patches::new(padded, multiprocessors);
 
         let relation_blocks = tile_pairs(padded, side)? as usize;
-        // `rkd::Lengths` is three f64.
-        let partials = (6 * relation_blocks).max(angle.map_or(0, Angle::blocks));
         // In f64, the widest the fast and the accurate path put here.
         let mut half = || layout.push::<f64>(&[tiles.pairs(), TILE, TILE]);
         let h = match angle {
@@ -133,8 +143,10 @@ impl Plan {
             },
             norms: layout.push::<f32>(&[n])?,
             scalars: layout.push::<u8>(&[SCALARS])?,
-            partials: layout.push::<f64>(&[partials])?,
-            // `Sums` in kernels/rkd_coefficients.cu.
+            // `rkd::Lengths`, of student and teacher.
+            lengths: layout.push::<f64>(&[2, relation_blocks, 3])?,
+            triples: layout.push::<f64>(&[angle.map_or(0, Angle::blocks)])?,
+            // `rkd::Penalties`.
             penalties: layout.push::<f64>(&[coefficients.blocks, 3])?,
             sums: match angle {
                 Some(angle) => layout.push::<f32>(&angle.sums(n))?,
@@ -152,6 +164,7 @@ impl Plan {
             upstream: problem.upstream_factor(),
             angle,
             distance,
+            few,
             side,
             contraction_rows: contraction_rows(n, shapes.student_dim, multiprocessors),
             coefficients,
@@ -166,7 +179,7 @@ impl Plan {
 
     pub(crate) fn enqueue(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         let (dtype, rows) = self.enqueue_normalize(launcher, at)?;
-        if self.shapes.rows <= FEW_ROWS {
+        if self.few {
             self.enqueue_relation(launcher, at, rows, RKD_RELATION_FEW.of(dtype))?;
         } else {
             self.enqueue_relation(launcher, at, rows, RKD_RELATION.of(dtype))?;
@@ -234,7 +247,7 @@ impl Plan {
             rows,
             h: self.h(at),
             r: self.r(at),
-            partials: self.at.partials.at(at.workspace),
+            partials: self.at.lengths.at(at.workspace),
             scalars: self.at.scalars.at(at.workspace),
             counter: Layout::counter(0).at(at.workspace),
             n: grid_size("rows", self.shapes.rows)?,
@@ -250,12 +263,13 @@ impl Plan {
             },
             padding: 0,
         };
-        let grid = [
-            tile_pairs(Tiles::of(self.shapes.rows).rows(), self.side)?,
-            2,
-            1,
-        ];
+        let grid = [self.relation_blocks()?, 2, 1];
         kernel.launch(launcher, grid, 0, &arguments)
+    }
+
+    /// For the student, and as many for the teacher.
+    fn relation_blocks(&self) -> Result<u32> {
+        tile_pairs(Tiles::of(self.shapes.rows).rows(), self.side)
     }
 
     fn enqueue_angle(
@@ -269,7 +283,7 @@ impl Plan {
             h: self.h(at),
             r: self.r(at),
             sums: self.at.sums.at(at.workspace),
-            partials: self.at.partials.at(at.workspace),
+            partials: self.at.triples.at(at.workspace),
             scalars: self.at.scalars.at(at.workspace),
             counter: Layout::counter(0).at(at.workspace),
             penalty_limit: trust::PENALTY,
@@ -299,12 +313,15 @@ impl Plan {
             h: self.h(at),
             r: self.r(at),
             sums: self.at.sums.at(at.workspace),
-            partials: self.at.partials.at(at.workspace),
+            partials: self.at.triples.at(at.workspace),
+            lengths: self.at.lengths.at(at.workspace),
             scalars: self.at.scalars.at(at.workspace),
             n: grid_size("rows", self.shapes.rows)?,
+            length_count: self.relation_blocks()?,
             shares: shares.shares as u32,
             vertices_per_share: shares.vertices_per_share as u32,
             delta: self.loss.delta as f32,
+            padding: 0,
         };
         let grid = [shares.blocks() as u32, 1, 1];
         RKD_ANGLE_FEW
@@ -316,18 +333,22 @@ impl Plan {
         let n = self.shapes.rows as f64;
         let (angle, loss) = (self.angle, &self.loss);
         let of_angle = |of: fn(Angle) -> usize| angle.map_or(0, of) as u32;
+        // Scalars are made by many rows' relation, or by few rows' angle.
+        let unsettled = self.few && angle.is_none();
         let arguments = CoefficientArguments {
             sums: self.at.sums.at(at.workspace),
             r: self.r(at),
             coefficients: self.at.coefficients.at(at.workspace),
-            penalties: self.at.partials.at(at.workspace),
+            penalties: self.at.triples.at(at.workspace),
             partials: self.at.penalties.at(at.workspace),
+            lengths: if unsettled {
+                self.at.lengths.at(at.workspace)
+            } else {
+                0
+            },
             scalars: self.at.scalars.at(at.workspace),
-            value: at.value,
-            counter: Layout::counter(0).at(at.workspace),
-            angle_value: loss.angle_weight / (n * n * n),
-            distance_value: loss.distance_weight / (n * n),
             n: grid_size("rows", self.shapes.rows)?,
+            length_count: self.relation_blocks()?,
             patch: self.coefficients.side as u32,
             angle_blocks: of_angle(Angle::blocks),
             slots: of_angle(Angle::slots),
@@ -343,6 +364,7 @@ impl Plan {
                 (2.0 * loss.angle_weight / (n * n * n)) as f32
             },
             distance_factor: (2.0 * loss.distance_weight / (n * n)) as f32,
+            padding: 0,
         };
         let grid = [self.coefficients.blocks as u32, 1, 1];
         RKD_COEFFICIENTS
@@ -357,17 +379,23 @@ impl Plan {
         dtype: DType,
         rows: u64,
     ) -> Result<()> {
+        let (n, loss) = (self.shapes.rows as f64, &self.loss);
         let arguments = ContractionArguments {
             rows,
             coefficients: self.at.coefficients.at(at.workspace),
             r: self.r(at)[0],
             scalars: self.at.scalars.at(at.workspace),
+            penalties: self.at.penalties.at(at.workspace),
             value: at.value,
             gradient: at.gradient,
+            angle_value: loss.angle_weight / (n * n * n),
+            distance_value: loss.distance_weight / (n * n),
             n: grid_size("rows", self.shapes.rows)?,
             dim: grid_size("student_dim", self.shapes.student_dim)?,
+            penalty_count: self.coefficients.blocks as u32,
             tile_rows: self.contraction_rows as u32,
             upstream: self.upstream as f32,
+            distance_factor: (2.0 * loss.distance_weight / (n * n)) as f32,
             distance: self.distance.into(),
             padding: 0,
         };

@@ -113,7 +113,6 @@ fn a_card_is_kept_busy_where_the_slots_allow() {
     }
     assert_eq!(relation_side(1024, 132), 64);
     assert_eq!(relation_side(300, 132), 16);
-    assert_eq!(relation_side(128, 132), 8);
     let of_512 = |rows| contraction_rows(rows, 512, 132);
     assert_eq!([128, 256, 512, 1024, 4096].map(of_512), [8, 16, 16, 64, 64]);
     let patches = |padded| Patches::new(padded, 132);
