@@ -55,12 +55,15 @@ struct Tile {
     float* r = nullptr;
     bool mirrored = false, mirrored_within = false;
 
-    DEVICE void locate(uint32_t i0, uint32_t j0) {
-        h = static_cast<Real*>(arguments.h[blockIdx.y]);
-        if (h != nullptr) h += rkd::tile_at(i0 / rkd::TILE, j0 / rkd::TILE);
+    // Of the pairs (i, j) of a tile of which this says that its mirror image is another one.
+    DEVICE void locate(uint32_t i, uint32_t j, bool is_mirrored) {
+        const uint32_t a = i / rkd::TILE, b = j / rkd::TILE;
+        // What lies below the diagonal has been put above it.
+        h = a > b ? nullptr : static_cast<Real*>(arguments.h[blockIdx.y]);
+        if (h != nullptr) h += rkd::tile_at(a, b);
         r = arguments.r[blockIdx.y];
-        mirrored = i0 != j0;
-        mirrored_within = mirrored && i0 / rkd::TILE == j0 / rkd::TILE;
+        mirrored = is_mirrored;
+        mirrored_within = mirrored && a == b;
     }
 
     // What is to be known of a pair.
@@ -95,7 +98,7 @@ struct Tile {
         Real squares[PER][PER];
         pair_tile::sums<PER, pair_tile::SquaredDifference>(rows, arguments.n, arguments.dim[which], a * SIDE, b * SIDE,
                                                            shared, squares);
-        locate(a * SIDE, b * SIDE);
+        locate(a * SIDE, b * SIDE, a != b);
         UNROLL
         for (unsigned p = 0; p < PER; p++) {
             UNROLL
@@ -104,16 +107,20 @@ struct Tile {
         }
     }
 
-    template <typename T>
+    template <unsigned PER, typename T>
     DEVICE void run_few() {
-        constexpr uint32_t SIDE = pair_tile::FEW;
+        using Few = pair_tile::Few<PER, Real>;
+        constexpr uint32_t SIDE = Few::SIDE;
         const unsigned which = blockIdx.y;
         const auto [a, b] = pair_tile::pair_of(blockIdx.x);
         const T* rows = static_cast<const T*>(arguments.rows[which]);
-        const Real squared = pair_tile::sum_of_few<pair_tile::SquaredDifference>(rows, arguments.n, arguments.dim[which],
-                                                                                 a * SIDE, b * SIDE, shared);
-        locate(a * SIDE, b * SIDE);
-        if (threadIdx.x < SIDE * SIDE) put(a * SIDE + threadIdx.x / SIDE, b * SIDE + threadIdx.x % SIDE, squared);
+        const Real squared = pair_tile::sum_of_few<PER, pair_tile::SquaredDifference>(
+            rows, arguments.n, arguments.dim[which], a * SIDE, b * SIDE, shared);
+        const uint32_t i = a * SIDE + threadIdx.x / SIDE, j = b * SIDE + threadIdx.x % SIDE, end = rkd::padded(arguments.n);
+        // The last tile may reach beyond the matrices.
+        if (threadIdx.x >= Few::PAIRS || i >= end || j >= end) return;
+        locate(i, j, a != b);
+        put(i, j, squared);
     }
 
     template <typename T>
@@ -129,11 +136,11 @@ struct Tile {
 };
 
 // What the block knows of the lengths goes to its slot.
-template <unsigned OF, typename Real>
+template <typename Real>
 DEVICE void put_lengths(const Tile<Real>& tile) {
     const Arguments& arguments = tile.arguments;
     const rkd::Lengths lengths{tile.sum, static_cast<double>(tile.longest), static_cast<double>(tile.shortest)};
-    const rkd::Lengths all = block_reduce<OF>(lengths, rkd::Together());
+    const rkd::Lengths all = block_reduce<THREADS>(lengths, rkd::Together());
     if (threadIdx.x == 0) arguments.partials[blockIdx.y * gridDim.x + blockIdx.x] = all;
 }
 
@@ -142,7 +149,7 @@ DEVICE void rkd_relation(const Arguments& arguments) {
     SHARED_ARRAY(float, shared, pair_tile::SHARED<float>);
     Tile<float> tile{arguments, shared};
     tile.template run<T>();
-    put_lengths<THREADS>(tile);
+    put_lengths(tile);
     if (!is_last_block(arguments.counter)) return;
 
     const rkd::Both both = rkd::lengths_of(arguments.partials, gridDim.x);
@@ -168,7 +175,7 @@ DEVICE void rkd_relation_accurate(const Arguments& arguments) {
     SHARED_ARRAY(double, shared, pair_tile::SHARED<double>);
     Tile<double> tile{arguments, shared};
     tile.template run<T>();
-    put_lengths<THREADS>(tile);
+    put_lengths(tile);
     if (!is_last_block(arguments.counter)) return;
     const rkd::Both both = rkd::lengths_of(arguments.partials, gridDim.x);
     if (threadIdx.x == 0) *arguments.scalars = rkd::accurate_scalars(both, arguments.n);
@@ -176,10 +183,17 @@ DEVICE void rkd_relation_accurate(const Arguments& arguments) {
 
 template <typename T>
 DEVICE void rkd_relation_few(const Arguments& arguments) {
-    SHARED_ARRAY(double, shared, pair_tile::SHARED_FEW<double>);
+    using Eight = pair_tile::Few<2, double>;
+    using Twelve = pair_tile::Few<3, double>;
+    static_assert(Eight::SHARED >= Twelve::SHARED, "room for either");
+    SHARED_ARRAY(double, shared, Eight::SHARED);
     Tile<double> tile{arguments, shared};
-    tile.template run_few<T>();
-    put_lengths<pair_tile::FEW * pair_tile::FEW>(tile);
+    if (arguments.side == Twelve::SIDE) {
+        tile.template run_few<3, T>();
+    } else {
+        tile.template run_few<2, T>();
+    }
+    put_lengths(tile);
 }
 
 }  // namespace

@@ -85,21 +85,30 @@ fn every_case_in_every_dtype() {
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
-/// More rows than go to the accurate path at once: the fast one, which the table takes in f32 alone.
+/// More rows than go to the accurate path at once: the fast one, which the table takes in f32 alone. Fewer, of which the
+/// relation has tiles of 12: rows and dimensions that fill none of them.
 #[test]
 fn rkd_of_many_rows_in_half_types() {
-    fn check<T: GpuElement>() {
-        let input = Input::normal(9, Shapes::new(260, 6, 10));
+    fn check<T: GpuElement>(n: usize, dims: [usize; 2]) {
+        let input = Input::normal(9, Shapes::new(n, dims[0], dims[1]));
         let loss = RkdDistance::default();
         let tolerance = tolerance(&loss.into(), T::DTYPE);
         let want = input.evaluate::<T, _>(&Reference, loss);
-        let name = format!("260 rows in {}", T::DTYPE);
+        let name = format!("{n} rows in {}", T::DTYPE);
         let got = under_all_schedules(&name, |emulator| input.evaluate::<T, _>(emulator, loss));
         assert_loss(&name, got.loss, want.loss, tolerance.loss);
-        assert_gradient(&name, &got.gradient, &want.gradient, 6, tolerance.gradient);
+        assert_gradient(
+            &name,
+            &got.gradient,
+            &want.gradient,
+            dims[0],
+            tolerance.gradient,
+        );
     }
-    check::<f16>();
-    check::<bf16>();
+    for (n, dims) in [(260, [6, 10]), (101, [137, 264])] {
+        check::<f16>(n, dims);
+        check::<bf16>(n, dims);
+    }
 }
 
 /// Around a warp's 32, a block's 256, and the elements of 16 bytes; and a few odd ones.

@@ -81,16 +81,16 @@ DEVICE V warp_reduce(V value, Combine combine SITE) {
     return value;
 }
 
-// `value` of the first THREADS threads of the block put together, in every thread. All threads call it; it holds barriers.
+// `value` of all threads of the block put together, in every thread. All threads call it; it holds barriers.
 template <unsigned THREADS, typename V, typename Combine>
 DEVICE V block_reduce(V value, Combine combine SITE) {
     constexpr unsigned WARPS = THREADS / WARP;
-    static_assert(THREADS % WARP == 0 && WARPS <= WARP, "whole warps, at most 32");
+    static_assert(THREADS % WARP == 0 && WARPS <= WARP, "a block of whole warps, at most 32");
     SHARED_ARRAY(V, of_warps, WARPS);
     value = warp_reduce(value, combine PASS_SITE);
     // Whoever called before may still be reading.
     block_barrier(PASS_SITE_ONLY);
-    if (lane_index() == 0 && warp_index() < WARPS) of_warps[warp_index()] = value;
+    if (lane_index() == 0) of_warps[warp_index()] = value;
     block_barrier(PASS_SITE_ONLY);
     value = of_warps[0];
     UNROLL

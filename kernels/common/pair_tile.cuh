@@ -165,83 +165,91 @@ DEVICE void sums(const T* rows, uint32_t n, uint32_t dim, uint32_t i0, uint32_t 
     }
 }
 
-// The same of so few rows that it is time and not work which counts: one pair of 8 x 8 rows a thread, of the first 64 of
-// them. 16 groups of 16 threads, with 2 x 2 pairs a thread, have 4 of every 64 dimensions each:
+// The same of so few rows that it is time and not work which counts: a pair of a tile of SIDE = 4 PER rows squared to each of
+// the first SIDE² threads. 16 groups of 16 threads, with PER x PER pairs a thread, have 4 of every 64 dimensions each:
 //
-//             j0 + 2 (t % 4) ...
+//             j0 + PER (t % 4) ...
 //           +-----------------+     dimensions d, of 64:  0 .. 4  | 4 .. 8  | ... | 60 .. 64
 //   i0 +    | t=0   1   2   3 |     t / 16                0       | 1       |     | 15
-//   2       | 4     5  ...    |
+//   PER     | 4     5  ...    |
 //   (t/4%4) | ...             |     their sums are put together in the end: two groups of a warp, then warps in order
 //           +-----------------+
-constexpr unsigned FEW = 8;
-// Dimensions in shared memory at a time: 20 KiB of f64 for each side. The next are on their way in registers.
-constexpr unsigned DEPTH_FEW = 256;
-// 16 bytes off the power of two: 4 dimensions on are half the banks on, for the two groups of a warp.
-template <typename Real>
-constexpr unsigned PITCH_FEW = FEW + 16 / sizeof(Real);
-template <typename Real>
-constexpr unsigned SHARED_FEW = 2 * DEPTH_FEW * PITCH_FEW<Real>;
+template <unsigned PER, typename Real>
+struct Few {
+    static constexpr unsigned SIDE = 4 * PER, PAIRS = SIDE * SIDE;
+    // Rows of both sides lie side by side, 16 bytes off the power of two: chunks of eight rows that two neighbours put lie
+    // on different banks.
+    static constexpr unsigned ROWS = 2 * SIDE, PITCH = ROWS + 16 / sizeof(Real);
+    // Dimensions in shared memory at a time, as many as there is room for. The next are on their way in registers.
+    static constexpr unsigned DEPTH = PER == 2 ? 256 : 128, SHARED = DEPTH * PITCH;
+};
 
-template <typename Op, typename Real, typename T>
+template <unsigned PER, typename Op, typename Real, typename T>
 DEVICE Real sum_of_few(const T* rows, uint32_t n, uint32_t dim, uint32_t i0, uint32_t j0, Real* shared) {
-    constexpr unsigned PITCH = PITCH_FEW<Real>, OF_SIDE = FEW * DEPTH_FEW / CHUNK<T>, CHUNKS = 2 * OF_SIDE / THREADS;
+    using Tile = Few<PER, Real>;
+    constexpr unsigned PITCH = Tile::PITCH, SIDE = Tile::SIDE, DEPTH = Tile::DEPTH, PAIRS = Tile::PAIRS;
+    constexpr unsigned COLUMNS = DEPTH / CHUNK<T>, CHUNKS = Tile::ROWS * COLUMNS, EACH = (CHUNKS + THREADS - 1) / THREADS;
+    static_assert(THREADS / WARP * PAIRS <= Tile::SHARED && PAIRS <= THREADS, "sums of all warps, a pair a thread");
     const bool aligned = aligned16(rows) && dim % CHUNK<T> == 0;
-    const unsigned group = threadIdx.x / 16, ti = threadIdx.x / 4 % 4 * 2, tj = threadIdx.x % 4 * 2;
-    // Eight lanes have chunks of eight rows, so that what they put lies on different banks.
-    const unsigned row = threadIdx.x % FEW;
-    const auto dimension = [](unsigned c) { return (threadIdx.x + c * THREADS) % OF_SIDE / FEW * CHUNK<T>; };
-    Chunk<T> chunks[CHUNKS];
+    const unsigned group = threadIdx.x / 16, ti = threadIdx.x / 4 % 4 * PER, tj = threadIdx.x % 4 * PER;
+    // Eight rows after the other: eight lanes have chunks of eight rows.
+    const auto row = [](unsigned at) { return at / (8 * COLUMNS) * 8 + at % 8; };
+    const auto dimension = [](unsigned at) { return at / 8 % COLUMNS * CHUNK<T>; };
+    const auto is_one = [](unsigned at) { return CHUNKS % THREADS == 0 || at < CHUNKS; };
+    Chunk<T> chunks[EACH];
     const auto fetch = [&](uint32_t depth) {
         UNROLL
-        for (unsigned c = 0; c < CHUNKS; c++) {
-            const uint32_t i = (c < CHUNKS / 2 ? i0 : j0) + row, d = depth + dimension(c);
-            chunks[c] = fetch_chunk(rows + static_cast<uint64_t>(i) * dim + d, aligned, i < n && d < dim ? dim - d : 0);
+        for (unsigned c = 0; c < EACH; c++) {
+            const unsigned at = threadIdx.x + c * THREADS, in_tile = row(at);
+            const uint32_t i = in_tile < SIDE ? i0 + in_tile : j0 + in_tile - SIDE, d = depth + dimension(at);
+            const bool there = is_one(at) && i < n && d < dim;
+            chunks[c] = fetch_chunk(rows + static_cast<uint64_t>(i) * dim + d, aligned, there ? dim - d : 0);
         }
     };
-    Real sum[2][2] = {};
+    Real sum[PER][PER] = {};
     fetch(0);
-    for (uint32_t depth = 0; depth < dim; depth += DEPTH_FEW) {
+    for (uint32_t depth = 0; depth < dim; depth += DEPTH) {
         UNROLL
-        for (unsigned c = 0; c < CHUNKS; c++) {
-            Real* to = shared + (c < CHUNKS / 2 ? 0 : DEPTH_FEW * PITCH) + dimension(c) * PITCH + row;
+        for (unsigned c = 0; c < EACH; c++) {
+            const unsigned at = threadIdx.x + c * THREADS;
+            if (!is_one(at)) continue;
+            Real* to = shared + dimension(at) * PITCH + row(at);
             UNROLL
             for (unsigned e = 0; e < CHUNK<T>; e++) to[e * PITCH] = to_float(chunks[c].elements[e]);
         }
         block_barrier();
-        if (dim - depth > DEPTH_FEW) fetch(depth + DEPTH_FEW);
-        const uint32_t rest = dim - depth < DEPTH_FEW ? dim - depth : DEPTH_FEW;
-        const Real* of_left = shared + 4 * group * PITCH + ti;
-        const Real* of_right = shared + (DEPTH_FEW + 4 * group) * PITCH + tj;
+        if (dim - depth > DEPTH) fetch(depth + DEPTH);
+        const uint32_t rest = dim - depth < DEPTH ? dim - depth : DEPTH;
+        const Real* of_group = shared + 4 * group * PITCH;
         UNROLL_BY(1)
-        for (unsigned d = 0; d < rest; d += 64) {
+        for (unsigned d = 0; d < rest; d += 64, of_group += 64 * PITCH) {
             UNROLL
             for (unsigned e = 0; e < 4; e++) {
-                Real x[2], y[2];
-                load_side_by_side(of_left + (d + e) * PITCH, x);
-                load_side_by_side(of_right + (d + e) * PITCH, y);
+                Real x[PER], y[PER];
+                load_side_by_side(of_group + e * PITCH + ti, x);
+                load_side_by_side(of_group + e * PITCH + SIDE + tj, y);
                 UNROLL
-                for (unsigned a = 0; a < 2; a++) {
+                for (unsigned a = 0; a < PER; a++) {
                     UNROLL
-                    for (unsigned b = 0; b < 2; b++) sum[a][b] = Op()(x[a], y[b], sum[a][b]);
+                    for (unsigned b = 0; b < PER; b++) sum[a][b] = Op()(x[a], y[b], sum[a][b]);
                 }
             }
         }
         block_barrier();
     }
     UNROLL
-    for (unsigned a = 0; a < 2; a++) {
+    for (unsigned a = 0; a < PER; a++) {
         UNROLL
-        for (unsigned b = 0; b < 2; b++) {
+        for (unsigned b = 0; b < PER; b++) {
             sum[a][b] += shuffle_xor(sum[a][b], 16);
-            if (group % 2 == 0) shared[warp_index() * FEW * FEW + (ti + a) * FEW + tj + b] = sum[a][b];
+            if (group % 2 == 0) shared[warp_index() * PAIRS + (ti + a) * SIDE + tj + b] = sum[a][b];
         }
     }
     block_barrier();
     Real all = 0;
-    if (threadIdx.x < FEW * FEW) {
+    if (threadIdx.x < PAIRS) {
         UNROLL
-        for (unsigned w = 0; w < THREADS / WARP; w++) all += shared[w * FEW * FEW + threadIdx.x];
+        for (unsigned w = 0; w < THREADS / WARP; w++) all += shared[w * PAIRS + threadIdx.x];
     }
     return all;
 }
@@ -251,12 +259,15 @@ struct Pair {
     uint32_t a, b;
 };
 
+// How many lie before those of column b, without leaving 32 bits on the way.
+DEVICE uint32_t pairs_before(uint32_t b) { return b % 2 == 0 ? b / 2 * (b + 1) : (b + 1) / 2 * b; }
+
 DEVICE Pair pair_of(uint32_t index) {
     auto b = static_cast<uint32_t>((sqrtf(8.0f * static_cast<float>(index) + 1.0f) - 1.0f) * 0.5f);
-    // The root is rounded.
-    while (static_cast<uint64_t>(b) * (b + 1) / 2 > index) b--;
-    while (static_cast<uint64_t>(b + 1) * (b + 2) / 2 <= index) b++;
-    return {static_cast<uint32_t>(index - static_cast<uint64_t>(b) * (b + 1) / 2), b};
+    // The root is rounded: by less than 0.02 at any index.
+    if (pairs_before(b) > index) b--;
+    if (b < 92681 && pairs_before(b + 1) <= index) b++;
+    return {index - pairs_before(b), b};
 }
 
 }  // namespace pair_tile

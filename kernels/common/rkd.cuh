@@ -39,10 +39,11 @@ struct Lengths {
     double longest, shortest;
 };
 
-// Of two sets of lengths together. Whether all are finite the sum tells: the others drop NaN.
+// Of two sets of lengths together. Whether all are finite the sum tells: where it says no, the others may be anything.
 struct Together {
     DEVICE Lengths operator()(const Lengths& a, const Lengths& b) const {
-        return {a.sum + b.sum, fmax(a.longest, b.longest), fmin(a.shortest, b.shortest)};
+        return {a.sum + b.sum, a.longest > b.longest ? a.longest : b.longest,
+                a.shortest < b.shortest ? a.shortest : b.shortest};
     }
 };
 

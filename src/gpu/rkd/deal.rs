@@ -3,7 +3,6 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-
 /// Side of the tiles in which matrices over pairs of rows are kept. Mirrors `rkd::TILE`.
 pub(super) const TILE: usize = 64;
 
@@ -139,8 +138,22 @@ impl Deal {
     }
 }
 
-/// Side of the relation's tiles of few rows, as kernels/common/pair_tile.cuh has it.
-pub(super) const FEW_SIDE: usize = 8;
+/// Side of the relation's tiles of few rows, of those that kernels/common/pair_tile.cuh has (`Few`): the one that is done
+/// first, the smaller one if both are.
+pub(super) fn few_side(rows: usize, multiprocessors: usize) -> usize {
+    // The matrices are filled up.
+    let rows = Tiles::of(rows).rows();
+    // Of a tile: its side, and the cycles it takes by the issue slots of sm_90a for 512 dimensions.
+    let cycles = |&(side, cycles): &(usize, usize)| {
+        let tiles = rows.div_ceil(side);
+        (tiles * (tiles + 1)).div_ceil(multiprocessors) * cycles
+    };
+    let sides = [(8, 2496), (12, 3856)];
+    sides
+        .into_iter()
+        .min_by_key(cycles)
+        .map_or(8, |side| side.0)
+}
 
 /// Side of the relation's tiles: the largest that gives every multiprocessor a block.
 pub(super) fn relation_side(rows: usize, multiprocessors: usize) -> usize {

@@ -10,7 +10,7 @@ pub(crate) use self::arguments::{
     AngleArguments, AngleFewArguments, CoefficientArguments, ContractionArguments,
     RelationArguments,
 };
-use self::deal::{Deal, FEW_SIDE, Patches, TILE, Tiles, contraction_rows, relation_side};
+use self::deal::{Deal, Patches, TILE, Tiles, contraction_rows, few_side, relation_side};
 use self::few::Shares;
 use super::kernels::{
     CONTRACTION, CONTRACTION_FEW, Kernel, RKD_ANGLE, RKD_ANGLE_ACCURATE, RKD_ANGLE_FEW,
@@ -111,7 +111,7 @@ impl Plan {
             None => n <= FEW_ROWS,
         };
         let side = if few {
-            FEW_SIDE
+            few_side(n, multiprocessors)
         } else {
             relation_side(n, multiprocessors)
         };

@@ -1,6 +1,10 @@
 //! Which path the data choose, as the scalars in the workspace tell.
 
+use bytemuck::Pod;
+use half::{bf16, f16};
+
 use super::*;
+use crate::element::Element;
 use crate::gpu::emulator::Emulator;
 use crate::gpu::machine::{Limits, Machine};
 use crate::gpu::plan::QueueAddresses;
@@ -23,10 +27,10 @@ fn evaluate(
 }
 
 /// The same, planned for this card.
-fn evaluate_for(
+fn evaluate_for<T: Element + Pod>(
     limits: Limits,
-    student: &[f32],
-    teacher: &[f32],
+    student: &[T],
+    teacher: &[T],
     [n, dim]: [usize; 2],
     loss: Rkd,
     deal: Option<Angle>,
@@ -34,7 +38,7 @@ fn evaluate_for(
     let mut machine = Emulator::new().machine();
     let problem = Problem::new(loss, Shapes::new(n, dim, dim)).unwrap();
     let mut layout = Layout::new();
-    let dtype = DType::F32;
+    let dtype = T::DTYPE;
     let plan = match deal {
         None => Plan::new(&loss, &problem, dtype, limits, &mut layout),
         Some(_) => Plan::dealt(&loss, &problem, dtype, limits, deal, &mut layout),
@@ -184,7 +188,8 @@ fn the_deal_does_not_show() {
     }
 }
 
-/// A card of many multiprocessors has smaller tiles and other deals: relations of 16 and 32 rows, patches of 16.
+/// A card of many multiprocessors has smaller tiles and other deals: relations of 16 and 32 rows, of few rows 8 and 12,
+/// patches of 16.
 #[test]
 fn the_card_does_not_show() {
     let (distance, angle) = (crate::RkdDistance::default(), crate::RkdAngle::default());
@@ -193,6 +198,8 @@ fn the_card_does_not_show() {
         (260, Rkd::default()),
         (100, Rkd::default()),
         (100, Rkd::from(angle)),
+        (30, Rkd::from(distance)),
+        (30, Rkd::default()),
     ] {
         let shape = [rows, 70];
         let (x, y) = (alike(shape, 0.3, 3.0), alike(shape, 0.05, 2.0));
@@ -209,5 +216,33 @@ fn the_card_does_not_show() {
             let difference = difference(&others, &gradient);
             assert!(difference < 1e-6, "{title}: {difference:e}");
         }
+    }
+}
+
+/// Rows in half types give what the same numbers give in f32, with relations of few rows in tiles of 8 and of 12.
+#[test]
+fn the_type_does_not_show() {
+    fn check<T: Element + Pod>(rows: usize, of: fn(f32) -> T, back: fn(T) -> f32) {
+        let shape @ [n, dim] = [rows, 137];
+        let limits = Limits {
+            multiprocessors: 132,
+            ..Emulator::new().machine().limits()
+        };
+        let [x, y] = [(0.3, 3.0), (0.05, 2.0)].map(|(noise, seed)| {
+            let rows = alike(shape, noise, seed);
+            rows.into_iter().map(of).collect::<Vec<T>>()
+        });
+        let wide = |rows: &[T]| rows.iter().map(|&x| back(x)).collect::<Vec<f32>>();
+        let loss = Rkd::default();
+        let (_, value, gradient) = evaluate_for(limits, &wide(&x), &wide(&y), shape, loss, None);
+        let (_, other, others) = evaluate_for(limits, &x, &y, shape, loss, None);
+        let title = format!("{n} x {dim} in {}", T::DTYPE);
+        assert!((other - value).abs() <= 1e-6 * value, "{title}");
+        let difference = difference(&others, &gradient);
+        assert!(difference < 1e-6, "{title}: {difference:e}");
+    }
+    for rows in [30, 100] {
+        check(rows, f16::from_f32, f16::to_f32);
+        check(rows, bf16::from_f32, bf16::to_f32);
     }
 }

@@ -113,6 +113,10 @@ fn a_card_is_kept_busy_where_the_slots_allow() {
     }
     assert_eq!(relation_side(1024, 132), 64);
     assert_eq!(relation_side(300, 132), 16);
+    // One tile for each multiprocessor where a tile of 8 would be the third of some.
+    assert_eq!(few_side(128, 132), 12);
+    assert_eq!(few_side(64, 132), 8);
+    assert_eq!(few_side(64, 4), 12);
     let of_512 = |rows| contraction_rows(rows, 512, 132);
     assert_eq!([128, 256, 512, 1024, 4096].map(of_512), [8, 16, 16, 64, 64]);
     let patches = |padded| Patches::new(padded, 132);
