@@ -138,21 +138,20 @@ impl Deal {
     }
 }
 
+/// Tiles of few rows' relation: their side, and the cycles one takes by the issue slots of sm_90a for 512 dimensions.
+const FEW_TILES: [(usize, usize); 2] = [(8, 2496), (12, 3856)];
+
 /// Side of the relation's tiles of few rows, of those that kernels/common/pair_tile.cuh has (`Few`): the one that is done
 /// first, the smaller one if both are.
 pub(super) fn few_side(rows: usize, multiprocessors: usize) -> usize {
     // The matrices are filled up.
     let rows = Tiles::of(rows).rows();
-    // Of a tile: its side, and the cycles it takes by the issue slots of sm_90a for 512 dimensions.
     let cycles = |&(side, cycles): &(usize, usize)| {
         let tiles = rows.div_ceil(side);
         (tiles * (tiles + 1)).div_ceil(multiprocessors) * cycles
     };
-    let sides = [(8, 2496), (12, 3856)];
-    sides
-        .into_iter()
-        .min_by_key(cycles)
-        .map_or(8, |side| side.0)
+    let first = FEW_TILES.into_iter().min_by_key(cycles);
+    first.map_or(8, |tile| tile.0)
 }
 
 /// Side of the relation's tiles: the largest that gives every multiprocessor a block.
@@ -189,20 +188,20 @@ impl Patches {
     }
 }
 
+/// Tiles of the contraction: rows, those it sums over at a time, and the cycles that takes by the issue slots of sm_90a.
+const CONTRACTION_TILES: [(usize, usize, usize); 3] =
+    [(64, 32, 2630), (16, 64, 1550), (8, 64, 1000)];
+
 /// Rows of the gradient that a block of the contraction makes, those that are done first: more of them take less for each
 /// but leave multiprocessors idle.
 pub(super) fn contraction_rows(rows: usize, dim: usize, multiprocessors: usize) -> usize {
-    // Of a block: its rows, those it sums over at a time, and the cycles that takes by the issue slots of sm_90a.
     let cycles = |&(each, depth, cycles): &(usize, usize, usize)| {
         let blocks = rows.div_ceil(each).saturating_mul(dim.div_ceil(64));
         let waves = blocks.div_ceil(multiprocessors);
         waves.saturating_mul(rows.div_ceil(depth) * cycles)
     };
-    let tiles = [(64, 32, 2630), (16, 64, 1550), (8, 64, 1000)];
-    tiles
-        .into_iter()
-        .min_by_key(cycles)
-        .map_or(64, |tile| tile.0)
+    let first = CONTRACTION_TILES.into_iter().min_by_key(cycles);
+    first.map_or(64, |tile| tile.0)
 }
 
 #[cfg(test)]

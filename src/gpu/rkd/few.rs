@@ -23,12 +23,12 @@ impl Shares {
     /// Bytes of shared memory, as that counts them in floats.
     pub(super) const SHARED: u32 = 4 * 14_592;
     /// Vertices are taken so many at a time.
-    const VERTICES: usize = 4;
+    pub(super) const VERTICES: usize = 4;
     /// What a block does besides: it brings the first edges and writes what it has summed, which takes as long as so many
     /// times four vertices.
-    const OVERHEAD: usize = 2;
+    pub(super) const OVERHEAD: usize = 2;
     /// So many tiles of a slot are read again in that time.
-    const TILES_PER_STEP: usize = 256;
+    pub(super) const TILES_PER_STEP: usize = 256;
 
     /// The shares that are done first, where a multiprocessor holds one block.
     pub(super) fn new(rows: usize, multiprocessors: usize) -> Self {

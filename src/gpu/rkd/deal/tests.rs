@@ -1,6 +1,7 @@
 use std::collections::HashSet;
 
 use super::*;
+use crate::gpu::rkd::few::Shares;
 
 /// An H200's multiprocessors, an A100's, a small card's, and what the emulator has.
 const CARDS: [usize; 5] = [132, 108, 24, 4, 1];
@@ -160,5 +161,25 @@ fn rows_beyond_measure_are_dealt_as_well() {
             assert!(deal.slots() <= Deal::MOST_SLOTS);
             assert!(deal.groups * deal.tiles_per_group * TILE >= rows);
         }
+    }
+}
+
+/// scripts/predict-rkd deals as this does, by the same numbers.
+#[test]
+fn the_prediction_deals_by_the_same_numbers() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/predict-rkd");
+    let script = std::fs::read_to_string(script).expect("a script of this crate");
+    let few = (
+        Shares::SIDE,
+        Shares::VERTICES,
+        Shares::OVERHEAD,
+        Shares::TILES_PER_STEP,
+    );
+    for line in [
+        format!("RELATION_TILES = {FEW_TILES:?}\n"),
+        format!("CONTRACTION_TILES = {CONTRACTION_TILES:?}\n"),
+        format!("ENDS, VERTICES, OVERHEAD, TILES_PER_STEP = {few:?}\n"),
+    ] {
+        assert!(script.contains(&line), "expected {line}");
     }
 }
