@@ -197,13 +197,26 @@ DEVICE Real sum_of_few(const T* rows, uint32_t n, uint32_t dim, uint32_t i0, uin
     const auto dimension = [](unsigned at) { return at / 8 % COLUMNS * CHUNK<T>; };
     const auto is_one = [](unsigned at) { return CHUNKS % THREADS == 0 || at < CHUNKS; };
     Chunk<T> chunks[EACH];
+    const T* from[EACH];
+    UNROLL
+    for (unsigned c = 0; c < EACH; c++) {
+        const unsigned at = threadIdx.x + c * THREADS, in_tile = row(at);
+        const uint32_t i = in_tile < SIDE ? i0 + in_tile : j0 + in_tile - SIDE;
+        // Beyond the rows the last one again: nobody asks for its pairs.
+        from[c] = rows + static_cast<uint64_t>(i < n ? i : n - 1) * dim + dimension(at);
+    }
     const auto fetch = [&](uint32_t depth) {
-        UNROLL
-        for (unsigned c = 0; c < EACH; c++) {
-            const unsigned at = threadIdx.x + c * THREADS, in_tile = row(at);
-            const uint32_t i = in_tile < SIDE ? i0 + in_tile : j0 + in_tile - SIDE, d = depth + dimension(at);
-            const bool there = is_one(at) && i < n && d < dim;
-            chunks[c] = fetch_chunk(rows + static_cast<uint64_t>(i) * dim + d, aligned, there ? dim - d : 0);
+        const auto each = [&](bool wide) {
+            UNROLL
+            for (unsigned c = 0; c < EACH; c++) {
+                const unsigned at = threadIdx.x + c * THREADS, d = depth + dimension(at);
+                chunks[c] = fetch_chunk(from[c] + depth, wide, is_one(at) && d < dim ? dim - d : 0);
+            }
+        };
+        if (aligned) {
+            each(true);
+        } else {
+            each(false);
         }
     };
     Real sum[PER][PER] = {};

@@ -139,7 +139,7 @@ impl Deal {
 }
 
 /// Tiles of few rows' relation: their side, and the cycles one takes by the issue slots of sm_90a for 512 dimensions.
-const FEW_TILES: [(usize, usize); 2] = [(8, 2496), (12, 3856)];
+const FEW_TILES: [(usize, usize); 2] = [(8, 2356), (12, 3632)];
 
 /// Side of the relation's tiles of few rows, of those that kernels/common/pair_tile.cuh has (`Few`): the one that is done
 /// first, the smaller one if both are.
