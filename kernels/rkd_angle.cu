@@ -4,12 +4,13 @@
 //              G_ik = Σ_j w r_ij r_kj                                   the edge between the ends
 //              A_ij = Σ_k w (r_ij r_kj − cos_jik r_ij²)                 an edge from end i to vertex j
 //              ∂L/∂h_ij = 2/N³ (A_ij + A_ji − G_ij)
-// Buffers    h, symmetric tiles, f32 (fast) or f64 (accurate), r [P, P] f32, of student and teacher; sums [groups · parts]
-//            symmetric tiles f32; P and the tiles as in common/rkd.cuh. Of an edge between rows i and k the sums are
+// Buffers    h, symmetric tiles, f32 (fast) or f64 (accurate), r [P, P] f32, of student and teacher; sums, symmetric
+//            tiles f32 in slots; P, the tiles and the slots as in common/rkd.cuh. Of an edge between rows i and k the sums are
 //            S_ik = A_ik + A_ki − G_ik or, in a tile on the diagonal, a share of it such that S_ik + S_ki is that.
 // Passes     `rkd_angle` in f32 by a sum of products; `rkd_angle_accurate`, which returns at once unless the scalars
 //            ask for it, with h as a pair of f32. rkd_coefficients.cu adds up the slots. Of few rows it is rkd_angle_few.cu.
-// Grid       groups A ≤ B ≤ C of tiles, those of three first, times parts. A block takes all triples with a row in each
+// Grid       groups A ≤ B ≤ C of tiles times parts, more or fewer parts where all groups differ, two or all are the same;
+//            the arguments say which of these kinds starts where. A block takes all triples with a row in each
 //            group, the vertex in any of them; of the vertices of each group its part. It adds what belongs to the
 //            edges between two of the groups to slot (third group, part), which nobody else writes there.
 // Block      for each pair of tiles x ≤ y of two of the groups, and each vertex j of the third's: 64 ends i of x by 64
@@ -55,6 +56,13 @@ constexpr unsigned SIDE = rkd::TILE;
 // Vertices whose edges are in shared memory at a time, and whose sums.
 constexpr unsigned VERTICES = 4;
 
+// The blocks of triples of which all groups differ, two are the same, or all.
+struct Kind {
+    uint32_t first_block;
+    uint32_t parts;              // of a group's vertices
+    uint32_t vertices_per_part;  // a multiple of VERTICES
+};
+
 struct Arguments {
     const void* h[2];
     const float* r[2];
@@ -65,33 +73,39 @@ struct Arguments {
     double penalty_limit;  // the fast path is trusted above
     uint32_t n;
     uint32_t groups;
-    uint32_t tiles_per_group;
-    uint32_t parts;              // of a group's vertices
-    uint32_t vertices_per_part;  // a multiple of VERTICES
+    rkd::Slots slots;
+    Kind kinds[3];  // of three groups, of two, of one, in whatever order they start
     float delta;
+    uint32_t padding;
 };
 
-// Three groups of tiles, in ascending order.
+// Three groups of tiles, in ascending order, and which part of their vertices.
 struct Job {
     uint32_t groups[3];
+    unsigned kind;
+    uint32_t part;
 };
 
-// Those of three groups first, since they have most to do; then those of two, then of one.
-DEVICE Job job_of(uint32_t index, uint32_t groups) {
-    for (uint32_t c = 2; c < groups; c++) {
-        const uint32_t below = c * (c - 1) / 2;
-        if (index < below) {
-            const auto [a, b] = pair_tile::pair_of(index);
-            return {{a, b + 1, c}};
-        }
-        index -= below;
+DEVICE Job job_of(uint32_t block, const Arguments& arguments) {
+    const uint32_t groups = arguments.groups;
+    const auto among = [&](unsigned kind, uint32_t triples) {
+        return block - arguments.kinds[kind].first_block < triples * arguments.kinds[kind].parts;
+    };
+    const unsigned kind = among(0, groups * (groups - 1) * (groups - 2) / 6) ? 0 : among(1, groups * (groups - 1)) ? 1 : 2;
+    block -= arguments.kinds[kind].first_block;
+    const uint32_t part = block % arguments.kinds[kind].parts;
+    uint32_t index = block / arguments.kinds[kind].parts;
+    if (kind == 0) {
+        uint32_t c = 2;
+        for (; index >= c * (c - 1) / 2; c++) index -= c * (c - 1) / 2;
+        const auto [a, b] = pair_tile::pair_of(index);
+        return {{a, b + 1, c}, kind, part};
     }
-    if (index < groups * (groups - 1)) {
+    if (kind == 1) {
         const uint32_t twice = index / (groups - 1), rest = index % (groups - 1);
-        return rest < twice ? Job{{rest, twice, twice}} : Job{{twice, twice, rest + 1}};
+        return rest < twice ? Job{{rest, twice, twice}, kind, part} : Job{{twice, twice, rest + 1}, kind, part};
     }
-    index -= groups * (groups - 1);
-    return {{index, index, index}};
+    return {{index, index, index}, kind, part};
 }
 
 template <typename Path>
@@ -121,8 +135,8 @@ struct Triples {
         // Of the vertices.
         uint32_t group;
         Job job;
-        // Of their edges to ends i, and to ends k.
-        uint64_t slots[2];
+        // Where the sums are of their edges to ends i, to ends k, and of the edges between the ends.
+        uint64_t sums[3];
     };
     At* at;
     Unit student, teacher;
@@ -132,10 +146,22 @@ struct Triples {
         return (warp_index() % ACROSS + q / 4) * 32 + lane_index() % 8 * 4 + q % 4;
     }
 
-    // Where in the sums this part of the triples with the third row in this group starts.
-    DEVICE uint64_t slot(uint32_t third) const {
-        const uint64_t part = blockIdx.x % arguments.parts, slot = third * static_cast<uint64_t>(arguments.parts) + part;
-        return slot * rkd::tile_pairs(rkd::tiles_of(arguments.n)) * rkd::TILE_ELEMENTS;
+    // Where the edges between two tiles have what this block finds of triples with the third row in this group. Slots are
+    // in the order of the third group; where that is one of the edge's own, the triple is of one group fewer.
+    DEVICE uint64_t sums_of(uint32_t tile, uint32_t other, uint32_t third) const {
+        const uint32_t a = tile < other ? tile : other, b = tile < other ? other : tile;
+        const uint32_t each = arguments.slots.tiles_per_group, first = a / each, last = b / each;
+        const unsigned kind = first == last ? 1 : 0;
+        const uint32_t below = (first < third) + (last < third && first != last);
+        const uint32_t slot = (third - below) * arguments.kinds[kind].parts + below * arguments.kinds[kind + 1].parts;
+        return static_cast<uint64_t>(arguments.slots.before(a, b) + slot + at->job.part) * rkd::TILE_ELEMENTS;
+    }
+
+    // Puts down where vertices of this tile have the sums of their edges.
+    DEVICE void aim(uint32_t v) const {
+        const uint32_t each = arguments.slots.tiles_per_group, x = at->tiles[0], y = at->tiles[1];
+        at->sums[0] = sums_of(v, x, y / each);
+        at->sums[1] = sums_of(v, y, x / each);
     }
 
     using Four = triple::Four<Path>;
@@ -202,9 +228,8 @@ struct Triples {
         // The edges lie along the rows of their tile or, where the vertices come later, across.
         const uint32_t v = j / SIDE, tile = at->tiles[to_k];
         const bool along = v <= tile;
-        float* to = arguments.sums + at->slots[to_k];
-        to += along ? rkd::tile_at(v, tile) + (j % SIDE + vertex) * SIDE + end
-                    : rkd::tile_at(tile, v) + end * SIDE + j % SIDE + vertex;
+        float* to = arguments.sums + at->sums[to_k];
+        to += along ? (j % SIDE + vertex) * SIDE + end : end * SIDE + j % SIDE + vertex;
         float old[4], all[4] = {}, r[4];
         if (along) {
             pair_tile::load_side_by_side(to, old);
@@ -231,10 +256,10 @@ struct Triples {
 
     // The ends of tiles x ≤ y, and the block's part of the vertices of the group.
     DEVICE void tile() const {
-        const uint32_t of_group = arguments.tiles_per_group * SIDE;
+        const uint32_t of_group = arguments.slots.tiles_per_group * SIDE, of_part = arguments.kinds[at->job.kind].vertices_per_part;
         uint32_t j = at->group * of_group, stop = j + of_group < arguments.n ? j + of_group : arguments.n;
-        j += blockIdx.x % arguments.parts * arguments.vertices_per_part;
-        if (j + arguments.vertices_per_part < stop) stop = j + arguments.vertices_per_part;
+        j += at->job.part * of_part;
+        if (j + of_part < stop) stop = j + of_part;
         if (j >= stop) return;
 
         typename Path::Edge x[ROWS][COLUMNS], y[ROWS][COLUMNS];
@@ -257,8 +282,10 @@ struct Triples {
         fetch(j, next);
         unsigned buffer = 0;
         put(j, next, buffer);
+        if (threadIdx.x == 0) aim(j / SIDE);
         block_barrier();
         for (; j < stop; j += VERTICES) {
+            if (threadIdx.x == 0 && j % SIDE == 0) aim(j / SIDE);
             // On their way while the vertices at hand are worked on.
             const bool more = j + VERTICES < stop;
             if (more) fetch(j + VERTICES, next);
@@ -280,7 +307,7 @@ struct Triples {
         }
         // −G, by the sign that w has here. In a tile on the diagonal, whose two halves are added up in the end, half of it.
         const float share = at->tiles[0] == at->tiles[1] ? 0.5f : 1.0f;
-        float* to = arguments.sums + slot(at->group) + rkd::tile_at(at->tiles[0], at->tiles[1]);
+        float* to = arguments.sums + at->sums[2];
         UNROLL
         for (unsigned p = 0; p < ROWS; p++) {
             UNROLL
@@ -294,16 +321,16 @@ struct Triples {
         }
     }
 
-    // The block's slots, before anything is added to them.
+    // What the block adds to, before it does.
     DEVICE void clear() const {
-        float* to = arguments.sums + slot(at->group) + rkd::tile_at(at->tiles[0], at->tiles[1]);
+        float* to = arguments.sums + at->sums[2];
         for (unsigned e = 4 * threadIdx.x; e < rkd::TILE_ELEMENTS; e += 4 * THREADS) store4(to + e, 0, 0, 0, 0);
     }
 
-    // Goes through the job's pairs of tiles x ≤ y and the third group of each: `clear`s their slots, or fills them.
+    // Goes through the job's pairs of tiles x ≤ y and the third group of each: `clear`s their sums, or adds to them.
     template <bool CLEAR>
     DEVICE void each_pair() const {
-        const uint32_t each = arguments.tiles_per_group, tiles = rkd::tiles_of(arguments.n);
+        const uint32_t each = arguments.slots.tiles_per_group, tiles = rkd::tiles_of(arguments.n);
         for (unsigned role = 0; role < 3; role++) {
             const uint32_t third = at->job.groups[role];
             // The group has had its turn.
@@ -317,8 +344,7 @@ struct Triples {
                     at->tiles[0] = x;
                     at->tiles[1] = y;
                     at->group = third;
-                    at->slots[0] = slot(y / each);
-                    at->slots[1] = slot(x / each);
+                    at->sums[2] = sums_of(x, y, third);
                 }
                 block_barrier();
                 CLEAR ? clear() : tile();
@@ -327,7 +353,7 @@ struct Triples {
     }
 
     DEVICE void run() {
-        if (threadIdx.x == 0) at->job = job_of(blockIdx.x / arguments.parts, arguments.groups);
+        if (threadIdx.x == 0) at->job = job_of(blockIdx.x, arguments);
         penalties[threadIdx.x] = 0;
         block_barrier();
         each_pair<true>();

@@ -1,8 +1,8 @@
 // Computes   What rkd_angle_accurate does (see rkd_angle.cu), of so few rows that groups of tiles would leave most of a card
 //            idle: the penalty of all triples, and for each pair of rows the shares of A_ik + A_ki − G_ik.
-// Buffers    h, symmetric tiles f64, r [P, P] f32, of student and teacher, P and the tiles as in common/rkd.cuh; sums [slots]
-//            symmetric tiles of 32 x 32 f32, those (x ≤ y) in the order of pair_tile::pair_of; partials [blocks] f64; lengths [2, blocks of the relation];
-//            scalars, which the first block writes. Slots:
+// Buffers    h, symmetric tiles f64, r [P, P] f32, of student and teacher, P and the tiles as in common/rkd.cuh; sums,
+//            symmetric tiles of 32 x 32 f32 in slots (rkd::Slots, every tile a group); partials [blocks] f64; lengths
+//            [2, blocks of the relation]; scalars, which the first block writes. Slots:
 //              share                   − G_xy of the share's vertices
 //              shares + z              A from a vertex to an end in the same tile of 32 or a later one, the other end in z
 //              shares + tiles + z      the same to an end in an earlier one: the tile lies across; none on the diagonal
@@ -157,8 +157,8 @@ struct Block {
 
     // Where the tile (a ≤ b) of a slot starts.
     DEVICE uint64_t slot(uint32_t index, uint32_t a, uint32_t b) const {
-        const uint32_t count = (arguments.n + SIDE - 1) / SIDE;
-        return (index * rkd::tile_pairs(count) + rkd::tile_pairs(b) + a) * ELEMENTS;
+        const uint32_t tiles = (arguments.n + SIDE - 1) / SIDE, on_diagonal = arguments.shares + tiles;
+        return static_cast<uint64_t>(rkd::Slots{on_diagonal + tiles, on_diagonal, 1}.before(a, b) + index) * ELEMENTS;
     }
 
     // Σ over the other ends for the edges from the `count` vertices at `j` to the ends, four of a vertex to a thread; where

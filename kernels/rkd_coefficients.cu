@@ -3,7 +3,7 @@
 //              distance   L = 1/N² Σ_ik huber(d_ik/μ_x − t_ik/μ_y), μ the mean length, and with w = huber'(·) the first
 //                         part of ∂L/∂h_ik = 2 r_ik/N² (w_ik/μ_x − Σ_jl w_jl d_jl/(μ_x² P)), r = 1/d, P = N (N − 1). The
 //                         second, a multiple of r, waits for the sum over all pairs: the contraction adds it.
-// Buffers    sums [slots, tile pairs, tile, tile] f32, in symmetric tiles of 64 (see common/rkd.cuh) or 32 rows a side:
+// Buffers    sums [tiles and their slots, tile, tile] f32, in symmetric tiles of 64 or 32 rows a side, see common/rkd.cuh:
 //            S_ik = A_ik + A_ki − G_ik or, in the tiles on the diagonal, halves, S_ik + S_ki; r [P, P] f32 of student and
 //            teacher, P the rows up to a multiple of 64, 0 beyond N; penalties [blocks of rkd_angle] f64; coefficients
 //            [P, P] f32, both triangles, zero beyond N, overwritten; partials [blocks]; lengths [2, blocks of the relation];
@@ -43,14 +43,12 @@ struct Arguments {
     uint32_t patch;  // its side
     // Of the angle; 0 where it takes no part.
     uint32_t angle_blocks;
-    uint32_t slots;
-    uint32_t slots_on_diagonal;  // of a tile there
-    uint32_t tile;               // its side
-    uint32_t distance;           // whether it takes part
+    uint32_t tile;  // its side
+    rkd::Slots slots;
+    uint32_t distance;  // whether it takes part
     float delta;
     float angle_factor;     // 2 weight / N³
     float distance_factor;  // 2 weight / N²
-    uint32_t padding;
 };
 
 // The penalty of the distances of four pairs.
@@ -125,8 +123,7 @@ struct Patch {
     DEVICE void add_slots(const float* at, uint32_t i, uint32_t k, uint32_t slots, float (&sum)[4]) const {
         if (i >= arguments.n || k >= arguments.n) return;
         const unsigned count = arguments.n - k;
-        const uint64_t tiles = (arguments.n + arguments.tile - 1) / arguments.tile;
-        const uint64_t slot = tiles * (tiles + 1) / 2 * arguments.tile * arguments.tile;
+        const uint64_t slot = arguments.tile * arguments.tile;
         UNROLL_BY(4)
         for (uint32_t s = group(); s < slots; s += GROUPS) {
             float some[4] = {};
@@ -148,10 +145,11 @@ struct Patch {
         const uint32_t n = arguments.n, side = arguments.tile, i = a * PATCH, k = b * PATCH;
         // No tile has it.
         if (k >= n) return;
-        const uint64_t tile_i = i / side, tile_k = k / side;
-        const float* tile = arguments.sums + (tile_k * (tile_k + 1) / 2 + tile_i) * side * side;
+        const uint32_t tile_i = i / side, tile_k = k / side;
+        const uint64_t slot = side * side;
+        const float* tile = arguments.sums + arguments.slots.before(tile_i, tile_k) * slot;
         const bool diagonal = tile_i == tile_k;
-        const uint32_t slots = diagonal ? arguments.slots_on_diagonal : arguments.slots;
+        const uint32_t slots = arguments.slots.of(tile_i, tile_k);
         add_slots(tile + (i % side + row()) * side + k % side + column(), i + row(), k + column(), slots, c);
         if (diagonal) {
             float other[4] = {};
@@ -182,7 +180,7 @@ struct Patch {
             pair_tile::load_side_by_side(arguments.r[0] + at, r[0]);
             pair_tile::load_side_by_side(arguments.r[1] + at, r[1]);
         }
-        if (arguments.slots > 0) angle(c);
+        if (arguments.angle_blocks > 0) angle(c);
         // Off the diagonal (i, k) stands for (k, i) as well.
         if (counts) distance.add(r[0], r[1], a == b ? 1.0 : 2.0, c, sums);
         if (first) store4(arguments.coefficients + at, c[0], c[1], c[2], c[3]);

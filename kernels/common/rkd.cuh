@@ -21,8 +21,8 @@ struct Scalars {
 static_assert(sizeof(Scalars) == 48, "SCALARS in src/gpu/rkd/mod.rs");
 
 // Matrices over pairs of rows are kept in tiles of 64 x 64, zero beyond the N rows there are, so that 16 bytes can be
-// read anywhere. r and the coefficients are matrices of `padded(n)` rows. h and the angle's sums, which are symmetric and
-// many, have the tiles (a ≤ b) only, in the order of pair_tile::pair_of, each of them whole.
+// read anywhere. r and the coefficients are matrices of `padded(n)` rows. h and the angle's sums, which are symmetric,
+// have the tiles (a ≤ b) only, in the order of pair_tile::pair_of, each of them whole.
 constexpr unsigned TILE = 64, TILE_ELEMENTS = TILE * TILE;
 
 DEVICE uint32_t tiles_of(uint32_t n) { return (n + TILE - 1) / TILE; }
@@ -31,6 +31,25 @@ DEVICE uint32_t padded(uint32_t n) { return tiles_of(n) * TILE; }
 DEVICE uint64_t tile_pairs(uint32_t tiles) { return static_cast<uint64_t>(tiles) * (tiles + 1) / 2; }
 // Where the tile (a ≤ b) starts.
 DEVICE uint64_t tile_at(uint32_t a, uint32_t b) { return (tile_pairs(b) + a) * TILE_ELEMENTS; }
+
+// The angle's sums have several slots for each tile (a ≤ b), side by side: those of a tile between two groups of tiles are
+// not as many as those of a tile within one. Mirrored in src/gpu/rkd/arguments.rs.
+struct Slots {
+    uint32_t across;  // of a tile between two groups
+    uint32_t within;  // of a tile within one
+    uint32_t tiles_per_group;
+
+    DEVICE uint32_t of(uint32_t a, uint32_t b) const {
+        return a / tiles_per_group == b / tiles_per_group ? within : across;
+    }
+    // Those of all tiles before this one. In 32 bits: 2^32 of 16 KiB are 64 TiB.
+    DEVICE uint32_t before(uint32_t a, uint32_t b) const {
+        const auto pairs = [](uint32_t tiles) { return tiles * (tiles + 1) / 2; };
+        const uint32_t group = b / tiles_per_group, first = group * tiles_per_group;
+        const uint32_t inner = group * pairs(tiles_per_group) + pairs(b - first) + (a > first ? a - first : 0);
+        return (pairs(b) + a - inner) * across + inner * within;
+    }
+};
 
 // What is known of some lengths.
 struct Lengths {

@@ -39,6 +39,7 @@ pub(crate) struct Plan {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "there is one for each evaluator")]
 enum Passes {
     Rkd(rkd::Plan),
     InfoNce(info_nce::Plan),

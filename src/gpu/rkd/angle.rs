@@ -1,7 +1,7 @@
 //! How the angle loss's triples are dealt, one way or the other.
 
 use super::FEW_ROWS;
-use super::deal::{Deal, TILE, Tiles};
+use super::deal::{Deal, Slots, TILE, Tiles};
 use super::few::Shares;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,18 +28,14 @@ impl Angle {
         }
     }
 
-    /// Symmetric matrices of sums.
-    pub(super) fn slots(self) -> usize {
+    /// Of the tiles of sums; of few rows every tile is a group.
+    pub(super) fn slots(self) -> Slots {
         match self {
-            Angle::Few(shares) => shares.slots(),
-            Angle::Groups(deal) => deal.slots(),
-        }
-    }
-
-    /// Those that have tiles on the diagonal.
-    pub(super) fn slots_on_diagonal(self) -> usize {
-        match self {
-            Angle::Few(shares) => shares.slots_on_diagonal(),
+            Angle::Few(shares) => Slots {
+                across: shares.slots(),
+                within: shares.slots_on_diagonal(),
+                tiles_per_group: 1,
+            },
             Angle::Groups(deal) => deal.slots(),
         }
     }
@@ -53,11 +49,11 @@ impl Angle {
     }
 
     /// Their shape.
-    pub(super) fn sums(self, rows: usize) -> [usize; 4] {
-        let pairs = match self {
-            Angle::Few(shares) => shares.pairs(),
-            Angle::Groups(_) => Tiles::of(rows).pairs(),
+    pub(super) fn sums(self, rows: usize) -> [usize; 3] {
+        let side = match self {
+            Angle::Few(shares) => shares.tiles,
+            Angle::Groups(_) => Tiles::of(rows).along(),
         };
-        [self.slots(), pairs, self.tile(), self.tile()]
+        [self.slots().tiles(side), self.tile(), self.tile()]
     }
 }

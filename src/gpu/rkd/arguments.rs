@@ -2,6 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::deal::{Deal, Slots};
+
 /// Mirrors `Arguments` in kernels/rkd_relation.cu.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -19,6 +21,45 @@ pub(crate) struct RelationArguments {
     pub(super) padding: u32,
 }
 
+/// Mirrors `rkd::Slots` in kernels/common/rkd.cuh.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub(crate) struct SlotsArgument {
+    pub(super) across: u32,
+    pub(super) within: u32,
+    pub(super) tiles_per_group: u32,
+}
+
+impl From<Slots> for SlotsArgument {
+    fn from(slots: Slots) -> Self {
+        SlotsArgument {
+            across: slots.across as u32,
+            within: slots.within as u32,
+            tiles_per_group: slots.tiles_per_group as u32,
+        }
+    }
+}
+
+/// Mirrors `Kind` in kernels/rkd_angle.cu.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub(crate) struct KindArgument {
+    pub(super) first_block: u32,
+    pub(super) parts: u32,
+    pub(super) vertices_per_part: u32,
+}
+
+impl KindArgument {
+    pub(super) fn all(deal: Deal) -> [Self; 3] {
+        let first = deal.first_blocks();
+        [0, 1, 2].map(|kind| KindArgument {
+            first_block: first[kind] as u32,
+            parts: deal.parts[kind].count as u32,
+            vertices_per_part: deal.parts[kind].vertices as u32,
+        })
+    }
+}
+
 /// Mirrors `Arguments` in kernels/rkd_angle.cu.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -32,10 +73,10 @@ pub(crate) struct AngleArguments {
     pub(super) penalty_limit: f64,
     pub(super) n: u32,
     pub(super) groups: u32,
-    pub(super) tiles_per_group: u32,
-    pub(super) parts: u32,
-    pub(super) vertices_per_part: u32,
+    pub(super) slots: SlotsArgument,
+    pub(super) kinds: [KindArgument; 3],
     pub(super) delta: f32,
+    pub(super) padding: u32,
 }
 
 /// Mirrors `Arguments` in kernels/rkd_angle_few.cu.
@@ -71,14 +112,12 @@ pub(crate) struct CoefficientArguments {
     pub(super) length_count: u32,
     pub(super) patch: u32,
     pub(super) angle_blocks: u32,
-    pub(super) slots: u32,
-    pub(super) slots_on_diagonal: u32,
     pub(super) tile: u32,
+    pub(super) slots: SlotsArgument,
     pub(super) distance: u32,
     pub(super) delta: f32,
     pub(super) angle_factor: f32,
     pub(super) distance_factor: f32,
-    pub(super) padding: u32,
 }
 
 /// Mirrors `Arguments` in kernels/contraction.cu.

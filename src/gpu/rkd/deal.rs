@@ -1,7 +1,7 @@
 //! How the work of RKD is dealt to blocks: pure functions of sizes.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::BTreeMap;
 
 /// Side of the tiles in which matrices over pairs of rows are kept. Mirrors `rkd::TILE`.
 pub(super) const TILE: usize = 64;
@@ -20,9 +20,34 @@ impl Tiles {
         self.0 * TILE
     }
 
+    pub(super) fn along(self) -> usize {
+        self.0
+    }
+
     /// Tiles (a ≤ b): what there is of a symmetric matrix.
     pub(super) fn pairs(self) -> usize {
-        self.0 * (self.0 + 1) / 2
+        pairs(self.0)
+    }
+}
+
+fn pairs(tiles: usize) -> usize {
+    tiles * (tiles + 1) / 2
+}
+
+/// How many slots the angle's sums have for each tile (a ≤ b): not as many between two groups of tiles as within one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Slots {
+    pub(super) across: usize,
+    pub(super) within: usize,
+    pub(super) tiles_per_group: usize,
+}
+
+impl Slots {
+    /// What they come to with so many tiles along a side: tiles with all their slots.
+    pub(super) fn tiles(self, along: usize) -> usize {
+        let each = self.tiles_per_group;
+        let within = along / each * pairs(each) + pairs(along % each);
+        (pairs(along) - within) * self.across + within * self.within
     }
 }
 
@@ -30,18 +55,35 @@ impl Tiles {
 ///
 /// A block takes all triples whose rows lie in three groups of tiles, A ≤ B ≤ C, whichever of the three has the
 /// vertex: of those, its part of the vertices. What it sums for the edges between two of the groups goes to
-/// the slot of the third: each slot is a symmetric matrix, of which no two blocks write the same tile.
+/// the slot of the third and of the part, which no other block writes in these tiles.
 ///
-/// Blocks that take pairs of groups and a share of all vertices (the layout before this one) need two kinds of slot,
-/// for edges with the vertex and edges between ends, `groups` whole matrices and one symmetric for every
-/// share: at N = 512 on 132 multiprocessors 64 bytes a pair of rows for 288 blocks, where this takes 36 for 240.
+/// Into how many parts the vertices are cut depends on how many of the groups differ. Where all three do, a block has most
+/// to do, and each part takes a slot for nearly every group; the others come last, take few slots, and even out better the
+/// smaller they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Deal {
     pub(super) tiles_per_group: usize,
     pub(super) groups: usize,
-    /// Into which each group's vertices are cut.
-    pub(super) parts: usize,
-    pub(super) vertices_per_part: usize,
+    /// In triples of three groups, of two and of one.
+    pub(super) parts: [Parts; 3],
+}
+
+/// How the vertices of a group are cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Parts {
+    pub(super) count: usize,
+    pub(super) vertices: usize,
+}
+
+impl Parts {
+    /// Each of so many steps but the last.
+    fn of(vertices: usize, count: usize) -> Self {
+        let each = vertices.div_ceil(count).next_multiple_of(Deal::VERTICES);
+        Parts {
+            count: vertices.div_ceil(each),
+            vertices: each,
+        }
+    }
 }
 
 impl Deal {
@@ -50,12 +92,14 @@ impl Deal {
     pub(super) const SHARED_ACCURATE: u32 = 4 * 14_624;
     /// Vertices are taken so many at a time.
     const VERTICES: usize = 4;
-    /// Slots: more of them make more blocks, which even out, and take more memory, 2 N² bytes each. Up to so
-    /// many whatever the size, which is up to 55 bytes a pair of rows: what the papers' code keeps grows as N³, and 16
-    /// would take 6 to 46 % longer, by this count, at all sizes from 576 to 4096 that were tried but 1024, where it is the same.
+    /// Slots of a tile, on average: more of them make more blocks, which even out, and take more memory, 2 N² bytes each. Up to
+    /// so many whatever the size, which is up to 55 bytes a pair of rows: what the papers' code keeps grows as N³, and with
+    /// 16 some sizes up to 4096 would take half as long again, by this count.
     const MOST_SLOTS: usize = 24;
     /// Up to N = 512, where that code keeps least, slots come to so many tiles of 16 KiB: 9.4 MB, 16 slots at N = 512.
     const MOST_TILES: usize = 16 * 36;
+    /// Parts of a group's vertices. None of the sizes up to 4096 that were tried would take more.
+    const MOST_PARTS: usize = 8;
     /// What a block does for a pair of tiles besides the triples, in vertices: it fills registers, and clears and
     /// adds to a slot.
     const OVERHEAD: usize = 2;
@@ -66,75 +110,141 @@ impl Deal {
     /// The deal that is done first by the count of its steps, of those that the slots allow.
     pub(super) fn new(rows: usize, multiprocessors: usize) -> Self {
         // Of the fast kernel.
-        let resident = 2 * multiprocessors;
+        let resident = 2 * multiprocessors.max(1);
         let tiles = Tiles::of(rows);
-        let most = Self::most_slots(tiles);
-        let of_groups = |tiles_per_group: usize| {
-            let groups = tiles.0.div_ceil(tiles_per_group);
-            let vertices = (tiles_per_group * TILE).min(rows);
-            let parts = (most / groups).min(vertices.div_ceil(Self::VERTICES));
-            (1..=parts).map(move |parts| {
-                let vertices_per_part = vertices.div_ceil(parts).next_multiple_of(Self::VERTICES);
-                Deal {
-                    tiles_per_group,
-                    groups,
-                    parts: vertices.div_ceil(vertices_per_part),
-                    vertices_per_part,
-                }
-            })
-        };
+        let most = Self::most_tiles(tiles);
         // From the smallest groups that the slots allow to such of three times the size; of very many rows not every size.
         let least = tiles.0.div_ceil(Self::MOST_SLOTS);
-        (least..=3 * least)
-            .step_by(least.div_ceil(16))
-            .flat_map(of_groups)
-            .min_by_key(|deal| (deal.steps(resident, tiles), deal.slots()))
-            .expect("at least one part of at least one group")
+        let sizes = (least..=3 * least).step_by(least.div_ceil(16));
+        let mut best: Option<((usize, usize), Deal)> = None;
+        for deal in sizes.flat_map(|each| Self::of_groups(each, rows)) {
+            let slots = deal.slots().tiles(tiles.0);
+            if slots > most {
+                continue;
+            }
+            let reading = slots.div_ceil(Self::TILES_PER_STEP);
+            let done = |last: usize| (last.saturating_add(reading), slots);
+            // It is quickly seen of most that they are not.
+            if best.is_none_or(|(least, _)| done(deal.even(resident)) < least) {
+                let done = done(deal.last(resident));
+                if best.is_none_or(|(least, _)| done < least) {
+                    best = Some((done, deal));
+                }
+            }
+        }
+        best.expect("one part of groups of the smallest size").1
     }
 
     /// What the slots may come to.
-    fn most_slots(tiles: Tiles) -> usize {
-        let within = Self::MOST_TILES / tiles.pairs();
+    fn most_tiles(tiles: Tiles) -> usize {
         if tiles.rows() <= 512 {
-            within
+            Self::MOST_TILES
         } else {
-            within.max(Self::MOST_SLOTS)
+            Self::MOST_SLOTS * tiles.pairs()
         }
     }
 
-    /// Matrices of sums.
-    pub(super) fn slots(self) -> usize {
-        self.groups * self.parts
+    /// All ways to cut the vertices of groups of this size.
+    fn of_groups(tiles_per_group: usize, rows: usize) -> Vec<Self> {
+        let groups = Tiles::of(rows).0.div_ceil(tiles_per_group);
+        let vertices = (tiles_per_group * TILE).min(rows);
+        let mut ways: Vec<_> = (1..=Self::MOST_PARTS)
+            .map(|count| Parts::of(vertices, count))
+            .collect();
+        ways.dedup();
+        // One way, where there are no triples of so many groups.
+        let of = |differ: usize| &ways[..if differ > groups { 1 } else { ways.len() }];
+        let mut deals = Vec::new();
+        for &three in of(3) {
+            for &two in of(2) {
+                deals.extend(of(1).iter().map(|&one| Deal {
+                    tiles_per_group,
+                    groups,
+                    parts: [three, two, one],
+                }));
+            }
+        }
+        deals
+    }
+
+    /// Tiles have one slot for each part of the triples that they are an edge's of.
+    pub(super) fn slots(self) -> Slots {
+        let [three, two, one] = self.parts.map(|parts| parts.count);
+        Slots {
+            across: self.groups.saturating_sub(2) * three + 2 * two,
+            within: (self.groups - 1) * two + one,
+            tiles_per_group: self.tiles_per_group,
+        }
+    }
+
+    /// Blocks for triples of three groups, of two and of one.
+    fn blocks_of_kinds(self) -> [usize; 3] {
+        let g = self.groups;
+        let triples = [g * (g - 1) * g.saturating_sub(2) / 6, g * (g - 1), g];
+        [0, 1, 2].map(|kind| triples[kind] * self.parts[kind].count)
     }
 
     pub(super) fn blocks(self) -> usize {
-        self.groups * (self.groups + 1) * (self.groups + 2) / 6 * self.parts
+        self.blocks_of_kinds().into_iter().sum()
     }
 
-    /// When the last block is done, and its slots are added up, where `resident` run at a time: in the time one takes for
-    /// a vertex and a tile. Blocks start in order, those with most to do first.
-    fn steps(self, resident: usize, tiles: Tiles) -> usize {
+    /// What each of them has to do: vertices times pairs of tiles.
+    fn steps_of_kinds(self) -> [usize; 3] {
         let each = self.tiles_per_group;
-        let (across, within) = (each * each, each * (each + 1) / 2);
+        let (across, within) = (each * each, pairs(each));
+        let tiles = [3 * across, across + within, within];
         // More rows than any memory holds are asked about, too.
-        let of = |pairs: usize| pairs.saturating_mul(self.vertices_per_part + Self::OVERHEAD);
-        let g = self.groups;
-        let kinds = [
-            (g * (g - 1) * g.saturating_sub(2) / 6, of(3 * across)),
-            (g * (g - 1), of(across + within)),
-            (g, of(within)),
-        ];
-        let mut ends: BinaryHeap<Reverse<usize>> =
-            std::iter::repeat_n(Reverse(0), resident).collect();
-        for (jobs, steps) in kinds {
-            for _ in 0..jobs * self.parts {
-                let Reverse(end) = ends.pop().unwrap_or(Reverse(0));
-                ends.push(Reverse(end.saturating_add(steps)));
+        [0, 1, 2].map(|kind| tiles[kind].saturating_mul(self.parts[kind].vertices + Self::OVERHEAD))
+    }
+
+    /// The kinds in the order in which their blocks start: those with most to do first.
+    fn order(self) -> [usize; 3] {
+        let steps = self.steps_of_kinds();
+        let mut order = [0, 1, 2];
+        order.sort_by_key(|&kind| Reverse(steps[kind]));
+        order
+    }
+
+    /// The first block for triples of three groups, of two and of one.
+    pub(super) fn first_blocks(self) -> [usize; 3] {
+        let blocks = self.blocks_of_kinds();
+        let (mut first, mut next) = ([0; 3], 0);
+        for kind in self.order() {
+            first[kind] = next;
+            next += blocks[kind];
+        }
+        first
+    }
+
+    /// When all would be done if the work were spread evenly over `resident` blocks at a time.
+    fn even(self, resident: usize) -> usize {
+        let (blocks, steps) = (self.blocks_of_kinds(), self.steps_of_kinds());
+        let all = (0..3).fold(0usize, |all, kind| {
+            all.saturating_add(blocks[kind].saturating_mul(steps[kind]))
+        });
+        all.div_ceil(resident)
+    }
+
+    /// When the last block is done, where `resident` run at a time, in the time one takes for a vertex and a tile.
+    fn last(self, resident: usize) -> usize {
+        let (blocks, steps) = (self.blocks_of_kinds(), self.steps_of_kinds());
+        // How many are done at which time.
+        let mut ends = BTreeMap::from([(0usize, resident)]);
+        for kind in self.order() {
+            let mut waiting = blocks[kind];
+            while waiting > 0 {
+                let Some((end, free)) = ends.pop_first() else {
+                    break;
+                };
+                let start = waiting.min(free);
+                if free > start {
+                    ends.insert(end, free - start);
+                }
+                *ends.entry(end.saturating_add(steps[kind])).or_default() += start;
+                waiting -= start;
             }
         }
-        let last = ends.into_iter().map(|Reverse(end)| end).max();
-        let slots = (self.slots() * tiles.pairs()).div_ceil(Self::TILES_PER_STEP);
-        last.unwrap_or(0).saturating_add(slots)
+        ends.last_key_value().map_or(0, |(&end, _)| end)
     }
 }
 

@@ -6,6 +6,7 @@ mod deal;
 mod few;
 
 use self::angle::Angle;
+use self::arguments::KindArgument;
 pub(crate) use self::arguments::{
     AngleArguments, AngleFewArguments, CoefficientArguments, ContractionArguments,
     RelationArguments,
@@ -289,10 +290,10 @@ impl Plan {
             penalty_limit: trust::PENALTY,
             n: grid_size("rows", self.shapes.rows)?,
             groups: deal.groups as u32,
-            tiles_per_group: deal.tiles_per_group as u32,
-            parts: deal.parts as u32,
-            vertices_per_part: deal.vertices_per_part as u32,
+            slots: deal.slots().into(),
+            kinds: KindArgument::all(deal),
             delta: self.loss.delta as f32,
+            padding: 0,
         };
         let (family, shared) = if accurate {
             (&RKD_ANGLE_ACCURATE, Deal::SHARED_ACCURATE)
@@ -332,7 +333,6 @@ impl Plan {
     fn enqueue_coefficients(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         let n = self.shapes.rows as f64;
         let (angle, loss) = (self.angle, &self.loss);
-        let of_angle = |of: fn(Angle) -> usize| angle.map_or(0, of) as u32;
         // Scalars are made by many rows' relation, or by few rows' angle.
         let unsettled = self.few && angle.is_none();
         let arguments = CoefficientArguments {
@@ -350,10 +350,9 @@ impl Plan {
             n: grid_size("rows", self.shapes.rows)?,
             length_count: self.relation_blocks()?,
             patch: self.coefficients.side as u32,
-            angle_blocks: of_angle(Angle::blocks),
-            slots: of_angle(Angle::slots),
-            slots_on_diagonal: of_angle(Angle::slots_on_diagonal),
+            angle_blocks: angle.map_or(0, Angle::blocks) as u32,
             tile: angle.map_or(TILE, Angle::tile) as u32,
+            slots: angle.map(Angle::slots).unwrap_or_default().into(),
             distance: self.distance.into(),
             delta: loss.delta as f32,
             // On a line all cosines are ±1: the angle has no gradient, and what rounding would leave of the
@@ -364,7 +363,6 @@ impl Plan {
                 (2.0 * loss.angle_weight / (n * n * n)) as f32
             },
             distance_factor: (2.0 * loss.distance_weight / (n * n)) as f32,
-            padding: 0,
         };
         let grid = [self.coefficients.blocks as u32, 1, 1];
         RKD_COEFFICIENTS

@@ -3,6 +3,7 @@
 use bytemuck::Pod;
 use half::{bf16, f16};
 
+use super::deal::Parts;
 use super::*;
 use crate::element::Element;
 use crate::gpu::emulator::Emulator;
@@ -127,17 +128,17 @@ fn the_data_choose_the_path() {
     assert_eq!(n, dim);
 }
 
-/// Groups of several tiles, the last one not full; parts of which the last are empty; shares that end within a tile, and
+/// Groups of several tiles, the last one not full; parts that differ by how many groups of a triple do, so that any of the
+/// three kinds starts first; parts of which the last are empty; shares that end within a tile, and
 /// within what is brought at a time; all paths.
 #[test]
 fn the_deal_does_not_show() {
     let loss = Rkd::from(crate::RkdAngle::default());
-    let groups = |tiles_per_group, groups, parts, vertices_per_part| {
+    let groups = |tiles_per_group, groups, parts: [(usize, usize); 3]| {
         Angle::Groups(Deal {
             tiles_per_group,
             groups,
-            parts,
-            vertices_per_part,
+            parts: parts.map(|(count, vertices)| Parts { count, vertices }),
         })
     };
     let few = |tiles, shares, vertices_per_share| {
@@ -158,13 +159,18 @@ fn the_deal_does_not_show() {
         few(7, 3, 68),
         few(7, 1, 200),
         few(7, 17, 12),
-        groups(2, 2, 5, 28),
-        groups(4, 1, 2, 100),
+        groups(2, 2, [(1, 128), (5, 28), (2, 64)]),
+        groups(4, 1, [(1, 200), (1, 200), (2, 100)]),
+    ];
+    let more = [
+        groups(1, 5, [(3, 24), (1, 64), (2, 32)]),
+        groups(1, 5, [(16, 4), (3, 24), (1, 64)]),
+        groups(2, 3, [(2, 64), (5, 28), (1, 128)]),
     ];
     for (rows, accurate, deals) in [
         (200, true, &deals[..]),
-        (260, true, &[groups(1, 5, 3, 24), groups(2, 3, 2, 64)]),
-        (260, false, &[groups(1, 5, 3, 24), groups(2, 3, 2, 64)]),
+        (260, true, &more),
+        (260, false, &more),
     ] {
         let shape = [rows, 260];
         let x = if accurate {

@@ -1,4 +1,4 @@
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::*;
 use crate::gpu::rkd::few::Shares;
@@ -27,6 +27,11 @@ fn jobs(groups: usize) -> Vec<[usize; 3]> {
     jobs
 }
 
+/// Which of a deal's parts are those of a triple of these groups: 0 where all three differ.
+fn kind(groups: [usize; 3]) -> usize {
+    3 - HashSet::from(groups).len()
+}
+
 #[test]
 fn every_triple_is_dealt_once() {
     for (card, rows, deal) in every_deal() {
@@ -37,22 +42,50 @@ fn every_triple_is_dealt_once() {
         assert!((deal.groups - 1) * deal.tiles_per_group < tiles, "{title}");
         // Parts cover a group's vertices, the last one too has some.
         let vertices = (deal.tiles_per_group * TILE).min(rows);
-        assert!(deal.parts * deal.vertices_per_part >= vertices, "{title}");
-        assert!(
-            (deal.parts - 1) * deal.vertices_per_part < vertices,
-            "{title}"
-        );
-        // Steps of VERTICES never run into the next part.
-        assert!(
-            deal.vertices_per_part.is_multiple_of(Deal::VERTICES),
-            "{title}"
-        );
-        assert_eq!(
-            deal.blocks(),
-            jobs(deal.groups).len() * deal.parts,
-            "{title}"
-        );
+        for parts in deal.parts {
+            assert!(parts.count * parts.vertices >= vertices, "{title}");
+            assert!((parts.count - 1) * parts.vertices < vertices, "{title}");
+            // Steps of VERTICES never run into the next part.
+            assert!(parts.vertices.is_multiple_of(Deal::VERTICES), "{title}");
+        }
+        let mut blocks = [0; 3];
+        for job in jobs(deal.groups) {
+            blocks[kind(job)] += deal.parts[kind(job)].count;
+        }
+        assert_eq!(deal.blocks_of_kinds(), blocks, "{title}");
+        assert_eq!(deal.blocks(), blocks.iter().sum::<usize>(), "{title}");
     }
+}
+
+/// Kinds follow one another without a gap, those whose blocks have most to do first.
+#[test]
+fn the_longest_blocks_start_first() {
+    let mut orders = HashSet::new();
+    for (rows, each) in [(64, 1), (130, 1), (320, 1), (1024, 1), (449, 2), (1536, 2)] {
+        for deal in Deal::of_groups(each, rows) {
+            let (first, blocks, steps) = (
+                deal.first_blocks(),
+                deal.blocks_of_kinds(),
+                deal.steps_of_kinds(),
+            );
+            let mut kinds: Vec<_> = (0..3).filter(|&kind| blocks[kind] > 0).collect();
+            kinds.sort_by_key(|&kind| first[kind]);
+            let mut next = 0;
+            for &kind in &kinds {
+                assert_eq!(first[kind], next, "{deal:?}");
+                next += blocks[kind];
+            }
+            assert_eq!(next, deal.blocks());
+            assert!(
+                kinds.is_sorted_by_key(|&kind| Reverse(steps[kind])),
+                "{deal:?}"
+            );
+            orders.insert(kinds);
+        }
+    }
+    // Any of the three may be the first.
+    let firsts: HashSet<_> = orders.iter().map(|kinds| kinds[0]).collect();
+    assert_eq!(firsts.len(), 3, "{orders:?}");
 }
 
 /// Of any three groups with the vertex in one of them there is one job, and in it one turn.
@@ -77,11 +110,84 @@ fn every_group_of_vertices_meets_every_two_of_ends() {
     }
 }
 
+/// As kernels/rkd_angle.cu writes them: each slot of each tile is cleared by one block, and nobody else adds to it.
+#[test]
+fn every_slot_of_every_tile_belongs_to_one_block() {
+    for (rows, each) in [
+        (50, 1),
+        (64, 2),
+        (130, 1),
+        (449, 1),
+        (320, 2),
+        (512, 2),
+        (449, 3),
+    ] {
+        let tiles = Tiles::of(rows).along();
+        let group = |tile: usize| tile / each;
+        let deals = Deal::of_groups(each, rows).into_iter();
+        for deal in deals.filter(|deal| deal.parts.iter().all(|parts| parts.count <= 3)) {
+            // In the order of the third group, those of all its parts.
+            let slot = |[a, b]: [usize; 2], third: usize, part: usize| {
+                let of = |third| deal.parts[kind([group(a), group(b), third])].count;
+                assert!(part < of(third));
+                (0..third).map(of).sum::<usize>() + part
+            };
+            let pair = |tile: usize, other: usize| [tile.min(other), tile.max(other)];
+            let mut owner = HashMap::new();
+            let mut added = Vec::new();
+            for job in jobs(deal.groups) {
+                for part in 0..deal.parts[kind(job)].count {
+                    for (role, third) in job.into_iter().enumerate() {
+                        if role > 0 && third == job[role - 1] {
+                            continue;
+                        }
+                        let ends = [
+                            job[usize::from(role == 0)],
+                            job[if role == 2 { 1 } else { 2 }],
+                        ];
+                        let tiles_of = |group: usize| group * each..((group + 1) * each).min(tiles);
+                        for x in tiles_of(ends[0]) {
+                            for y in tiles_of(ends[1]).filter(|&y| x <= y) {
+                                let of_ends = (pair(x, y), slot(pair(x, y), third, part));
+                                let before = owner.insert(of_ends, (job, part));
+                                assert!(before.is_none(), "{deal:?}: {of_ends:?}");
+                                for v in tiles_of(third) {
+                                    for (end, other) in [(x, y), (y, x)] {
+                                        let edge = pair(v, end);
+                                        added.push((
+                                            (edge, slot(edge, group(other), part)),
+                                            (job, part),
+                                        ));
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+            for (to, by) in added {
+                assert_eq!(owner.get(&to), Some(&by), "{deal:?}: {to:?}");
+            }
+            // All the slots that there are, and no others.
+            let slots = deal.slots();
+            for ([a, b], slot) in owner.keys() {
+                let of = if group(*a) == group(*b) {
+                    slots.within
+                } else {
+                    slots.across
+                };
+                assert!(*slot < of, "{deal:?}: {a}, {b}, {slot}");
+            }
+            assert_eq!(owner.len(), slots.tiles(tiles), "{deal:?}");
+        }
+    }
+}
+
 #[test]
 fn slots_stay_within_their_bounds() {
     for (card, rows, deal) in every_deal() {
         let tiles = Tiles::of(rows);
-        let bytes = 4 * deal.slots() * tiles.pairs() * TILE * TILE;
+        let bytes = 4 * deal.slots().tiles(tiles.along()) * TILE * TILE;
         let padded = tiles.rows();
         // 9.4 MB up to N = 512, 50 bytes a pair at 2048.
         let bound = if rows <= 512 {
@@ -95,18 +201,20 @@ fn slots_stay_within_their_bounds() {
 
 #[test]
 fn a_card_is_kept_busy_where_the_slots_allow() {
-    // What an H200 would take with every block alike, over what it takes.
+    // What an H200 would take with every block alike, over what it takes with slots to read.
     let share = |rows: usize| {
         let deal = Deal::new(rows, 132);
         let tiles = Tiles::of(rows);
         let resident = 264;
-        (tiles.pairs() * rows) as f64 / resident as f64 / deal.steps(resident, tiles) as f64
+        let slots = deal.slots().tiles(tiles.along());
+        let steps = deal.last(resident) + slots / Deal::TILES_PER_STEP;
+        (tiles.pairs() * rows) as f64 / resident as f64 / steps as f64
     };
     for (rows, least) in [
         (512, 0.6),
-        (768, 0.7),
-        (1024, 0.75),
-        (1536, 0.85),
+        (768, 0.8),
+        (1024, 0.8),
+        (1536, 0.9),
         (2048, 0.8),
         (4096, 0.9),
     ] {
@@ -136,8 +244,8 @@ fn an_evaluation_takes_little_memory() {
 
     for (rows, most) in [
         (512, 3_224_924_160 / 200),
-        (1024, 56_000_000),
-        (2048, 281_000_000),
+        (1024, 63_000_000),
+        (2048, 239_000_000),
     ] {
         let loss = RkdAngle::default();
         let problem = Problem::new(loss, Shapes::new(rows, 512, 512)).unwrap();
@@ -158,7 +266,8 @@ fn rows_beyond_measure_are_dealt_as_well() {
     for rows in [1 << 20, 1 << 26, (1 << 31) - 1] {
         for card in [1, 132] {
             let deal = Deal::new(rows, card);
-            assert!(deal.slots() <= Deal::MOST_SLOTS);
+            let tiles = Tiles::of(rows);
+            assert!(deal.slots().tiles(tiles.along()) <= Deal::MOST_SLOTS * tiles.pairs());
             assert!(deal.groups * deal.tiles_per_group * TILE >= rows);
         }
     }
