@@ -7,8 +7,8 @@
 //            does it again in f64. Else that one returns at once. Of few rows it is one: `rkd_relation_few`, in f64.
 // Grid       (tile pairs a ≤ b of P rows, 2): student and teacher in one launch.
 // Block      256 threads; tiles of 16, 32 or 64 rows a side, 1, 4 or 16 pairs a thread: see common/pair_tile.cuh. Of few
-//            rows tiles of 8, the dimensions cut among the threads, so that all of a card has work and no block much.
-// Shared     34 KiB: both sides of the tile, 32 dimensions (f64: 16) at a time, and the next. Few: 40 KiB, 256 dimensions.
+//            rows tiles of 8 or 12, the dimensions cut among the threads, so that all of a card has work and no block much.
+// Shared     34 KiB: both sides of the tile, 32 dimensions (f64: 16) at a time, and the next. Few: 36 KiB, 256 dimensions of 8 rows a side or 128 of 12.
 // Registers  at most 128.
 // SASS       LDG.E.128, LDS.128
 // Work       N² D flop for each of the two (2 instructions an element of an unordered pair);
@@ -16,7 +16,7 @@
 // Floor      FP32 issue: N² D / 33.4e12 s for each on an H200; f64 at half that rate.
 // Numerics   from differences, never from a Gram matrix: right however close rows lie. Short sums, added up.
 // Order      fixed: dimensions in order (few: in each of 16 groups of threads); lengths by thread, warp, block; blocks by
-//            the last one.
+//            the last one or, of few rows, by whoever is in need of them.
 // Reference  src/reference/rkd_distance.rs; Park et al., arXiv 1904.05068.
 #include "common/collective.cuh"
 #include "common/pair_tile.cuh"
