@@ -86,7 +86,7 @@ enum Weights {
 // Rows or keys in shared memory, of up to WIDTH elements.
 template <unsigned WIDTH>
 struct Stage {
-    // Neighbouring rows' 16 bytes lie on different banks. What keeps them apart has room for what a row's scale is made of.
+    // Neighbouring rows' 16 bytes lie on different banks. What keeps them apart has room for a scale.
     static constexpr unsigned STRIDE = WIDTH + VECTOR;
 
     f16* memory;
@@ -128,48 +128,62 @@ struct Seat {
     }
 };
 
-// Brings ROWS rows to shared memory from the tile `first_tile` on, as they are to be multiplied, each with the sum of its
-// squares.
-template <unsigned ROWS, unsigned WIDTH>
+// `row` rows on: in bytes, one multiplication.
+template <typename T>
+DEVICE const T* row_at(const T* rows, uint32_t row, uint32_t dim) {
+    const uint32_t bytes = dim * static_cast<uint32_t>(sizeof(T));
+    return reinterpret_cast<const T*>(reinterpret_cast<const char*>(rows) + static_cast<uint64_t>(row) * bytes);
+}
+
+// Brings ROWS rows of f16 or bf16, T, to shared memory from the tile `first_tile` on, as they are to be multiplied, each
+// with its scale but for the temperature.
+template <typename T, unsigned ROWS, unsigned WIDTH>
 DEVICE void stage_rows(const Arguments& arguments, uint32_t first_tile, const Stage<WIDTH>& to) {
-    // Lanes of a row, rows at a time, and how often until all are there; loads in flight.
-    constexpr unsigned LANES = WIDTH / PART, AT_ONCE = THREADS / LANES, TIMES = ROWS / AT_ONCE, BATCH = 8;
+    // Lanes of a row, rows at a time, and how often until all are there: at once, so that memory is waited for once.
+    constexpr unsigned LANES = WIDTH / PART, AT_ONCE = THREADS / LANES, TIMES = ROWS / AT_ONCE;
     const uint32_t dim = arguments.attending.dim;
-    // Or bf16.
-    const f16* student = static_cast<const f16*>(arguments.student);
-    const f16* teacher = static_cast<const f16*>(arguments.teacher);
-    const bool aligned = rows_aligned(student, dim) && rows_aligned(teacher, dim), is_bf16 = arguments.is_bf16 != 0;
-    const unsigned column = threadIdx.x % LANES * PART;
-    UNROLL_BY(1)
-    for (unsigned first = 0; first < TIMES; first += BATCH) {
-        Chunk<f16> chunks[BATCH];
+    const unsigned first = threadIdx.x / LANES % AT_ONCE, column = threadIdx.x % LANES * PART;
+    const uint32_t left = column < dim ? dim - column : 0;
+    // The block's first sample in both halves of a tile; beyond the last sample stands the last again.
+    const Seat seats[2] = {{arguments, first_tile, 0, 0}, {arguments, first_tile, 0, 1}};
+    const uint32_t last = arguments.samples - 1 - seats[0].sample;
+    const uint32_t of_half = seats[1].sample - seats[0].sample, of_tile = Seat(arguments, 1, 0, 0).sample;
+    const uint64_t start = static_cast<uint64_t>(seats[0].sample) * dim;
+    const T* student = static_cast<const T*>(arguments.student) + start;
+    const T* other = seats[1].set == 0 ? student : static_cast<const T*>(arguments.teacher) + start;
+    const auto load = [&](unsigned i, bool aligned) {
+        const unsigned row = i * AT_ONCE + first, half = row / 8 % 2;
+        const uint32_t sample = row / TILE * of_tile + half * of_half + row % 8;
+        const T* from = row_at(half == 0 ? student : other, sample < last ? sample : last, dim);
+        return fetch_chunk(from + column, aligned, left < PART ? left : PART);
+    };
+    const auto staged = [&](unsigned i) -> Bytes16& { return *reinterpret_cast<Bytes16*>(to.at(i * AT_ONCE + first, column)); };
+    Chunk<T> chunks[TIMES];
+    if (rows_aligned(student, dim) && aligned16(other)) {
         UNROLL
-        for (unsigned b = 0; b < BATCH; b++) {
-            const unsigned row = (first + b) * AT_ONCE + threadIdx.x / LANES;
-            const Seat seat(arguments, first_tile + row / TILE, row % 8, row / 8 % 2);
-            const uint32_t left = seat.taken(arguments) && column < dim ? dim - column : 0;
-            const uint64_t start = left > 0 ? static_cast<uint64_t>(seat.sample) * dim + column : 0;
-            chunks[b] = fetch_chunk((seat.set == 0 ? student : teacher) + start, aligned, left < PART ? left : PART);
-        }
+        for (unsigned i = 0; i < TIMES; i++) chunks[i] = load(i, true);
+    } else {
+        // Element by element: there are no registers for so many loads at once.
+        UNROLL_BY(1)
+        for (unsigned i = 0; i < TIMES; i++) staged(i) = load(i, false).bytes;
         UNROLL
-        for (unsigned b = 0; b < BATCH; b++) {
-            const unsigned row = (first + b) * AT_ONCE + threadIdx.x / LANES;
-            float part[PART];
-            UNROLL
-            for (unsigned i = 0; i < PART; i++) {
-                const f16 element = chunks[b].elements[i];
-                part[i] = is_bf16 ? to_float(bf16{element.bits}) : to_float(element);
-            }
-            const RowLength<f16> length = length_of_parts<f16, LANES>(part);
-            const float lift = length.lift();
-            Bytes16 bytes;
-            UNROLL
-            for (unsigned i = 0; i < PART / 2; i++)
-                bytes.words[i] = pack_f16(part[2 * i] * length.unit * lift, part[2 * i + 1] * length.unit * lift);
-            if (column < to.depth) *reinterpret_cast<Bytes16*>(to.at(row, column)) = bytes;
-            if (column == 0) to.scale(row) = length.squares;
-        }
+        for (unsigned i = 0; i < TIMES; i++) chunks[i].bytes = staged(i);
     }
+    float parts[TIMES][PART];
+    UNROLL
+    for (unsigned i = 0; i < TIMES; i++) unpack(chunks[i], parts[i]);
+    const RowLength<T> length = lengths_of_parts<T, LANES>(parts);
+    const float lift = length.lift();
+    UNROLL
+    for (unsigned i = 0; i < TIMES; i++) {
+        const float lift_of_row = from_holder<LANES, TIMES>(lift, i);
+        Bytes16 bytes;
+        UNROLL
+        for (unsigned j = 0; j < PART / 2; j++)
+            bytes.words[j] = pack_f16(parts[i][2 * j] * lift_of_row, parts[i][2 * j + 1] * lift_of_row);
+        if (column < to.depth) staged(i) = bytes;
+    }
+    to.scale(held_value<LANES, TIMES>() * AT_ONCE + first) = length.scale();
 }
 
 // The softmax of 16 rows as it runs, for the rows g and g + 8 of this lane.
@@ -221,10 +235,8 @@ struct Attention {
             UNROLL
             for (unsigned half = 0; half < 2; half++) {
                 const unsigned row = (warp_index() * TILES + m) * TILE + half * 8 + lane_index() / 4;
-                const RowLength<f16> length = {rows.scale(row), 1};
                 const bool of_teacher = arguments.teacher != nullptr && half == 1;
-                const float per_temperature = arguments.per_temperature[of_teacher ? 1 : 0];
-                running[m].scale[half] = per_temperature * length.scale();
+                running[m].scale[half] = arguments.per_temperature[of_teacher ? 1 : 0] * rows.scale(row);
             }
         }
     }
@@ -446,7 +458,12 @@ DEVICE void attend(const Arguments& arguments) {
     const bool any_keys = range.begin < range.end;
     if (any_keys) {
         prefetch(range.begin, 0);
-        stage_rows<Rows::ROWS, WIDTH>(arguments, blockIdx.x * (Rows::ROWS / TILE), rows);
+        const uint32_t first_tile = blockIdx.x * (Rows::ROWS / TILE);
+        if (arguments.is_bf16) {
+            stage_rows<bf16, Rows::ROWS>(arguments, first_tile, rows);
+        } else {
+            stage_rows<f16, Rows::ROWS>(arguments, first_tile, rows);
+        }
         block_barrier();
     }
     Rows warp(arguments, rows);

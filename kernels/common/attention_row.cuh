@@ -27,8 +27,8 @@ struct SumOfSquares<float> {
     using Type = double;
 };
 
-// A row's length, √squares/unit. No square overflows or vanishes: elements are taken times a power of two, `unit`, that
-// brings the largest to about 1.
+// A row's length, √squares/unit. No square overflows or vanishes: where the sum of the squares is far from 1, which of
+// bf16 it can be, elements are taken times a power of two, `unit`, that brings the largest to about 1.
 template <typename T>
 struct RowLength {
     using Real = typename SumOfSquares<T>::Type;
@@ -37,6 +37,11 @@ struct RowLength {
     Real squares;
     float unit;
 
+    static constexpr bool FAR_FROM_ONE = std::is_same_v<T, bf16>;
+    // Of squares of elements as they came: whether some may have been lost. Of zeros, and what is not finite, it says so.
+    DEVICE static bool needs_unit(Real squares) {
+        return FAR_FROM_ONE && !(squares > 0x1p-80f && squares < 0x1p80f);
+    }
     DEVICE Real norm() const { return sqrt(squares); }
     // From x · unit to SCALED_F16: a power of two, found without a root.
     DEVICE float lift() const {
@@ -73,13 +78,35 @@ DEVICE Real squares_of(const float (&part)[PART], float unit, Real sum) {
     return sum;
 }
 
-// The length of a row of which each of LANES neighbouring lanes holds a part, or nothing but zeros. Parts are added up by
-// lane, then by tree: the result does not depend on LANES.
-template <typename T, unsigned LANES>
-DEVICE RowLength<T> length_of_parts(const float (&part)[PART] SITE) {
-    using Real = typename RowLength<T>::Real;
-    const float unit = unit_of(warp_reduce<LANES>(largest_of(part, 0), Max() PASS_SITE));
-    return {warp_reduce<LANES>(squares_of<Real>(part, unit, 0), Sum() PASS_SITE), unit};
+// The lengths of COUNT rows of which each of LANES neighbouring lanes holds parts, or nothing but zeros: that of row
+// `held_value<LANES, COUNT>()` in each. What is in `parts` is multiplied by the units. Parts are added up by lane, then by
+// tree: the bits do not depend on LANES or COUNT.
+template <typename T, unsigned LANES, unsigned COUNT>
+DEVICE RowLength<T> lengths_of_parts(float (&parts)[COUNT][PART] SITE) {
+    using Length = RowLength<T>;
+    using Real = typename Length::Real;
+    const auto squares = [&] {
+        Real sums[COUNT];
+        UNROLL
+        for (unsigned i = 0; i < COUNT; i++) sums[i] = squares_of<Real>(parts[i], 1, 0);
+        return warp_reduce_scatter<LANES>(sums, Sum() PASS_SITE);
+    };
+    Length length = {squares(), 1};
+    if (Length::FAR_FROM_ONE && warp_any(Length::needs_unit(length.squares) PASS_SITE)) {
+        float largest[COUNT];
+        UNROLL
+        for (unsigned i = 0; i < COUNT; i++) largest[i] = largest_of(parts[i], 0);
+        const float unit = unit_of(warp_reduce_scatter<LANES>(largest, Max() PASS_SITE));
+        if (Length::needs_unit(length.squares)) length.unit = unit;
+        UNROLL
+        for (unsigned i = 0; i < COUNT; i++) {
+            const float unit_of_row = from_holder<LANES, COUNT>(length.unit, i PASS_SITE);
+            UNROLL
+            for (unsigned j = 0; j < PART; j++) parts[i][j] *= unit_of_row;
+        }
+        length.squares = squares();
+    }
+    return length;
 }
 
 // Elements d, d + 1, ... of a row; zeros from `dim` on.
@@ -104,22 +131,29 @@ DEVICE bool rows_aligned(const T* rows, uint32_t dim) {
 // The length of a row, found by a warp.
 template <typename T>
 DEVICE RowLength<T> length_of_row(const T* row, uint32_t dim SITE) {
-    using Real = typename RowLength<T>::Real;
+    using Length = RowLength<T>;
     const bool aligned = rows_aligned(row, dim);
-    float largest = 0;
-    for (uint32_t d = lane_index() * PART; d < dim; d += WARP * PART) {
-        float part[PART];
-        load_part(row, dim, d, aligned, part);
-        largest = largest_of(part, largest);
+    const auto squares = [&](float unit) {
+        typename Length::Real sum = 0;
+        for (uint32_t d = lane_index() * PART; d < dim; d += WARP * PART) {
+            float part[PART];
+            load_part(row, dim, d, aligned, part);
+            sum = squares_of(part, unit, sum);
+        }
+        return warp_reduce(sum, Sum() PASS_SITE);
+    };
+    Length length = {squares(1), 1};
+    if (Length::needs_unit(length.squares)) {
+        float largest = 0;
+        for (uint32_t d = lane_index() * PART; d < dim; d += WARP * PART) {
+            float part[PART];
+            load_part(row, dim, d, aligned, part);
+            largest = largest_of(part, largest);
+        }
+        length.unit = unit_of(warp_reduce(largest, Max() PASS_SITE));
+        length.squares = squares(length.unit);
     }
-    const float unit = unit_of(warp_reduce(largest, Max() PASS_SITE));
-    Real squares = 0;
-    for (uint32_t d = lane_index() * PART; d < dim; d += WARP * PART) {
-        float part[PART];
-        load_part(row, dim, d, aligned, part);
-        squares = squares_of(part, unit, squares);
-    }
-    return {warp_reduce(squares, Sum() PASS_SITE), unit};
+    return length;
 }
 
 // What a row's logits and its gradient are made with. All NaN where an element of the row is not finite.

@@ -81,6 +81,45 @@ DEVICE V warp_reduce(V value, Combine combine SITE) {
     return value;
 }
 
+// Whether `value` is true of a lane of the warp.
+DEVICE bool warp_any(bool value SITE) {
+#if defined(__CUDACC__)
+    return __any_sync(0xFFFFFFFFu, value) != 0;
+#else
+    return warp_reduce(static_cast<unsigned>(value), [](unsigned a, unsigned b) { return a | b; } PASS_SITE) != 0;
+#endif
+}
+
+// Which of COUNT values a lane holds, of those that LANES neighbouring ones have put together: each the same number of lanes.
+template <unsigned LANES, unsigned COUNT>
+DEVICE unsigned held_value() {
+    return lane_index() % LANES / (LANES / COUNT);
+}
+// What the lanes that hold value i have of it.
+template <unsigned LANES, unsigned COUNT, typename V>
+DEVICE V from_holder(V held, unsigned i SITE) {
+    return shuffle_from(held, lane_index() / LANES * LANES + i * (LANES / COUNT) PASS_SITE);
+}
+
+// Every one of `values` as `warp_reduce<LANES>` would put it together, to the same bits, but only the one that the lane
+// holds: COUNT - 1 exchanges and not COUNT log LANES, since each step halves what is left. COUNT is a power of two.
+template <unsigned LANES, typename V, unsigned COUNT, typename Combine>
+DEVICE V warp_reduce_scatter(const V (&values)[COUNT], Combine combine SITE) {
+    static_assert(COUNT <= LANES && LANES % COUNT == 0, "a value for every lane or for several");
+    if constexpr (COUNT == 1) {
+        return warp_reduce<LANES>(values[0], combine PASS_SITE);
+    } else {
+        const bool upper = lane_index() % LANES >= LANES / 2;
+        V half[COUNT / 2];
+        UNROLL
+        for (unsigned i = 0; i < COUNT / 2; i++) {
+            const V kept = upper ? values[i + COUNT / 2] : values[i], given = upper ? values[i] : values[i + COUNT / 2];
+            half[i] = combine(kept, shuffle_xor(given, LANES / 2 PASS_SITE));
+        }
+        return warp_reduce_scatter<LANES / 2>(half, combine PASS_SITE);
+    }
+}
+
 // `value` of all threads of the block put together, in every thread. All threads call it; it holds barriers.
 template <unsigned THREADS, typename V, typename Combine>
 DEVICE V block_reduce(V value, Combine combine SITE) {

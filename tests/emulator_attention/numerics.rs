@@ -1,13 +1,13 @@
 //! Where rounding shows: near convergence, at extreme temperatures, in rows of extreme length.
 
-use half::f16;
+use half::{bf16, f16};
 use relata::{
     Batch, Emulator, GpuElement, InfoNce, Loss, Reference, Rows, Rrd, Shapes, WeightPrecision,
 };
 
 use crate::check::{SEED, check_input};
 use crate::common::against::as_stored;
-use crate::common::compare::{assert_loss, relative_error};
+use crate::common::compare::{assert_loss, assert_same_bits, relative_error};
 use crate::common::tolerances::naive;
 use crate::common::{self, Input};
 
@@ -197,6 +197,50 @@ fn rows_of_any_length() {
         let want = input.evaluate::<f32, _>(&Reference, Rrd::default());
         assert_loss(&format!("times {factor}"), got.loss, want.loss, 1e-5);
     }
+}
+
+/// Neither loss knows how long a row is, and powers of two are exact: the loss is the same to the bit, also where squares
+/// are beyond f32, and the gradient is as much longer as the rows are shorter.
+#[test]
+fn powers_of_two_change_no_loss() {
+    fn check<T: GpuElement<Real = f32>>(exponents: &[i32]) {
+        for (seed, dim) in [(30, 20), (31, 128), (32, 130), (33, 300)] {
+            let queued = Input::normal(seed, Shapes::new(17, dim, dim).with_queue(70));
+            let batch = Input::normal(seed, Shapes::new(17, dim, dim));
+            for (loss, input) in [
+                (Loss::from(Rrd::default()), &queued),
+                (InfoNce::default().into(), &queued),
+                (InfoNce::default().into(), &batch),
+            ] {
+                let want = input.evaluate::<T, _>(&Emulator::new(), loss);
+                for &exponent in exponents {
+                    let factor = 2f64.powi(exponent);
+                    let mut scaled = input.clone();
+                    // Not all: rows of a block need their units, or none, each for itself.
+                    let rows = 3 * dim..11 * dim;
+                    scaled.student[rows.clone()]
+                        .iter_mut()
+                        .for_each(|x| *x *= factor);
+                    scaled.teacher[5 * dim..]
+                        .iter_mut()
+                        .for_each(|x| *x *= factor);
+                    let got = scaled.evaluate::<T, _>(&Emulator::new().seed(SEED), loss);
+                    let name = format!("{loss} D {dim} in {}, rows times 2^{exponent}", T::DTYPE);
+                    assert_eq!(got.loss.to_bits(), want.loss.to_bits(), "{name}");
+                    assert_eq!(
+                        got.kl.map(f64::to_bits),
+                        want.kl.map(f64::to_bits),
+                        "{name}"
+                    );
+                    let mut gradient = want.gradient.clone();
+                    gradient[rows].iter_mut().for_each(|g| *g /= factor as f32);
+                    assert_same_bits(&name, &got.gradient, &gradient);
+                }
+            }
+        }
+    }
+    check::<bf16>(&[-100, -45, 45, 100]);
+    check::<f32>(&[-100, 100]);
 }
 
 /// The loss and the divergence take their mean logits from weights that are not rounded: they are the same to the bit.
