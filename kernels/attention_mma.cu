@@ -28,7 +28,7 @@
 // SASS       HMMA.16816.F32, LDSM.16.M88.4, LDGSTS
 // Loop       relata_attention_mma_64 at most 21.9 x 64; relata_attention_mma_64_half_pair at most 20.4 x 64;
 //            relata_attention_mma_128 at most 22.9 x 64; relata_attention_mma_128_half_pair at most 20.2 x 64;
-//            relata_attention_mma_256 at most 34.6 x 32; relata_attention_mma_256_half_pair at most 30.6 x 32. Of the
+//            relata_attention_mma_256 at most 34.7 x 32; relata_attention_mma_256_half_pair at most 30.7 x 32. Of the
 //            weights that a lane makes of a tile of keys; the products' own loop counts once in it, as do masks for the
 //            last tile.
 // Work       6 R K D flop: logits, and each weight as a sum of two f16; `_half` 4 R K D. R K exponentials. K D f16 read
@@ -181,7 +181,7 @@ DEVICE void stage_rows(const Arguments& arguments, uint32_t first_tile, const St
         UNROLL
         for (unsigned j = 0; j < PART / 2; j++)
             bytes.words[j] = pack_f16(parts[i][2 * j] * lift_of_row, parts[i][2 * j + 1] * lift_of_row);
-        if (column < to.depth) staged(i) = bytes;
+        staged(i) = bytes;
     }
     to.scale(held_value<LANES, TIMES>() * AT_ONCE + first) = length.scale();
 }
@@ -436,6 +436,19 @@ struct Attention {
     }
 };
 
+// The means of ROWS rows over a split without keys, of a queue that isn't full yet: the last pass reads them before it knows.
+template <unsigned ROWS>
+DEVICE void write_no_means(const Arguments& arguments, uint32_t first_tile) {
+    const Attending& attending = arguments.attending;
+    for (unsigned row = warp_index(); row < ROWS; row += WARPS) {
+        const Seat seat(arguments, first_tile + row / TILE, row % 8, row / 8 % 2);
+        if (!seat.taken(arguments)) continue;
+        const uint64_t at = static_cast<uint64_t>(blockIdx.y) * attending.row_count + seat.row(arguments);
+        for (uint32_t d = 4 * lane_index(); d < attending.mean_pitch; d += 4 * WARP)
+            store4(attending.means + at * attending.mean_pitch + d, 0, 0, 0, 0);
+    }
+}
+
 template <unsigned WIDTH, Weights WEIGHTS, bool BATCH>
 DEVICE void attend(const Arguments& arguments) {
     using Rows = Attention<WIDTH, WEIGHTS, BATCH>;
@@ -456,15 +469,17 @@ DEVICE void attend(const Arguments& arguments) {
         copy_commit();
     };
     const bool any_keys = range.begin < range.end;
+    const uint32_t first_tile = blockIdx.x * (Rows::ROWS / TILE);
     if (any_keys) {
         prefetch(range.begin, 0);
-        const uint32_t first_tile = blockIdx.x * (Rows::ROWS / TILE);
         if (arguments.is_bf16) {
             stage_rows<bf16, Rows::ROWS>(arguments, first_tile, rows);
         } else {
             stage_rows<f16, Rows::ROWS>(arguments, first_tile, rows);
         }
         block_barrier();
+    } else {
+        write_no_means<Rows::ROWS>(arguments, first_tile);
     }
     Rows warp(arguments, rows);
     if (any_keys) warp.take_scales();

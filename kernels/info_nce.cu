@@ -22,9 +22,6 @@
 
 namespace {
 
-using merge::COLUMNS;
-using merge::THREADS;
-
 struct Beside {
     double excess;  // log(eᵃ + eᵇ) − b
     double share;   // of eᵃ in the sum
@@ -34,6 +31,15 @@ DEVICE Beside beside(double a, double b) {
     const double ratio = exp(-fabs(a - b));
     if (a > b) return {a - b + log1p(ratio), 1 / (1 + ratio)};
     return {log1p(ratio), ratio / (1 + ratio)};
+}
+
+// ⟨x,y⟩, by a warp.
+template <typename T>
+DEVICE double product(const T* x, const T* y, uint32_t dim) {
+    double sum = 0;
+    for (uint32_t d = lane_index(); d < dim; d += WARP)
+        sum = fma(static_cast<double>(to_float(x[d])), static_cast<double>(to_float(y[d])), sum);
+    return warp_reduce(sum, Sum());
 }
 
 template <typename T>
@@ -46,67 +52,61 @@ DEVICE void info_nce(const FinishArguments& arguments) {
     const uint64_t rows[1] = {row};
     SHARED_ARRAY(float, weights, merge::MOST_SPLITS);
     SHARED_ARRAY(RowRecord, records, 2);
+    SHARED_ARRAY(double, own, 1);
     SHARED_ARRAY(double, log, 1);
-    SHARED_ARRAY(merge::WarpSums, sums, merge::WARPS);
+    SHARED_ARRAY(double, share, 1);
 
-    // The first warp finds what there is to know of the student's row, the second of the teacher's; the shares of the
-    // splits are on their way meanwhile.
+    // The first warp finds what there is to know of the student's row, the second of the teacher's and of both. What they
+    // read first is asked for before their shares of the mean, and by the time it is there so are most of the other warps'.
+    const unsigned set = warp_index();
+    merge::Start begun;
+    if (set < 2) begun = merge::begin(arguments, set == 0 ? x : t, set, row, records[set]);
+    // Of the clerk's first lane.
+    unsigned ticket = 0;
     const auto weigh = [&] {
-        if (warp_index() < 2) {
-            const unsigned set = warp_index();
-            const RowRecord record = merge::record(arguments, set == 0 ? x : t, set);
-            const double others = set == 0 ? merge::weigh(arguments.partials, row, record.scale, weights).total(record.scale) : 0;
-            if (lane_index() == 0) records[set] = record;
-            if (threadIdx.x == 0) log[0] = others;
+        if (set < 2) {
+            const double found =
+                set == 0 ? merge::weigh(arguments.partials, row, begun, weights).total(begun.scale) : product(x, t, dim);
+            if (lane_index() == 0) (set == 0 ? log : own)[0] = found;
         }
         block_barrier();
+        if (set == merge::CLERK && lane_index() == 0) {
+            const double logit = own[0] * records[0].to_logit * records[1].inverse_norm;
+            const Beside result = beside(log[0] * LN_2_F64, logit * LN_2_F64);
+            share[0] = result.share;
+            arguments.losses[row] = result.excess;
+            ticket = take_ticket(arguments.counter);
+        }
     };
-    // ⟨O − y, x⟩, ⟨t, x⟩
-    double products[2] = {};
+    const auto add = [&](uint32_t s, const float (&shares)[1][4], float (&means)[1][4]) {
+        UNROLL
+        for (unsigned i = 0; i < 4; i++) means[0][i] = fmaf(weights[s], shares[0][i], means[0][i]);
+    };
+    struct Elements {
+        T x, t;
+    };
+    const auto fetch = [&](uint32_t d) { return Elements{x[d], t[d]}; };
+    // ⟨O − y, x⟩
+    double along[1] = {};
     float last = 0;
-    for (uint32_t first = 0; first < dim; first += COLUMNS) {
-        float mean[4] = {};
-        const auto add = [&](uint32_t s, const float (&shares)[1][4]) {
-            const float weight = weights[s];
-            // As of a split without keys, which may have written nothing.
-            if (weight == 0) return;
-            UNROLL
-            for (unsigned i = 0; i < 4; i++) mean[i] = fmaf(weight, shares[0][i], mean[i]);
-        };
-        merge::gather(arguments.partials, rows, first, [&] {
-            if (first == 0) {
-                weigh();
-            } else {
-                block_barrier();
-            }
-        }, add);
-        merge::store(sums, mean);
-        block_barrier();
-        const uint32_t d = first + threadIdx.x;
-        if (threadIdx.x < COLUMNS && d < dim) {
-            const double element = to_float(x[d]), key = to_float(t[d]);
-            last = static_cast<float>(merge::total(sums, threadIdx.x) - key * records[1].inverse_norm);
-            if (dim - d > COLUMNS) gradient[d] = last;
-            products[0] = fma(element, static_cast<double>(last), products[0]);
-            products[1] = fma(element, key, products[1]);
-        }
+    const auto take = [&](uint32_t d, const Elements& elements, const float (&means)[1]) {
+        last = static_cast<float>(means[0] - static_cast<double>(to_float(elements.t)) * records[1].inverse_norm);
+        if (dim - d > merge::COLUMNS) gradient[d] = last;
+        along[0] = fma(static_cast<double>(to_float(elements.x)), static_cast<double>(last), along[0]);
+    };
+    merge::walk<1>(arguments.partials, rows, dim, weigh, add, fetch, take);
+    if (set == merge::CLERK && is_last_ticket(ticket)) {
+        double loss[1] = {};
+        warp_sums_of(arguments.losses, gridDim.x, loss);
+        if (lane_index() == 0) arguments.value[0] = static_cast<float>(loss[0] / gridDim.x);
     }
-    block_sums<THREADS>(products);
-    const double along = products[0], own = products[1];
-    const Beside result =
-        beside(log[0] * LN_2_F64, own * records[0].to_logit * records[1].inverse_norm * LN_2_F64);
-    merge::write_gradient(x, gradient, dim, arguments.normalized != 0, along, records[0].inverse_norm,
-                          arguments.factor * result.share, last);
-
-    if (threadIdx.x == 0) arguments.losses[row] = result.excess;
-    if (is_last_block(arguments.counter)) {
-        const double loss = block_sum_of<THREADS>(arguments.losses, gridDim.x);
-        if (threadIdx.x == 0) arguments.value[0] = static_cast<float>(loss / gridDim.x);
-    }
+    block_sums<merge::THREADS>(along);
+    merge::write_gradient(x, gradient, dim, arguments.normalized != 0, along[0], records[0].inverse_norm,
+                          arguments.factor * share[0], last);
 }
 
 }  // namespace
 
-EXPORT_KERNEL(relata_info_nce_f32, THREADS, 4, FinishArguments, info_nce<float>);
-EXPORT_KERNEL(relata_info_nce_f16, THREADS, 4, FinishArguments, info_nce<f16>);
-EXPORT_KERNEL(relata_info_nce_bf16, THREADS, 4, FinishArguments, info_nce<bf16>);
+EXPORT_KERNEL(relata_info_nce_f32, merge::THREADS, 4, FinishArguments, info_nce<float>);
+EXPORT_KERNEL(relata_info_nce_f16, merge::THREADS, 4, FinishArguments, info_nce<f16>);
+EXPORT_KERNEL(relata_info_nce_bf16, merge::THREADS, 4, FinishArguments, info_nce<bf16>);

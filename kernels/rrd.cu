@@ -24,8 +24,29 @@
 
 namespace {
 
-using merge::COLUMNS;
-using merge::THREADS;
+// Σ_k p_k (product_k − largest) of a sample's two rows.
+struct Below {
+    double student = 0, teacher = 0;
+
+    DEVICE Below operator+(const Below& other) const { return {student + other.student, teacher + other.teacher}; }
+};
+
+// With the teacher's weights. By a warp.
+DEVICE Below below(const Partials& partials, const uint64_t (&rows)[2], const merge::LogSum* logs, const float* teacher_weights) {
+    Below sum;
+    for (uint32_t s = lane_index(); s < partials.splits; s += WARP) {
+        const double weight = teacher_weights[s];
+        if (weight == 0) continue;
+        const Stat* split = partials.stats + static_cast<uint64_t>(s) * partials.rows;
+        const Stat student = split[rows[0]], teacher = split[rows[1]];
+        const auto mean = [&](const Stat& stat, float largest) {
+            const double shift = static_cast<double>(stat.largest) - static_cast<double>(largest);
+            return weight * fma(shift, static_cast<double>(teacher.sum), static_cast<double>(stat.moment));
+        };
+        sum = sum + Below{mean(student, logs[0].largest), mean(teacher, logs[1].largest)};
+    }
+    return warp_reduce(sum, Sum());
+}
 
 template <typename T>
 DEVICE void rrd(const FinishArguments& arguments) {
@@ -36,105 +57,90 @@ DEVICE void rrd(const FinishArguments& arguments) {
     float* gradient = arguments.gradient + start;
     const Partials& partials = arguments.partials;
     const uint64_t both[2] = {row, static_cast<uint64_t>(row) + rows};
+    const bool moments = partials.moments != 0;
     SHARED_ARRAY(float, student_weights, merge::MOST_SPLITS);
     SHARED_ARRAY(float, teacher_weights, merge::MOST_SPLITS);
     SHARED_ARRAY(RowRecord, records, 2);
     SHARED_ARRAY(merge::LogSum, logs, 2);
-    SHARED_ARRAY(double, below, 2);
-    SHARED_ARRAY(merge::WarpSums, difference_sums, merge::WARPS);
-    SHARED_ARRAY(merge::WarpSums, teacher_sums, merge::WARPS);
 
-    // The first warp finds what there is to know of the student's row, the second of the teacher's; the shares of the
-    // splits are on their way meanwhile.
+    // Of the clerk's first lane.
+    unsigned ticket = 0;
+    const auto settle = [&](double cross, double own) {
+        if (lane_index() != 0) return;
+        arguments.losses[row] = cross * LN_2_F64;
+        arguments.losses[both[1]] = (cross - own) * LN_2_F64;
+        ticket = take_ticket(arguments.counter);
+    };
+    const auto add_up = [&] {
+        if (!is_last_ticket(ticket)) return;
+        double sums[2] = {};
+        warp_sums_of(arguments.losses, rows, sums);
+        if (lane_index() != 0) return;
+        arguments.value[0] = static_cast<float>(sums[0] / rows);
+        arguments.value[1] = static_cast<float>(sums[1] / rows);
+    };
+
+    // The first warp finds what there is to know of the student's row, the second of the teacher's. What they read first is
+    // asked for before their shares of the means, and by the time it is there so are most of the other warps'.
+    const unsigned set = warp_index();
+    const uint64_t at = row + static_cast<uint64_t>(set) * rows;
+    merge::Start begun;
+    if (set < 2) begun = merge::begin(arguments, set == 0 ? x : y, set, at, records[set]);
     const auto weigh = [&] {
-        const unsigned set = warp_index();
         if (set < 2) {
-            const RowRecord record = merge::record(arguments, set == 0 ? x : y, set);
-            const uint64_t at = row + static_cast<uint64_t>(set) * rows;
-            const merge::LogSum log =
-                merge::weigh(partials, at, record.scale, set == 0 ? student_weights : teacher_weights);
-            if (lane_index() == 0) {
-                records[set] = record;
-                logs[set] = log;
-            }
+            const merge::LogSum log = merge::weigh(partials, at, begun, set == 0 ? student_weights : teacher_weights);
+            if (lane_index() == 0) logs[set] = log;
         }
         block_barrier();
-        if (set < 2 && partials.moments != 0) {
-            const double mean = merge::mean_below(partials, row + static_cast<uint64_t>(set) * rows, both[1], logs[set].largest, teacher_weights);
-            if (lane_index() == 0) below[set] = mean;
+        if (set == merge::CLERK && moments) {
+            const Below means = below(partials, both, logs, teacher_weights);
+            const auto entropy = [&](unsigned of, double mean) {
+                const double poison = records[of].to_logit * 0;
+                return fma(-mean, static_cast<double>(records[of].scale), logs[of].excess) + poison;
+            };
+            settle(entropy(0, means.student), entropy(1, means.teacher));
         }
     };
+    const auto add = [&](uint32_t s, const float (&shares)[2][4], float (&means)[2][4]) {
+        const float student = student_weights[s], teacher = teacher_weights[s];
+        // O_s = Σ a S, O_t = Σ b T; of S − T for S, O_s − O_t = Σ a (S − T) + (a − b) T.
+        const float rest = partials.differences != 0 ? student - teacher : -teacher;
+        UNROLL
+        for (unsigned i = 0; i < 4; i++) {
+            means[0][i] = fmaf(student, shares[0][i], fmaf(rest, shares[1][i], means[0][i]));
+            means[1][i] = fmaf(teacher, shares[1][i], means[1][i]);
+        }
+    };
+    struct Elements {
+        T x, y;
+    };
+    const auto fetch = [&](uint32_t d) { return Elements{x[d], y[d]}; };
     // ⟨O_s − O_t, x⟩, ⟨O_t, x⟩, ⟨O_t, y⟩
     double products[3] = {};
     float last = 0;
-    for (uint32_t first = 0; first < dim; first += COLUMNS) {
-        float difference[4] = {}, mean[4] = {};
-        const auto add = [&](uint32_t s, const float (&shares)[2][4]) {
-            const float student = student_weights[s], teacher = teacher_weights[s];
-            // As of a split without keys, which may have written nothing.
-            if (student == 0 && teacher == 0) return;
-            // O_s = Σ a S, O_t = Σ b T; of S − T for S, O_s − O_t = Σ a (S − T) + (a − b) T.
-            const float rest = partials.differences != 0 ? student - teacher : -teacher;
-            UNROLL
-            for (unsigned i = 0; i < 4; i++) {
-                difference[i] = fmaf(student, shares[0][i], fmaf(rest, shares[1][i], difference[i]));
-                mean[i] = fmaf(teacher, shares[1][i], mean[i]);
-            }
+    const auto take = [&](uint32_t d, const Elements& elements, const float (&means)[2]) {
+        const double element = to_float(elements.x), o_t = means[1];
+        last = means[0];
+        if (dim - d > merge::COLUMNS) gradient[d] = last;
+        products[0] = fma(element, static_cast<double>(last), products[0]);
+        products[1] = fma(element, o_t, products[1]);
+        products[2] = fma(static_cast<double>(to_float(elements.y)), o_t, products[2]);
+    };
+    merge::walk<2>(partials, both, dim, weigh, add, fetch, take);
+    if (set == merge::CLERK && moments) add_up();
+    block_sums<merge::THREADS>(products);
+    merge::write_gradient(x, gradient, dim, arguments.normalized != 0, products[0], records[0].inverse_norm, arguments.factor, last);
+    if (set == merge::CLERK && !moments) {
+        const auto entropy = [&](unsigned of, double mean) {
+            return fma(-mean, records[of].to_logit, logs[of].total(records[of].scale));
         };
-        merge::gather(partials, both, first, [&] {
-            if (first == 0) {
-                weigh();
-            } else {
-                block_barrier();
-            }
-        }, add);
-        merge::store(difference_sums, difference);
-        merge::store(teacher_sums, mean);
-        block_barrier();
-        const uint32_t d = first + threadIdx.x;
-        if (threadIdx.x < COLUMNS && d < dim) {
-            last = merge::total(difference_sums, threadIdx.x);
-            const double o_t = merge::total(teacher_sums, threadIdx.x), element = to_float(x[d]);
-            if (dim - d > COLUMNS) gradient[d] = last;
-            products[0] = fma(element, static_cast<double>(last), products[0]);
-            products[1] = fma(element, o_t, products[1]);
-            products[2] = fma(static_cast<double>(to_float(y[d])), o_t, products[2]);
-        }
-    }
-    block_sums<THREADS>(products);
-    const double along = products[0], cross = products[1], own = products[2];
-    merge::write_gradient(x, gradient, dim, arguments.normalized != 0, along, records[0].inverse_norm,
-                          arguments.factor, last);
-
-    if (threadIdx.x == 0) {
-        const double means[2] = {cross, own};
-        double entropies[2];
-        UNROLL
-        for (unsigned set = 0; set < 2; set++) {
-            const RowRecord& record = records[set];
-            const double scale = record.scale, poison = record.to_logit * 0;
-            entropies[set] = partials.moments != 0 ? fma(-below[set], scale, logs[set].excess) + poison
-                                                   : fma(-means[set], record.to_logit, logs[set].total(record.scale));
-        }
-        arguments.losses[row] = entropies[0] * LN_2_F64;
-        arguments.losses[both[1]] = (entropies[0] - entropies[1]) * LN_2_F64;
-    }
-    if (is_last_block(arguments.counter)) {
-        double sums[2] = {};
-        for (uint32_t i = threadIdx.x; i < rows; i += THREADS) {
-            sums[0] += arguments.losses[i];
-            sums[1] += arguments.losses[static_cast<uint64_t>(rows) + i];
-        }
-        block_sums<THREADS>(sums);
-        if (threadIdx.x == 0) {
-            arguments.value[0] = static_cast<float>(sums[0] / rows);
-            arguments.value[1] = static_cast<float>(sums[1] / rows);
-        }
+        settle(entropy(0, products[1]), entropy(1, products[2]));
+        add_up();
     }
 }
 
 }  // namespace
 
-EXPORT_KERNEL(relata_rrd_f32, THREADS, 2, FinishArguments, rrd<float>);
-EXPORT_KERNEL(relata_rrd_f16, THREADS, 2, FinishArguments, rrd<f16>);
-EXPORT_KERNEL(relata_rrd_bf16, THREADS, 2, FinishArguments, rrd<bf16>);
+EXPORT_KERNEL(relata_rrd_f32, merge::THREADS, 2, FinishArguments, rrd<float>);
+EXPORT_KERNEL(relata_rrd_f16, merge::THREADS, 2, FinishArguments, rrd<f16>);
+EXPORT_KERNEL(relata_rrd_bf16, merge::THREADS, 2, FinishArguments, rrd<bf16>);

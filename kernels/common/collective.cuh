@@ -29,6 +29,8 @@ DEVICE V shuffle_from(V value, unsigned lane) {
 }
 
 DEVICE unsigned atomic_increment(unsigned* counter) { return atomicAdd(counter, 1u); }
+// From `most` on to 0. Unlike the other it is never put together with those of other lanes, who would wait for it.
+DEVICE unsigned atomic_increment(unsigned* counter, unsigned most) { return atomicInc(counter, most); }
 DEVICE void atomic_or(unsigned* flags, unsigned value) { atomicOr(flags, value); }
 // What this thread wrote before is seen by all before what it writes after.
 DEVICE void fence() { __threadfence(); }
@@ -47,6 +49,12 @@ DEVICE V shuffle_xor(V value, unsigned mask SITE) {
 }
 
 DEVICE unsigned atomic_increment(unsigned* counter) { return __atomic_fetch_add(counter, 1u, __ATOMIC_RELAXED); }
+DEVICE unsigned atomic_increment(unsigned* counter, unsigned most) {
+    unsigned was = __atomic_load_n(counter, __ATOMIC_RELAXED);
+    while (!__atomic_compare_exchange_n(counter, &was, was >= most ? 0 : was + 1, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    }
+    return was;
+}
 DEVICE void atomic_or(unsigned* flags, unsigned value) { __atomic_fetch_or(flags, value, __ATOMIC_RELAXED); }
 DEVICE void fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
@@ -173,6 +181,45 @@ DEVICE bool is_last_block(unsigned* counter SITE) {
     }
     block_barrier(PASS_SITE_ONLY);
     return last[0] != 0;
+}
+
+// What `is_last_block` finds, in two steps, by one warp of each block while the others go on. First a lane takes a ticket, as
+// soon as it has written what the last block is to see. What it wrote, the fence and the ticket are one thread's, in this
+// order: who finds the ticket taken, and has a fence of its own behind that, sees it. The last ticket sets the counter back
+// to 0.
+DEVICE unsigned take_ticket(unsigned* counter) {
+    fence();
+    return atomic_increment(counter, gridDim.x * gridDim.y * gridDim.z - 1);
+}
+// Some time later the lane's warp looks whether `ticket`, lane 0's, is the grid's last. If so, all its lanes see what those
+// who took one wrote before: lane 0's fence stands behind its ticket, the lanes' reads behind the barrier.
+DEVICE bool is_last_ticket(unsigned ticket SITE) {
+    if (shuffle_from(ticket, 0 PASS_SITE) != gridDim.x * gridDim.y * gridDim.z - 1) return false;
+    if (lane_index() == 0) fence();
+    warp_barrier(PASS_SITE_ONLY);
+    return true;
+}
+
+// The sums of COUNT times `count` slots, one after the other, in every lane of the warp, in a fixed order.
+template <unsigned COUNT>
+DEVICE void warp_sums_of(const double* slots, uint64_t count, double (&sums)[COUNT] SITE) {
+    // Loads in flight: with so few lanes it is they that count.
+    constexpr unsigned BATCH = 16;
+    for (uint64_t first = lane_index(); first < count; first += BATCH * WARP) {
+        double batch[COUNT][BATCH];
+        UNROLL
+        for (unsigned c = 0; c < COUNT; c++) {
+            UNROLL
+            for (unsigned b = 0; b < BATCH; b++) batch[c][b] = first + b * WARP < count ? slots[c * count + first + b * WARP] : 0;
+        }
+        UNROLL
+        for (unsigned c = 0; c < COUNT; c++) {
+            UNROLL
+            for (unsigned b = 0; b < BATCH; b++) sums[c] += batch[c][b];
+        }
+    }
+    UNROLL
+    for (double& sum : sums) sum = warp_reduce(sum, Sum() PASS_SITE);
 }
 
 // The sum of `slots`, in a fixed order, in every thread of the block.

@@ -69,6 +69,21 @@ fn every_shape() {
     }
 }
 
+/// One warp adds up the losses of all rows, some hundreds at a time.
+#[test]
+fn many_rows() {
+    let shapes = Shapes::new(1100, 8, 8);
+    let queued = Input::normal(13, shapes.with_queue(70));
+    check_input("rrd of many rows", Rrd::default().into(), &queued);
+    let info_nce = InfoNce::default().into();
+    check_input("info-nce of many rows", info_nce, &queued);
+    check_input(
+        "info-nce of a large batch",
+        info_nce,
+        &Input::normal(14, shapes),
+    );
+}
+
 #[test]
 fn the_same_bits_on_any_schedule() {
     fn same<T: GpuElement<Real = f32>>(loss: Loss, shapes: Shapes, weights: WeightPrecision) {
