@@ -5,18 +5,19 @@
 // Buffers    student x, teacher t [N, D] f32, f16 or bf16, aligned to their element; partials of the student's rows as an
 //            attention kernel writes them; gradient [N, D] f32; losses [N] f64; value [1] f32.
 // Passes     the last: attention, this. One launch: rows' lengths and splits' weights, while the first shares are on
-//            their way; the mean, 128 columns at a time, O − y to `gradient` and the products on the way; then the way
-//            back through the normalisation. The last block adds up the rows.
+//            their way; the mean, 128 columns at a time, O − y to `gradient` and ⟨O − y, x⟩ on the way; then the way
+//            back through the normalisation. The loss is not made of the mean: one warp settles it, and takes the block's
+//            ticket, while the others wait for shares; that of the last ticket adds up the rows.
 // Grid       N blocks.
-// Block      256 threads. To weigh: warp 0. To gather: warp w takes splits w, w + 8, ..., 4 at a time; lane l the 16
-//            bytes l of 128 columns of theirs. From there on thread t < 128 holds column t, t + 128, ...
-// Shared     6.6 KiB: weights of up to 512 splits, a sum for each warp and column.
+// Block      256 threads. To weigh: warp 0; own logit: warp 1; to settle: warp 7. To gather: warp w takes splits w,
+//            w + 8, ..., 4 at a time; lane l the 16 bytes l of 128 columns of theirs. From there on thread t < 128 holds column t, t + 128, ...
+// Shared     6.2 KiB: weights of up to 512 splits, a sum for each warp and column.
 // Registers  at most 64 (four blocks a multiprocessor): 16 for loads in flight.
 // Work       2 splits D flop a row and some 15 D in f64; 4 splits D bytes read.
 // Floor      bandwidth of L2, where the partials lie: 4 splits N D bytes, and the latency of a few reads.
 // Numerics   the own key is kept apart: near convergence it has all but a little of the softmax, and that little is the
 //            loss and the gradient, here w and log(1 + eᵃ⁻ᵇ), neither of which is formed by a subtraction.
-// Order      fixed: by split within a warp, by warp; rows by the last block.
+// Order      fixed: by split within a warp, by warp; rows by lane, by the warp that drew the last ticket.
 // Reference  src/reference/info_nce.rs; docs/maths/rrd.md.
 #include "common/attention_merge.cuh"
 

@@ -7,18 +7,21 @@
 //            N..2N (teacher) as an attention kernel writes them; gradient [N, D] f32; losses [2, N] f64; value [2] f32.
 // Passes     the last: attention, this. One launch: rows' lengths and splits' weights, while the first shares are on
 //            their way; means, 128 columns at a time, g to `gradient` and the products on the way; then the way back
-//            through the normalisation. The last block adds up the rows.
+//            through the normalisation. Where the stats have moments a row's losses are not made of the means: one warp
+//            settles them, and takes the block's ticket, while the others wait for shares; that of the last ticket adds up
+//            the rows.
 // Grid       N blocks.
-// Block      256 threads. To weigh: warp 0 takes the student's row, warp 1 the teacher's. To gather: warp w takes splits
-//            w, w + 8, ... of both, 8 at a time; lane l the 16 bytes l of 128 columns of theirs. From there on thread
+// Block      256 threads. To weigh: warp 0 takes the student's row, warp 1 the teacher's; warp 7 settles. To gather:
+//            warp w takes splits w, w + 8, ... of both, 8 at a time; lane l the 16 bytes l of 128 columns of theirs. From there on thread
 //            t < 128 holds column t, t + 128, ...
-// Shared     12.4 KiB: weights of up to 512 splits, a sum for each warp and column, of both.
+// Shared     12.3 KiB: weights of up to 512 splits, a sum for each warp and column, of both.
 // Registers  at most 128 (two blocks a multiprocessor): 64 for loads in flight.
 // Work       6 splits D flop a row and some 20 D in f64; 8 splits D bytes read.
-// Floor      bandwidth of L2, where the partials lie: 8 splits N D bytes, and the latency of a few reads.
+// Floor      bandwidth of L2, where the partials lie: 8 splits N D bytes, and the latency of three reads, one after the other:
+//            stats and rows, the shares that did not fit the first time, and the losses.
 // Numerics   O_s − O_t is summed as such: in f32 over at most ⌈splits/8⌉ terms; warps' sums, products and the way back
 //            in f64, so that the difference loses no more than the attention has lost already.
-// Order      fixed: by split within a warp, by warp; rows by the last block.
+// Order      fixed: by split within a warp, by warp; rows by lane, by the warp that drew the last ticket.
 // Reference  src/reference/rrd.rs; docs/maths/rrd.md.
 #include "common/attention_merge.cuh"
 

@@ -42,6 +42,37 @@ DEVICE void ticket(const Arguments& arguments) {
     }
 }
 
+// The same, where the ticket is taken before the block is done: by one warp, which alone adds up, each slot twice over.
+DEVICE void early_ticket(const Arguments& arguments) {
+    double* slots = &output<double>(arguments, 2);
+    const unsigned clerk = THREADS / WARP - 1;
+    unsigned ticket = 0;
+    const double sum = block_reduce<THREADS>(input<double>(arguments, blockIdx.x * THREADS + threadIdx.x), Sum());
+    if (warp_index() == clerk && lane_index() == 0) {
+        slots[blockIdx.x] = sum;
+        slots[gridDim.x + blockIdx.x] = 2 * sum;
+        ticket = take_ticket(arguments.counter);
+    }
+    block_barrier();
+    if (warp_index() != clerk || !is_last_ticket(ticket)) return;
+    double totals[2] = {};
+    warp_sums_of(slots, gridDim.x, totals);
+    if (lane_index() < 2) output<double>(arguments, lane_index()) = totals[lane_index()];
+}
+
+// Every value of 16 by the tree, to the lanes that hold it, and back from there; and whether any lane is the last of all.
+DEVICE void scatter(const Arguments& arguments) {
+    const float value = input<float>(arguments, threadIdx.x);
+    float values[16];
+    for (unsigned i = 0; i < 16; i++) values[i] = value * static_cast<float>(i + 1);
+    const float held = warp_reduce_scatter<WARP>(values, Sum());
+    for (unsigned i = 0; i < 16; i++) {
+        output<float>(arguments, 2 * i * THREADS + threadIdx.x) = from_holder<WARP, 16>(held, i);
+        output<float>(arguments, (2 * i + 1) * THREADS + threadIdx.x) = warp_reduce(values[i], Sum());
+    }
+    output<float>(arguments, 32 * THREADS + threadIdx.x) = warp_any(threadIdx.x == THREADS - 1);
+}
+
 // `count` numbers through f16 and bf16: as f32 from the bits, and as bits from an f32.
 DEVICE void widen(const Arguments& arguments) {
     for (uint32_t i = blockIdx.x * THREADS + threadIdx.x; i < arguments.count; i += gridDim.x * THREADS) {
@@ -72,6 +103,8 @@ DEVICE void barriers(const Arguments& arguments) {
 EXPORT_KERNEL(planted_shuffles, THREADS, 1, Arguments, shuffles);
 EXPORT_KERNEL(planted_reductions, THREADS, 1, Arguments, reductions);
 EXPORT_KERNEL(planted_ticket, THREADS, 1, Arguments, ticket);
+EXPORT_KERNEL(planted_early_ticket, THREADS, 1, Arguments, early_ticket);
+EXPORT_KERNEL(planted_scatter, THREADS, 1, Arguments, scatter);
 EXPORT_KERNEL(planted_widen, THREADS, 1, Arguments, widen);
 EXPORT_KERNEL(planted_narrow, THREADS, 1, Arguments, narrow);
 EXPORT_KERNEL(planted_barriers, 256, 1, Arguments, barriers);

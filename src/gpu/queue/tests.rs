@@ -202,7 +202,7 @@ fn evaluates_beside_a_filling_ring<T: GpuElement>(capacity: usize, dim: usize) {
 
 #[test]
 fn losses_see_the_keys_that_have_entered() {
-    for (capacity, dim) in [(1000, 20), (60, 130), (200, 300)] {
+    for (capacity, dim) in [(1000, 20), (500, 128), (60, 130), (200, 300)] {
         evaluates_beside_a_filling_ring::<f32>(capacity, dim);
         evaluates_beside_a_filling_ring::<f16>(capacity, dim);
     }

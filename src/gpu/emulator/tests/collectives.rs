@@ -8,6 +8,8 @@ planted!(
     planted_shuffles,
     planted_reductions,
     planted_ticket,
+    planted_early_ticket,
+    planted_scatter,
     planted_widen,
     planted_narrow,
 );
@@ -101,6 +103,44 @@ fn the_last_block_sees_all_others() {
             assert_eq!(counters[0], 0);
             let flags: u32 = counters[1..].iter().map(|word| word.count_ones()).sum();
             assert_eq!(flags as usize, blocks);
+        }
+    }
+}
+
+#[test]
+fn the_last_ticket_sees_all_others() {
+    // More than a warp adds up at once.
+    for blocks in [1, 2, 7, 1100] {
+        let input: Vec<f64> = (0..blocks * THREADS)
+            .map(|i| (i * i % 1009) as f64)
+            .collect();
+        let mut run = Run::new(&planted_early_ticket, &input);
+        run.blocks = u32::try_from(blocks).expect("few blocks");
+        for seed in 0..4 {
+            let (got, counters) = run
+                .run_counting::<f64>(seed, 2 + 2 * blocks)
+                .expect("no fault");
+            let sum = input.iter().sum::<f64>();
+            assert_eq!(got[..2], [sum, 2.0 * sum]);
+            assert_eq!(counters[0], 0);
+        }
+    }
+}
+
+#[test]
+fn several_values_are_put_together_as_one_by_one() {
+    let input = numbers(THREADS);
+    for seed in 0..4 {
+        let run = Run::new(&planted_scatter, &input);
+        let got = run.run::<f32>(seed, 33 * THREADS).expect("no fault");
+        for (i, pair) in got[..32 * THREADS].chunks(2 * THREADS).enumerate() {
+            let (scattered, reduced) = pair.split_at(THREADS);
+            let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(scattered), bits(reduced), "value {i}");
+        }
+        for (thread, &any) in got[32 * THREADS..].iter().enumerate() {
+            let last = thread / WARP == THREADS / WARP - 1;
+            assert_eq!(any, f32::from(u8::from(last)), "thread {thread}");
         }
     }
 }
