@@ -286,3 +286,72 @@ fn the_checked_mode_names_the_first_bad_row() {
         }
     ));
 }
+
+// Products of a thousand or a million times the temperature: their rounding alone decides where all exponentials vanish.
+#[test]
+fn raw_rows_of_any_length_have_a_softmax() {
+    fn check<T: Element>(length: f64) {
+        let x: Vec<f64> = numbers(N * D, 1.0).iter().map(|x| x * length).collect();
+        let y: Vec<f64> = numbers(N * D, 2.0).iter().map(|y| y * length).collect();
+        let (x, y) = (cast::<T>(&x), cast::<T>(&y));
+        let [x, y] = [&x, &y].map(|rows| Rows::new(rows, [N, D]).unwrap());
+        let info_nce = InfoNce {
+            normalize: false,
+            ..InfoNce::default()
+        };
+        let rrd = Rrd {
+            normalize: false,
+            ..Rrd::default()
+        };
+        let queues: Vec<_> = [1, 3, 4 * N]
+            .map(|capacity| Queue::new(capacity, D).unwrap().normalize(false))
+            .into_iter()
+            .map(|mut queue| queue.enqueue(y).map(|()| queue).unwrap())
+            .collect();
+        let beside = queues
+            .iter()
+            .map(|queue| Batch::new(x, y).with_queue(queue));
+        let batches: Vec<_> = beside
+            .clone()
+            .map(|batch| (Loss::from(rrd), batch))
+            .chain(beside.map(|batch| (info_nce.into(), batch)))
+            .chain([(info_nce.into(), Batch::new(x, y))])
+            .collect();
+        for (loss, batch) in batches {
+            let problem = Problem::new(loss, batch.shapes()).unwrap();
+            let got = problem.evaluate(&Cpu, batch).unwrap();
+            let want = problem.evaluate(&Reference, batch).unwrap();
+            let shapes = batch.shapes();
+            // What a logit is rounded by, and the loss with it.
+            let largest_logit = 10.0 * D as f64 * length * length / 0.02;
+            let rounding = largest_logit * if T::DTYPE == DType::F64 { 1e-15 } else { 5e-7 };
+            let error = (got.loss - want.loss).abs();
+            assert!(
+                error <= rounding,
+                "{loss} {shapes:?}: {} for {}",
+                got.loss,
+                want.loss
+            );
+            let difference: f64 = got
+                .gradient
+                .iter()
+                .zip(&want.gradient)
+                .map(|(g, w)| (g.to_f64() - w).powi(2))
+                .sum();
+            let error = difference.sqrt();
+            assert!(
+                error <= 1e-5 * (want.gradient_norm() + length),
+                "{loss} {shapes:?}: gradient off by {error:e} beside {:e}",
+                want.gradient_norm()
+            );
+        }
+    }
+    for length in [1.0, 1e3, 1e4] {
+        check::<f32>(length);
+        check::<f16>(length);
+        check::<bf16>(length);
+    }
+    for length in [1e3, 1e8, 1e9] {
+        check::<f64>(length);
+    }
+}

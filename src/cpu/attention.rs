@@ -55,8 +55,8 @@ pub(super) struct Attention<R: Real> {
     pub(super) mean: Buffer<R>,
 }
 
-/// All rows over all keys. `seeds` holds for each row its product with some key, the larger the better:
-/// the maximum runs from there. With `others`, row i passes over key i.
+/// All rows over all keys. `seeds` holds for each row no more than its largest product with a key, the nearer
+/// to it the better: the maximum runs from there. With `others`, row i passes over key i.
 pub(super) fn attend<R: Real>(
     rows: &Embeddings<R>,
     keys: Keys<'_, R>,

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::attention::{Keys, attend};
 use super::buffer::Buffer;
 use super::embeddings::{Embeddings, Entry};
-use super::rrd::{dot, seeds};
+use super::rrd::{dot, seed, seeds};
 use crate::element::Element;
 use crate::error::Result;
 use crate::loss::InfoNce;
@@ -43,7 +43,7 @@ pub(super) fn info_nce<T: Element>(
     let seeds = match batch.queue {
         None if z.rows == 1 => vec![0.0],
         None => (0..z.rows)
-            .map(|i| dot(z.row(i), y.row((i + 1) % z.rows)))
+            .map(|i| seed(z.row(i), y.row((i + 1) % z.rows)))
             .collect(),
         Some(queue) => seeds(&z, queue),
     };

@@ -73,8 +73,19 @@ pub(super) fn rrd<T: Element>(
 /// which few others weigh anything at a small temperature.
 pub(super) fn seeds<R: Real>(rows: &Embeddings<R>, queue: &Queue<R>) -> Vec<f64> {
     (0..rows.rows)
-        .map(|i| dot(rows.row(i), queue.recent(rows.rows - 1 - i)))
+        .map(|i| seed(rows.row(i), queue.recent(rows.rows - 1 - i)))
         .collect()
+}
+
+/// ⟨row, key⟩ less all that rounding can do to it. The maximum of the logits runs from here; begun above
+/// the product as it comes out in `R`, by many temperatures, it would leave no exponential.
+pub(super) fn seed<R: Real>(row: &[R], key: &[R]) -> f64 {
+    let lengths: f64 = row
+        .iter()
+        .zip(key)
+        .map(|(a, b)| (a.to_f64() * b.to_f64()).abs())
+        .sum();
+    dot(row, key) - lengths * R::EPSILON * (key.len() + 1) as f64
 }
 
 /// ⟨a, b⟩ in f64, over the length of `b`.
