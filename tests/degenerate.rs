@@ -4,7 +4,7 @@
 use half::{bf16, f16};
 use relata::{
     Batch, Cpu, DType, Device, Element, Error, Evaluation, InfoNce, KdKl, Loss, Problem, Queue,
-    Real, Reference, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes,
+    Real, Reference, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes, softmax,
 };
 
 const N: usize = 9;
@@ -353,5 +353,58 @@ fn raw_rows_of_any_length_have_a_softmax() {
     }
     for length in [1e3, 1e8, 1e9] {
         check::<f64>(length);
+    }
+}
+
+// Classes do not fill the last register of a row: what fills it up must not take part, whatever the logits' size.
+#[test]
+fn classes_are_counted_at_any_temperature_and_size_of_logits() {
+    fn check<T: Element>(logits: &[f64], temperature: f64) {
+        let classes = logits.len() / 2;
+        let [x, y] = [&logits[..classes], &logits[classes..]].map(cast::<T>);
+        let [x, y] = [&x, &y].map(|rows| Rows::new(rows, [1, classes]).unwrap());
+        let loss = KdKl { temperature };
+        let got = loss.evaluate(&Cpu, x, y).unwrap();
+        let want = loss.evaluate(&Reference, x, y).unwrap();
+        let close = |got: f64, want: f64| (got - want).abs() <= 2e-5 * (want.abs() + 1e-30);
+        assert!(
+            close(got.loss, want.loss),
+            "{} for {} at {temperature:e}",
+            got.loss,
+            want.loss
+        );
+        for (g, w) in got.gradient.iter().zip(&want.gradient) {
+            assert!(
+                (g.to_f64() - w).abs() <= 2e-6 * temperature,
+                "{g:?} for {w:e}"
+            );
+        }
+        let got = softmax(&Cpu, x, temperature).unwrap();
+        let want = softmax(&Reference, x, temperature).unwrap();
+        for (p, q) in got.iter().zip(&want) {
+            assert!(
+                (p.to_f64() - q).abs() <= 1e-6,
+                "{p:?} for {q:e} at {temperature:e}"
+            );
+        }
+    }
+    for classes in [1, 5, 16, 37] {
+        let logits = numbers(2 * classes, 1.0);
+        let scaled = |by: f64| -> Vec<f64> { logits.iter().map(|x| x * by).collect() };
+        // The difference of the two rows' maxima, which the loss has to have, is rounded with the logits.
+        check::<f32>(&scaled(1.0), 1e-30);
+        check::<f64>(&scaled(1.0), 1e-30);
+        check::<f16>(&scaled(1e4), 1e-9);
+        check::<f32>(&scaled(1e11), 4.0);
+        check::<f64>(&scaled(1e25), 4.0);
+        // A row of a vocabulary with a mask, and one that is masked altogether.
+        let mut masked = logits.clone();
+        for (at, x) in masked.iter_mut().enumerate() {
+            if at % classes % 3 == 1 {
+                *x = f64::from(f32::MIN);
+            }
+        }
+        check::<f32>(&masked, 1.0);
+        check::<f32>(&vec![f64::from(f32::MIN); 2 * classes], 4.0);
     }
 }

@@ -11,6 +11,8 @@ use crate::rows::Rows;
 
 /// Elements added up before the sum moves on to f64.
 pub(super) const CHUNK: usize = 1024;
+/// Elements in the widest register.
+const WIDEST: usize = 16;
 
 /// softmax(x_i/τ) of every row.
 pub(crate) fn softmax<T: Element>(
@@ -52,11 +54,11 @@ impl<R: Real> WithSimd for Softmax<'_, R> {
             dim,
             temperature,
         } = self;
-        let max = R::splat(s, largest::<S, R>(s, row, dim, temperature));
+        let max = R::splat(s, largest::<S, R>(s, row, dim));
         let per_temperature = R::splat(s, R::from_f64(1.0 / temperature));
-        let row = R::vectors_mut::<S>(row);
+        let (whole, rest) = split_whole::<S, R>(row, dim);
         let mut sum = 0.0;
-        for chunk in row.chunks_mut(CHUNK / R::width::<S>()) {
+        for chunk in whole.chunks_mut(CHUNK / R::width::<S>()) {
             let mut part = R::splat(s, R::ZERO);
             for v in chunk {
                 *v = R::vexp(s, R::vmul(s, R::vsub(s, *v, max), per_temperature));
@@ -64,22 +66,23 @@ impl<R: Real> WithSimd for Softmax<'_, R> {
             }
             sum += R::reduce_sum(s, part).to_f64();
         }
+        let present = present::<R>(dim % R::width::<S>());
+        if let Some(v) = rest.first_mut() {
+            let exp = R::vexp(s, R::vmul(s, R::vsub(s, *v, max), per_temperature));
+            *v = R::vmul(s, exp, R::vectors::<S>(&present)[0]);
+            sum += R::reduce_sum(s, *v).to_f64();
+        }
         let factor = R::splat(s, R::from_f64(1.0 / sum));
-        for v in row {
+        for v in R::vectors_mut::<S>(row) {
             *v = R::vmul(s, *v, factor);
         }
     }
 }
 
-/// The largest of the first `classes` logits. Pads the rest with what is so far below it that its
-/// exponential vanishes.
+/// The largest of the first `classes` logits. Pads the rest with it, and [`present`] keeps that out of the
+/// sums: no number is so far below all logits that its exponential vanishes at every temperature.
 #[inline(always)]
-pub(super) fn largest<S: Simd, R: Real>(
-    s: S,
-    row: &mut [R],
-    classes: usize,
-    temperature: f64,
-) -> R {
+pub(super) fn largest<S: Simd, R: Real>(s: S, row: &mut [R], classes: usize) -> R {
     let last = row[classes - 1];
     row[classes..].fill(last);
     let mut largest = R::splat(s, R::LOWEST);
@@ -87,6 +90,23 @@ pub(super) fn largest<S: Simd, R: Real>(
         largest = R::vmax(s, v, largest);
     }
     let largest = R::reduce_max(s, largest);
-    row[classes..].fill(largest - R::from_f64(1000.0 * temperature));
+    row[classes..].fill(largest);
     largest
+}
+
+/// A padded row as the registers full of classes, and the others, of which the first may have some.
+#[inline(always)]
+pub(super) fn split_whole<S: Simd, R: Real>(
+    row: &mut [R],
+    classes: usize,
+) -> (&mut [R::Of<S>], &mut [R::Of<S>]) {
+    R::vectors_mut::<S>(row).split_at_mut(classes / R::width::<S>())
+}
+
+/// 1 in the first `classes` elements of a register, 0 in the others.
+#[inline(always)]
+pub(super) fn present<R: Real>(classes: usize) -> [R; WIDEST] {
+    let mut present = [R::ZERO; WIDEST];
+    present[..classes].fill(R::ONE);
+    present
 }
