@@ -139,9 +139,34 @@ fn rows_whose_squared_distances_vanish_agree_with_the_reference() {
             assert!(error <= 1e-5, "{loss} at {spread:e}: off by {error:e}");
         }
     }
-    for spread in [1e-15, 1e-19, 1e-21, 1e-23] {
+    for spread in [1e-15, 1e-19, 1e-21, 1e-23, 1e-25, 1e-30] {
         check::<f32>(spread);
         check::<f64>(spread);
+    }
+}
+
+// Two rows pull at each other with a force that does not fade with their distance, and are no duplicates.
+#[test]
+fn two_rows_all_but_equal_have_a_direction() {
+    // Many, and without a pattern: all other distances are alike, and f32 would do for them.
+    const D: usize = 64;
+    let numbers = |seed: f64| -> Vec<f64> {
+        let at = |i: usize| (i as f64 + seed).powi(2);
+        (0..N * D).map(|i| (at(i) * 12.9898).sin()).collect()
+    };
+    let y = numbers(2.0);
+    for apart in [1e-12, 1e-18, 1e-22, 1e-25, 1e-35] {
+        let mut x = numbers(1.0);
+        x[..2 * D].iter_mut().for_each(|x| *x *= apart);
+        let got = evaluate::<f32, _>(&Cpu, RkdDistance::default().into(), &x, &y, D);
+        let want = evaluate::<f32, _>(&Reference, RkdDistance::default().into(), &x, &y, D);
+        for (g, w) in got.gradient.iter().zip(&want.gradient) {
+            let error = (f64::from(*g) - w).abs();
+            assert!(
+                error <= 1e-6 * want.gradient_norm(),
+                "{g} for {w} at {apart:e}"
+            );
+        }
     }
 }
 

@@ -45,7 +45,7 @@ pub(super) struct Relations<R: Real> {
     /// Lines in a row that hold the columns up to N.
     pub(super) used_lines: usize,
     /// The longest distance over the shortest that is not 0, in student or teacher; at least 1. Infinite
-    /// where the square of some 1/d overflows, or nearly so.
+    /// where the square of some 1/d overflows, or nearly so, and in f32 where that of some d vanishes.
     pub(super) spread: f64,
 }
 
@@ -78,15 +78,23 @@ impl<R: Real> Relations<R> {
             .enumerate()
             .map(|(block, rows)| {
                 let mut mirrored = Buffer::any(rows.len() / 4)?;
-                let mut of_rows = |triangle, place| {
-                    mirror(squares, triangle, stride, n, block * BLOCK, &mut mirrored);
-                    dispatch(Roots {
+                let mut of_rows = |x, triangle, place| {
+                    let first = block * BLOCK;
+                    mirror(squares, triangle, stride, n, first, &mut mirrored);
+                    let (longest, inverse_shortest) = dispatch(Roots {
                         squares: &mirrored,
                         place,
                         rows,
-                    })
+                    });
+                    if R::DTYPE == DType::F32 && vanishes(x, &mirrored, stride, first) {
+                        return (longest, f64::INFINITY);
+                    }
+                    (longest, inverse_shortest)
                 };
-                Ok([of_rows(Triangle::Upper, H_X), of_rows(Triangle::Lower, H_Y)])
+                Ok([
+                    of_rows(x, Triangle::Upper, H_X),
+                    of_rows(y, Triangle::Lower, H_Y),
+                ])
             })
             .collect::<Result<_>>()?;
         let spread = (0..2).fold(1.0f64, |spread, which| {
@@ -129,6 +137,17 @@ impl<R: Real> Relations<R> {
     pub(super) fn get(&self, i: usize, j: usize, which: usize) -> R {
         self.row(i)[(j / R::PAD * 4 + which) * R::PAD + j % R::PAD]
     }
+}
+
+/// Whether some d² of a block of rows is 0 although the two rows differ.
+fn vanishes<R: Real>(x: &Embeddings<R>, squares: &[R], stride: usize, first: usize) -> bool {
+    squares.chunks_exact(stride).enumerate().any(|(i, row)| {
+        let row = &row[..x.rows];
+        // The row's own is one; few rows have others.
+        let zeros = row.iter().filter(|&&d2| d2 == R::ZERO).count();
+        let differs = |j: usize| row[j] == R::ZERO && x.row(first + i) != x.row(j);
+        zeros > 1 && (0..x.rows).any(differs)
+    })
 }
 
 /// The largest 1/d whose square, and that of d, are far from the ends of the range.
