@@ -137,6 +137,33 @@ impl<R: Real> Queue<R> {
         Ok(())
     }
 
+    /// What putting in `rows` keys changes.
+    fn save(&self, rows: usize) -> Result<Saved<R>> {
+        let mut keys = zeroed("queue", rows.min(self.capacity).saturating_mul(self.dim))?;
+        for (saved, slot) in keys.chunks_exact_mut(self.dim).zip(self.slots()) {
+            saved.copy_from_slice(&self.keys[slot * self.dim..][..self.dim]);
+        }
+        Ok(Saved {
+            keys,
+            next: self.next,
+            len: self.len,
+        })
+    }
+
+    /// Undoes what has been put in since.
+    fn restore(&mut self, saved: &Saved<R>) {
+        (self.next, self.len) = (saved.next, saved.len);
+        for (key, slot) in saved.keys.chunks_exact(self.dim).zip(self.slots()) {
+            self.keys[slot * self.dim..][..self.dim].copy_from_slice(key);
+        }
+    }
+
+    /// The slots that the next keys go to, over and over.
+    fn slots(&self) -> impl Iterator<Item = usize> + use<R> {
+        let capacity = self.capacity;
+        (self.next..capacity).chain((0..capacity).cycle())
+    }
+
     /// The key that `age` others have entered after; the oldest if there are not so many.
     pub(crate) fn recent(&self, age: usize) -> &[R] {
         let age = age.min(self.len - 1);
@@ -152,6 +179,13 @@ impl<R: Real> Queue<R> {
             self.next
         }
     }
+}
+
+/// Keys that are about to be overwritten.
+struct Saved<R> {
+    keys: Vec<R>,
+    next: usize,
+    len: usize,
 }
 
 /// Scales `row` to length 1, or leaves it if it is zero; the arithmetic is f64, and scaled so that
@@ -192,12 +226,20 @@ pub(crate) fn evaluate_beside<T: Element, D: Device<T>>(
     if teacher.check_finite("teacher").is_err() {
         return problem.not_a_number();
     }
-    if enqueue == Enqueue::Before {
-        queue.enqueue(teacher)?;
+    if enqueue != Enqueue::Before {
+        let evaluation =
+            problem.evaluate(device, Batch::new(student, teacher).with_queue(queue))?;
+        if enqueue == Enqueue::After {
+            queue.enqueue(teacher)?;
+        }
+        return Ok(evaluation);
     }
-    let evaluation = problem.evaluate(device, Batch::new(student, teacher).with_queue(queue))?;
-    if enqueue == Enqueue::After {
-        queue.enqueue(teacher)?;
+    // What a device refuses it finds out when the batch is in.
+    let saved = queue.save(teacher.len())?;
+    queue.enqueue(teacher)?;
+    let evaluation = problem.evaluate(device, Batch::new(student, teacher).with_queue(queue));
+    if evaluation.is_err() {
+        queue.restore(&saved);
     }
-    Ok(evaluation)
+    evaluation
 }

@@ -359,6 +359,37 @@ fn an_error_leaves_the_queue_as_it_was() {
     }
 }
 
+// A device may refuse a batch after it has entered: here for rows longer than the kernels can count, on a card for want of memory.
+#[cfg(feature = "emulator")]
+#[test]
+fn an_error_of_the_device_leaves_the_queue_as_it_was() {
+    let dim = 65_535 * 128 + 1;
+    let batch = vec![7.0f32; dim];
+    // Keys of the past, and where they are when there is room and when there is none.
+    for past in [1, 3] {
+        let mut queue = Queue::new(2, dim).expect("a queue").normalize(false);
+        for key in 0..past {
+            let key = vec![key as f32; dim];
+            queue.enqueue(rows(&key, dim)).expect("finite keys");
+        }
+        let before = (queue.to_vec(), queue.keys().to_vec());
+        let error = Rrd::default()
+            .evaluate(
+                &relata::Emulator::new(),
+                rows(&batch, dim),
+                rows(&batch, dim),
+                &mut queue,
+            )
+            .expect_err("too many columns");
+        assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+        // Not printed: millions of numbers.
+        assert!(
+            before == (queue.to_vec(), queue.keys().to_vec()),
+            "{past} keys"
+        );
+    }
+}
+
 // Code that has one way for all losses gets what each gives by itself, and leaves behind the same queue.
 #[test]
 fn any_loss_takes_a_queue_or_none_as_it_does_by_itself() {
