@@ -69,6 +69,8 @@ impl<'a, T: Element> Rows<'a, T> {
     /// If `row` is not less than [`len`](Self::len), as indexing does.
     #[must_use]
     pub fn row(&self, row: usize) -> &'a [T] {
+        // Not left to the slice: where `row * dim` wraps, it has a place there.
+        assert!(row < self.rows, "row {row} of {}", self.rows);
         &self.data[row * self.dim..][..self.dim]
     }
 

@@ -48,6 +48,14 @@ fn a_slice_of_another_length() {
     assert_eq!(rows::<f32>(&[], [3, 0]).iter().len(), 0);
 }
 
+// Whose place, in an unsigned integer that wraps, is that of row 0.
+#[test]
+#[should_panic(expected = "row 9223372036854775808 of 2")]
+fn a_row_that_is_not_there() {
+    let data = [1.0f32, 2.0, 3.0, 4.0];
+    let _ = rows(&data, [2, 2]).row(1 << 63);
+}
+
 #[test]
 fn an_empty_dimension() {
     for loss in losses() {

@@ -24,7 +24,8 @@ use crate::rows::Rows;
 pub struct InfoNce {
     /// τ; 0.07 by default.
     pub temperature: f64,
-    /// L2-normalise the rows of student and teacher, with the gradient through it; on by default.
+    /// L2-normalise the rows of student and teacher, with the gradient through it; on by default. Off,
+    /// ⟨row, key⟩/τ has to be a finite number of [`Element::Real`](crate::Element::Real).
     pub normalize: bool,
     /// When [`evaluate_with_queue`](InfoNce::evaluate_with_queue) puts the teacher's rows into the
     /// queue; after the loss by default, as the row's own key is among the logits already.

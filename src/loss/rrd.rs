@@ -28,7 +28,8 @@ pub struct Rrd {
     /// τ_t; 0.02 by default.
     pub teacher_temperature: f64,
     /// L2-normalise the rows of student and teacher, with the gradient through it; on by default.
-    /// Off, the rows are taken as they come, for trainers that normalise themselves.
+    /// Off, the rows are taken as they come, for trainers that normalise themselves; ⟨row, key⟩/τ has to
+    /// be a finite number of [`Element::Real`](crate::Element::Real) then.
     pub normalize: bool,
     /// When [`evaluate`](Rrd::evaluate) puts the teacher's rows into the queue; before the loss by
     /// default.
