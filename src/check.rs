@@ -6,12 +6,15 @@ use std::fmt;
 use crate::device::{Device, Reference};
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
+use crate::loss::Loss;
 use crate::problem::{Batch, Problem};
 use crate::queue::Queue;
 use crate::rows::Rows;
 
 /// Directions along which the gradient is compared with differences of the loss.
 const DIRECTIONS: u64 = 4;
+/// How short a gradient differences can still be held against, in units of one far from convergence.
+const LEAST_GRADIENT: f64 = 1e-5;
 
 /// How far a device's result is from the definition.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,7 +29,8 @@ pub struct Report {
     /// ‖gradient − reference‖ / ‖reference‖, or the difference itself where the reference is 0.
     pub gradient_error: f64,
     /// The device's gradient against central differences of the *reference's* loss, along a few
-    /// directions: the largest deviation, in units of ‖gradient‖.
+    /// directions: the largest deviation, in units of ‖gradient‖, or of a hundred-thousandth of what it is
+    /// far from convergence, where it is less.
     pub difference_error: f64,
     /// What the first two may be for [`passed`](Self::passed).
     pub tolerance: f64,
@@ -136,17 +140,18 @@ fn difference_error<T: Element>(
         Ok(problem.evaluate(&Reference, wide)?.loss)
     };
 
-    // A step that is small against the elements that differ from row to row, and large against the
-    // rounding of the loss.
-    let step = 1e-5 * norm(&x).max(1e-300);
+    let unit = Unit::of(problem, batch, &x);
+    let least = LEAST_GRADIENT * problem.upstream_factor().abs() * unit.loss / unit.student;
+    let gradient_unit = nonzero(norm(gradient).max(least));
+    let step = 1e-5 * unit.student;
     let mut worst = 0.0f64;
     for seed in 0..DIRECTIONS {
-        let direction = unit_direction(x.len(), seed);
+        let direction = unit_direction(&x, shapes.student_dim, unit.directed, seed);
         let at =
             |t: f64| -> Vec<f64> { x.iter().zip(&direction).map(|(x, v)| x + t * v).collect() };
         let slope = (loss_at(&at(step))? - loss_at(&at(-step))?) / (2.0 * step);
         let along: f64 = gradient.iter().zip(&direction).map(|(g, v)| g * v).sum();
-        let error = (along - problem.upstream_factor() * slope).abs() / nonzero(norm(gradient));
+        let error = (along - problem.upstream_factor() * slope).abs() / gradient_unit;
         // `max` would pass over a NaN.
         worst = if error.is_nan() {
             error
@@ -157,6 +162,72 @@ fn difference_error<T: Element>(
     Ok(worst)
 }
 
+/// What changes of the student and of the loss are large or small against.
+struct Unit {
+    /// The length of a change of the student that the loss takes for a large one.
+    student: f64,
+    /// What the loss is when the student has nothing of the teacher's yet, to an order of magnitude.
+    loss: f64,
+    /// Whether the loss sees the rows' directions alone, which a zero row has none of.
+    directed: bool,
+}
+
+impl Unit {
+    fn of<T: Element>(problem: &Problem, batch: Batch<'_, T>, x: &[f64]) -> Self {
+        let (rows, dim) = (batch.student.len() as f64, batch.student.dim());
+        let longest_key = || {
+            let teacher = batch.teacher.as_slice().iter().map(|y| y.to_f64());
+            let queue = batch.queue.map_or(&[][..], Queue::keys);
+            let keys: Vec<f64> = teacher.chain(queue.iter().map(|k| k.to_f64())).collect();
+            keys.chunks_exact(dim).map(norm).fold(0.0, f64::max)
+        };
+        // Changes that are lost when they are added to the student say nothing.
+        let larger = |unit: f64| unit.max(1e-4 * norm(x));
+        let softmax_of_keys = |temperature: f64, normalize: bool| Unit {
+            student: if normalize {
+                norm(x) * temperature.min(1.0)
+            } else {
+                larger(rows.sqrt() * temperature / nonzero(longest_key()))
+            },
+            loss: 1.0,
+            directed: normalize,
+        };
+        // No relation of rows changes where all of them move together.
+        let relations = |normalize: bool, loss: f64| Unit {
+            student: norm(&centred(x, dim)),
+            loss,
+            directed: normalize,
+        };
+        let unit = match problem.loss() {
+            Loss::RkdDistance(loss) => relations(loss.normalize, 1.0),
+            Loss::RkdAngle(loss) => relations(loss.normalize, 1.0),
+            Loss::Rkd(loss) => relations(loss.normalize, loss.distance_weight + loss.angle_weight),
+            Loss::Rrd(loss) => softmax_of_keys(loss.student_temperature, loss.normalize),
+            Loss::InfoNce(loss) => softmax_of_keys(loss.temperature, loss.normalize),
+            Loss::KdKl(loss) => Unit {
+                student: larger(loss.temperature * (x.len() as f64).sqrt()),
+                loss: loss.temperature * loss.temperature,
+                directed: false,
+            },
+        };
+        Unit {
+            student: nonzero(unit.student),
+            ..unit
+        }
+    }
+}
+
+/// The rows less their mean.
+fn centred(x: &[f64], dim: usize) -> Vec<f64> {
+    let rows = (x.len() / dim) as f64;
+    let mut mean = vec![0.0; dim];
+    for row in x.chunks_exact(dim) {
+        mean.iter_mut().zip(row).for_each(|(m, x)| *m += x / rows);
+    }
+    let less_mean = |(i, x): (usize, &f64)| x - mean[i % dim];
+    x.iter().enumerate().map(less_mean).collect()
+}
+
 /// The same keys in f64.
 fn widen_queue<R: Real>(queue: &Queue<R>) -> Result<Queue<f64>> {
     let keys: Vec<f64> = queue.keys().iter().map(|k| k.to_f64()).collect();
@@ -165,10 +236,11 @@ fn widen_queue<R: Real>(queue: &Queue<R>) -> Result<Queue<f64>> {
     Ok(wide)
 }
 
-/// A direction from a fixed sequence (SplitMix64), of length 1.
-fn unit_direction(len: usize, seed: u64) -> Vec<f64> {
+/// A direction from a fixed sequence (SplitMix64), of length 1. Where the loss sees directions alone it
+/// leaves out rows that are 0.
+fn unit_direction(x: &[f64], dim: usize, directed: bool, seed: u64) -> Vec<f64> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mut direction: Vec<f64> = (0..len)
+    let mut direction: Vec<f64> = (0..x.len())
         .map(|_| {
             state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
             let mut z = state;
@@ -177,6 +249,11 @@ fn unit_direction(len: usize, seed: u64) -> Vec<f64> {
             ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64 - 0.5
         })
         .collect();
+    for (direction, row) in direction.chunks_exact_mut(dim).zip(x.chunks_exact(dim)) {
+        if directed && row.iter().all(|&x| x == 0.0) {
+            direction.fill(0.0);
+        }
+    }
     let length = nonzero(norm(&direction));
     direction.iter_mut().for_each(|v| *v /= length);
     direction

@@ -13,7 +13,9 @@ use common::compare::{
 use common::for_every_dtype;
 use common::tolerances::{Tolerance, tolerance};
 use half::{bf16, f16};
-use relata::{Batch, Cpu, DType, Element, Loss, RkdAngle, Rows, check};
+use relata::{
+    Batch, Cpu, DType, Element, InfoNce, Loss, Problem, Queue, Reference, RkdAngle, Rows, check,
+};
 
 #[test]
 fn every_case_in_every_dtype() {
@@ -181,6 +183,53 @@ fn check_passes_what_is_right_and_reports_its_size() {
         checked += 1;
     }
     assert!(checked > 10, "{checked}");
+}
+
+// What is right everywhere must not fail where the data make differences of the loss hard to take.
+#[test]
+fn check_passes_the_reference_on_any_data() {
+    const DIM: usize = 6;
+    fn evaluate(what: &str, student: &[f64], teacher: &[f64]) {
+        let [student, teacher] =
+            [student, teacher].map(|rows| Rows::new(rows, [20, DIM]).expect("whole rows"));
+        let mut queue = Queue::new(20, DIM).expect("a queue");
+        queue.enqueue(teacher).expect("finite keys");
+        let raw = InfoNce {
+            normalize: false,
+            ..InfoNce::default()
+        };
+        let sharp = InfoNce {
+            temperature: 1e-3,
+            ..InfoNce::default()
+        };
+        for loss in Loss::all().into_iter().chain([raw.into(), sharp.into()]) {
+            let mut batch = Batch::new(student, teacher);
+            if matches!(loss, Loss::Rrd(_)) {
+                batch = batch.with_queue(&queue);
+            }
+            let problem = Problem::new(loss, batch.shapes())
+                .expect("shapes that fit")
+                .upstream(0.5);
+            let report = check(&problem, &Reference, batch).expect("a result");
+            assert!(report.passed(), "{what}, {loss:?}: {report}");
+        }
+    }
+    let noise = |seed: f64| -> Vec<f64> {
+        let at = |i: usize| (i as f64 + seed).powi(2);
+        (0..20 * DIM).map(|i| (at(i) * 12.9898).sin()).collect()
+    };
+    let (x, y) = (noise(1.0), noise(2.0));
+    let changed = |by: &dyn Fn(f64) -> f64| -> Vec<f64> { x.iter().map(|&x| by(x)).collect() };
+    evaluate("a student like any other", &x, &y);
+    evaluate("far from the origin", &changed(&|x| 1e3 + x * 1e-2), &y);
+    evaluate("short rows", &changed(&|x| x * 1e-6), &y);
+    evaluate("shorter rows", &changed(&|x| x * 1e-30), &y);
+    for length in [1e2, 1e3, 1e4, 1e30] {
+        evaluate("long rows", &changed(&|x| x * length), &y);
+    }
+    evaluate("rows all the same", &x[..DIM].repeat(20), &y);
+    evaluate("no length", &vec![0.0; 20 * DIM], &y);
+    evaluate("a student that has converged", &y, &y);
 }
 
 #[test]

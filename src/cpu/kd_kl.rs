@@ -78,8 +78,8 @@ impl<R: Real> WithSimd for Row<'_, R> {
         // Adds up x · 0 and y · 0: 0, or NaN if a logit is not finite.
         let zero = R::splat(s, R::ZERO);
         let mut zeros = zero;
-        let (whole_x, rest_x) = split_whole::<S, R>(x, classes);
-        let (whole_y, rest_y) = split_whole::<S, R>(y, classes);
+        let [whole_x, rest_x] = split_whole::<S, R>(x, classes);
+        let [whole_y, rest_y] = split_whole::<S, R>(y, classes);
         let chunk = CHUNK / R::width::<S>();
         for (x, y) in whole_x.chunks_mut(chunk).zip(whole_y.chunks_mut(chunk)) {
             let (mut part_x, mut part_y, mut part_difference) = (zero, zero, zero);

@@ -56,7 +56,7 @@ impl<R: Real> WithSimd for Softmax<'_, R> {
         } = self;
         let max = R::splat(s, largest::<S, R>(s, row, dim));
         let per_temperature = R::splat(s, R::from_f64(1.0 / temperature));
-        let (whole, rest) = split_whole::<S, R>(row, dim);
+        let [whole, rest] = split_whole::<S, R>(row, dim);
         let mut sum = 0.0;
         for chunk in whole.chunks_mut(CHUNK / R::width::<S>()) {
             let mut part = R::splat(s, R::ZERO);
@@ -96,11 +96,10 @@ pub(super) fn largest<S: Simd, R: Real>(s: S, row: &mut [R], classes: usize) -> 
 
 /// A padded row as the registers full of classes, and the others, of which the first may have some.
 #[inline(always)]
-pub(super) fn split_whole<S: Simd, R: Real>(
-    row: &mut [R],
-    classes: usize,
-) -> (&mut [R::Of<S>], &mut [R::Of<S>]) {
-    R::vectors_mut::<S>(row).split_at_mut(classes / R::width::<S>())
+pub(super) fn split_whole<S: Simd, R: Real>(row: &mut [R], classes: usize) -> [&mut [R::Of<S>]; 2] {
+    R::vectors_mut::<S>(row)
+        .split_at_mut(classes / R::width::<S>())
+        .into()
 }
 
 /// 1 in the first `classes` elements of a register, 0 in the others.
