@@ -9,8 +9,9 @@ use crate::rows::Rows;
 
 /// Something that evaluates losses on embeddings of type `T`.
 ///
-/// Implementors: [`Reference`] (the definition, f64, slow) and [`Cpu`] (the fast path). The trait
-/// is sealed: callers go through [`Problem::evaluate`], which checks what devices take for granted.
+/// Implementors: [`Reference`] (the definition, f64, slow) and [`Cpu`] (the fast path), for every
+/// element; with the features of these names `Cuda` (a card) and `Emulator` (the card's kernels on the
+/// CPU), for all but f64. The trait is sealed: callers go through [`Problem::evaluate`], which checks what devices take for granted.
 pub trait Device<T: Element>: sealed::Sealed {
     /// The type its gradients come back in.
     type Gradient: Real;

@@ -7,8 +7,8 @@ use crate::error::Result;
 /// L = distance_weight · L_distance + angle_weight · L_angle
 /// ```
 ///
-/// See [`RkdDistance`](crate::RkdDistance) and [`RkdAngle`](crate::RkdAngle). A part of weight 0 is
-/// not computed.
+/// See [`RkdDistance`](crate::RkdDistance) and [`RkdAngle`](crate::RkdAngle), which also name the paper.
+/// A part of weight 0 is not computed. Student `[N, D]`, teacher `[N, D_t]`, any D and D_t.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rkd {
     /// Weight of the distance loss. 1 by default, as the authors train metric learning.

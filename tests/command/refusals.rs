@@ -255,6 +255,24 @@ fn files_that_cannot_be_read_or_have_no_end_are_refused() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn a_gradient_goes_where_links_point_to() {
+    let files = Files::new();
+    let at = |name: &str| files.0.path().join(name);
+    for link in ["first.npy", "again.npy"] {
+        std::os::unix::fs::symlink("target.npy", at(link)).expect("a link");
+        files.json(&format!("--loss rkd --device cpu --gradient {link}"));
+        assert!(
+            fs::symlink_metadata(at(link))
+                .expect("it is there")
+                .is_symlink()
+        );
+        let gradient = fs::read(at("target.npy")).expect("a gradient");
+        assert!(gradient.starts_with(b"\x93NUMPY"));
+    }
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn names_that_are_no_text_stay_on_one_line() {

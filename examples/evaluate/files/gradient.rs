@@ -19,8 +19,11 @@ pub(crate) struct GradientFile {
 impl GradientFile {
     /// Refuses a path that cannot be written to before anything is computed for it.
     pub(crate) fn new(path: &Path) -> Result<Self> {
-        // What a link points to is replaced, not the link.
-        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        // What a link points to is replaced, not the link; made, if it is not there yet.
+        let pointed_to = |_| fs::read_link(path).map(|to| path.with_file_name("").join(to));
+        let path = fs::canonicalize(path)
+            .or_else(pointed_to)
+            .unwrap_or_else(|_| path.to_owned());
         let file = GradientFile { path };
         // Renaming over a directory fails, and over a device takes its place.
         if file.path.exists() && !file.path.is_file() {
