@@ -137,7 +137,7 @@ struct Stage {
             if (four >= FOURS) continue;
             if (arguments.distance) {
                 UNROLL
-                for (unsigned i = 0; i < 4; i++) c[e][i] = fmaf(through_mean, r[e][i] * per_unit, c[e][i]);
+                for (unsigned i = 0; i < 4; i++) c[e][i] = fmaf(through_mean, rkd::in_unit(r[e][i], per_unit), c[e][i]);
             }
             store4(coefficients + four * 4, c[e][0], c[e][1], c[e][2], c[e][3]);
         }

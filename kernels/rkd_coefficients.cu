@@ -73,7 +73,7 @@ struct Distance {
         UNROLL
         for (unsigned q = 0; q < 4; q++) {
             // In the unit of the mean.
-            const float x = r_x[q] * per_unit[0], y = r_y[q] * per_unit[1];
+            const float x = rkd::in_unit(r_x[q], per_unit[0]), y = rkd::in_unit(r_y[q], per_unit[1]);
             const float d_x = x > 0 ? 1.0f / x : 0.0f, d_y = y > 0 ? 1.0f / y : 0.0f;
             const float e = fmaf(d_x, scale[0], -(d_y * scale[1]));
             const float w = fminf(fmaxf(e, -delta), delta);

@@ -72,8 +72,9 @@ struct Tile {
         const bool inside = i < n && j < n;
         const Real squared = inside ? of_pair : 0;
         const Real length = sqrt(squared);
-        // In f64 no length between f32 rows vanishes that isn't 0; as f32 it may.
-        const float reciprocal = squared > 0 ? static_cast<float>(1 / length) : 0.0f;
+        // In f64 no length between f32 rows vanishes that isn't 0. Below 2^-128 there is no 1/d in f32: the largest there is.
+        const Real inverse = 1 / length, most = 0x1p127f;
+        const float reciprocal = squared > 0 ? static_cast<float>(inverse < most ? inverse : most) : 0.0f;
         r[static_cast<uint64_t>(i) * pitch + j] = reciprocal;
         if (mirrored) r[static_cast<uint64_t>(j) * pitch + i] = reciprocal;
         if (h != nullptr) {

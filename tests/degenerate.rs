@@ -170,6 +170,70 @@ fn two_rows_all_but_equal_have_a_direction() {
     }
 }
 
+// Squares of 1/d beyond f32's range; where cosines with so short an edge are made of no digits, the pair counts as one.
+#[cfg(feature = "emulator")]
+#[test]
+fn kernels_are_finite_however_close_two_rows_are() {
+    for (n, dim) in [(20, 7), (260, 5)] {
+        for apart in [1e-8, 1e-12, 1e-16, 1e-18, 1e-20, 1e-25, 1e-37] {
+            let x = numbers(n * dim, 1.0);
+            let mut y = numbers(n * dim, 2.0);
+            y[..2 * dim].iter_mut().for_each(|y| *y *= apart);
+            for (student, teacher) in [(&x, &y), (&y, &x)] {
+                let [student, teacher] = [student, teacher].map(|rows| cast::<f32>(rows));
+                let rows = |of| Rows::new(of, [n, dim]).unwrap();
+                let batch = Batch::new(rows(&student), rows(&teacher));
+                let problem = Problem::new(RkdAngle::default(), batch.shapes()).unwrap();
+                let got = problem.evaluate(&relata::Emulator::new(), batch).unwrap();
+                let want = problem.evaluate(&Reference, batch).unwrap();
+                assert!(finite(&got), "{n} rows, two {apart:e} apart");
+                // What is in doubt is the triples with that edge at their vertex.
+                let triples = if apart < 1e-9 {
+                    6.0 / (n * n) as f64
+                } else {
+                    0.0
+                };
+                let error = (got.loss - want.loss).abs();
+                assert!(
+                    error <= triples + 1e-6 * want.loss,
+                    "{n} rows, two {apart:e} apart: {} for {}",
+                    got.loss,
+                    want.loss
+                );
+            }
+        }
+    }
+}
+
+// f32 has no 1/d of subnormal distances: where all are so, the kernels have no number to give and say so; where a pair is, it
+// pulls as it should or not at all.
+#[cfg(feature = "emulator")]
+#[test]
+fn kernels_know_no_subnormal_distances() {
+    const D: usize = 7;
+    let emulator = relata::Emulator::new();
+    for n in [20, 260] {
+        let (x, y) = (numbers(n * D, 1.0), numbers(n * D, 2.0));
+        let tiny: Vec<f64> = x.iter().map(|x| x * 1e-40).collect();
+        let mut close = x.clone();
+        close[..2 * D].iter_mut().for_each(|x| *x *= 1e-40);
+        for loss in rkd_losses() {
+            for (x, y) in [(&tiny, &y), (&y, &tiny)] {
+                let got = evaluate::<f32, _>(&emulator, loss, x, y, D);
+                assert!(got.loss.is_nan(), "{loss} of {n} rows: {}", got.loss);
+            }
+            let got = evaluate::<f32, _>(&emulator, loss, &close, &y, D);
+            let want = evaluate::<f32, _>(&Reference, loss, &close, &y, D);
+            assert!(finite(&got), "{loss} of {n} rows");
+            let error = (got.loss - want.loss).abs();
+            assert!(
+                error <= 6.0 / (n * n) as f64,
+                "{loss} of {n} rows: off by {error:e}"
+            );
+        }
+    }
+}
+
 #[test]
 fn equal_rows_have_no_gradient() {
     fn check<T: Element, Dev: Device<T>>(device: &Dev) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "collective.cuh"
+#include "element.cuh"
 
 namespace rkd {
 
@@ -86,6 +87,10 @@ DEVICE Both lengths_of(const Lengths* partials, uint32_t count SITE) {
     return {{all[0], all[1]}};
 }
 
+// 1/d in the unit of the lengths, of one whose r is this. Of rows that are closer than 2^-100 of it, as if they were not: what
+// is made of it stays within f32's range.
+DEVICE float in_unit(float r, float per_unit) { return fminf(r * per_unit, 0x1p100f); }
+
 DEVICE double mean_of(double sum, uint32_t n) {
     return n > 1 ? sum / (0.5 * static_cast<double>(n) * (n - 1.0)) : sum;
 }
@@ -96,7 +101,9 @@ DEVICE Scalars accurate_scalars(const Both& both, uint32_t n) {
     UNROLL
     for (unsigned which = 0; which < 2; which++) {
         const Lengths& all = both.of[which];
-        scalars.poison += all.sum * 0.0;
+        // Rows so close to one another, all of them, have no 1/d in f32: NaN, and no plausible number.
+        const bool vanishing = all.longest > 0 && all.longest < 0x1p-240;
+        scalars.poison += vanishing ? static_cast<double>(bits_to_float(0x7FC00000u)) : all.sum * 0.0;
         // The power of two next to 1/√longest, within f32's range, where it is used.
         const bool finite = all.longest > 0 && all.longest < 1e300;
         const int exponent = finite ? -(ilogb(all.longest) >> 1) : 0;

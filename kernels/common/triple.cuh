@@ -49,6 +49,9 @@ struct Fast {
 };
 
 struct Accurate {
+    // Pairs closer than that to one another, in the unit of the longest distance, count as duplicates: the sum of the squares
+    // of r leaves f32's range, and cos has lost all its digits long before.
+    static constexpr float MOST_R = 0x1p54f;
     static constexpr unsigned COLUMNS = 4;
     static constexpr bool ACCURATE = true;
     // r, and h in two halves.
@@ -65,7 +68,8 @@ struct Accurate {
     }
     DEVICE static void parts(double h, float r, const Unit& unit, float (&to)[PARTS]) {
         const Edge e = edge(h, unit);
-        to[0] = r * unit.of_r;
+        const float scaled = r * unit.of_r;
+        to[0] = scaled < MOST_R ? scaled : 0.0f;
         to[1] = e.high;
         to[2] = e.low;
     }
