@@ -49,7 +49,8 @@ pub trait Device<T: Element>: sealed::Sealed {
 }
 
 /// The definitions as the papers print them, in f64 with plain loops: the specification every other
-/// device is held against. Slow: the angle loss takes O(N³D).
+/// device is held against. Slow: the angle loss takes O(N³D). Squares of lengths are formed as they are
+/// printed: rows longer than 1e154 or shorter than 1e-154 leave f64's range here, and not on [`Cpu`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reference;
 

@@ -19,6 +19,8 @@ pub struct RkdAngle {
     /// δ of the Huber penalty; 1 by default.
     pub delta: f64,
     /// L2-normalise the rows of both first, with the gradient through it; off by default.
+    /// Rows are rounded once more by that: in f32 those of an offset far beyond their spread, which do without it,
+    /// lose that ratio.
     pub normalize: bool,
 }
 
