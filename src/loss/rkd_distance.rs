@@ -20,6 +20,8 @@ pub struct RkdDistance {
     pub delta: f64,
     /// L2-normalise the rows of both first, with the gradient through it; off by default, as in the
     /// authors' code. (Some ports turn it on.)
+    /// Rows are rounded once more by that: in f32 those of an offset far beyond their spread, which do without it,
+    /// lose that ratio.
     pub normalize: bool,
 }
 
