@@ -289,6 +289,49 @@ fn the_kernels_are_as_exact_as_the_definitions_in_f32() {
     kd_kl(&emulator);
 }
 
+/// A pair of rows so many times as far apart as the rest, near the origin, where f32 has numbers for it: how far the accurate
+/// kernels carry (docs/decisions/0008).
+#[cfg(feature = "emulator")]
+#[test]
+fn rkd_kernels_carry_to_a_spread_of_1e9() {
+    let loss = RkdAngle::default();
+    println!("apart   loss off by   gradient off by: pair in the student   in the teacher");
+    // With what each may be off by.
+    for (apart, most) in [
+        (1e-9, [1e-7, 3e-6, 3e-7]),
+        (1e-10, [1e-7, 3e-5, 3e-7]),
+        (1e-12, [3e-6, 3e-3, 2e-5]),
+        (1e-14, [3e-4, 0.3, 1e-3]),
+        (1e-16, [0.05, 10.0, 0.02]),
+    ] {
+        let errors = [true, false].map(|in_student| {
+            let mut input = Input::normal(3, Shapes::new(33, 16, 16));
+            let rows = if in_student {
+                &mut input.student
+            } else {
+                &mut input.teacher
+            };
+            rows[..2 * 16].iter_mut().for_each(|x| *x *= apart);
+            let right = input.evaluate::<f32, _>(&Reference, loss);
+            let got = input.evaluate::<f32, _>(&relata::Emulator::new(), loss);
+            Errors::of(got.loss, &got.gradient, &right)
+        });
+        let [student, teacher] = errors;
+        let off = [
+            student.loss.max(teacher.loss),
+            student.gradient,
+            teacher.gradient,
+        ];
+        println!(
+            "{apart:.0e}   {:.1e}   {:.1e}   {:.1e}",
+            off[0], off[1], off[2]
+        );
+        for (off, most) in off.into_iter().zip(most) {
+            assert!(off <= most, "{apart:e}: {off:e}, at most {most:e}");
+        }
+    }
+}
+
 /// More rows than go straight to the accurate kernels, with lengths so alike that the fast ones are
 /// trusted, or not. The reference would take minutes: the CPU path in f64 stands in for it.
 #[cfg(feature = "emulator")]
