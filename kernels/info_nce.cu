@@ -10,7 +10,8 @@
 //            ticket, while the others wait for shares; that of the last ticket adds up the rows.
 // Grid       N blocks.
 // Block      256 threads. To weigh: warp 0; own logit: warp 1; to settle: warp 7. To gather: warp w takes splits w,
-//            w + 8, ..., 4 at a time; lane l the 16 bytes l of 128 columns of theirs. From there on thread t < 128 holds column t, t + 128, ...
+//            w + 8, ..., 4 at a time; lane l the 16 bytes l of 128 columns of theirs. From there on
+//            thread t < 128 holds column t, t + 128, ...
 // Shared     6.2 KiB: weights of up to 512 splits, a sum for each warp and column.
 // Registers  at most 64 (four blocks a multiprocessor): 16 for loads in flight.
 // Work       2 splits D flop a row and some 15 D in f64; 4 splits D bytes read.

@@ -8,7 +8,8 @@
 // Grid       (tile pairs a ≤ b of P rows, 2): student and teacher in one launch.
 // Block      256 threads; tiles of 16, 32 or 64 rows a side, 1, 4 or 16 pairs a thread: see common/pair_tile.cuh. Of few
 //            rows tiles of 8 or 12, the dimensions cut among the threads, so that all of a card has work and no block much.
-// Shared     34 KiB: both sides of the tile, 32 dimensions (f64: 16) at a time, and the next. Few: 36 KiB, 256 dimensions of 8 rows a side or 128 of 12.
+// Shared     34 KiB: both sides of the tile, 32 dimensions (f64: 16) at a time, and the next. Few: 36 KiB,
+//            256 dimensions of 8 rows a side or 128 of 12.
 // Registers  at most 128.
 // SASS       LDG.E.128, LDS.128
 // Work       N² D flop for each of the two (2 instructions an element of an unordered pair);

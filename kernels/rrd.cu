@@ -12,8 +12,8 @@
 //            the rows.
 // Grid       N blocks.
 // Block      256 threads. To weigh: warp 0 takes the student's row, warp 1 the teacher's; warp 7 settles. To gather:
-//            warp w takes splits w, w + 8, ... of both, 8 at a time; lane l the 16 bytes l of 128 columns of theirs. From there on thread
-//            t < 128 holds column t, t + 128, ...
+//            warp w takes splits w, w + 8, ... of both, 8 at a time; lane l the 16 bytes l of 128 columns of theirs. From there
+//            on thread t < 128 holds column t, t + 128, ...
 // Shared     12.3 KiB: weights of up to 512 splits, a sum for each warp and column, of both.
 // Registers  at most 128 (two blocks a multiprocessor): 64 for loads in flight.
 // Work       6 splits D flop a row and some 20 D in f64; 8 splits D bytes read.

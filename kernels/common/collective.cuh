@@ -28,8 +28,7 @@ DEVICE V shuffle_from(V value, unsigned lane) {
     return __shfl_sync(0xFFFFFFFFu, value, lane);
 }
 
-DEVICE unsigned atomic_increment(unsigned* counter) { return atomicAdd(counter, 1u); }
-// From `most` on to 0. Unlike the other it is never put together with those of other lanes, who would wait for it.
+// From `most` on to 0. Unlike an atomicAdd it is never put together with those of other lanes, who would wait for it.
 DEVICE unsigned atomic_increment(unsigned* counter, unsigned most) { return atomicInc(counter, most); }
 DEVICE void atomic_or(unsigned* flags, unsigned value) { atomicOr(flags, value); }
 // What this thread wrote before is seen by all before what it writes after.
@@ -48,7 +47,6 @@ DEVICE V shuffle_xor(V value, unsigned mask SITE) {
     return shuffle_from(value, lane_index() ^ mask PASS_SITE);
 }
 
-DEVICE unsigned atomic_increment(unsigned* counter) { return __atomic_fetch_add(counter, 1u, __ATOMIC_RELAXED); }
 DEVICE unsigned atomic_increment(unsigned* counter, unsigned most) {
     unsigned was = __atomic_load_n(counter, __ATOMIC_RELAXED);
     while (!__atomic_compare_exchange_n(counter, &was, was >= most ? 0 : was + 1, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
@@ -167,37 +165,52 @@ DEVICE void block_sums(double (&values)[COUNT] SITE) {
     }
 }
 
+// The number of a ticket that every block of the grid takes one of: which of them comes last is known by it. What the thread
+// wrote, the fence and the ticket are in this order: who finds the ticket taken, and has a fence of its own behind that, sees
+// it. `counter` is 0 before the launch and after it.
+DEVICE unsigned take_ticket(unsigned* counter) {
+    fence();
+    return atomic_increment(counter, gridDim.x * gridDim.y * gridDim.z - 1);
+}
+DEVICE bool is_last(unsigned ticket) { return ticket == gridDim.x * gridDim.y * gridDim.z - 1; }
+
 // Whether this is the last block of the grid to get here, in all its threads: it sees what all others wrote before.
-// `counter` is 0 before the launch and after it.
 DEVICE bool is_last_block(unsigned* counter SITE) {
     SHARED_ARRAY(unsigned, last, 1);
     block_barrier(PASS_SITE_ONLY);
     if (threadIdx.x == 0) {
-        fence();
-        const unsigned blocks = gridDim.x * gridDim.y * gridDim.z;
-        last[0] = atomic_increment(counter) == blocks - 1;
-        if (last[0]) *counter = 0;
+        last[0] = is_last(take_ticket(counter));
         fence();
     }
     block_barrier(PASS_SITE_ONLY);
     return last[0] != 0;
 }
 
-// What `is_last_block` finds, in two steps, by one warp of each block while the others go on. First a lane takes a ticket, as
-// soon as it has written what the last block is to see. What it wrote, the fence and the ticket are one thread's, in this
-// order: who finds the ticket taken, and has a fence of its own behind that, sees it. The last ticket sets the counter back
-// to 0.
-DEVICE unsigned take_ticket(unsigned* counter) {
-    fence();
-    return atomic_increment(counter, gridDim.x * gridDim.y * gridDim.z - 1);
-}
-// Some time later the lane's warp looks whether `ticket`, lane 0's, is the grid's last. If so, all its lanes see what those
-// who took one wrote before: lane 0's fence stands behind its ticket, the lanes' reads behind the barrier.
+// The same in two steps, by one warp of each block while the others go on. A lane takes a ticket as soon as it has written
+// what the last block is to see; some time later its warp looks whether `ticket`, lane 0's, is the grid's last. If so, all its
+// lanes see what those who took one wrote before: lane 0's fence stands behind its ticket, the lanes' reads behind the barrier.
 DEVICE bool is_last_ticket(unsigned ticket SITE) {
-    if (shuffle_from(ticket, 0 PASS_SITE) != gridDim.x * gridDim.y * gridDim.z - 1) return false;
+    if (!is_last(shuffle_from(ticket, 0 PASS_SITE))) return false;
     if (lane_index() == 0) fence();
     warp_barrier(PASS_SITE_ONLY);
     return true;
+}
+
+// `values` [SETS, count] put together set by set, in every thread of the block, where they are few: each set by one warp, while
+// the others have better to do. Of no values a set is `none`. All threads call it, once in a kernel; it holds a barrier.
+template <unsigned SETS, typename V, typename Combine>
+DEVICE void reduce_sets(const V* values, uint32_t count, V none, Combine combine, V (&sets)[SETS] SITE) {
+    SHARED_ARRAY(V, all, SETS);
+    const unsigned set = warp_index();
+    if (set < SETS) {
+        V value = none;
+        for (uint32_t i = lane_index(); i < count; i += WARP) value = combine(value, values[set * count + i]);
+        value = warp_reduce(value, combine PASS_SITE);
+        if (lane_index() == 0) all[set] = value;
+    }
+    block_barrier(PASS_SITE_ONLY);
+    UNROLL
+    for (unsigned i = 0; i < SETS; i++) sets[i] = all[i];
 }
 
 // The sums of COUNT times `count` slots, one after the other, in every lane of the warp, in a fixed order.

@@ -3,6 +3,7 @@
 
 #include "collective.cuh"
 #include "element.cuh"
+#include "pair_tile.cuh"
 
 namespace rkd {
 
@@ -28,10 +29,10 @@ constexpr unsigned TILE = 64, TILE_ELEMENTS = TILE * TILE;
 
 DEVICE uint32_t tiles_of(uint32_t n) { return (n + TILE - 1) / TILE; }
 DEVICE uint32_t padded(uint32_t n) { return tiles_of(n) * TILE; }
-// How many tiles (a ≤ b) there are.
-DEVICE uint64_t tile_pairs(uint32_t tiles) { return static_cast<uint64_t>(tiles) * (tiles + 1) / 2; }
 // Where the tile (a ≤ b) starts.
-DEVICE uint64_t tile_at(uint32_t a, uint32_t b) { return (tile_pairs(b) + a) * TILE_ELEMENTS; }
+DEVICE uint64_t tile_at(uint32_t a, uint32_t b) {
+    return static_cast<uint64_t>(pair_tile::pairs_before(b) + a) * TILE_ELEMENTS;
+}
 
 // The angle's sums have several slots for each tile (a ≤ b), side by side: those of a tile between two groups of tiles are
 // not as many as those of a tile within one. Mirrored in src/gpu/rkd/arguments.rs.
@@ -45,10 +46,10 @@ struct Slots {
     }
     // Those of all tiles before this one. In 32 bits: 2^32 of 16 KiB are 64 TiB.
     DEVICE uint32_t before(uint32_t a, uint32_t b) const {
-        const auto pairs = [](uint32_t tiles) { return tiles * (tiles + 1) / 2; };
+        using pair_tile::pairs_before;
         const uint32_t group = b / tiles_per_group, first = group * tiles_per_group;
-        const uint32_t inner = group * pairs(tiles_per_group) + pairs(b - first) + (a > first ? a - first : 0);
-        return (pairs(b) + a - inner) * across + inner * within;
+        const uint32_t inner = group * pairs_before(tiles_per_group) + pairs_before(b - first) + (a > first ? a - first : 0);
+        return (pairs_before(b) + a - inner) * across + inner * within;
     }
 };
 
@@ -72,19 +73,11 @@ struct Both {
     Lengths of[2];
 };
 
-// Those of all pairs, in every thread of the block, from what `count` blocks of the relation know of each: [2, count]. A warp
-// for each: there are few, and the others have better to do.
+// Those of all pairs, in every thread of the block, from what `count` blocks of the relation know of each: [2, count].
 DEVICE Both lengths_of(const Lengths* partials, uint32_t count SITE) {
-    SHARED_ARRAY(Lengths, all, 2);
-    const unsigned which = warp_index();
-    if (which < 2) {
-        Lengths lengths = {0, 0, 1e30};
-        for (uint32_t i = lane_index(); i < count; i += WARP) lengths = Together()(lengths, partials[which * count + i]);
-        lengths = warp_reduce(lengths, Together() PASS_SITE);
-        if (lane_index() == 0) all[which] = lengths;
-    }
-    block_barrier(PASS_SITE_ONLY);
-    return {{all[0], all[1]}};
+    Both both;
+    reduce_sets(partials, count, {0, 0, 1e30}, Together(), both.of PASS_SITE);
+    return both;
 }
 
 // 1/d in the unit of the lengths, of one whose r is this. Of rows that are closer than 2^-100 of it, as if they were not: what
@@ -138,14 +131,8 @@ struct PenaltiesTogether {
 
 // Those of all `count` blocks, in every thread of this one.
 DEVICE Penalties penalties_of(const Penalties* partials, uint32_t count SITE) {
-    SHARED_ARRAY(Penalties, all, 1);
-    if (warp_index() == 0) {
-        Penalties penalties = {};
-        for (uint32_t i = lane_index(); i < count; i += WARP) penalties = PenaltiesTogether()(penalties, partials[i]);
-        penalties = warp_reduce(penalties, PenaltiesTogether() PASS_SITE);
-        if (lane_index() == 0) all[0] = penalties;
-    }
-    block_barrier(PASS_SITE_ONLY);
+    Penalties all[1];
+    reduce_sets(partials, count, {}, PenaltiesTogether(), all PASS_SITE);
     return all[0];
 }
 
