@@ -37,7 +37,7 @@
 // Numerics   The law of cosines loses longest over shortest. The fast path is for spreads of at most 1.75, where
 //            it is as good as the definition, and is given up where the mean penalty is below 1e-4: there the
 //            difference of the cosines would be mostly rounding. In the accurate path the larger of h_ij and h_kj meets
-//            h_ik first, with the low halves of both, which leaves cos an error of 1.5 ulp up to a spread of some 1e9;
+//            h_ik first, with the low halves of both, which leaves cos an error of 1.5 ulp up to a spread of some 1e7;
 //            beyond 2^54 a pair counts as duplicates (docs/decisions/0008).
 // Order      fixed: vertices in order, threads' sums by place in the tile; in a slot by group, tile and vertex; slots by
 //            third group and part.
