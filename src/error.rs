@@ -51,7 +51,7 @@ pub enum Error {
         loss: &'static str,
     },
     /// A parameter is outside its range.
-    #[error("{argument}: expected {expected}, got {got}")]
+    #[error("{argument}: expected {expected}, got {}", number(*got))]
     Parameter {
         /// The parameter at fault, for example `"delta"`.
         argument: &'static str,
@@ -167,4 +167,12 @@ pub enum Error {
         /// The driver's name for it, and its explanation.
         said: String,
     },
+}
+
+/// A number in as few digits as tell it from others: with an exponent where it would be hundreds of zeros without.
+fn number(number: f64) -> String {
+    let digits = format!("{number:?}");
+    digits
+        .strip_suffix(".0")
+        .map_or(digits.clone(), str::to_owned)
 }

@@ -211,7 +211,7 @@ impl Problem {
     /// How precise the softmax weights of RRD and InfoNCE are on a GPU, [`Split`](WeightPrecision::Split) at first. No
     /// effect on other losses.
     #[must_use]
-    pub fn weight_precision(self, weights: WeightPrecision) -> Self {
+    pub fn weights(self, weights: WeightPrecision) -> Self {
         Problem { weights, ..self }
     }
 
@@ -233,9 +233,9 @@ impl Problem {
         self.upstream
     }
 
-    /// The precision set by [`weight_precision`](Self::weight_precision).
+    /// The precision set by [`weights`](Self::weights).
     #[must_use]
-    pub fn weights(&self) -> WeightPrecision {
+    pub fn weight_precision(&self) -> WeightPrecision {
         self.weights
     }
 

@@ -383,17 +383,23 @@ fn a_parameter_out_of_range() {
         ..Rkd::default()
     };
     assert!(none.problem(Shapes::new(2, 3, 3)).is_ok());
-    let error = refused(
-        RkdAngle {
-            delta: -1.0,
+    // In digits that can be read.
+    for (delta, got) in [
+        (-1.0, "-1"),
+        (-0.25, "-0.25"),
+        (-1e-300, "-1e-300"),
+        (-1e300, "-1e300"),
+        (f64::NAN, "NaN"),
+    ] {
+        let loss = RkdAngle {
+            delta,
             ..RkdAngle::default()
-        }
-        .problem(Shapes::new(2, 3, 3)),
-    );
-    assert_eq!(
-        error.to_string(),
-        "delta: expected a finite number above 0, got -1"
-    );
+        };
+        assert_eq!(
+            refused(loss.problem(Shapes::new(2, 3, 3))).to_string(),
+            format!("delta: expected a finite number above 0, got {got}")
+        );
+    }
 }
 
 #[test]

@@ -42,7 +42,7 @@ impl<T: GpuElement + DeviceRepr> Ours<T> {
     pub(crate) fn new(card: &Card, case: &Case, weights: WeightPrecision) -> Result<Self> {
         let stream = quiet_stream(card)?;
         let mut inputs = case.inputs::<T>();
-        inputs.problem = case.evaluating_only().weight_precision(weights);
+        inputs.problem = case.evaluating_only().weights(weights);
         let mut evaluator = Evaluator::<T>::new(&stream, &inputs.problem)?;
         let bytes = case.elements() as usize * size_of::<T>();
         let copies = (COLD * card.l2_bytes).div_ceil(bytes).clamp(1, MOST_COPIES);
@@ -220,7 +220,7 @@ pub(crate) fn once<T: GpuElement + DeviceRepr>(
 ) -> Result<()> {
     let stream = quiet_stream(card)?;
     let mut inputs = case.inputs::<T>();
-    inputs.problem = case.evaluating_only().weight_precision(weights);
+    inputs.problem = case.evaluating_only().weights(weights);
     let mut evaluator = Evaluator::<T>::new(&stream, &inputs.problem)?;
     let mut batch = OnCard::new(&stream, &inputs)?;
     batch.enqueue(&mut evaluator)?;

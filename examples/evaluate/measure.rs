@@ -225,7 +225,7 @@ impl<T: Element> Rounded<T> {
         }
         let problem = Problem::new(self.loss, batch.shapes())?
             .checked(checked)
-            .weight_precision(self.weights);
+            .weights(self.weights);
         let mut gradient = vec![D::Gradient::default(); self.student.len()];
         let (value, seconds) = timed(|| problem.evaluate_into(device, batch, &mut gradient))?;
         Ok(Measurement {

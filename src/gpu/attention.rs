@@ -105,7 +105,7 @@ impl Plan {
             dtype,
             keys,
             kernel,
-            weights: Weights::new(problem.weights(), keys, temperatures),
+            weights: Weights::new(problem.weight_precision(), keys, temperatures),
             normalize,
             factor: problem.upstream_factor() / (f64::from(rows) * temperatures[0]),
             rows,

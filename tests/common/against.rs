@@ -39,7 +39,7 @@ where
     }
     let inputs = case.inputs::<T>();
     let [split, half] = [WeightPrecision::Split, WeightPrecision::Half].map(|weights| {
-        let problem = inputs.problem.weight_precision(weights);
+        let problem = inputs.problem.weights(weights);
         let evaluation = problem.evaluate(device, inputs.batch());
         evaluation.expect("a case that fits")
     });

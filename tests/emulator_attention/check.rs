@@ -96,7 +96,7 @@ pub(crate) fn check<T: GpuElement<Real = f32>>(
         loss: table.loss * conditioning.loss,
         gradient: table.gradient * conditioning.gradient,
     };
-    if problem.weights() == WeightPrecision::Half && T::DTYPE != DType::F32 {
+    if problem.weight_precision() == WeightPrecision::Half && T::DTYPE != DType::F32 {
         // Not magnified: it is the difference of student and teacher that is rounded.
         within.gradient += ROUNDING_OF_WEIGHTS;
     }
@@ -145,7 +145,7 @@ pub(crate) fn check_input(name: &str, loss: Loss, input: &Input) {
         if T::DTYPE != DType::F32 {
             let (name, half) = (
                 format!("{name}, weights in f16"),
-                problem.weight_precision(WeightPrecision::Half),
+                problem.weights(WeightPrecision::Half),
             );
             check(&name, &half, batch, Data::Gaussian);
         }

@@ -31,7 +31,7 @@ fn rows_of_zeros() {
 #[test]
 fn rows_that_are_not_finite() {
     fn loss_is_nan<T: GpuElement<Real = f32>>(loss: Loss, input: &Input, weights: WeightPrecision) {
-        let problem = input.problem(loss).weight_precision(weights);
+        let problem = input.problem(loss).weights(weights);
         let got = input.run::<T, _>(&Emulator::new().seed(SEED), &problem);
         let name = format!(
             "{loss} {:?} in {}, {weights:?}: {}",

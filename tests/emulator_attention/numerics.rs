@@ -76,7 +76,7 @@ fn near_convergence() {
             Rows::new(&teacher, shape).expect("whole rows"),
         )
         .with_queue(&queue);
-        let problem = input.problem(loss).weight_precision(weights);
+        let problem = input.problem(loss).weights(weights);
         let got = problem
             .evaluate(&Emulator::new().seed(SEED), batch)
             .expect("a batch that fits");
@@ -149,7 +149,7 @@ fn half(name: &str, loss: Loss, input: &Input) {
         (WeightPrecision::Split, 1e-5),
         (WeightPrecision::Half, 1e-3),
     ] {
-        let problem = problem.weight_precision(weights);
+        let problem = problem.weights(weights);
         let got = problem
             .evaluate(&Emulator::new(), batch)
             .expect("a batch that fits");
@@ -254,9 +254,8 @@ fn the_loss_of_weights_in_one_f16() {
         };
         let input = Input::normal(20, Shapes::new(8, 128, 128).with_queue(2048));
         let problem = input.problem(loss);
-        let [split, half] = [WeightPrecision::Split, WeightPrecision::Half].map(|weights| {
-            input.run::<f16, _>(&Emulator::new(), &problem.weight_precision(weights))
-        });
+        let [split, half] = [WeightPrecision::Split, WeightPrecision::Half]
+            .map(|weights| input.run::<f16, _>(&Emulator::new(), &problem.weights(weights)));
         assert_eq!(half.loss.to_bits(), split.loss.to_bits());
         assert_eq!(half.kl.map(f64::to_bits), split.kl.map(f64::to_bits));
         assert_ne!(half.gradient, split.gradient);

@@ -88,7 +88,7 @@ fn many_rows() {
 fn the_same_bits_on_any_schedule() {
     fn same<T: GpuElement<Real = f32>>(loss: Loss, shapes: Shapes, weights: WeightPrecision) {
         let input = Input::normal(11, shapes);
-        let problem = input.problem(loss).weight_precision(weights);
+        let problem = input.problem(loss).weights(weights);
         let first = input.run::<T, _>(&Emulator::new(), &problem);
         for seed in 1..5 {
             let name = format!(

@@ -33,7 +33,7 @@ fn launches(
         ..Shapes::new(64, dim, dim)
     };
     let problem = Problem::new(loss, shapes).expect("shapes that fit");
-    let problem = problem.weight_precision(weights);
+    let problem = problem.weights(weights);
     let plan = Plan::new(&problem, dtype, limits).expect("a plan");
     let nowhere = Addresses {
         student: 0,
