@@ -11,6 +11,7 @@ mod relation;
 mod rkd;
 mod rkd_angle;
 mod rkd_angle_tile;
+mod rkd_close;
 mod rkd_distance;
 mod rrd;
 pub(crate) mod simd;

@@ -44,6 +44,8 @@ pub(super) struct Relations<R: Real> {
     lines: usize,
     /// Lines in a row that hold the columns up to N.
     pub(super) used_lines: usize,
+    /// The longest distance of student and teacher.
+    longest: [f64; 2],
     /// The longest distance over the shortest that is not 0, in student or teacher; at least 1. Infinite
     /// where the square of some 1/d overflows, or nearly so, and in f32 where that of some d vanishes.
     pub(super) spread: f64,
@@ -97,21 +99,26 @@ impl<R: Real> Relations<R> {
                 ])
             })
             .collect::<Result<_>>()?;
-        let spread = (0..2).fold(1.0f64, |spread, which| {
-            let (longest, inverse_shortest) = extremes
+        let extremes = [0, 1].map(|which| {
+            extremes
                 .iter()
                 .map(|of| of[which])
-                .fold((0.0f64, 0.0f64), |a, b| (a.0.max(b.0), a.1.max(b.1)));
-            if inverse_shortest > most_inverse::<R>() {
-                return f64::INFINITY;
-            }
-            spread.max(longest * inverse_shortest)
+                .fold((0.0f64, 0.0f64), |a, b| (a.0.max(b.0), a.1.max(b.1)))
         });
+        let spread = extremes
+            .iter()
+            .fold(1.0f64, |spread, &(longest, inverse_shortest)| {
+                if inverse_shortest > most_inverse::<R>() {
+                    return f64::INFINITY;
+                }
+                spread.max(longest * inverse_shortest)
+            });
         Ok(Relations {
             data,
             rows: n.next_multiple_of(ROWS),
             lines: stride / R::PAD,
             used_lines: n.div_ceil(R::PAD),
+            longest: extremes.map(|(longest, _)| longest),
             spread,
         })
     }
@@ -135,7 +142,33 @@ impl<R: Real> Relations<R> {
     /// One number of one pair.
     #[inline(always)]
     pub(super) fn get(&self, i: usize, j: usize, which: usize) -> R {
-        self.row(i)[(j / R::PAD * 4 + which) * R::PAD + j % R::PAD]
+        self.row(i)[Self::at(j, which)]
+    }
+
+    /// Where a number of the pair with row j lies in a row.
+    #[inline(always)]
+    fn at(j: usize, which: usize) -> usize {
+        (j / R::PAD * 4 + which) * R::PAD + j % R::PAD
+    }
+
+    /// Whether two rows that differ are closer than 1/`limit` of the longest distance, in student or teacher, or so close that
+    /// the square of 1/d overflows.
+    pub(super) fn is_close(&self, i: usize, j: usize, limit: f64) -> bool {
+        [R_X, R_Y]
+            .into_iter()
+            .zip(self.longest)
+            .any(|(which, longest)| {
+                let inverse = self.get(i, j, which).to_f64();
+                inverse * longest > limit || inverse > most_inverse::<R>()
+            })
+    }
+
+    /// Puts others in the places of 1/d of student and teacher in row i, and gives those that were there.
+    pub(super) fn replace_inverses(&mut self, i: usize, j: usize, inverses: [R; 2]) -> [R; 2] {
+        let start = i * 4 * self.stride();
+        let mut replace =
+            |which, inverse| std::mem::replace(&mut self.data[start + Self::at(j, which)], inverse);
+        [replace(R_X, inverses[0]), replace(R_Y, inverses[1])]
     }
 }
 

@@ -6,13 +6,13 @@ use super::embeddings::{Embeddings, Entry};
 use super::pairs::{Block, for_all_pairs};
 use super::relation::{H_X, H_Y, R_X, R_Y, Relations};
 use super::rkd_angle;
+use super::rkd_close::ClosePairs;
 use super::rkd_distance::{DistancePenalty, half_distance};
 use super::simd::Lanes;
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
 use crate::loss::Rkd;
 use crate::problem::{Batch, Value};
-use crate::reference;
 
 /// Side of the squares in which S is made symmetric.
 const SQUARE: usize = 64;
@@ -51,14 +51,12 @@ pub(super) fn rkd<T: Element>(
     {
         return Ok(value);
     }
-    if let Some(value) = attempt::<T, f64>(loss, entry, batch, upstream, gradient)? {
-        return Ok(value);
-    }
-    by_definition(loss, entry, batch, upstream, gradient)
+    let value = attempt::<T, f64>(loss, entry, batch, upstream, gradient)?;
+    Ok(value.expect("f64 is always enough"))
 }
 
-/// Computes in `R`, unless the data ask for more than `R` has: then `None`, and `gradient` is to be
-/// overwritten.
+/// Computes in `R`, unless that is f32 and the data ask for more: then `None`, and `gradient` is to be overwritten. In f64
+/// rows that are closer than it can do by the law of cosines are [set aside](ClosePairs).
 fn attempt<T: Element, R: Real>(
     loss: &Rkd,
     entry: Entry,
@@ -72,11 +70,14 @@ fn attempt<T: Element, R: Real>(
         return Ok(Some(Value::new(f64::NAN)));
     }
     let n = x.rows;
-    let relations = Relations::new(&x, &y)?;
-    drop(y);
-    if relations.spread > trusted_spread::<T, R>(loss) {
+    let mut relations = Relations::new(&x, &y)?;
+    let trusted = trusted_spread::<T, R>(loss);
+    let too_far = relations.spread > trusted;
+    if R::DTYPE == DType::F32 && too_far {
         return Ok(None);
     }
+    // Else the teacher's rows are needed no more.
+    let close = too_far.then(|| (ClosePairs::set_aside(&mut relations, n, trusted), y));
     // One number a pair: the angle's sums, then C.
     let mut matrix = Buffer::<R>::zeros(Relations::<R>::size(n))?;
 
@@ -88,6 +89,14 @@ fn attempt<T: Element, R: Real>(
             return Ok(None);
         }
         value += loss.angle_weight * mean;
+    }
+    // Of what has been set aside: the gradient.
+    let mut close_gradient = None;
+    if let Some((close, y)) = close {
+        close.put_back(&mut relations);
+        let (penalty, gradient) = close.penalize(loss.delta, &x, &y)?;
+        value += loss.angle_weight * penalty / (nf * nf * nf);
+        close_gradient = Some(gradient);
     }
     let distance = (loss.distance_weight > 0.0).then(|| {
         let penalty = DistancePenalty::new(loss.delta, &relations, n);
@@ -122,6 +131,16 @@ fn attempt<T: Element, R: Real>(
         upstream,
         gradient,
     )?;
+    if let Some(close) = close_gradient {
+        let factor = upstream * loss.angle_weight / (nf * nf * nf);
+        let mut row = vec![T::Real::ZERO; x.dim];
+        for (i, out) in gradient.chunks_exact_mut(x.dim).enumerate() {
+            x.write_gradient(i, factor, &close[i * x.dim..][..x.dim], &mut row);
+            for (out, g) in out.iter_mut().zip(&row) {
+                *out += *g;
+            }
+        }
+    }
     Ok(Some(Value::new(value)))
 }
 
@@ -135,42 +154,6 @@ fn trusted_spread<T: Element, R: Real>(loss: &Rkd) -> f64 {
         (_, DType::F32) => trust::SPREAD_F64_AS_F32,
         _ => trust::SPREAD_F64,
     }
-}
-
-/// The last resort, O(N³D): every triple from its edges, as the reference does it.
-fn by_definition<T: Element>(
-    loss: &Rkd,
-    entry: Entry,
-    batch: Batch<'_, T>,
-    upstream: f64,
-    gradient: &mut [T::Real],
-) -> Result<Value> {
-    let distance = Rkd {
-        angle_weight: 0.0,
-        ..*loss
-    };
-    let mut value = attempt::<T, f64>(&distance, entry, batch, upstream, gradient)?
-        .map_or(0.0, |value| value.loss);
-
-    let (x, y) = Embeddings::<f64>::both(batch, entry)?;
-    let compact = |x: &Embeddings<f64>| reference::Matrix {
-        data: (0..x.rows)
-            .flat_map(|i| &x.row(i)[..x.dim])
-            .copied()
-            .collect(),
-        dim: x.dim,
-    };
-    let (angle, g) = reference::rkd_angle(loss.delta, &compact(&x), &compact(&y));
-    value += loss.angle_weight * angle.loss;
-    let mut row = vec![T::Real::ZERO; x.dim];
-    for (i, out) in gradient.chunks_exact_mut(x.dim).enumerate() {
-        let factor = upstream * loss.angle_weight;
-        x.write_gradient(i, factor, &g[i * x.dim..][..x.dim], &mut row);
-        for (out, g) in out.iter_mut().zip(&row) {
-            *out += *g;
-        }
-    }
-    Ok(Value::new(value))
 }
 
 /// Turns the angle's sums S into the coefficients C, in place:

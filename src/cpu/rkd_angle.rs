@@ -203,7 +203,13 @@ impl<R: Real> Match<'_, R> {
             let (h, r) = (h_x[u], edges(u, R_X));
             let out = &mut self.s_i[(i + u) * stride + first_k..][..PANEL];
             for k in 0..PANEL {
-                let half = half_distance(h[k].to_f64(), r[k].to_f64());
+                let (h, r) = (h[k].to_f64(), r[k].to_f64());
+                // Of a pair that has been set aside 1/d is not here.
+                let half = if r > 0.0 {
+                    half_distance(h, r)
+                } else {
+                    (0.5 * h).sqrt()
+                };
                 let g = R::reduce_sum(s, g[k][u]).to_f64();
                 out[k] += R::from_f64(-2.0 * half * g);
             }
