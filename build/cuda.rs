@@ -129,12 +129,14 @@ fn compile() -> Result<Images> {
 
 /// Its entry points are those that stand there, each at the beginning of a line: what a macro made of names would not be found.
 fn image(kernel: &Path) -> Result<Image> {
-    const EXPORT: &str = "EXPORT_KERNEL(";
+    const EXPORTS: [&str; 2] = ["EXPORT_KERNEL(", "EXPORT_KERNEL_REGISTERS("];
     let source =
         fs::read_to_string(kernel).map_err(|error| format!("{}: {error}", kernel.display()))?;
-    let exports = source
-        .lines()
-        .filter_map(|line| line.trim_start().strip_prefix(EXPORT));
+    let exports = source.lines().filter_map(|line| {
+        EXPORTS
+            .iter()
+            .find_map(|export| line.trim_start().strip_prefix(export))
+    });
     let exports: Vec<String> = exports
         .filter_map(|rest| rest.split(',').next())
         .map(|name| name.trim().to_owned())
@@ -142,8 +144,9 @@ fn image(kernel: &Path) -> Result<Image> {
     let plain = |name: &String| name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_');
     if let Some(name) = exports.iter().find(|&name| !plain(name)) {
         return Err(format!(
-            "{}: expected the name of an entry point after {EXPORT}, got {name}",
-            kernel.display()
+            "{}: expected the name of an entry point after {}, got {name}",
+            kernel.display(),
+            EXPORTS.join(" or ")
         ));
     }
     Ok(Image {

@@ -22,7 +22,7 @@
 //            h_ik lies in registers, as does G_ik until the four groups' are added up in the end. Eight vertices' edges are
 //            in shared memory at a time, the next eight's on their way in registers.
 // Shared     dynamic, 57 KiB: twice 12 KiB for 8 vertices' edges, 17 KiB for sums, 16 KiB for h and then for G.
-// Registers  at most 248.
+// Registers  at most 192: beside a block there is room for one of the coefficients', or of the relation's, with 64 (decision 15).
 // SASS       LDG.E.128, LDS.128, STS.128, STG.E.128
 // Loop       relata_rkd_angle_few at most 29.5 x 16 (an unordered triple)
 // Work       27 FP32 instructions an unordered triple; a tile of h, and edges to its ends from the share's vertices, read by
@@ -265,4 +265,4 @@ DEVICE void rkd_angle_few(const Arguments& arguments) {
 
 }  // namespace
 
-EXPORT_KERNEL(relata_rkd_angle_few, THREADS, 1, Arguments, rkd_angle_few);
+EXPORT_KERNEL_REGISTERS(relata_rkd_angle_few, THREADS, 192, Arguments, rkd_angle_few);

@@ -3,6 +3,7 @@
 //
 //   EXPORT_KERNEL(name, threads, blocks, Arguments, body)   an entry point: `body(arguments)` run by blocks of `threads`,
 //                                                           once the launches before it are done
+//   EXPORT_KERNEL_REGISTERS(name, threads, registers, Arguments, body)   the same, by how many registers a thread may have
 //   SHARED_ARRAY(type, name, count)                         a static array in shared memory, 16-byte aligned
 //   DYNAMIC_SHARED(type, name)                              the launch's dynamic shared memory
 //   block_barrier(), warp_barrier()                         __syncthreads(), __syncwarp()
@@ -43,6 +44,20 @@ DEVICE void enter_grid() {
         __VA_ARGS__(arguments);                                                                         \
     }
 
+// `registers`: where it is the blocks of the next launch that are to find room beside this one's. nvcc takes one bound or the
+// other; before 12.4 it knows only the threads'.
+#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1204
+#define RELATA_BOUND(threads, registers) __maxnreg__(registers)
+#else
+#define RELATA_BOUND(threads, registers) __launch_bounds__(threads, 1)
+#endif
+#define EXPORT_KERNEL_REGISTERS(name, threads, registers, Arguments, ...)                               \
+    extern "C" __global__ void RELATA_BOUND(threads, registers)                                         \
+        name(const __grid_constant__ Arguments arguments) {                                             \
+        enter_grid();                                                                                   \
+        __VA_ARGS__(arguments);                                                                         \
+    }
+
 #define SHARED_ARRAY(type, name, count) __shared__ alignas(16) type name[count]
 #define DYNAMIC_SHARED(type, name)                                                                      \
     extern __shared__ __align__(128) unsigned char relata_dynamic_shared[];                             \
@@ -74,6 +89,8 @@ DEVICE void enter_grid() {}
         __VA_ARGS__(*static_cast<const Arguments*>(arguments));                                         \
     }                                                                                                   \
     extern "C" const emulator::Kernel name = {threads, sizeof(Arguments), name##_run}
+#define EXPORT_KERNEL_REGISTERS(name, threads, registers, Arguments, ...)                               \
+    EXPORT_KERNEL(name, threads, 1, Arguments, __VA_ARGS__)
 
 #define SHARED_ARRAY(type, name, count)                                                                 \
     static const emulator::Site name##_site{#name, __FILE__, __LINE__};                                 \
