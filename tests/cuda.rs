@@ -8,7 +8,7 @@ mod common;
 use std::io::Write;
 use std::sync::Arc;
 
-use common::against::{assert_half_weights_right, assert_kernels_right};
+use common::against::{assert_half_weights_right, assert_kernels_right, assert_many_rows_right};
 use common::cases::{self, Case, Inputs};
 use common::compare::{assert_gradient, assert_same_bits};
 use half::{bf16, f16};
@@ -25,9 +25,7 @@ use relata::{
 fn card() -> Option<Cuda> {
     match Cuda::new(0) {
         Ok(cuda) => Some(cuda),
-        Err(why) if std::env::var("RELATA_REQUIRE_CUDA").is_ok_and(|required| required == "1") => {
-            panic!("RELATA_REQUIRE_CUDA=1 and no card: {why}")
-        }
+        Err(why) if is_required() => panic!("RELATA_REQUIRE_CUDA=1 and no card: {why}"),
         Err(why) => {
             let thread = std::thread::current();
             let test = thread.name().unwrap_or("cuda");
@@ -36,6 +34,10 @@ fn card() -> Option<Cuda> {
             None
         }
     }
+}
+
+fn is_required() -> bool {
+    std::env::var("RELATA_REQUIRE_CUDA").is_ok_and(|required| required == "1")
 }
 
 /// The name of the test and then a card, or out.
@@ -52,6 +54,18 @@ macro_rules! for_every_gpu_dtype {
     ($check:ident($($argument:expr),*)) => {
         [$check::<f32>($($argument),*), $check::<f16>($($argument),*), $check::<bf16>($($argument),*)]
     };
+}
+
+/// Whether launches have to overlap: where a card is required, is of 9.0, for which kernels are always built, and has a driver
+/// of CUDA 12.3 or later.
+fn overlap_is_due() -> bool {
+    let mut driver = 0;
+    // SAFETY: it writes to the address of an int.
+    let asked = unsafe { sys::cuDriverGetVersion(&raw mut driver) };
+    asked.result().expect("a driver's version");
+    let context = CudaContext::new(0).expect("a card");
+    let capability = context.compute_capability().expect("a capability");
+    is_required() && capability == (9, 0) && driver >= 12_030
 }
 
 /// A stream whose slices bring no events that a capture would have to wait for.
@@ -175,7 +189,7 @@ fn weights_in_one_f16_are_right() {
     for case in cases::tests() {
         for_every_gpu_dtype!(half(&cuda, &case));
     }
-    fn half<T: GpuElement<Real = f32>>(cuda: &Cuda, case: &Case) {
+    fn half<T: GpuElement>(cuda: &Cuda, case: &Case) {
         assert_half_weights_right::<T, _>(cuda, case);
     }
 }
@@ -216,9 +230,7 @@ fn a_graph_evaluates_what_lies_there_when_it_is_launched() {
         let inputs = case.inputs::<f32>();
         let mut on_card = OnCard::new(&stream, &inputs);
         let mut evaluator = Evaluator::<f32>::new(&stream, &inputs.problem).expect("an evaluator");
-        on_card.enqueue(&mut evaluator);
-        let (loss, gradient) = on_card.results(&case.name);
-
+        // Before any launch: whatever a kernel's first one takes has been done.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         stream.begin_capture(mode).expect("a capture");
         on_card.enqueue(&mut evaluator);
@@ -226,9 +238,13 @@ fn a_graph_evaluates_what_lies_there_when_it_is_launched() {
         let graph = graph
             .expect("nothing that a graph cannot hold")
             .expect("a graph");
-        for _ in 0..2 {
+        let replayed = [(); 2].map(|()| {
             graph.launch().expect("a launch");
-            let replayed = on_card.results(&case.name);
+            on_card.results(&case.name)
+        });
+        on_card.enqueue(&mut evaluator);
+        let (loss, gradient) = on_card.results(&case.name);
+        for replayed in replayed {
             assert_same_bits(&case.name, &replayed.1, &gradient);
             assert_same_bits(&case.name, &[replayed.0], &[loss]);
         }
@@ -267,6 +283,7 @@ fn the_same_bits_where_launches_overlap() {
             assert_same_bits(&name, &[loss], &[*of]);
         };
         if !evaluator.set_overlap(true).expect("an answer") {
+            assert!(!overlap_is_due(), "{name}: launches do not overlap here");
             let _ = writeln!(
                 std::io::stderr(),
                 "SKIPPED {name}: launches do not overlap here"
@@ -426,26 +443,50 @@ fn a_queue_fills_on_the_card() {
     }
 }
 
+const RELATIONS: [Relation; 4] = [
+    Relation::Distance,
+    Relation::SquaredDistance,
+    Relation::Dot,
+    Relation::Cosine,
+];
+
 #[test]
 fn building_blocks_are_right() {
     let cuda = card_or_skip!();
-    for [n, dim] in [[1, 1], [5, 7], [64, 33], [130, 257]] {
+    fn right<T: GpuElement>(cuda: &Cuda, [n, dim]: [usize; 2]) {
         let data = common::Input::normal(7, Shapes::new(n, dim, 1)).student;
-        let data = common::cast::<f32>(&data);
+        let data = common::cast::<T>(&data);
         let rows = Rows::new(&data, [n, dim]).expect("whole rows");
-        for relation in [
-            Relation::Distance,
-            Relation::SquaredDistance,
-            Relation::Dot,
-            Relation::Cosine,
-        ] {
-            let got = relation_matrix(&cuda, relation, rows).expect("a relation");
+        for relation in RELATIONS {
+            let got = relation_matrix(cuda, relation, rows).expect("a relation");
             let want = relation_matrix(&Reference, relation, rows).expect("a relation");
-            assert_gradient(&format!("{relation:?} {n}x{dim}"), &got, &want, n, 1e-6);
+            let name = format!("{relation:?} {n}x{dim} in {}", T::DTYPE);
+            assert_gradient(&name, &got, &want, n, 1e-6);
         }
-        let got = softmax(&cuda, rows, 0.3).expect("a softmax");
+        let got = softmax(cuda, rows, 0.3).expect("a softmax");
         let want = softmax(&Reference, rows, 0.3).expect("a softmax");
-        assert_gradient(&format!("softmax {n}x{dim}"), &got, &want, dim, 1e-6);
+        let name = format!("softmax {n}x{dim} in {}", T::DTYPE);
+        assert_gradient(&name, &got, &want, dim, 1e-6);
+    }
+    for shape in [[1, 1], [5, 7], [64, 33], [130, 257]] {
+        for_every_gpu_dtype!(right(&cuda, shape));
+    }
+}
+
+/// What sanitizers watch, beside the building blocks and the queue: small, and every kernel of the losses runs.
+#[test]
+fn every_kernel_is_right() {
+    let cuda = card_or_skip!();
+    fn right<T: GpuElement>(cuda: &Cuda, case: &Case) {
+        if cases::many_rows().contains(case) {
+            assert_many_rows_right::<T, _>(cuda, case);
+        } else {
+            assert_kernels_right::<T, _>(cuda, case);
+            assert_half_weights_right::<T, _>(cuda, case);
+        }
+    }
+    for case in cases::of_every_kernel() {
+        for_every_gpu_dtype!(right(&cuda, &case));
     }
 }
 

@@ -7,6 +7,7 @@ mod common;
 
 use std::panic::catch_unwind;
 
+use common::against::assert_many_rows_right;
 use common::cases::{self, Case};
 use common::compare::{assert_gradient, assert_loss, assert_same_bits, assert_zero};
 use common::tolerances::{conditioning, tolerance};
@@ -83,6 +84,18 @@ fn every_case_in_every_dtype() {
         .map(|case| &case.name)
         .collect();
     assert!(failed.is_empty(), "{failed:#?}");
+}
+
+#[test]
+fn many_rows_in_every_dtype() {
+    fn right<T: GpuElement>(case: &Case) {
+        assert_many_rows_right::<T, _>(&Emulator::new(), case);
+    }
+    cases::many_rows().par_iter().for_each(|case| {
+        right::<f32>(case);
+        right::<f16>(case);
+        right::<bf16>(case);
+    });
 }
 
 /// More rows than go to the accurate path at once: the fast one, which the table takes in f32 alone. Fewer, of which the

@@ -115,6 +115,21 @@ pub(crate) fn on_cards() -> impl Iterator<Item = Case> {
     all().into_iter().filter(|c| c.purpose != Purpose::Test)
 }
 
+/// Cases of more rows than the table's, for cards: the reference would take minutes, so they are held against the CPU's path.
+pub(crate) fn many_rows() -> Vec<Case> {
+    table::many_rows()
+}
+
+/// As few cases as launch every kernel on a card, in all types and with weights of either precision, beside relation matrices
+/// and softmaxes; for sanitizers, which take their time. tests/cuda_stand_in holds it to that.
+pub(crate) fn of_every_kernel() -> Vec<Case> {
+    let table = all();
+    let of_name = |name| table.iter().find(|case| case.name == name);
+    let named = table::OF_EVERY_KERNEL
+        .map(|name| of_name(name).unwrap_or_else(|| panic!("no case {name}")));
+    named.into_iter().cloned().chain(many_rows()).collect()
+}
+
 impl Case {
     pub(crate) fn shapes(&self) -> Shapes {
         let shapes = Shapes::new(self.rows, self.student_dim, self.teacher_dim);

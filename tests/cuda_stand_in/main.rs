@@ -4,9 +4,12 @@
 #![cfg(target_os = "linux")]
 #![allow(unsafe_code, reason = "the raw entry")]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod device;
 mod errors;
 mod evaluator;
+mod kernels;
 mod overlap;
 mod queue;
 mod raw;

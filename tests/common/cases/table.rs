@@ -24,26 +24,29 @@ const RELATIONAL: [[usize; 3]; 15] = [
 ];
 
 /// N, D of rows compared in one space.
-const SQUARE: [[usize; 2]; 9] = [
+const SQUARE: [[usize; 2]; 10] = [
     [1, 1],
     [2, 3],
     [3, 130],
     [5, 7],
     [17, 16],
     [33, 33],
+    [33, 100],
     [64, 7],
     [65, 1],
     [65, 130],
 ];
 
 /// N, D, capacity, keys of the past, whether the batch's own keys follow.
-const QUEUED: [([usize; 4], bool); 13] = [
+const QUEUED: [([usize; 4], bool); 15] = [
     ([1, 1, 1, 0], true),
     ([1, 3, 1, 1], false),
     ([2, 7, 3, 2], false),
     ([3, 16, 5, 4], true),
     ([5, 33, 64, 100], false),
+    ([17, 100, 130, 200], true),
     ([17, 130, 65, 40], true),
+    ([5, 300, 64, 40], false),
     ([17, 16, 7, 7], true),
     ([33, 3, 63, 63], false),
     ([64, 16, 130, 200], true),
@@ -128,6 +131,45 @@ fn relational(cases: &mut Vec<Case>) {
     }
 }
 
+/// RKD of more rows than the kernels call few: distances alike, and angles in f32; of very different size, and in f64; angles in f32
+/// that turn out to be too much alike; and so many elements that the gradient is made 64 rows at a time.
+pub(super) fn many_rows() -> Vec<Case> {
+    let both = Loss::from(Rkd::default());
+    let normalized = Rkd {
+        normalize: true,
+        ..Rkd::default()
+    };
+    let near = Data::NearTeacher { noise: 1e-2 };
+    vec![
+        case(both, 300, 512),
+        case(both, 300, 16).teacher_dim(33),
+        case(RkdAngle::default().into(), 260, 512)
+            .data(near)
+            .label("near-teacher"),
+        case(normalized.into(), 300, 130).label("normalize"),
+        case(RkdDistance::default().into(), 1000, 512),
+    ]
+}
+
+/// One small case of each kind that has kernels of its own.
+pub(super) const OF_EVERY_KERNEL: [&str; 15] = [
+    "rkd-33x16",
+    "rkd-17x16-to-7-delta-0.5-normalize",
+    "rkd-distance-17x33-to-130",
+    "rrd-17x16-k7-own",
+    "rrd-17x100-k130-past-200-own",
+    "rrd-17x130-k65-past-40-own",
+    "rrd-5x300-k64-past-40",
+    "info-nce-33x33",
+    "info-nce-33x100",
+    "info-nce-65x130",
+    "info-nce-17x16-k7-own",
+    "info-nce-17x100-k130-past-200-own",
+    "info-nce-17x130-k65-past-40-own",
+    "kd-kl-17x16",
+    "kd-kl-2x20011",
+];
+
 fn rrd(cases: &mut Vec<Case>) {
     let queued = |loss: Rrd, ([n, d, capacity, past], own): ([usize; 4], bool)| {
         case(loss.into(), n, d).queue(capacity, past, own)
@@ -185,7 +227,7 @@ fn info_nce(cases: &mut Vec<Case>) {
 fn kd_kl(cases: &mut Vec<Case>) {
     let loss = Loss::from(KdKl::default());
     cases.extend(SQUARE.map(|[n, d]| case(loss, n, d)));
-    cases.push(case(loss, 3, 5003));
+    cases.extend([(3, 5003), (2, 20_011)].map(|(n, classes)| case(loss, n, classes)));
     for temperature in [0.25, 1.0, 20.0] {
         let label = format!("t-{temperature}");
         cases.push(case(KdKl { temperature }.into(), 17, 130).label(&label));

@@ -1,0 +1,63 @@
+//! Is every kernel among those that run under sanitizers? Those tests of tests/cuda.rs are named in benches/bundle/run.
+
+use std::collections::BTreeSet;
+
+use half::{bf16, f16};
+use relata::cuda::Queue;
+use relata::cuda::cudarc::driver::DeviceRepr;
+use relata::{
+    Cuda, GpuElement, Relation, Rows, Rrd, Shapes, WeightPrecision, relation_matrix, softmax,
+};
+
+use crate::common::cases::{self, Case};
+use crate::common::{self, Input};
+use crate::support::calls;
+use crate::{beside, stream};
+
+beside!(every_kernel_is_watched, StandIn, [], {
+    fn launch<T: GpuElement>(cuda: &Cuda, case: &Case) {
+        let inputs = case.inputs::<T>();
+        for weights in [WeightPrecision::Split, WeightPrecision::Half] {
+            let problem = inputs.problem.weights(weights);
+            problem.evaluate(cuda, inputs.batch()).expect("launches");
+        }
+    }
+    fn launch_blocks<T: GpuElement>(cuda: &Cuda) {
+        let rows = Input::normal(0, Shapes::new(3, 2, 2)).student;
+        let rows = common::cast::<T>(&rows);
+        let rows = Rows::new(&rows, [3, 2]).expect("whole rows");
+        relation_matrix(cuda, Relation::Dot, rows).expect("launches");
+        softmax(cuda, rows, 1.0).expect("launches");
+    }
+    fn enqueue<T: GpuElement + DeviceRepr>() {
+        let problem = Rrd::default().problem(Shapes::new(3, 2, 2).with_queue(5));
+        let stream = stream();
+        let queue = Queue::<T>::new(&stream, &problem.expect("shapes that fit"));
+        let keys = stream.clone_htod(&[T::from_f64(1.0); 6]).expect("memory");
+        queue.expect("memory").enqueue(&keys).expect("launches");
+    }
+    let cuda = Cuda::new(0).expect("the stand-in's card");
+    launch_blocks::<f32>(&cuda);
+    launch_blocks::<f16>(&cuda);
+    launch_blocks::<bf16>(&cuda);
+    enqueue::<f32>();
+    enqueue::<f16>();
+    enqueue::<bf16>();
+    for case in cases::of_every_kernel() {
+        launch::<f32>(&cuda, &case);
+        launch::<f16>(&cuda, &case);
+        launch::<bf16>(&cuda, &case);
+    }
+    let calls = calls();
+    let of = |name: &str| -> BTreeSet<&str> {
+        let mut words = calls.iter().map(|call| call.split(' '));
+        let called = words.by_ref().filter_map(|mut words| {
+            let begins = words.next().is_some_and(|word| word == name);
+            begins.then(|| words.next()).flatten()
+        });
+        called.collect()
+    };
+    let (known, launched) = (of("cuLibraryGetKernel"), of("cuLaunchKernel"));
+    let never: Vec<_> = known.difference(&launched).collect();
+    assert!(!known.is_empty() && never.is_empty(), "{never:#?}");
+});
