@@ -15,8 +15,8 @@ pub(crate) struct Provider {
     worker: Worker,
     /// None after a failure, until the next case.
     torch: Option<Torch>,
-    /// Whether it takes part in the case.
-    open: bool,
+    /// The case and the type it takes part in.
+    open: Option<[String; 2]>,
 }
 
 impl Provider {
@@ -28,7 +28,7 @@ impl Provider {
             version: torch.version.clone(),
             worker,
             torch: Some(torch),
-            open: false,
+            open: None,
         })
     }
 
@@ -36,9 +36,13 @@ impl Provider {
         PROVIDERS[self.index]
     }
 
-    /// What follows is about this case.
+    /// What follows is about this case. If it was so already, with our weights in another precision, nothing is compiled again.
     pub(crate) fn open(&mut self, case: &Case, files: &Files, dtype: &str, copies: usize) {
-        self.open = true;
+        let asked = Some([case.name.clone(), dtype.to_owned()]);
+        if self.open == asked && self.torch.is_some() {
+            return;
+        }
+        self.open = asked;
         if self.torch.is_none() {
             self.torch = self.tried(Torch::spawn(&self.worker, &[]));
         }
@@ -48,7 +52,7 @@ impl Provider {
     /// What follows is about a case that it has no part in.
     pub(crate) fn sit_out(&mut self) {
         self.ask(Torch::close);
-        self.open = false;
+        self.open = None;
     }
 
     /// Seconds of evaluations, none if it cannot.
@@ -63,7 +67,7 @@ impl Provider {
 
     fn ask<R>(&mut self, request: impl FnOnce(&mut Torch) -> Result<R>) -> Option<R> {
         let answer = match &mut self.torch {
-            Some(torch) if self.open => request(torch),
+            Some(torch) if self.open.is_some() => request(torch),
             _ => return None,
         };
         let answer = self.tried(answer);
