@@ -7,7 +7,7 @@
 
 namespace rkd {
 
-// src/gpu/rkd/mod.rs makes room for it, and its tests read `accurate`.
+// src/gpu/rkd/workspace.rs makes room for it, and its tests read `accurate`.
 struct Scalars {
     // The student's lengths and the teacher's, in units in which the longest is about 1 where the accurate path runs,
     // and as they are where the fast one does. A power of two: `unit` times a length is exact.
@@ -20,7 +20,7 @@ struct Scalars {
     uint32_t accurate;
     uint32_t padding;
 };
-static_assert(sizeof(Scalars) == 48, "SCALARS in src/gpu/rkd/mod.rs");
+static_assert(sizeof(Scalars) == 48, "SCALARS in src/gpu/rkd/workspace.rs");
 
 // Matrices over pairs of rows are kept in tiles of 64 x 64, zero beyond the N rows there are, so that 16 bytes can be
 // read anywhere. r and the coefficients are matrices of `padded(n)` rows. h and the angle's sums, which are symmetric,

@@ -51,7 +51,7 @@ pub(super) struct Attending {
     pub(super) padding: u32,
 }
 
-/// Mirrors `Arguments` in kernels/attention_mma.cu.
+/// Mirrors `staging::Arguments` in kernels/common/attention_stage.cuh.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub(crate) struct MmaArguments {

@@ -4,6 +4,7 @@ mod angle;
 mod arguments;
 mod deal;
 mod few;
+mod workspace;
 
 use self::angle::Angle;
 use self::arguments::KindArgument;
@@ -13,6 +14,7 @@ pub(crate) use self::arguments::{
 };
 use self::deal::{Deal, Patches, TILE, Tiles, contraction_rows, few_side, relation_side};
 use self::few::Shares;
+use self::workspace::Workspace;
 use super::kernels::{
     CONTRACTION, CONTRACTION_FEW, Kernel, RKD_ANGLE, RKD_ANGLE_ACCURATE, RKD_ANGLE_FEW,
     RKD_COEFFICIENTS, RKD_RELATION, RKD_RELATION_ACCURATE, RKD_RELATION_FEW,
@@ -20,7 +22,7 @@ use super::kernels::{
 use super::machine::{Launcher, Limits};
 use super::normalize;
 use super::plan::{Addresses, grid_size, grid_size_y, tile_pairs};
-use super::workspace::{Layout, Region};
+use super::workspace::Layout;
 use crate::element::DType;
 use crate::error::Result;
 use crate::loss::Rkd;
@@ -57,28 +59,6 @@ pub(crate) struct Plan {
     at: Workspace,
 }
 
-/// Where things lie in the workspace; of student and teacher where there are two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Workspace {
-    scalars: Region,
-    /// What the relation's blocks know of lengths.
-    lengths: Region,
-    /// Of the angle's blocks: the penalty of their triples.
-    triples: Region,
-    /// Of the coefficients' blocks.
-    penalties: Region,
-    normalized: Option<[Region; 2]>,
-    norms: Region,
-    h: Option<[Region; 2]>,
-    r: [Region; 2],
-    sums: Region,
-    /// Over what h leaves, where there is one.
-    coefficients: Region,
-}
-
-/// Bytes of `rkd::Scalars` in kernels/common/rkd.cuh.
-const SCALARS: usize = 48;
-
 impl Plan {
     pub(crate) fn new(
         loss: &Rkd,
@@ -105,7 +85,6 @@ impl Plan {
     ) -> Result<Self> {
         let shapes = problem.shapes();
         let n = shapes.rows;
-        let tiles = Tiles::of(n);
         let multiprocessors = limits.multiprocessors as usize;
         let few = match angle {
             Some(angle) => matches!(angle, Angle::Few(_)),
@@ -118,46 +97,15 @@ impl Plan {
         };
         // With both weights 0, the distance gives the zeros.
         let distance = loss.distance_weight > 0.0 || angle.is_none();
-        let padded = tiles.rows();
+        let padded = Tiles::of(n).rows();
         let coefficients = Patches::new(padded, multiprocessors);
-
-        let relation_blocks = tile_pairs(padded, side)? as usize;
-        // In f64, the widest the fast and the accurate path put here.
-        let mut half = || layout.push::<f64>(&[tiles.pairs(), TILE, TILE]);
-        let h = match angle {
-            Some(_) => Some([half()?, half()?]),
-            None => None,
-        };
-        let at = Workspace {
-            h,
-            r: [
-                layout.push::<f32>(&[padded, padded])?,
-                layout.push::<f32>(&[padded, padded])?,
-            ],
-            normalized: if loss.normalize {
-                Some([
-                    layout.push::<f32>(&[n, shapes.student_dim])?,
-                    layout.push::<f32>(&[n, shapes.teacher_dim])?,
-                ])
-            } else {
-                None
-            },
-            norms: layout.push::<f32>(&[n])?,
-            scalars: layout.push::<u8>(&[SCALARS])?,
-            // `rkd::Lengths`, of student and teacher.
-            lengths: layout.push::<f64>(&[2, relation_blocks, 3])?,
-            triples: layout.push::<f64>(&[angle.map_or(0, Angle::blocks)])?,
-            // `rkd::Penalties`.
-            penalties: layout.push::<f64>(&[coefficients.blocks, 3])?,
-            sums: match angle {
-                Some(angle) => layout.push::<f32>(&angle.sums(n))?,
-                None => layout.push::<f32>(&[0])?,
-            },
-            coefficients: match h {
-                Some([student, _]) => student,
-                None => layout.push::<f32>(&[padded, padded])?,
-            },
-        };
+        let at = Workspace::new(
+            layout,
+            shapes,
+            loss.normalize,
+            angle,
+            [tile_pairs(padded, side)? as usize, coefficients.blocks],
+        )?;
         Ok(Plan {
             loss: *loss,
             dtype,

@@ -4,6 +4,7 @@ use bytemuck::Pod;
 use half::{bf16, f16};
 
 use super::deal::Parts;
+use super::workspace::SCALARS;
 use super::*;
 use crate::element::Element;
 use crate::gpu::emulator::Emulator;
