@@ -24,6 +24,7 @@ impl Card {
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
             CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as SHARED,
             CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as MULTIPROCESSORS,
+            CU_DEVICE_ATTRIBUTE_SINGLE_TO_DOUBLE_PRECISION_PERF_RATIO as F32_OVER_F64,
         };
         let attribute = |attribute| -> Result<u32> {
             // SAFETY: the device is one of this initialised driver's.
@@ -38,6 +39,7 @@ impl Card {
             limits: Limits {
                 multiprocessors: attribute(MULTIPROCESSORS)?,
                 shared_per_block: attribute(SHARED)?,
+                f32_over_f64: attribute(F32_OVER_F64)?,
             },
         })
     }

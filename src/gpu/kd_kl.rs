@@ -139,14 +139,9 @@ impl Plan {
 mod tests {
     use super::*;
 
-    const H200: Limits = Limits {
-        multiprocessors: 132,
-        shared_per_block: 227 * 1024,
-    };
-
     #[test]
     fn keeps_what_fits_and_no_more() {
-        let kept = |classes, dtype| Tile::new(classes, dtype, H200);
+        let kept = |classes, dtype| Tile::new(classes, dtype, Limits::HOPPER);
         // All of a short row, however short.
         for classes in [1, 10, 1000, 5 * 256 * 4] {
             let tile = kept(classes, DType::F32);
@@ -185,7 +180,7 @@ mod tests {
         for bytes in [0, 48 * 1024, 99 * 1024, 163 * 1024, 227 * 1024] {
             let limits = Limits {
                 shared_per_block: bytes,
-                ..H200
+                ..Limits::HOPPER
             };
             for classes in [6000, 20_000, 151_936] {
                 let shared = Tile::new(classes, DType::F32, limits).shared();

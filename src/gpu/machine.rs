@@ -27,6 +27,18 @@ pub(crate) struct Limits {
     pub(crate) multiprocessors: u32,
     /// Bytes of shared memory a block can have, dynamic memory by opt-in included.
     pub(crate) shared_per_block: u32,
+    /// How many times as many operations a multiprocessor does in f32 as in f64: 2 on data centres' cards, 64 on most others.
+    pub(crate) f32_over_f64: u32,
+}
+
+#[cfg(test)]
+impl Limits {
+    /// An H200's, and an H100's.
+    pub(crate) const HOPPER: Self = Limits {
+        multiprocessors: 132,
+        shared_per_block: 227 * 1024,
+        f32_over_f64: 2,
+    };
 }
 
 /// A launcher with memory of its own: what host slices are evaluated on.

@@ -1,4 +1,4 @@
-//! Is every kernel among those that run under sanitizers? Those tests of tests/cuda.rs are named in benches/bundle/run.
+//! Which kernels are launched? Is every one among those that run under sanitizers? Those tests of tests/cuda.rs are named in benches/bundle/run.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,8 @@ use half::{bf16, f16};
 use relata::cuda::Queue;
 use relata::cuda::cudarc::driver::DeviceRepr;
 use relata::{
-    Cuda, GpuElement, Relation, Rows, Rrd, Shapes, WeightPrecision, relation_matrix, softmax,
+    Cuda, GpuElement, Relation, RkdDistance, Rows, Rrd, Shapes, WeightPrecision, relation_matrix,
+    softmax,
 };
 
 use crate::common::cases::{self, Case};
@@ -61,3 +62,25 @@ beside!(every_kernel_is_watched, StandIn, [], {
     let never: Vec<_> = known.difference(&launched).collect();
     assert!(!known.is_empty() && never.is_empty(), "{never:#?}");
 });
+
+beside!(
+    slow_f64_is_not_gone_to_at_once,
+    StandIn,
+    [("STAND_IN_F64", "64")],
+    {
+        let cuda = Cuda::new(0).expect("the stand-in's card");
+        let first = |rows: usize| {
+            let input = Input::normal(0, Shapes::new(rows, 512, 512));
+            let rows_of = common::cast::<f32>(&input.student);
+            let rows_of = Rows::new(&rows_of, [rows, 512]).expect("whole rows");
+            calls();
+            let evaluated = RkdDistance::default().evaluate(&cuda, rows_of, rows_of);
+            evaluated.expect("launches");
+            let calls = calls().into_iter();
+            let mut launches = calls.filter(|call| call.starts_with("cuLaunchKernel"));
+            launches.next().expect("a launch")
+        };
+        assert!(first(64).contains("relata_rkd_relation_few_f32"));
+        assert!(first(128).contains("relata_rkd_relation_f32"));
+    }
+);

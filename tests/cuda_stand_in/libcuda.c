@@ -107,6 +107,7 @@ CUresult cuDeviceGetAttribute(int* value, int attribute, CUdevice device) {
         case 16: *value = 132; break;                               // multiprocessors
         case 75: *value = capability / 10; break;
         case 76: *value = capability % 10; break;
+        case 87: *value = (int)setting("STAND_IN_F64", 2); break;   // f32's rate over f64's
         case 97: *value = 232448; break;                            // shared memory by opt-in
         case 115: *value = (int)setting("STAND_IN_POOLS", 1); break;
         default: return INVALID_VALUE;

@@ -220,14 +220,10 @@ pub(super) fn splits(blocks: usize, tiles: usize, slots: usize) -> usize {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits {
-        multiprocessors: 132,
-        shared_per_block: 227 * 1024,
-    };
-
     #[test]
     fn half_types_go_to_tensor_cores_where_a_tile_fits() {
-        let on = |dim, dtype, normalize, keys| Kernel::new(dim, dtype, normalize, keys, LIMITS);
+        let on =
+            |dim, dtype, normalize, keys| Kernel::new(dim, dtype, normalize, keys, Limits::HOPPER);
         for dtype in [DType::F16, DType::BF16] {
             for keys in [Keys::QueueBoth, Keys::Queue, Keys::Others] {
                 assert_eq!(on(1, dtype, true, keys), Kernel::Mma(MmaWidth::W64));
@@ -247,7 +243,7 @@ mod tests {
         assert_eq!(Kernel::Mma(MmaWidth::W128).shared(), 256 * 136 * 2);
         let small = Limits {
             shared_per_block: 99 * 1024,
-            ..LIMITS
+            ..Limits::HOPPER
         };
         for dim in [64, 128, 256] {
             let kernel = Kernel::new(dim, DType::F16, true, Keys::Queue, small);
@@ -255,7 +251,7 @@ mod tests {
         }
         let none = Limits {
             shared_per_block: 48 * 1024,
-            ..LIMITS
+            ..Limits::HOPPER
         };
         assert_eq!(
             Kernel::new(256, DType::F16, true, Keys::Queue, none),

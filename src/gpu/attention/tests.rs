@@ -24,10 +24,7 @@ fn launches(
     dtype: DType,
     weights: WeightPrecision,
 ) -> Vec<&'static str> {
-    let limits = Limits {
-        multiprocessors: 132,
-        shared_per_block: 227 * 1024,
-    };
+    let limits = Limits::HOPPER;
     let shapes = Shapes {
         queue,
         ..Shapes::new(64, dim, dim)

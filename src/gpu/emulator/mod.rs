@@ -178,6 +178,7 @@ impl Machine for EmulatedMachine {
         Limits {
             multiprocessors: 4,
             shared_per_block: 163 * 1024,
+            f32_over_f64: 2,
         }
     }
 

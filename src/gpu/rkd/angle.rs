@@ -1,6 +1,5 @@
 //! How the angle loss's triples are dealt, one way or the other.
 
-use super::FEW_ROWS;
 use super::deal::{Deal, Slots, TILE, Tiles};
 use super::few::Shares;
 
@@ -13,8 +12,9 @@ pub(super) enum Angle {
 }
 
 impl Angle {
-    pub(super) fn new(rows: usize, multiprocessors: usize) -> Self {
-        if rows <= FEW_ROWS {
+    /// `few`: whether the rows [are](super::few::are_few).
+    pub(super) fn new(rows: usize, few: bool, multiprocessors: usize) -> Self {
+        if few {
             Angle::Few(Shares::new(rows, multiprocessors))
         } else {
             Angle::Groups(Deal::new(rows, multiprocessors))

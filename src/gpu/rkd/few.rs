@@ -1,6 +1,30 @@
 //! How the triples of few rows are dealt to blocks: a pure function of sizes.
 
 use super::deal::TILE;
+use crate::gpu::machine::Limits;
+use crate::problem::Shapes;
+
+/// Up to so many rows it is launches that take the time: two fewer, the accurate path at once, and small tiles.
+const FEW_ROWS: usize = 256;
+/// Where f64 is this much slower than f32, or less, there is no more to it.
+const FAST_F64: u32 = 4;
+/// Elsewhere lengths in f64 may take so many cycles, which is what the two launches and the f32 path that they spare would.
+const CYCLES: u64 = 1 << 15;
+/// What a multiprocessor does in f32 in a cycle.
+const F32_LANES: u64 = 128;
+
+/// Whether these rows are few.
+pub(super) fn are_few(shapes: Shapes, limits: Limits) -> bool {
+    if shapes.rows > FEW_ROWS || limits.f32_over_f64 <= FAST_F64 {
+        return shapes.rows <= FEW_ROWS;
+    }
+    // Two operations an element of every pair.
+    let [n, student, teacher] =
+        [shapes.rows, shapes.student_dim, shapes.teacher_dim].map(|size| size as u64);
+    let operations = (n * n).saturating_mul(student.saturating_add(teacher));
+    let lanes = F32_LANES * u64::from(limits.multiprocessors) / u64::from(limits.f32_over_f64);
+    operations / lanes.max(1) <= CYCLES
+}
 
 /// A deal for the angle loss of so few rows that tiles of 64 ends would leave most of a card idle.
 ///
@@ -73,7 +97,23 @@ impl Shares {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::rkd::FEW_ROWS;
+
+    #[test]
+    fn slow_f64_takes_the_place_of_launches_only_where_it_is_little() {
+        let slow = Limits {
+            multiprocessors: 128,
+            f32_over_f64: 64,
+            ..Limits::HOPPER
+        };
+        let few = |rows, dim, limits| are_few(Shapes::new(rows, dim, dim), limits);
+        for dim in [1, 512, 100_000] {
+            assert!(few(1, dim, Limits::HOPPER) && few(256, dim, Limits::HOPPER));
+            assert!(!few(257, dim, Limits::HOPPER) && !few(257, dim, slow));
+        }
+        assert!(few(64, 512, slow) && few(128, 128, slow) && few(256, 32, slow));
+        assert!(!few(128, 512, slow) && !few(256, 128, slow));
+        assert!(!few(256, usize::MAX / 2, slow));
+    }
 
     fn every_deal() -> impl Iterator<Item = (usize, usize, Shares)> {
         let cards = [132, 108, 24, 4, 1].into_iter();

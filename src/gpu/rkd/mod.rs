@@ -13,7 +13,7 @@ pub(crate) use self::arguments::{
     RelationArguments,
 };
 use self::deal::{Deal, Patches, TILE, Tiles, contraction_rows, few_side, relation_side};
-use self::few::Shares;
+use self::few::{Shares, are_few};
 use self::workspace::Workspace;
 use super::kernels::{
     CONTRACTION, CONTRACTION_FEW, Kernel, RKD_ANGLE, RKD_ANGLE_ACCURATE, RKD_ANGLE_FEW,
@@ -38,9 +38,6 @@ mod trust {
     /// The least mean penalty of angles: below, the difference of the cosines is mostly rounding.
     pub(super) const PENALTY: f64 = 1e-4;
 }
-
-/// Up to so many rows it is launches that take the time: two fewer, the accurate path at once, and small tiles.
-const FEW_ROWS: usize = 256;
 
 /// What the passes of RKD are launched with.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -69,27 +66,25 @@ impl Plan {
     ) -> Result<Self> {
         let n = problem.shapes().rows;
         grid_size("rows", n)?;
-        let deal = || Angle::new(n, limits.multiprocessors as usize);
+        let few = are_few(problem.shapes(), limits);
+        let deal = || Angle::new(n, few, limits.multiprocessors as usize);
         let angle = (loss.angle_weight > 0.0).then(deal);
-        Self::dealt(loss, problem, dtype, limits, angle, layout)
+        Self::dealt(loss, problem, dtype, limits, few, angle, layout)
     }
 
-    /// With the angle's triples, if it takes part, dealt as is said here.
+    /// With the angle's triples, if it takes part, dealt as is said here, and as many rows as that is for.
     fn dealt(
         loss: &Rkd,
         problem: &Problem,
         dtype: DType,
         limits: Limits,
+        few: bool,
         angle: Option<Angle>,
         layout: &mut Layout,
     ) -> Result<Self> {
         let shapes = problem.shapes();
         let n = shapes.rows;
         let multiprocessors = limits.multiprocessors as usize;
-        let few = match angle {
-            Some(angle) => matches!(angle, Angle::Few(_)),
-            None => n <= FEW_ROWS,
-        };
         let side = if few {
             few_side(n, multiprocessors)
         } else {

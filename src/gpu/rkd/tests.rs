@@ -43,7 +43,10 @@ fn evaluate_for<T: Element + Pod>(
     let dtype = T::DTYPE;
     let plan = match deal {
         None => Plan::new(&loss, &problem, dtype, limits, &mut layout),
-        Some(_) => Plan::dealt(&loss, &problem, dtype, limits, deal, &mut layout),
+        Some(angle) => {
+            let few = matches!(angle, Angle::Few(_));
+            Plan::dealt(&loss, &problem, dtype, limits, few, deal, &mut layout)
+        }
     };
     let plan = plan.unwrap();
     let mut memory = |bytes: &[u8]| {
@@ -222,6 +225,39 @@ fn the_card_does_not_show() {
             assert!((other - value).abs() <= 1e-6 * value, "{title}");
             let difference = difference(&others, &gradient);
             assert!(difference < 1e-6, "{title}: {difference:e}");
+        }
+    }
+}
+
+/// Few rows on a card whose f64 is slow have it where it is needed, and f32 elsewhere.
+#[test]
+fn slow_f64_is_not_gone_to_at_once() {
+    let shape @ [n, dim] = [100, 150];
+    let slow = Limits {
+        multiprocessors: 20,
+        f32_over_f64: 64,
+        ..Emulator::new().machine().limits()
+    };
+    let y = alike(shape, 0.02, 2.0);
+    let loud = alike(shape, 0.05, 3.0);
+    let mut close = loud.clone();
+    close.copy_within(0..dim, dim);
+    close[dim] += 0.01;
+    for (x, needed) in [(&loud, false), (&close, true)] {
+        for loss in [
+            Rkd::default(),
+            Rkd::from(crate::RkdDistance::default()),
+            Rkd::from(crate::RkdAngle::default()),
+        ] {
+            let (at_once, value, gradient) = evaluate(x, &y, shape, loss, None);
+            let (accurate, other, others) = evaluate_for(slow, x, &y, shape, loss, None);
+            let title = format!("{n} rows, {loss:?}");
+            assert!(at_once, "{title}");
+            // Distances do not mind a pair that is close.
+            assert_eq!(accurate, needed && loss.angle_weight > 0.0, "{title}");
+            assert!((other - value).abs() <= 1e-6 * value, "{title}");
+            let difference = difference(&others, &gradient);
+            assert!(difference < 2e-6, "{title}: {difference:e}");
         }
     }
 }

@@ -249,10 +249,7 @@ fn an_evaluation_takes_little_memory() {
     ] {
         let loss = RkdAngle::default();
         let problem = Problem::new(loss, Shapes::new(rows, 512, 512)).unwrap();
-        let limits = Limits {
-            multiprocessors: 132,
-            shared_per_block: 227 * 1024,
-        };
+        let limits = Limits::HOPPER;
         let mut layout = Layout::new();
         Plan::new(&loss.into(), &problem, DType::F32, limits, &mut layout).unwrap();
         let bytes = layout.bytes() + 4 * rows * 512;
