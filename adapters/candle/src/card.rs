@@ -63,7 +63,9 @@ fn evaluate_as<T: CardElement>(
         queue: queue.as_ref().map(|queue| queue.capacity()),
         ..Shapes::new(rows, dim, teacher_dim)
     };
+    let weights = queue.as_ref().map(|queue| queue.weight_precision());
     let problem = Problem::new(loss, shapes).or_candle(name)?;
+    let problem = problem.weights(weights.unwrap_or_default());
     let queue = queue.map(|queue| queue.card::<T>(rows, device, name));
     let queue = queue.transpose()?;
 

@@ -24,7 +24,7 @@ mod node;
 mod queue;
 
 use candle_core::{Result, Tensor};
-pub use relata::{Enqueue, InfoNce, KdKl, Loss, Rkd, RkdAngle, RkdDistance, Rrd};
+pub use relata::{Enqueue, InfoNce, KdKl, Loss, Rkd, RkdAngle, RkdDistance, Rrd, WeightPrecision};
 
 #[cfg(feature = "cuda")]
 pub use self::card::release_workspaces;

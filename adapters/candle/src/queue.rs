@@ -5,7 +5,7 @@ mod card;
 
 use candle_core::{DType, Device, Error, Result, Tensor, WithDType};
 use half::{bf16, f16};
-use relata::{Element, Real, Rows};
+use relata::{Element, Real, Rows, WeightPrecision};
 
 #[cfg(feature = "cuda")]
 pub(crate) use self::card::{CardRing, Keys};
@@ -42,6 +42,7 @@ pub struct Queue {
     capacity: usize,
     dim: usize,
     normalize: bool,
+    weights: WeightPrecision,
     ring: Ring,
 }
 
@@ -79,6 +80,7 @@ impl Queue {
             capacity,
             dim,
             normalize: true,
+            weights: WeightPrecision::default(),
             ring,
         })
     }
@@ -101,6 +103,20 @@ impl Queue {
             Ring::Card(ref mut ring) => ring.forget(normalize),
         }
         self
+    }
+
+    /// How precise the softmax weights of losses beside this queue are on a card, for half types; as split in two f16 at first.
+    /// See [`relata::Problem::weights`]. No effect on the CPU.
+    #[must_use]
+    pub fn weights(mut self, weights: WeightPrecision) -> Self {
+        self.weights = weights;
+        self
+    }
+
+    /// The precision set by [`weights`](Self::weights).
+    #[must_use]
+    pub fn weight_precision(&self) -> WeightPrecision {
+        self.weights
     }
 
     /// The number of keys in the queue.

@@ -5,8 +5,8 @@ mod support;
 
 use candle_core::{DType, Device, Error, Result, Tensor, Var};
 use relata_candle::{
-    Enqueue, InfoNce, KdKl, Queue, Rkd, RkdAngle, Rrd, cause, kd_kl, release_workspaces, rkd,
-    rkd_angle, rrd,
+    Enqueue, InfoNce, KdKl, Queue, Rkd, RkdAngle, Rrd, WeightPrecision, cause, kd_kl,
+    release_workspaces, rkd, rkd_angle, rrd,
 };
 
 use crate::support::StandIn;
@@ -184,6 +184,35 @@ fn the_batch_enters_when_the_loss_says() -> Result<()> {
         }
         assert_eq!(count(&calls, "cuMemcpy"), 0, "{calls:#?}");
         assert!(calls.iter().all(|call| call.contains(STREAM)), "{calls:#?}");
+    }
+    Ok(())
+}
+
+/// Weights in one f16 have kernels of their own.
+#[test]
+fn weights_are_as_precise_as_the_queue_says() -> Result<()> {
+    let Some(stand_in) = StandIn::found() else {
+        return Ok(());
+    };
+    let device = &stand_in.device;
+    let batch = Tensor::zeros((ROWS, DIM), DType::BF16, device)?;
+    let queue = Queue::new(10, DIM, DType::BF16, device)?;
+    assert_eq!(queue.weight_precision(), WeightPrecision::Split);
+    let mut queue = queue.weights(WeightPrecision::Half);
+    for (weights, attention) in [
+        (WeightPrecision::Half, "attention_mma_64_half_pair"),
+        (WeightPrecision::Split, "attention_mma_64"),
+    ] {
+        queue = queue.weights(weights);
+        let loss = Rrd {
+            student_temperature: 0.1,
+            teacher_temperature: 0.1,
+            ..Rrd::default()
+        };
+        stand_in.calls();
+        rrd(&batch, &batch, &mut queue, loss)?;
+        let calls = stand_in.calls();
+        assert!(kernels(&calls).contains(&attention), "{calls:#?}");
     }
     Ok(())
 }
