@@ -25,6 +25,9 @@
 // Shared     dynamic: rows, and two stages of 64 keys: (64 TILES + 128)(WIDTH + 8) f16. The 8 put neighbouring rows'
 //            16 bytes on different banks, for ldmatrix, and hold the scales of rows and of a batch's keys.
 // Registers  at most 255 (two blocks a multiprocessor); 64-wide 168 (three).
+// Resident   relata_attention_mma_64 3 of 128 threads and 36864 bytes; relata_attention_mma_128 2 of 128 threads and 69632
+//            bytes; relata_attention_mma_128_half_pair 2 of 128 threads and 69632 bytes; relata_attention_mma_256 2 of 128
+//            threads and 101376 bytes
 // SASS       HMMA.16816.F32, LDSM.16.M88.4, LDGSTS
 // Loop       relata_attention_mma_64 at most 21.9 x 64; relata_attention_mma_64_half_pair at most 20.4 x 64;
 //            relata_attention_mma_128 at most 22.9 x 64; relata_attention_mma_128_half_pair at most 20.2 x 64;

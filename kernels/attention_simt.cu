@@ -20,6 +20,7 @@
 // Shared     37 KiB: logits, then weights [key][row] 18 KiB; 32 elements of the rows and of the keys, each 64 × (32 +
 //            4) f32, in whose place then 32 keys × 128 columns; what the tile's sums are worth 256 B.
 // Registers  at most 128 (two blocks a multiprocessor): 16 logits, 32 means, 32 of a tile's means.
+// Resident   relata_attention_simt_f32 2 of 256 threads
 // Work       4 R K D flop (6 at D = 256, 8 at D = 384: the logits once more for each 128), R K exponentials a pass;
 //            K D read (from L2) for each 64 rows.
 // Floor      arithmetic: 2 R K D FFMA.

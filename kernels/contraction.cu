@@ -17,6 +17,7 @@
 //                   +-----+-----+-- ... --+-----+
 // Shared     32 KiB (few: 40): coefficients [j][i], rows [j][64 d], and the next; in the end the groups' sums.
 // Registers  at most 128.
+// Resident   relata_contraction_f32 2 of 256 threads; relata_contraction_few_f32 2 of 256 threads
 // SASS       LDG.E.128, LDS.128, STS.128
 // Loop       relata_contraction_f32 at most 2.2 x 128; relata_contraction_f16 at most 2.2 x 128; relata_contraction_few_f32 at most
 //            2.2 x 128 (an element of a difference)

@@ -14,6 +14,7 @@
 //            thread t < 128 holds column t, t + 128, ...
 // Shared     6.2 KiB: weights of up to 512 splits, a sum for each warp and column.
 // Registers  at most 64 (four blocks a multiprocessor): 16 for loads in flight.
+// Resident   relata_info_nce_bf16 4 of 256 threads
 // Work       2 splits D flop a row and some 15 D in f64; 4 splits D bytes read.
 // Floor      bandwidth of L2, where the partials lie: 4 splits N D bytes, and the latency of a few reads.
 // Numerics   the own key is kept apart: near convergence it has all but a little of the softmax, and that little is the

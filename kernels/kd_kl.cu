@@ -10,6 +10,7 @@
 //            t + THREADS, ... of both rows, and one element before the first chunk and one after the last.
 // Shared     dynamic: [kept][2][THREADS] chunks, each read by the thread that wrote it; 256 or 384 bytes for reductions.
 // Registers  at most 64.
+// Resident   relata_kd_kl_bf16 4 of 256 threads and 40960 bytes; relata_kd_kl_long_bf16 1 of 512 threads and 229376 bytes
 // SASS       LDG.E.128, LDG.E.EF.128, STG.E.EF.128, STS.128, LDS.128
 // Work       54 issue slots for a pair of elements on sm_90a (18 forwards, 36 backwards), 5 of them exponentials; 2 C elements
 //            read, 4 C bytes written a row.

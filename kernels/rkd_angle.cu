@@ -29,6 +29,7 @@
 //            together for 4 vertices at a time. The edges of the next 4 are on their way meanwhile, in registers.
 // Shared     dynamic; fast: 16 KiB for twice 4 vertices' edges, 25 KiB for sums; accurate: 24 and 33 KiB.
 // Registers  at most 248.
+// Resident   relata_rkd_angle 2 of 128 threads and 41600 bytes; relata_rkd_angle_accurate 1 of 256 threads and 58496 bytes
 // SASS       LDG.E.128, LDS.128, STS.128
 // Loop       relata_rkd_angle at most 17.5 x 32; relata_rkd_angle_accurate at most 29.5 x 16 (an unordered triple)
 // Work       fast: 16 FP32 instructions an unordered triple: 3 + 3 for the cosines and their difference, 2 to clamp,

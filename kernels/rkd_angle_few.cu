@@ -23,6 +23,7 @@
 //            in shared memory at a time, the next eight's on their way in registers.
 // Shared     dynamic, 57 KiB: twice 12 KiB for 8 vertices' edges, 17 KiB for sums, 16 KiB for h and then for G.
 // Registers  at most 192: beside a block there is room for one of the coefficients', or of the relation's, with 64 (decision 15).
+// Resident   relata_rkd_angle_few 1 of 256 threads and 58368 bytes
 // SASS       LDG.E.128, LDS.128, STS.128, STG.E.128
 // Loop       relata_rkd_angle_few at most 29.5 x 16 (an unordered triple)
 // Work       27 FP32 instructions an unordered triple; a tile of h, and edges to its ends from the share's vertices, read by

@@ -15,6 +15,7 @@
 //            of 16 x 16, whose slots four groups of 64 threads share.
 // Shared     9 KiB: sums of the groups and mirror images, and 512 bytes for reductions.
 // Registers  at most 64.
+// Resident   relata_rkd_coefficients 4 of 256 threads
 // SASS       LDG.E.128, STG.E.128
 // Work       distance: 12 flop an unordered pair; 8 bytes read of it, and 8 written. angle: a sum of slots.
 // Floor      bandwidth: N² (4 + 4 + 2 slots) bytes: 4 written, 4 for the distance, 2 a slot for the angle.

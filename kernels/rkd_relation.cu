@@ -11,6 +11,8 @@
 // Shared     34 KiB: both sides of the tile, 32 dimensions (f64: 16) at a time, and the next. Few: 36 KiB,
 //            256 dimensions of 8 rows a side or 128 of 12.
 // Registers  at most 128.
+// Resident   relata_rkd_relation_f32 2 of 256 threads; relata_rkd_relation_accurate_f32 2 of 256 threads;
+//            relata_rkd_relation_few_f32 4 of 256 threads
 // SASS       LDG.E.128, LDS.128
 // Work       N² D flop for each of the two (2 instructions an element of an unordered pair);
 //            (N / tile) N D elements read, 6 N² bytes written (accurate: 8 N²).

@@ -16,6 +16,7 @@
 //            on thread t < 128 holds column t, t + 128, ...
 // Shared     12.3 KiB: weights of up to 512 splits, a sum for each warp and column, of both.
 // Registers  at most 128 (two blocks a multiprocessor): 64 for loads in flight.
+// Resident   relata_rrd_bf16 2 of 256 threads
 // Work       6 splits D flop a row and some 20 D in f64; 8 splits D bytes read.
 // Floor      bandwidth of L2, where the partials lie: 8 splits N D bytes, and the latency of three reads, one after the other:
 //            stats and rows, the shares that did not fit the first time, and the losses.
