@@ -1,88 +1,190 @@
-//! Is RKD right however close rows lie to one another? In f64 beside the definition: pairs, clusters within clusters, in student
+//! Is RKD right however close rows lie to one another? Beside the definition: pairs, clusters within clusters, in student
 //! and in teacher; the whole gradient, and each row's for itself, since a close pair's is larger by far than all others.
 
 mod common;
 
 use common::Input;
 use common::compare::relative_error;
-use relata::{Cpu, Loss, Reference, Rkd, RkdAngle, RkdDistance, Shapes};
+use relata::{Cpu, Element, Loss, Reference, Rkd, RkdAngle, RkdDistance, Shapes};
 
 /// The rows that lie close, by how much closer than the rest.
 type Clusters = &'static [(std::ops::Range<usize>, f64)];
 
-const CLUSTERS: [Clusters; 7] = [
+const N: usize = 13;
+
+const CLUSTERS: [Clusters; 8] = [
     &[(0..2, 1e-7)],
     &[(0..2, 1e-10)],
     &[(3..6, 1e-12)],
     &[(0..2, 1e-60)],
+    // The square of 1/d overflows.
+    &[(0..2, 1e-156)],
     // One within the other, and one apart from them.
     &[(0..5, 1e-9), (1..4, 1e-9), (2..4, 1e-5), (7..9, 1e-14)],
     // All rows, as two clusters.
-    &[(0..6, 1e-11), (6..13, 1e-8)],
+    &[(0..6, 1e-11), (6..N, 1e-8)],
     // Nothing is close beside the rest, since there is no rest.
-    &[(0..13, 1e-30)],
+    &[(0..N, 1e-30)],
 ];
 
-/// Moves rows of a cluster towards the first of them. That lies at the origin, where there are numbers that are close.
-fn draw_together(rows: &mut [f64], dim: usize, clusters: Clusters, closer: f64) {
+/// What the gradient is multiplied by.
+const UPSTREAM: f64 = 0.5;
+
+/// Moves rows of a cluster to the first of them, `to` times that, and what they were times how close they are to be.
+fn draw_together(rows: &mut [f64], dim: usize, clusters: Clusters, to: f64, closer: f64) {
     for (cluster, apart) in clusters {
         let (first, others) = rows[cluster.start * dim..cluster.end * dim].split_at_mut(dim);
-        first.fill(0.0);
-        for x in others {
-            *x *= apart * closer;
+        for x in &mut *first {
+            *x *= to;
+        }
+        for row in others.chunks_exact_mut(dim) {
+            for (x, first) in row.iter_mut().zip(&*first) {
+                *x = first + *x * apart * closer;
+            }
         }
     }
 }
 
-fn check(loss: Loss, input: &Input, what: &str) {
-    let got = input.evaluate::<f64, _>(&Cpu, loss);
-    let want = input.evaluate::<f64, _>(&Reference, loss);
-    let name = format!("{loss}, {:?}, {what}", input.shapes);
+/// Of loss, gradient, and each row of the gradient.
+struct Tolerance {
+    loss: f64,
+    gradient: f64,
+    row: f64,
+}
+
+const IN_F64: Tolerance = Tolerance {
+    loss: 1e-11,
+    gradient: 1e-9,
+    row: 1e-6,
+};
+
+fn check<T: Element>(loss: Loss, input: &Input, what: &str, tolerance: &Tolerance) {
+    let problem = input.problem(loss).upstream(UPSTREAM);
+    let got = input.run::<T, _>(&Cpu, &problem);
+    let want = input.run::<T, _>(&Reference, &problem);
+    let name = format!("{loss} in {}, {:?}, {what}", T::DTYPE, input.shapes);
     let error = (got.loss - want.loss).abs() / want.loss;
-    assert!(error < 1e-11, "{name}: {} for {}", got.loss, want.loss);
+    assert!(
+        error < tolerance.loss,
+        "{name}: {} for {}",
+        got.loss,
+        want.loss
+    );
     let error = relative_error(&got.gradient, &want.gradient);
-    assert!(error < 1e-9, "{name}: the gradient is off by {error:e}");
+    assert!(
+        error < tolerance.gradient,
+        "{name}: the gradient is off by {error:e}"
+    );
     let dim = input.shapes.student_dim;
     let rows = got.gradient.chunks(dim).zip(want.gradient.chunks(dim));
     for (i, (got, want)) in rows.enumerate() {
         let error = relative_error(got, want);
-        assert!(error < 1e-6, "{name}: row {i} is off by {error:e}");
+        assert!(error < tolerance.row, "{name}: row {i} is off by {error:e}");
     }
 }
 
-#[test]
-fn rkd_is_right_however_close_rows_lie() {
-    let losses: [Loss; 3] = [
-        RkdAngle::default().into(),
-        RkdDistance::default().into(),
+fn losses(normalize: bool) -> [Loss; 3] {
+    [
+        RkdAngle {
+            normalize,
+            ..RkdAngle::default()
+        }
+        .into(),
+        RkdDistance {
+            normalize,
+            ..RkdDistance::default()
+        }
+        .into(),
         Rkd {
             angle_weight: 0.5,
             delta: 0.3,
+            normalize,
             ..Rkd::default()
         }
         .into(),
-    ];
-    // By how much closer still the student's and the teacher's are: not at all, as the clusters say, or duplicates.
-    let both = [
-        [None, Some(1.0)],
-        [Some(1.0), None],
-        [Some(1.0), Some(1.0)],
-        [Some(0.0), Some(1.0)],
-        [Some(1.0), Some(0.0)],
-    ];
+    ]
+}
+
+/// By how much closer still than the clusters say the student's and the teacher's are: not at all, as they say, duplicates.
+const CLOSER: [[Option<f64>; 2]; 5] = [
+    [None, Some(1.0)],
+    [Some(1.0), None],
+    [Some(1.0), Some(1.0)],
+    [Some(0.0), Some(1.0)],
+    [Some(1.0), Some(0.0)],
+];
+
+fn input(
+    seed: u64,
+    dims: [usize; 2],
+    clusters: Clusters,
+    to: f64,
+    closer: [Option<f64>; 2],
+) -> Input {
+    let mut input = Input::normal(seed, Shapes::new(N, dims[0], dims[1]));
+    let rows = [&mut input.student, &mut input.teacher];
+    for ((rows, dim), closer) in rows.into_iter().zip(dims).zip(closer) {
+        if let Some(closer) = closer {
+            draw_together(rows, dim, clusters, to, closer);
+        }
+    }
+    input
+}
+
+/// About the origin, where there are numbers that are close.
+#[test]
+fn rkd_is_right_however_close_rows_lie() {
     for (seed, clusters) in CLUSTERS.into_iter().enumerate() {
         for dims in [[16, 16], [3, 40], [2, 3]] {
-            for closer in both {
-                let mut input = Input::normal(seed as u64, Shapes::new(13, dims[0], dims[1]));
-                let rows = [&mut input.student, &mut input.teacher];
-                for ((rows, dim), closer) in rows.into_iter().zip(dims).zip(closer) {
-                    if let Some(closer) = closer {
-                        draw_together(rows, dim, clusters, closer);
-                    }
+            for closer in CLOSER {
+                let input = input(seed as u64, dims, clusters, 0.0, closer);
+                let what = format!("{clusters:?} {closer:?}");
+                for loss in losses(false) {
+                    check::<f64>(loss, &input, &what, &IN_F64);
                 }
-                for loss in losses {
-                    check(loss, &input, &format!("{clusters:?} {closer:?}"));
-                }
+            }
+        }
+    }
+}
+
+/// In f32 too, as far as there are numbers.
+#[test]
+fn rkd_is_right_however_close_rows_lie_in_f32() {
+    const CLOSE: [Clusters; 2] = [
+        &[(0..2, 1e-12)],
+        &[(0..4, 1e-10), (1..3, 1e-9), (6..9, 1e-15)],
+    ];
+    let tolerance = Tolerance {
+        loss: 1e-7,
+        gradient: 1e-6,
+        row: 1e-4,
+    };
+    for (seed, clusters) in CLOSE.into_iter().enumerate() {
+        for closer in CLOSER {
+            let input = input(seed as u64, [16, 7], clusters, 0.0, closer);
+            let what = format!("{clusters:?} {closer:?}");
+            for loss in losses(false) {
+                check::<f32>(loss, &input, &what, &tolerance);
+            }
+        }
+    }
+}
+
+/// Rows that are normalised first are close where their directions are. How close that is depends on their last digits.
+#[test]
+fn rkd_of_close_directions_is_right() {
+    const CLOSE: [Clusters; 2] = [&[(0..2, 1e-7)], &[(0..4, 2e-7), (6..9, 1e-7)]];
+    let tolerance = Tolerance {
+        loss: 1e-8,
+        gradient: 1e-7,
+        row: 1e-4,
+    };
+    for (seed, clusters) in CLOSE.into_iter().enumerate() {
+        for closer in &CLOSER[..3] {
+            let input = input(seed as u64, [16, 7], clusters, 1.0, *closer);
+            let what = format!("{clusters:?} {closer:?}");
+            for loss in losses(true) {
+                check::<f64>(loss, &input, &what, &tolerance);
             }
         }
     }

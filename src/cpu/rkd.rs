@@ -76,8 +76,13 @@ fn attempt<T: Element, R: Real>(
     if R::DTYPE == DType::F32 && too_far {
         return Ok(None);
     }
-    // Else the teacher's rows are needed no more.
-    let close = too_far.then(|| (ClosePairs::set_aside(&mut relations, n, trusted), y));
+    let close = if too_far {
+        Some((ClosePairs::set_aside(&mut relations, n, trusted)?, y))
+    } else {
+        // The teacher's rows are needed no more.
+        drop(y);
+        None
+    };
     // One number a pair: the angle's sums, then C.
     let mut matrix = Buffer::<R>::zeros(Relations::<R>::size(n))?;
 
@@ -92,7 +97,7 @@ fn attempt<T: Element, R: Real>(
     }
     // Of what has been set aside: the gradient.
     let mut close_gradient = None;
-    if let Some((close, y)) = close {
+    if let Some((mut close, y)) = close {
         close.put_back(&mut relations);
         let (penalty, gradient) = close.penalize(loss.delta, &x, &y)?;
         value += loss.angle_weight * penalty / (nf * nf * nf);

@@ -13,81 +13,126 @@ use super::embeddings::Embeddings;
 use super::relation::Relations;
 use super::simd::dispatch;
 use crate::element::Real;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// How many sets of vertices are summed separately. Fixed, so that the sums come out the same on any
 /// number of threads.
 const SETS: usize = 16;
 
 /// The pairs set aside.
-pub(super) struct ClosePairs<R> {
-    /// Of each row that has any, in order, the rows that are close to it, in order.
-    vertices: Vec<(usize, Vec<usize>)>,
-    /// 1/d of student and teacher, of every pair in `vertices`.
-    inverses: Vec<[R; 2]>,
+pub(super) struct ClosePairs<R: Real> {
+    /// The rows that are close to a row, in order, row by row.
+    close: Vec<usize>,
+    /// Where those of a row begin; N + 1.
+    starts: Vec<usize>,
+    /// 1/d of student and teacher, `[pairs in close, 2]`.
+    inverses: Buffer<R>,
 }
 
 impl<R: Real> ClosePairs<R> {
     /// Takes from the relations the pairs closer than 1/`limit` of the longest distance, in student or teacher.
-    pub(super) fn set_aside(relations: &mut Relations<R>, n: usize, limit: f64) -> Self {
-        let vertices: Vec<(usize, Vec<usize>)> = (0..n)
-            .into_par_iter()
-            .map(|j| {
-                let close = (0..n).filter(|&i| relations.is_close(i, j, limit));
-                (j, close.collect())
-            })
-            .filter(|(_, close): &(usize, Vec<usize>)| !close.is_empty())
-            .collect();
-        let mut pairs = ClosePairs {
-            vertices,
-            inverses: Vec::new(),
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`]; the relations are as they were then.
+    pub(super) fn set_aside(relations: &mut Relations<R>, n: usize, limit: f64) -> Result<Self> {
+        let close_to = |i| {
+            let relations = &*relations;
+            (0..n).filter(move |&j| relations.is_close(i, j, limit))
         };
-        pairs.inverses = pairs
-            .all()
-            .map(|(i, j)| relations.replace_inverses(i, j, [R::ZERO; 2]))
-            .collect();
-        pairs
+        let mut starts = vec![0; n + 1];
+        starts[1..]
+            .par_iter_mut()
+            .enumerate()
+            .for_each(|(i, count)| *count = close_to(i).count());
+        for i in 0..n {
+            starts[i + 1] += starts[i];
+        }
+        let pairs = starts[n];
+        let mut close = Vec::new();
+        close
+            .try_reserve_exact(pairs)
+            .map_err(|_| Error::OutOfMemory {
+                argument: "workspace",
+                bytes: pairs.saturating_mul(size_of::<usize>()),
+            })?;
+        close.resize(pairs, 0);
+        let mut of_rows = Vec::with_capacity(n);
+        let mut rest = &mut close[..];
+        for i in 0..n {
+            let (row, others) = rest.split_at_mut(starts[i + 1] - starts[i]);
+            of_rows.push(row);
+            rest = others;
+        }
+        of_rows.into_par_iter().enumerate().for_each(|(i, out)| {
+            for (out, j) in out.iter_mut().zip(close_to(i)) {
+                *out = j;
+            }
+        });
+        let mut pairs = ClosePairs {
+            inverses: Buffer::any(2 * pairs)?,
+            close,
+            starts,
+        };
+        pairs.swap(relations, |_| [R::ZERO; 2]);
+        Ok(pairs)
     }
 
     /// Undoes [`set_aside`](Self::set_aside).
-    pub(super) fn put_back(&self, relations: &mut Relations<R>) {
-        for ((i, j), &inverses) in self.all().zip(&self.inverses) {
-            relations.replace_inverses(i, j, inverses);
-        }
+    pub(super) fn put_back(&mut self, relations: &mut Relations<R>) {
+        self.swap(relations, |inverses| inverses);
     }
 
-    fn all(&self) -> impl Iterator<Item = (usize, usize)> {
-        let of_vertex = |(j, close): &(usize, Vec<usize>)| {
-            let j = *j;
-            close.clone().into_iter().map(move |i| (i, j))
-        };
-        self.vertices.iter().flat_map(of_vertex)
+    /// Puts what `new` makes of the numbers kept in the relations' place, and keeps those.
+    fn swap(&mut self, relations: &mut Relations<R>, new: impl Fn([R; 2]) -> [R; 2]) {
+        for i in 0..self.starts.len() - 1 {
+            for at in self.starts[i]..self.starts[i + 1] {
+                let kept: &mut [R; 2] = self.inverses[2 * at..]
+                    .first_chunk_mut()
+                    .expect("two numbers a pair");
+                *kept = relations.replace_inverses(i, self.close[at], new(*kept));
+            }
+        }
     }
 
     /// The sum of the penalties of the triples with one of these pairs for an edge to the vertex, and their derivatives by the
     /// student's rows, `[N, D]`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`]
     pub(super) fn penalize(
         &self,
         delta: f64,
         x: &Embeddings<R>,
         y: &Embeddings<R>,
     ) -> Result<(f64, Buffer<R>)> {
-        let sets: Vec<(f64, Buffer<f64>)> = self
-            .vertices
-            .par_chunks(self.vertices.len().div_ceil(SETS).max(1))
+        let of_row = |j: usize| &self.close[self.starts[j]..self.starts[j + 1]];
+        let vertices: Vec<usize> = (0..x.rows).filter(|&j| !of_row(j).is_empty()).collect();
+        let sets: Vec<(f64, Buffer<f64>)> = vertices
+            .par_chunks(vertices.len().div_ceil(SETS).max(1))
             .map(|vertices| {
                 let mut gradient = Buffer::zeros(x.rows.saturating_mul(x.dim))?;
-                let penalties = vertices.iter().map(|(j, close)| {
-                    dispatch(Vertex {
-                        j: *j,
+                let mut penalty = 0.0;
+                for &j in vertices {
+                    let close = of_row(j);
+                    let edges = |dim: usize| Buffer::any(close.len().saturating_mul(dim));
+                    penalty += dispatch(Vertex {
+                        j,
                         close,
                         delta,
                         x,
                         y,
                         gradient: &mut gradient,
-                    })
-                });
-                Ok((penalties.sum(), gradient))
+                        edges_x: edges(x.dim)?,
+                        edges_y: edges(y.dim)?,
+                        slopes: Buffer::zeros(close.len().saturating_mul(x.dim))?,
+                        of_end: [
+                            Buffer::any(x.dim)?,
+                            Buffer::any(y.dim)?,
+                            Buffer::any(x.dim)?,
+                        ],
+                    });
+                }
+                Ok((penalty, gradient))
             })
             .collect::<Result<_>>()?;
         let penalty = sets.iter().map(|(penalty, _)| penalty).sum();
@@ -108,6 +153,13 @@ struct Vertex<'a, R: Real> {
     y: &'a Embeddings<R>,
     /// Of the student's rows: added to.
     gradient: &'a mut [f64],
+    /// The edges to the ends in `close`, of length 1 or 0; student's and teacher's.
+    edges_x: Buffer<f64>,
+    edges_y: Buffer<f64>,
+    /// What they gather, zero at first: Σ w (e_k − cos e_i) of end i, where ∂cos/∂(x_i − x_j) = (e_k − cos e_i)/d_ij.
+    slopes: Buffer<f64>,
+    /// The same three of one other end.
+    of_end: [Buffer<f64>; 3],
 }
 
 impl<R: Real> WithSimd for Vertex<'_, R> {
@@ -124,28 +176,27 @@ impl<R: Real> WithSimd for Vertex<'_, R> {
             x,
             y,
             gradient,
+            mut edges_x,
+            mut edges_y,
+            mut slopes,
+            of_end: [mut edge_x, mut edge_y, mut slope],
         } = self;
-        let dim = x.dim;
-        let of_close = |rows: &Embeddings<R>| -> Vec<Edge> {
-            close.iter().map(|&i| Edge::new(rows, i, j)).collect()
-        };
-        let (close_x, close_y) = (of_close(x), of_close(y));
-        // ∂cos/∂(x_i − x_j) = (e_k − cos e_i)/d_ij at end i, and the like at end k. Σ w (e_k − cos e_i) of each end i:
-        let mut slopes = vec![vec![0.0; dim]; close.len()];
-        let mut slope = vec![0.0; dim];
-        let (mut edge_x, mut edge_y) = (Edge::of(dim), Edge::of(y.dim));
+        let (dim, dim_y) = (x.dim, y.dim);
+        for (at, &i) in close.iter().enumerate() {
+            edge(x, i, j, &mut edges_x[at * dim..][..dim]);
+            edge(y, i, j, &mut edges_y[at * dim_y..][..dim_y]);
+        }
         let mut penalty = 0.0;
         for k in (0..x.rows).filter(|&k| k != j) {
-            edge_x.set(x, k, j);
-            edge_y.set(y, k, j);
+            let inverse = edge(x, k, j, &mut edge_x);
+            edge(y, k, j, &mut edge_y);
             slope.fill(0.0);
-            for (at, &i) in close.iter().enumerate() {
-                // A pair of two close ends is met twice; once is enough.
-                if i > k && close.binary_search(&k).is_ok() {
-                    continue;
-                }
-                let cos = close_x[at].cosine(&edge_x);
-                let e = cos - close_y[at].cosine(&edge_y);
+            // A pair of two close ends is met twice; once is enough.
+            let ends = close.binary_search(&k).map_or(close.len(), |at| at + 1);
+            for (at, &i) in close[..ends].iter().enumerate() {
+                let edge_i = &edges_x[at * dim..][..dim];
+                let cos = dot(edge_i, &edge_x);
+                let e = cos - dot(&edges_y[at * dim_y..][..dim_y], &edge_y);
                 let w = e.clamp(-delta, delta);
                 let huber = w * (e - 0.5 * w);
                 if i == k {
@@ -155,17 +206,18 @@ impl<R: Real> WithSimd for Vertex<'_, R> {
                 }
                 // The two ends in either order.
                 penalty += 2.0 * huber;
-                let edges = close_x[at].direction.iter().zip(&edge_x.direction);
-                let sums = slopes[at].iter_mut().zip(&mut slope);
+                let edges = edge_i.iter().zip(&*edge_x);
+                let sums = slopes[at * dim..][..dim].iter_mut().zip(&mut *slope);
                 for ((slope_i, slope_k), (e_i, e_k)) in sums.zip(edges) {
                     *slope_i += w * (e_k - cos * e_i);
                     *slope_k += w * (e_i - cos * e_k);
                 }
             }
-            add_slope(&slope, 2.0 * edge_x.inverse, k, j, gradient);
+            add_slope(&slope, 2.0 * inverse, k, j, gradient);
         }
         for (at, &i) in close.iter().enumerate() {
-            add_slope(&slopes[at], 2.0 * close_x[at].inverse, i, j, gradient);
+            let inverse = edge(x, i, j, &mut edge_x);
+            add_slope(&slopes[at * dim..][..dim], 2.0 * inverse, i, j, gradient);
         }
         penalty
     }
@@ -181,54 +233,26 @@ fn add_slope(slope: &[f64], factor: f64, end: usize, vertex: usize, gradient: &m
     }
 }
 
-/// An edge from a vertex.
-struct Edge {
-    /// Of length 1, or 0 where the edge has no length.
-    direction: Vec<f64>,
-    /// 1/d, or 0.
-    inverse: f64,
-}
-
-impl Edge {
-    fn of(dim: usize) -> Self {
-        Edge {
-            direction: vec![0.0; dim],
-            inverse: 0.0,
-        }
+/// The edge from a vertex to an end, made of length 1, or 0 where it has no length; gives 1/d, or 0.
+#[inline(always)]
+fn edge<R: Real>(rows: &Embeddings<R>, end: usize, vertex: usize, out: &mut [f64]) -> f64 {
+    let ends = rows.row(end).iter().zip(rows.row(vertex));
+    for (out, (end, vertex)) in out.iter_mut().zip(ends) {
+        *out = end.to_f64() - vertex.to_f64();
     }
-
-    fn new<R: Real>(rows: &Embeddings<R>, end: usize, vertex: usize) -> Self {
-        let mut edge = Edge::of(rows.dim);
-        edge.set(rows, end, vertex);
-        edge
+    // By the largest element first: squares of edges this short vanish.
+    let largest = out.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+    if largest == 0.0 {
+        return 0.0;
     }
-
-    #[inline(always)]
-    fn set<R: Real>(&mut self, rows: &Embeddings<R>, end: usize, vertex: usize) {
-        let ends = rows.row(end).iter().zip(rows.row(vertex));
-        for (out, (end, vertex)) in self.direction.iter_mut().zip(ends) {
-            *out = end.to_f64() - vertex.to_f64();
-        }
-        // By the largest element first: squares of edges this short vanish.
-        let largest = self.direction.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-        if largest == 0.0 {
-            self.inverse = 0.0;
-            return;
-        }
-        for x in &mut self.direction {
-            *x /= largest;
-        }
-        let length = dot(&self.direction, &self.direction).sqrt();
-        for x in &mut self.direction {
-            *x /= length;
-        }
-        self.inverse = 1.0 / length / largest;
+    for x in &mut *out {
+        *x /= largest;
     }
-
-    #[inline(always)]
-    fn cosine(&self, other: &Edge) -> f64 {
-        dot(&self.direction, &other.direction)
+    let length = dot(out, out).sqrt();
+    for x in &mut *out {
+        *x /= length;
     }
+    1.0 / length / largest
 }
 
 /// Several sums side by side, which registers can hold.

@@ -147,17 +147,17 @@ fn for_halves<S: Simd, R: Real>(s: S, row: &[R], mut f: impl FnMut(S::f64s, S::f
         for v in 0..per_line {
             let at = |which: usize| registers[which * per_line + v];
             let half = |h, r| {
-                let r_squared = f64::vmul(s, r, r);
-                let correction = f64::vneg_mul_add(s, h, r_squared, three_halves);
-                f64::vmul(s, f64::vmul(s, h, r), correction)
+                let half = f64::vmul(s, h, r);
+                f64::vmul(s, half, f64::vneg_mul_add(s, half, r, three_halves))
             };
             f(half(at(H_X), at(R_X)), half(at(H_Y), at(R_Y)));
         }
     }
 }
 
-/// ½d from h = ½d² and r = 1/d: h r, and one step of Newton's method, as r may have been rounded to f32.
+/// ½d from h = ½d² and r = 1/d: h r, and one step of Newton's method, as r may have been rounded to f32. r² could overflow.
 #[inline(always)]
 pub(super) fn half_distance(h: f64, r: f64) -> f64 {
-    h * r * (1.5 - h * (r * r))
+    let half = h * r;
+    half * (1.5 - half * r)
 }
