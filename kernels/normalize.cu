@@ -6,10 +6,10 @@
 // Block      256 threads, side by side along the row.
 // Shared     64 bytes for reductions.
 // Registers  at most 64.
-// Work       4 flop an element forth, 5 back; element + 4 bytes an element forth, 12 back.
+// Work       2 flop in f64 and 2 in f32 an element forth, 5 back; element + 4 bytes an element forth, 12 back.
 // Floor      bandwidth, launch.
-// Numerics   squares of elements scaled by a power of two close to the largest: no row's norm overflows or vanishes
-//            before it does itself. Sums in f32 by thread, then by tree.
+// Numerics   squares and their sums in f64, where those of f32 neither overflow nor vanish; elements are divided by the norm,
+//            which has been rounded to f32: rows that lie on a line through the origin differ by a rounding at most.
 // Order      fixed: by thread, warp, block.
 // Reference  src/reference/mod.rs, Matrix::normalize.
 #include "common/collective.cuh"
@@ -32,29 +32,23 @@ DEVICE void normalize(const Arguments& arguments) {
     const uint32_t dim = arguments.dim[which];
     const uint64_t start = static_cast<uint64_t>(blockIdx.x) * dim;
     const T* x = static_cast<const T*>(arguments.rows[which]) + start;
-    float largest = 0, finite = 0;
+    double sum = 0;
     for (uint32_t d = threadIdx.x; d < dim; d += THREADS) {
-        const float value = to_float(x[d]);
-        largest = fmaxf(largest, fabsf(value));
-        finite = fmaf(value, 0.0f, finite);
-    }
-    largest = block_reduce<THREADS>(largest, Max());
-    // NaN if the row isn't finite.
-    finite = block_reduce<THREADS>(finite, Sum());
-    // A power of two that brings the largest element near 1 and is itself in range.
-    int exponent = 0;
-    if (largest > 0 && finite == 0) frexpf(largest, &exponent);
-    exponent = exponent < -125 ? -125 : exponent > 125 ? 125 : exponent;
-    const float scale = ldexpf(1.0f, -exponent);
-    float sum = finite;
-    for (uint32_t d = threadIdx.x; d < dim; d += THREADS) {
-        const float value = to_float(x[d]) * scale;
-        sum = fmaf(value, value, sum);
+        const double value = to_float(x[d]);
+        sum = fma(value, value, sum);
     }
     sum = block_reduce<THREADS>(sum, Sum());
-    const float inverse = sum > 0 ? 1.0f / sqrtf(sum) : sum;
-    for (uint32_t d = threadIdx.x; d < dim; d += THREADS) arguments.normalized[which][start + d] = to_float(x[d]) * scale * inverse;
-    if (threadIdx.x == 0 && arguments.norms[which] != nullptr) arguments.norms[which][blockIdx.x] = inverse * scale;
+    // NaN if the row isn't finite: no sum of squares of f32 leaves f64's range.
+    const double norm = sqrt(sum) + sum * 0.0;
+    // A power of two near 1/norm and in f32's range, as the norm itself may not be.
+    const int exponent = norm > 0 ? ilogb(norm) : 0;
+    const float scale = ldexpf(1.0f, exponent < -125 ? 125 : exponent > 125 ? -125 : -exponent);
+    const auto scaled = static_cast<float>(norm * scale);
+    // A quotient and no product with 1/norm: rows of one element are ±1, and not nearly.
+    for (uint32_t d = threadIdx.x; d < dim; d += THREADS)
+        arguments.normalized[which][start + d] = norm == 0 ? 0.0f : to_float(x[d]) * scale / scaled;
+    if (threadIdx.x == 0 && arguments.norms[which] != nullptr)
+        arguments.norms[which][blockIdx.x] = norm == 0 ? 0.0f : static_cast<float>(1 / norm);
 }
 
 struct BackwardArguments {

@@ -15,7 +15,7 @@ use common::{Input, Random, cast};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use relata::{
-    Emulator, Evaluation, GpuElement, KdKl, Loss, Reference, RkdDistance, Rows, Shapes,
+    Emulator, Evaluation, GpuElement, KdKl, Loss, Reference, Rkd, RkdDistance, Rows, Shapes,
     relation_matrix, softmax,
 };
 
@@ -84,6 +84,41 @@ fn every_case_in_every_dtype() {
         .map(|case| &case.name)
         .collect();
     assert!(failed.is_empty(), "{failed:#?}");
+}
+
+/// Rows of one element are ±1 once they are normalised, to the bit, and so is what lies on a line through the origin: duplicates.
+#[test]
+fn normalized_rows_of_one_line_coincide() {
+    fn check<T: GpuElement>(n: usize, [dim, teacher_dim]: [usize; 2], loss: Rkd) {
+        let mut input = Input::normal(4, Shapes::new(n, dim, teacher_dim));
+        for (rows, dim) in [(&mut input.student, dim), (&mut input.teacher, teacher_dim)] {
+            let (first, others) = rows.split_at_mut(dim);
+            // Powers of two: the rows of half types stay on the line.
+            for (i, row) in others.chunks_exact_mut(dim).enumerate().take(n / 2) {
+                let factor = 2f64.powi(i as i32 % 9 - 4);
+                row.iter_mut()
+                    .zip(&*first)
+                    .for_each(|(x, first)| *x = factor * first);
+            }
+        }
+        let want = input.evaluate::<T, _>(&Reference, loss);
+        let got = input.evaluate::<T, _>(&Emulator::new(), loss);
+        let name = format!(
+            "{loss:?}, {n} rows, {dim} to {teacher_dim}, in {}",
+            T::DTYPE
+        );
+        assert_loss(&name, got.loss, want.loss, 1e-5);
+        assert_gradient(&name, &got.gradient, &want.gradient, dim, 1e-4);
+    }
+    let normalized = Rkd {
+        normalize: true,
+        ..Rkd::default()
+    };
+    for (n, dims) in [(40, [6, 1]), (40, [1, 3]), (33, [40, 7]), (260, [9, 1])] {
+        check::<f32>(n, dims, normalized);
+        check::<f16>(n, dims, normalized);
+        check::<bf16>(n, dims, normalized);
+    }
 }
 
 #[test]

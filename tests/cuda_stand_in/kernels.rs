@@ -15,6 +15,22 @@ use crate::common::{self, Input};
 use crate::support::calls;
 use crate::{beside, stream};
 
+/// What benches/bundle/run asks for by name has to be in tests/cuda.rs, or sanitizers would look at nothing.
+#[test]
+fn what_is_watched_is_there() {
+    let run = include_str!("../../benches/bundle/run");
+    let (_, names) = run.split_once("tests=(").expect("a list of tests");
+    let (names, _) = names.split_once(')').expect("the end of the list");
+    for name in names.split_whitespace() {
+        let mut lines = include_str!("../cuda.rs").lines();
+        let is_there = lines.any(|line| line.starts_with("fn ") && line.contains(name));
+        assert!(
+            is_there,
+            "{name}: no test of tests/cuda.rs is called like that"
+        );
+    }
+}
+
 beside!(every_kernel_is_watched, StandIn, [], {
     fn launch<T: GpuElement>(cuda: &Cuda, case: &Case) {
         let inputs = case.inputs::<T>();
