@@ -36,27 +36,23 @@ DEVICE void enter_grid() {
 #endif
 }
 
-// `blocks`: how many blocks a multiprocessor is to hold at once, which bounds the registers of a thread.
-#define EXPORT_KERNEL(name, threads, blocks, Arguments, ...)                                            \
-    extern "C" __global__ void __launch_bounds__(threads, blocks)                                       \
-        name(const __grid_constant__ Arguments arguments) {                                             \
+#define RELATA_ENTRY(bound, name, Arguments, ...)                                                       \
+    extern "C" __global__ void bound name(const __grid_constant__ Arguments arguments) {                \
         enter_grid();                                                                                   \
         __VA_ARGS__(arguments);                                                                         \
     }
-
+// `blocks`: how many blocks a multiprocessor is to hold at once, which bounds the registers of a thread.
+#define EXPORT_KERNEL(name, threads, blocks, Arguments, ...)                                            \
+    RELATA_ENTRY(__launch_bounds__(threads, blocks), name, Arguments, __VA_ARGS__)
 // `registers`: where it is the blocks of the next launch that are to find room beside this one's. nvcc takes one bound or the
 // other; before 12.4 it knows only the threads'.
 #if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1204
-#define RELATA_BOUND(threads, registers) __maxnreg__(registers)
-#else
-#define RELATA_BOUND(threads, registers) __launch_bounds__(threads, 1)
-#endif
 #define EXPORT_KERNEL_REGISTERS(name, threads, registers, Arguments, ...)                               \
-    extern "C" __global__ void RELATA_BOUND(threads, registers)                                         \
-        name(const __grid_constant__ Arguments arguments) {                                             \
-        enter_grid();                                                                                   \
-        __VA_ARGS__(arguments);                                                                         \
-    }
+    RELATA_ENTRY(__maxnreg__(registers), name, Arguments, __VA_ARGS__)
+#else
+#define EXPORT_KERNEL_REGISTERS(name, threads, registers, Arguments, ...)                               \
+    EXPORT_KERNEL(name, threads, 1, Arguments, __VA_ARGS__)
+#endif
 
 #define SHARED_ARRAY(type, name, count) __shared__ alignas(16) type name[count]
 #define DYNAMIC_SHARED(type, name)                                                                      \
