@@ -9,7 +9,7 @@
 // Work       2 flop in f64 and 2 in f32 an element forth, 5 back; element + 4 bytes an element forth, 12 back.
 // Floor      bandwidth, launch.
 // Numerics   squares and their sums in f64, where those of f32 neither overflow nor vanish; elements are divided by the norm,
-//            which has been rounded to f32: rows that lie on a line through the origin differ by a rounding at most.
+//            which has been rounded to f32: rows that lie on a line through the origin differ by these two roundings at most.
 // Order      fixed: by thread, warp, block.
 // Reference  src/reference/mod.rs, Matrix::normalize.
 #include "common/collective.cuh"
