@@ -45,17 +45,16 @@ fn draw_together(rows: &mut [f64], dim: usize, clusters: Clusters, to: f64, clos
     }
 }
 
-/// Of loss, gradient, and each row of the gradient.
+/// Some ten times what they are off by.
 struct Tolerance {
     loss: f64,
+    /// Of all of it, and of each row for itself.
     gradient: f64,
-    row: f64,
 }
 
 const IN_F64: Tolerance = Tolerance {
-    loss: 1e-11,
+    loss: 1e-12,
     gradient: 1e-9,
-    row: 1e-6,
 };
 
 fn check<T: Element>(loss: Loss, input: &Input, what: &str, tolerance: &Tolerance) {
@@ -79,7 +78,10 @@ fn check<T: Element>(loss: Loss, input: &Input, what: &str, tolerance: &Toleranc
     let rows = got.gradient.chunks(dim).zip(want.gradient.chunks(dim));
     for (i, (got, want)) in rows.enumerate() {
         let error = relative_error(got, want);
-        assert!(error < tolerance.row, "{name}: row {i} is off by {error:e}");
+        assert!(
+            error < tolerance.gradient,
+            "{name}: row {i} is off by {error:e}"
+        );
     }
 }
 
@@ -155,9 +157,8 @@ fn rkd_is_right_however_close_rows_lie_in_f32() {
         &[(0..4, 1e-10), (1..3, 1e-9), (6..9, 1e-15)],
     ];
     let tolerance = Tolerance {
-        loss: 1e-7,
-        gradient: 1e-6,
-        row: 1e-4,
+        loss: 1e-12,
+        gradient: 5e-7,
     };
     for (seed, clusters) in CLOSE.into_iter().enumerate() {
         for closer in CLOSER {
@@ -173,11 +174,10 @@ fn rkd_is_right_however_close_rows_lie_in_f32() {
 /// Rows that are normalised first are close where their directions are. How close that is depends on their last digits.
 #[test]
 fn rkd_of_close_directions_is_right() {
-    const CLOSE: [Clusters; 2] = [&[(0..2, 1e-7)], &[(0..4, 2e-7), (6..9, 1e-7)]];
+    const CLOSE: [Clusters; 2] = [&[(0..2, 4e-7)], &[(0..4, 5e-7), (6..9, 3e-7)]];
     let tolerance = Tolerance {
-        loss: 1e-8,
+        loss: 1e-9,
         gradient: 1e-7,
-        row: 1e-4,
     };
     for (seed, clusters) in CLOSE.into_iter().enumerate() {
         for closer in &CLOSER[..3] {

@@ -148,11 +148,21 @@ fn run(options: &Options, cuda: &Cuda) -> Result<()> {
     let mut record = Record::new(&card, version);
     println!("{}", record::heading());
     for case in &cases {
+        // What eager PyTorch keeps for its backward pass has to fit beside everything else.
+        let fits = torch::kept_bytes(case) < 0.6 * card.memory as f64;
+        // The same numbers for all types and weights; written once, where somebody reads them.
+        let files = (fits && !providers.is_empty())
+            .then(|| Files::new(case, &case.inputs()))
+            .transpose()
+            .map_err(|error| format!("{}: {error}", case.name))?;
+        let files = files.as_ref();
         for (dtype, weights) in variants(options, case)? {
             let measured = match dtype {
-                DType::F16 => measure::<f16>(options, &card, case, weights, &mut providers),
-                DType::BF16 => measure::<bf16>(options, &card, case, weights, &mut providers),
-                _ => measure::<f32>(options, &card, case, weights, &mut providers),
+                DType::F16 => measure::<f16>(options, &card, case, weights, files, &mut providers),
+                DType::BF16 => {
+                    measure::<bf16>(options, &card, case, weights, files, &mut providers)
+                }
+                _ => measure::<f32>(options, &card, case, weights, files, &mut providers),
             };
             let measured =
                 measured.map_err(|error| format!("{} in {dtype}: {error}", case.name))?;
@@ -217,6 +227,7 @@ fn measure<T: GpuElement + DeviceRepr>(
     card: &Card,
     case: &Case,
     weights: WeightPrecision,
+    files: Option<&Files>,
     providers: &mut [Provider],
 ) -> Result<Measurement> {
     let tolerance = if T::DTYPE == DType::F32 {
@@ -226,18 +237,16 @@ fn measure<T: GpuElement + DeviceRepr>(
     };
     let mut ours = Ours::<T>::new(card, case, weights)?;
     ours.check(tolerance)?;
-    let files = Files::new(case, &case.inputs())?;
-    // What eager PyTorch keeps for its backward pass has to fit beside everything else.
-    let fits = torch::kept_bytes(case) < 0.6 * card.memory as f64;
     for provider in &mut *providers {
         let asked =
             provider.name() != record::ATTENTION || matches!(case.loss, relata::Loss::Rrd(_));
-        if fits && asked {
-            provider.open(case, &files, T::DTYPE.name(), ours.copies());
-            // Compiles, too.
-            provider.turn(TURN);
-        } else {
-            provider.sit_out();
+        match files.filter(|_| asked) {
+            Some(files) => {
+                provider.open(case, files, T::DTYPE.name(), ours.copies());
+                // Compiles, too.
+                provider.turn(TURN);
+            }
+            None => provider.sit_out(),
         }
     }
     let mut samples = Samples::default();

@@ -35,41 +35,19 @@ impl<R: Real> ClosePairs<R> {
     /// # Errors
     /// [`Error::OutOfMemory`]; the relations are as they were then.
     pub(super) fn set_aside(relations: &mut Relations<R>, n: usize, limit: f64) -> Result<Self> {
-        let close_to = |i| {
-            let relations = &*relations;
-            (0..n).filter(move |&j| relations.is_close(i, j, limit))
-        };
-        let mut starts = vec![0; n + 1];
-        starts[1..]
-            .par_iter_mut()
-            .enumerate()
-            .for_each(|(i, count)| *count = close_to(i).count());
+        let (mut close, mut starts) = (Vec::new(), vec![0]);
         for i in 0..n {
-            starts[i + 1] += starts[i];
-        }
-        let pairs = starts[n];
-        let mut close = Vec::new();
-        close
-            .try_reserve_exact(pairs)
-            .map_err(|_| Error::OutOfMemory {
-                argument: "workspace",
-                bytes: pairs.saturating_mul(size_of::<usize>()),
-            })?;
-        close.resize(pairs, 0);
-        let mut of_rows = Vec::with_capacity(n);
-        let mut rest = &mut close[..];
-        for i in 0..n {
-            let (row, others) = rest.split_at_mut(starts[i + 1] - starts[i]);
-            of_rows.push(row);
-            rest = others;
-        }
-        of_rows.into_par_iter().enumerate().for_each(|(i, out)| {
-            for (out, j) in out.iter_mut().zip(close_to(i)) {
-                *out = j;
+            for j in (0..n).filter(|&j| relations.is_close(i, j, limit)) {
+                close.try_reserve(1).map_err(|_| Error::OutOfMemory {
+                    argument: "workspace",
+                    bytes: (close.len() + 1).saturating_mul(size_of::<usize>()),
+                })?;
+                close.push(j);
             }
-        });
+            starts.push(close.len());
+        }
         let mut pairs = ClosePairs {
-            inverses: Buffer::any(2 * pairs)?,
+            inverses: Buffer::any(2 * close.len())?,
             close,
             starts,
         };

@@ -17,7 +17,7 @@ use crate::problem::{Batch, Problem, Value};
 use crate::relation::Relation;
 use crate::rows::Rows;
 
-pub(crate) use rkd_angle::rkd_angle;
+use rkd_angle::rkd_angle;
 
 /// Evaluates any loss on inputs of any type, all of it in f64.
 pub(crate) fn evaluate<T: Element>(
@@ -138,13 +138,13 @@ fn rkd(loss: &Rkd, student: &Matrix, teacher: &Matrix) -> (Value, Vec<f64>) {
 }
 
 /// A batch in f64, row-major.
-pub(crate) struct Matrix {
-    pub(crate) data: Vec<f64>,
-    pub(crate) dim: usize,
+struct Matrix {
+    data: Vec<f64>,
+    dim: usize,
 }
 
 impl Matrix {
-    pub(crate) fn new<T: Element>(rows: Rows<'_, T>) -> Self {
+    fn new<T: Element>(rows: Rows<'_, T>) -> Self {
         Matrix {
             data: rows.as_slice().iter().map(|x| x.to_f64()).collect(),
             dim: rows.dim(),

@@ -8,7 +8,7 @@ use crate::problem::Value;
 const SETS: usize = 16;
 
 /// L = 1/N³ Σ_jik huber(cos_jik(X) − cos_jik(Y)), every triple formed from its edges.
-pub(crate) fn rkd_angle(delta: f64, x: &Matrix, y: &Matrix) -> (Value, Vec<f64>) {
+pub(super) fn rkd_angle(delta: f64, x: &Matrix, y: &Matrix) -> (Value, Vec<f64>) {
     let n = x.rows();
     let n3 = (n as f64).powi(3);
     let sets: Vec<(f64, Vec<f64>)> = (0..SETS)

@@ -120,14 +120,14 @@ pub(crate) fn many_rows() -> Vec<Case> {
     table::many_rows()
 }
 
-/// As few cases as launch every kernel on a card, in all types and with weights of either precision, beside relation matrices
-/// and softmaxes; for sanitizers, which take their time. tests/cuda_stand_in holds it to that.
+/// As few cases as launch every kernel on a card, with those of [`many_rows`], in all types and with weights of either precision,
+/// beside relation matrices and softmaxes; for sanitizers, which take their time. tests/cuda_stand_in holds it to that.
 pub(crate) fn of_every_kernel() -> Vec<Case> {
     let table = all();
     let of_name = |name| table.iter().find(|case| case.name == name);
     let named = table::OF_EVERY_KERNEL
         .map(|name| of_name(name).unwrap_or_else(|| panic!("no case {name}")));
-    named.into_iter().cloned().chain(many_rows()).collect()
+    named.map(Case::clone).into()
 }
 
 impl Case {

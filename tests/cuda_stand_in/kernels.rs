@@ -60,21 +60,20 @@ beside!(every_kernel_is_watched, StandIn, [], {
     enqueue::<f32>();
     enqueue::<f16>();
     enqueue::<bf16>();
-    for case in cases::of_every_kernel() {
+    for case in cases::of_every_kernel()
+        .into_iter()
+        .chain(cases::many_rows())
+    {
         launch::<f32>(&cuda, &case);
         launch::<f16>(&cuda, &case);
         launch::<bf16>(&cuda, &case);
     }
     let calls = calls();
-    let of = |name: &str| -> BTreeSet<&str> {
-        let mut words = calls.iter().map(|call| call.split(' '));
-        let called = words.by_ref().filter_map(|mut words| {
-            let begins = words.next().is_some_and(|word| word == name);
-            begins.then(|| words.next()).flatten()
-        });
-        called.collect()
+    let of = |call: &str| -> BTreeSet<&str> {
+        let rests = calls.iter().filter_map(|line| line.strip_prefix(call));
+        rests.filter_map(|rest| rest.split(' ').next()).collect()
     };
-    let (known, launched) = (of("cuLibraryGetKernel"), of("cuLaunchKernel"));
+    let (known, launched) = (of("cuLibraryGetKernel "), of("cuLaunchKernel "));
     let never: Vec<_> = known.difference(&launched).collect();
     assert!(!known.is_empty() && never.is_empty(), "{never:#?}");
 });

@@ -1,7 +1,9 @@
 //! How the angle loss's triples are dealt, one way or the other.
 
 use super::deal::{Deal, Slots, TILE, Tiles};
-use super::few::Shares;
+use super::few::{Shares, are_few};
+use crate::gpu::machine::Limits;
+use crate::problem::Shapes;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Angle {
@@ -12,9 +14,9 @@ pub(super) enum Angle {
 }
 
 impl Angle {
-    /// `few`: whether the rows [are](super::few::are_few).
-    pub(super) fn new(rows: usize, few: bool, multiprocessors: usize) -> Self {
-        if few {
+    pub(super) fn new(shapes: Shapes, limits: Limits) -> Self {
+        let (rows, multiprocessors) = (shapes.rows, limits.multiprocessors as usize);
+        if are_few(shapes, limits) {
             Angle::Few(Shares::new(rows, multiprocessors))
         } else {
             Angle::Groups(Deal::new(rows, multiprocessors))

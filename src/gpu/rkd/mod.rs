@@ -66,25 +66,27 @@ impl Plan {
     ) -> Result<Self> {
         let n = problem.shapes().rows;
         grid_size("rows", n)?;
-        let few = are_few(problem.shapes(), limits);
-        let deal = || Angle::new(n, few, limits.multiprocessors as usize);
+        let deal = || Angle::new(problem.shapes(), limits);
         let angle = (loss.angle_weight > 0.0).then(deal);
-        Self::dealt(loss, problem, dtype, limits, few, angle, layout)
+        Self::dealt(loss, problem, dtype, limits, angle, layout)
     }
 
-    /// With the angle's triples, if it takes part, dealt as is said here, and as many rows as that is for.
+    /// With the angle's triples, if it takes part, dealt as is said here.
     fn dealt(
         loss: &Rkd,
         problem: &Problem,
         dtype: DType,
         limits: Limits,
-        few: bool,
         angle: Option<Angle>,
         layout: &mut Layout,
     ) -> Result<Self> {
         let shapes = problem.shapes();
         let n = shapes.rows;
         let multiprocessors = limits.multiprocessors as usize;
+        let few = match angle {
+            Some(angle) => matches!(angle, Angle::Few(_)),
+            None => are_few(shapes, limits),
+        };
         let side = if few {
             few_side(n, multiprocessors)
         } else {

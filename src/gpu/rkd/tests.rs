@@ -43,10 +43,7 @@ fn evaluate_for<T: Element + Pod>(
     let dtype = T::DTYPE;
     let plan = match deal {
         None => Plan::new(&loss, &problem, dtype, limits, &mut layout),
-        Some(angle) => {
-            let few = matches!(angle, Angle::Few(_));
-            Plan::dealt(&loss, &problem, dtype, limits, few, deal, &mut layout)
-        }
+        Some(_) => Plan::dealt(&loss, &problem, dtype, limits, deal, &mut layout),
     };
     let plan = plan.unwrap();
     let mut memory = |bytes: &[u8]| {

@@ -196,9 +196,8 @@ fn weights_are_as_precise_as_the_queue_says() -> Result<()> {
     };
     let device = &stand_in.device;
     let batch = Tensor::zeros((ROWS, DIM), DType::BF16, device)?;
-    let queue = Queue::new(10, DIM, DType::BF16, device)?;
+    let mut queue = Queue::new(10, DIM, DType::BF16, device)?;
     assert_eq!(queue.weight_precision(), WeightPrecision::Split);
-    let mut queue = queue.weights(WeightPrecision::Half);
     for (weights, attention) in [
         (WeightPrecision::Half, "attention_mma_64_half_pair"),
         (WeightPrecision::Split, "attention_mma_64"),
