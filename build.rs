@@ -1,4 +1,4 @@
-//! Builds the kernels: with nvcc for a card, with the host's C++ compiler for the emulator.
+//! Builds the kernels: with nvcc for a GPU, with the host's C++ compiler for the emulator.
 
 #[cfg(feature = "cuda")]
 #[path = "build/cuda.rs"]

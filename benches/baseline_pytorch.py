@@ -316,7 +316,7 @@ def work(args):
         if request["do"] in ("open", "close"):
             case = None
             if args.device == "cuda":
-                torch.cuda.empty_cache()  # others on the card want it
+                torch.cuda.empty_cache()  # others on the GPU want it
             case = open_case(request, args) if request["do"] == "open" else None
             reply = {}
         else:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A picture of a results file: the time of the RKD losses against the batch, relata's, PyTorch's and, on a card, the floor.
+"""A picture of a results file: the time of the RKD losses against the batch, relata's, PyTorch's and, on a gpu, the floor.
 
     benches/plot.py CSV [SVG]
 
@@ -27,7 +27,7 @@ SERIES = [
     ("graph_p50_s", "relata", "#c2410c", "-"),
     ("torch_eager_p50_s", "PyTorch eager", "#475569", "-"),
     ("torch_compiled_p50_s", "torch.compile", "#94a3b8", "-"),
-    ("floor_s", "floor of the card", "#000000", ":"),
+    ("floor_s", "floor of the GPU", "#000000", ":"),
 ]
 
 

@@ -1,6 +1,6 @@
-//! A fatbin of every kernel, by nvcc: cubins for a list of cards and PTX for cards that come later.
+//! A fatbin of every kernel, by nvcc: cubins for a list of GPUs and PTX for GPUs that come later.
 //!
-//! Nothing of CUDA is linked and no card is asked for: the driver loads the fatbins when the program
+//! Nothing of CUDA is linked and no GPU is asked for: the driver loads the fatbins when the program
 //! runs. docs/decisions/0006 says why it is done so.
 
 use std::collections::hash_map::DefaultHasher;
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::{kernels_in, out_dir};
 
-/// A cubin runs on cards of its major version from its minor one on (one with an `a` on that very one),
+/// A cubin runs on GPUs of its major version from its minor one on (one with an `a` on that very one),
 /// PTX on all from its version on, after the driver has compiled it. So sm_80 is for 8.6 and 8.9 too: they
 /// would get the same instructions.
 const TARGETS: &str = "sm_80 sm_90a sm_100 sm_120 compute_80";

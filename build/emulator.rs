@@ -25,9 +25,9 @@ pub(crate) fn build() {
         .flag("-Wextra")
         .flag_if_supported("-Wno-unknown-pragmas")
         .file("emulator/emulator.cpp");
-    // The planted ones are for the emulator's own tests, and are left out of everything else by the linker.
-    let planted = kernels_in("emulator/planted");
-    for kernel in kernels_in("kernels").into_iter().chain(planted) {
+    // The seeded_bugs ones are for the emulator's own tests, and are left out of everything else by the linker.
+    let seeded_bugs = kernels_in("emulator/seeded_bugs");
+    for kernel in kernels_in("kernels").into_iter().chain(seeded_bugs) {
         // A .cu file is C++ to this compiler.
         build.file(as_cpp(&kernel));
     }

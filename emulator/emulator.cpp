@@ -20,11 +20,11 @@ constexpr unsigned char POISON = 0xFF;
 // no number that a kernel has a reason to write.
 constexpr unsigned char CANARY[2] = {0xFE, 0xFF};
 constexpr size_t GUARD = 128;
-// Arrays are aligned as much as a card promises, and no more.
+// Arrays are aligned as much as a GPU promises, and no more.
 constexpr size_t STATIC_ALIGNMENT = 16, DYNAMIC_ALIGNMENT = 128;
-// What any card offers a block's static arrays.
+// What any GPU offers a block's static arrays.
 constexpr size_t STATIC_LIMIT = 48 * 1024;
-// More than any card offers a block, plus guards.
+// More than any GPU offers a block, plus guards.
 constexpr size_t CAPACITY = 256 * 1024;
 constexpr unsigned MOST_ARRAYS = 32;
 
@@ -155,7 +155,7 @@ void* shared_array(const Site* site, size_t bytes) {
     if (block.count > MOST_ARRAYS) fail(site->file, site->line, "more static shared arrays than the emulator keeps");
     if (block.static_bytes > STATIC_LIMIT) fail(site->file, site->line, "more than 48 KiB of static shared memory");
     if (block.static_bytes + block.arrays[0].bytes > block.limit)
-        fail(site->file, site->line, "more shared memory, static and dynamic, than the card has for a block");
+        fail(site->file, site->line, "more shared memory, static and dynamic, than the GPU has for a block");
     return block.place(site, bytes, STATIC_ALIGNMENT);
 }
 

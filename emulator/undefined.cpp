@@ -1,5 +1,5 @@
 // What the compiler calls where a kernel does what C++ leaves undefined, in place of UndefinedBehaviorSanitizer's
-// runtime library: a misaligned load or store (a card faults), an index beyond an array in registers, a division by 0.
+// runtime library: a misaligned load or store (a GPU faults), an index beyond an array in registers, a division by 0.
 // Left out of builds under the sanitizers, which bring that library.
 #include "emulator.h"
 

@@ -1,5 +1,5 @@
 //! A loss on tensors that another library owns, as DLPack describes them: an address, a shape, strides, a device. This is all
-//! that an adapter to a framework needs that shares its memory; on a card, a stream to go with it.
+//! that an adapter to a framework needs that shares its memory; on a GPU, a stream to go with it.
 //!
 //! ```sh
 //! cargo run --release --example dlpack
@@ -112,7 +112,7 @@ unsafe fn evaluate(student: &DlTensor, teacher: &DlTensor) -> Result<Evaluation<
     Ok(problem.evaluate(&Cpu, batch)?)
 }
 
-/// On a card, in the context that is current: enqueues the evaluation on `stream` and returns. A trainer keeps the evaluator and
+/// On a GPU, in the context that is current: enqueues the evaluation on `stream` and returns. A trainer keeps the evaluator and
 /// its workspace from step to step.
 ///
 /// # Safety
@@ -120,8 +120,8 @@ unsafe fn evaluate(student: &DlTensor, teacher: &DlTensor) -> Result<Evaluation<
 /// evaluator asks for, are memory of the context that stays until the stream is done; the last three overlap nothing. `stream` is a
 /// `CUstream` of that context.
 #[cfg(feature = "cuda")]
-#[allow(dead_code, reason = "needs a card, and somebody's stream")]
-unsafe fn enqueue(
+#[allow(dead_code, reason = "needs a GPU, and somebody's stream")]
+unsafe fn launch(
     student: &DlTensor,
     teacher: &DlTensor,
     gradient: &DlTensor,
@@ -152,7 +152,7 @@ unsafe fn enqueue(
     // SAFETY: as the caller promises; once in a workspace's life.
     unsafe { evaluator.initialize(buffers.workspace, stream) }?;
     // SAFETY: as the caller promises.
-    unsafe { evaluator.enqueue(&buffers, stream) }?;
+    unsafe { evaluator.launch(&buffers, stream) }?;
     Ok(())
 }
 

@@ -6,7 +6,7 @@
 //            takes less time than if all waited for a last block of rkd_coefficients.
 // Grid       (tiles of rows, tiles of 64 dimensions).
 // Block      256 threads; 64 rows i by 64 dimensions, PER = 4 rows a thread. Where that leaves multiprocessors idle
-//            (`contraction_few`) 16 rows, or 8 with PER = 2, and each of four groups of 64 threads has a quarter of the
+//            (`contraction_small_batch`) 16 rows, or 8 with PER = 2, and each of four groups of 64 threads has a quarter of the
 //            rows j:
 //
 //                     d0 + 4 (t % 16) .. +4
@@ -17,9 +17,9 @@
 //                   +-----+-----+-- ... --+-----+
 // Shared     32 KiB (few: 40): coefficients [j][i], rows [j][64 d], and the next; in the end the groups' sums.
 // Registers  at most 128.
-// Resident   relata_contraction_f32 2 of 256 threads; relata_contraction_few_f32 2 of 256 threads
+// Resident   relata_contraction_f32 2 of 256 threads; relata_contraction_small_batch_f32 2 of 256 threads
 // SASS       LDG.E.128, LDS.128, STS.128
-// Loop       relata_contraction_f32 at most 2.2 x 128; relata_contraction_f16 at most 2.2 x 128; relata_contraction_few_f32 at most
+// Loop       relata_contraction_f32 at most 2.2 x 128; relata_contraction_f16 at most 2.2 x 128; relata_contraction_small_batch_f32 at most
 //            2.2 x 128 (an element of a difference)
 // Work       2 instructions an element: 2 N² D; N² D / 64 · 4 + N² D / (64, 16 or 8) · element bytes read, through L2.
 // Floor      FP32 issue: 2 N² D / 33.4e12 s on an H200: 32 µs at N = 1024, D = 512.
@@ -254,7 +254,7 @@ DEVICE void contraction(const Arguments& arguments) {
 }
 
 template <typename T>
-DEVICE void contraction_few(const Arguments& arguments) {
+DEVICE void contraction_small_batch(const Arguments& arguments) {
     static_assert(Tile<16>::SHARED >= Tile<8>::SHARED);
     SHARED_ARRAY(float, shared, Tile<16>::SHARED);
     if (arguments.tile_rows == 16) {
@@ -269,6 +269,6 @@ DEVICE void contraction_few(const Arguments& arguments) {
 EXPORT_KERNEL(relata_contraction_f32, THREADS, 2, Arguments, contraction<float>);
 EXPORT_KERNEL(relata_contraction_f16, THREADS, 2, Arguments, contraction<f16>);
 EXPORT_KERNEL(relata_contraction_bf16, THREADS, 2, Arguments, contraction<bf16>);
-EXPORT_KERNEL(relata_contraction_few_f32, THREADS, 2, Arguments, contraction_few<float>);
-EXPORT_KERNEL(relata_contraction_few_f16, THREADS, 2, Arguments, contraction_few<f16>);
-EXPORT_KERNEL(relata_contraction_few_bf16, THREADS, 2, Arguments, contraction_few<bf16>);
+EXPORT_KERNEL(relata_contraction_small_batch_f32, THREADS, 2, Arguments, contraction_small_batch<float>);
+EXPORT_KERNEL(relata_contraction_small_batch_f16, THREADS, 2, Arguments, contraction_small_batch<f16>);
+EXPORT_KERNEL(relata_contraction_small_batch_bf16, THREADS, 2, Arguments, contraction_small_batch<bf16>);

@@ -8,7 +8,7 @@
 //            tiles f32 in slots; P, the tiles and the slots as in common/rkd.cuh. Of an edge between rows i and k the sums are
 //            S_ik = A_ik + A_ki − G_ik or, in a tile on the diagonal, a share of it such that S_ik + S_ki is that.
 // Passes     `rkd_angle` in f32 by a sum of products; `rkd_angle_accurate`, which returns at once unless the scalars
-//            ask for it, with h as a pair of f32. rkd_coefficients.cu adds up the slots. Of few rows it is rkd_angle_few.cu.
+//            ask for it, with h as a pair of f32. rkd_coefficients.cu adds up the slots. Of few rows it is rkd_angle_small_batch.cu.
 // Grid       groups A ≤ B ≤ C of tiles times parts, more or fewer parts where all groups differ, two or all are the same;
 //            the arguments say which of these kinds starts where. A block takes all triples with a row in each
 //            group, the vertex in any of them; of the vertices of each group its part. It adds what belongs to the

@@ -1,5 +1,5 @@
 // Computes   The coefficients C_ik = ∂L/∂h_ik, and what the loss is a sum of, of the penalties that take part:
-//              angle      2 weight/N³ (A_ik + A_ki − G_ik), from the slots that rkd_angle or rkd_angle_few has filled
+//              angle      2 weight/N³ (A_ik + A_ki − G_ik), from the slots that rkd_angle or rkd_angle_small_batch has filled
 //              distance   L = 1/N² Σ_ik huber(d_ik/μ_x − t_ik/μ_y), μ the mean length, and with w = huber'(·) the first
 //                         part of ∂L/∂h_ik = 2 r_ik/N² (w_ik/μ_x − Σ_jl w_jl d_jl/(μ_x² P)), r = 1/d, P = N (N − 1). The
 //                         second, a multiple of r, waits for the sum over all pairs: the contraction adds it.
@@ -10,7 +10,7 @@
 //            scalars.
 // Passes     one launch, after the relation and the angle; the contraction adds up the blocks' partials. Of few rows'
 //            distances alone it also finds the scalars, from the relation's partials: each block for itself.
-// Grid       as many blocks as a card holds, or pairs of patches a ≤ b of P rows; they stride over those pairs.
+// Grid       as many blocks as a GPU holds, or pairs of patches a ≤ b of P rows; they stride over those pairs.
 // Block      256 threads; a patch of 32 x 32 pairs, four side by side a thread, and its mirror image. Of few rows, patches
 //            of 16 x 16, whose slots four groups of 64 threads share.
 // Shared     9 KiB: sums of the groups and mirror images, and 512 bytes for reductions.

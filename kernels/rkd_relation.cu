@@ -4,15 +4,15 @@
 //            none; r [P, P] f32, P the rows up to a multiple of 64 (see common/rkd.cuh); partials [2, tile pairs]; scalars.
 // Passes     two kernels. `rkd_relation` works in f32; if what it finds asks for more (a spread beyond the limit, or
 //            squares out of f32's range), it says so in the scalars and `rkd_relation_accurate`, launched after it,
-//            does it again in f64. Else that one returns at once. Of few rows it is one: `rkd_relation_few`, in f64.
+//            does it again in f64. Else that one returns at once. Of few rows it is one: `rkd_relation_small_batch`, in f64.
 // Grid       (tile pairs a ≤ b of P rows, 2): student and teacher in one launch.
 // Block      256 threads; tiles of 16, 32 or 64 rows a side, 1, 4 or 16 pairs a thread: see common/pair_tile.cuh. Of few
-//            rows tiles of 8 or 12, the dimensions cut among the threads, so that all of a card has work and no block much.
+//            rows tiles of 8 or 12, the dimensions cut among the threads, so that all of a GPU has work and no block much.
 // Shared     34 KiB: both sides of the tile, 32 dimensions (f64: 16) at a time, and the next. Few: 36 KiB,
 //            256 dimensions of 8 rows a side or 128 of 12.
 // Registers  at most 128.
 // Resident   relata_rkd_relation_f32 2 of 256 threads; relata_rkd_relation_accurate_f32 2 of 256 threads;
-//            relata_rkd_relation_few_f32 4 of 256 threads
+//            relata_rkd_relation_small_batch_f32 4 of 256 threads
 // SASS       LDG.E.128, LDS.128
 // Work       N² D flop for each of the two (2 instructions an element of an unordered pair);
 //            (N / tile) N D elements read, 6 N² bytes written (accurate: 8 N²).
@@ -186,7 +186,7 @@ DEVICE void rkd_relation_accurate(const Arguments& arguments) {
 }
 
 template <typename T>
-DEVICE void rkd_relation_few(const Arguments& arguments) {
+DEVICE void rkd_relation_small_batch(const Arguments& arguments) {
     using Eight = pair_tile::Few<2, double>;
     using Twelve = pair_tile::Few<3, double>;
     static_assert(Eight::SHARED >= Twelve::SHARED, "room for either");
@@ -208,6 +208,6 @@ EXPORT_KERNEL(relata_rkd_relation_bf16, THREADS, 2, Arguments, rkd_relation<bf16
 EXPORT_KERNEL(relata_rkd_relation_accurate_f32, THREADS, 2, Arguments, rkd_relation_accurate<float>);
 EXPORT_KERNEL(relata_rkd_relation_accurate_f16, THREADS, 2, Arguments, rkd_relation_accurate<f16>);
 EXPORT_KERNEL(relata_rkd_relation_accurate_bf16, THREADS, 2, Arguments, rkd_relation_accurate<bf16>);
-EXPORT_KERNEL(relata_rkd_relation_few_f32, THREADS, 4, Arguments, rkd_relation_few<float>);
-EXPORT_KERNEL(relata_rkd_relation_few_f16, THREADS, 4, Arguments, rkd_relation_few<f16>);
-EXPORT_KERNEL(relata_rkd_relation_few_bf16, THREADS, 4, Arguments, rkd_relation_few<bf16>);
+EXPORT_KERNEL(relata_rkd_relation_small_batch_f32, THREADS, 4, Arguments, rkd_relation_small_batch<float>);
+EXPORT_KERNEL(relata_rkd_relation_small_batch_f16, THREADS, 4, Arguments, rkd_relation_small_batch<f16>);
+EXPORT_KERNEL(relata_rkd_relation_small_batch_bf16, THREADS, 4, Arguments, rkd_relation_small_batch<bf16>);

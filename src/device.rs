@@ -10,7 +10,7 @@ use crate::rows::Rows;
 /// Something that evaluates losses on embeddings of type `T`.
 ///
 /// Implementors: [`Reference`] (the definition, f64, slow) and [`Cpu`] (the fast path), for every
-/// element; with the features of these names `Cuda` (a card) and `Emulator` (the card's kernels on the
+/// element; with the features of these names `Cuda` (a GPU) and `Emulator` (the GPU's kernels on the
 /// CPU), for all but f64. The trait is sealed: callers go through [`Problem::evaluate`], which checks what devices take for granted.
 pub trait Device<T: Element>: sealed::Sealed {
     /// The type its gradients come back in.

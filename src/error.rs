@@ -1,4 +1,4 @@
-//! What can be wrong with a call, said in terms of its arguments.
+//! What can be wrong with a call, message in terms of its arguments.
 
 /// The result of a call that checks its arguments.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -43,7 +43,7 @@ pub enum Error {
         expected: &'static str,
     },
     /// An argument the loss has no use for.
-    #[error("{argument}: expected none, got one: {loss} does not take it")]
+    #[error("this {loss} takes no {argument}")]
     Unexpected {
         /// The argument at fault.
         argument: &'static str,
@@ -72,7 +72,7 @@ pub enum Error {
         /// Its value.
         got: f64,
     },
-    /// A dimension is larger than a GPU's kernels can count, or than a queue on a card has room for.
+    /// A dimension is larger than a GPU's kernels can count, or than a queue on a GPU has room for.
     #[error("{argument}: expected at most {most}, got {got}")]
     TooLarge {
         /// The dimension at fault.
@@ -99,7 +99,7 @@ pub enum Error {
         got: String,
     },
     /// The workspace or the result does not fit in memory.
-    #[error("{argument}: expected to allocate {bytes} bytes, got none: out of memory")]
+    #[error("out of memory: {argument} needs {bytes} bytes")]
     OutOfMemory {
         /// What the memory was for.
         argument: &'static str,
@@ -112,22 +112,22 @@ pub enum Error {
         /// What the system says.
         why: String,
     },
-    /// There is no such card.
-    #[error("cuda: expected a card number {ordinal}, counted from 0, got {cards} cards")]
-    NoCard {
-        /// The card asked for.
+    /// There is no such GPU.
+    #[error("cuda: no GPU {ordinal}: this machine has {gpus}, counted from 0")]
+    NoSuchGpu {
+        /// The GPU asked for.
         ordinal: usize,
         /// How many there are.
-        cards: usize,
+        gpus: usize,
     },
-    /// The program holds no kernels that the card can run.
+    /// The program holds no kernels that the GPU can run.
     #[error(
-        "cuda: expected a card that kernels were built for ({built_for}), got {card} of compute \
-         capability {capability}; RELATA_CUDA_TARGETS says for which to build"
+        "cuda: no kernels for {gpu} of compute capability {capability}: this program was built for \
+         {built_for}; set RELATA_CUDA_TARGETS to build for others"
     )]
-    UnsupportedCard {
-        /// The card's name.
-        card: String,
+    UnsupportedGpu {
+        /// The GPU's name.
+        gpu: String,
         /// Its compute capability.
         capability: String,
         /// The targets that kernels were built for.
@@ -149,7 +149,7 @@ pub enum Error {
         /// What is.
         got: &'static str,
     },
-    /// An address that is not one in the memory of the evaluator's card and context.
+    /// An address that is not one in the memory of the evaluator's GPU and context.
     #[error("{argument}: expected memory of the evaluator's context, got {got}")]
     ForeignMemory {
         /// The argument at fault.
@@ -158,14 +158,14 @@ pub enum Error {
         got: String,
     },
     /// The CUDA driver refused or failed at something else.
-    #[error("cuda: {doing}: {said}")]
+    #[error("cuda: {doing}: {message}")]
     Cuda {
         /// What was being done; for a launch, the kernel.
         doing: &'static str,
         /// The driver's number for it, a `CUresult`.
         code: u32,
         /// The driver's name for it, and its explanation.
-        said: String,
+        message: String,
     },
 }
 

@@ -58,7 +58,7 @@
 //! differences. Inputs are [`f64`], [`f32`], [`half::f16`] or [`half::bf16`] ([`Element`]); half types
 //! are computed in f32, and their gradients come back in f32.
 //!
-//! With the feature `cuda`, `Cuda` is a card, and the module of that name is for data that lies on one; with the feature
+//! With the feature `cuda`, `Cuda` is a GPU, and the module of that name is for data that lies on one; with the feature
 //! `emulator`, `Emulator` runs the same kernels on the CPU, thread for thread.
 //!
 //! For tensors of candle, burn and tch there are adapters, crates of their own: `relata-candle`, `relata-burn`, `relata-tch`.

@@ -205,7 +205,7 @@ fn normalize<R: Real>(row: &mut [R]) {
 }
 
 /// Evaluates a loss beside a queue that takes the batch's keys before or after it.
-pub(crate) fn evaluate_beside<T: Element, D: Device<T>>(
+pub(crate) fn evaluate_with_queue<T: Element, D: Device<T>>(
     problem: impl Fn(usize) -> Result<Problem>,
     enqueue: Enqueue,
     device: &D,

@@ -1,4 +1,4 @@
-//! The kernels on a card. Without one each test says SKIPPED and passes; with RELATA_REQUIRE_CUDA=1 it
+//! The kernels on a GPU. Without one each test says SKIPPED and passes; with RELATA_REQUIRE_CUDA=1 it
 //! fails.
 #![cfg(feature = "cuda")]
 #![allow(unsafe_code, reason = "the raw entry, and graphs")]
@@ -8,9 +8,11 @@ mod common;
 use std::io::Write;
 use std::sync::Arc;
 
-use common::against::{assert_half_weights_right, assert_kernels_right, assert_many_rows_right};
 use common::cases::{self, Case, Inputs};
 use common::compare::{assert_gradient, assert_same_bits};
+use common::compare_to_reference::{
+    assert_half_weights_right, assert_kernels_right, assert_many_rows_right,
+};
 use half::{bf16, f16};
 use relata::cuda::cudarc::driver::{
     CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, sys,
@@ -21,11 +23,11 @@ use relata::{
     Shapes, relation_matrix, softmax,
 };
 
-/// The first card, or None and a line that says why not.
-fn card() -> Option<Cuda> {
+/// The first GPU, or None and a line that says why not.
+fn gpu() -> Option<Cuda> {
     match Cuda::new(0) {
         Ok(cuda) => Some(cuda),
-        Err(why) if is_required() => panic!("RELATA_REQUIRE_CUDA=1 and no card: {why}"),
+        Err(why) if is_required() => panic!("RELATA_REQUIRE_CUDA=1 and no GPU: {why}"),
         Err(why) => {
             let thread = std::thread::current();
             let test = thread.name().unwrap_or("cuda");
@@ -40,10 +42,10 @@ fn is_required() -> bool {
     std::env::var("RELATA_REQUIRE_CUDA").is_ok_and(|required| required == "1")
 }
 
-/// The name of the test and then a card, or out.
-macro_rules! card_or_skip {
+/// The name of the test and then a GPU, or out.
+macro_rules! gpu_or_skip {
     () => {
-        match card() {
+        match gpu() {
             Some(cuda) => cuda,
             None => return,
         }
@@ -56,14 +58,14 @@ macro_rules! for_every_gpu_dtype {
     };
 }
 
-/// Whether launches have to overlap: where a card is required, is of 9.0, has kernels built for it, and a driver of CUDA 12.3
+/// Whether launches have to overlap: where a GPU is required, is of 9.0, has kernels built for it, and a driver of CUDA 12.3
 /// or later.
 fn overlap_is_due() -> bool {
     let mut driver = 0;
     // SAFETY: it writes to the address of an int.
     let asked = unsafe { sys::cuDriverGetVersion(&raw mut driver) };
     asked.result().expect("a driver's version");
-    let context = CudaContext::new(0).expect("a card");
+    let context = CudaContext::new(0).expect("a GPU");
     let capability = context.compute_capability().expect("a capability");
     let (_, targets) = relata::cuda::build();
     is_required() && capability == (9, 0) && targets.contains("sm_90") && driver >= 12_030
@@ -71,19 +73,19 @@ fn overlap_is_due() -> bool {
 
 /// A stream whose slices bring no events that a capture would have to wait for.
 fn stream_for_captures() -> Arc<CudaStream> {
-    let context = CudaContext::new(0).expect("a card");
+    let context = CudaContext::new(0).expect("a GPU");
     // SAFETY: one stream is all that is used.
     unsafe { context.disable_event_tracking() };
     context.new_stream().expect("a stream")
 }
 
-/// Those without a queue, which an evaluator of slices takes from the card.
+/// Those without a queue, which an evaluator of slices takes from the GPU.
 fn without_queue() -> impl Iterator<Item = Case> {
     cases::tests().filter(|case| case.queue.is_none())
 }
 
 /// The inputs and results of an evaluator, each between canaries.
-struct OnCard<T> {
+struct OnGpu<T> {
     stream: Arc<CudaStream>,
     problem: Problem,
     student: CudaSlice<T>,
@@ -98,7 +100,7 @@ struct OnCard<T> {
 const MARGIN: usize = 128;
 const CANARY: f32 = -1.25e33;
 
-impl<T: GpuElement + DeviceRepr> OnCard<T> {
+impl<T: GpuElement + DeviceRepr> OnGpu<T> {
     fn new(stream: &Arc<CudaStream>, inputs: &Inputs<T>) -> Self {
         let upload = |data: &[T]| {
             let nan = [T::from_f64(f64::NAN); MARGIN];
@@ -111,7 +113,7 @@ impl<T: GpuElement + DeviceRepr> OnCard<T> {
                 .clone_htod(&vec![CANARY; len + 2 * MARGIN])
                 .expect("memory")
         };
-        OnCard {
+        OnGpu {
             stream: Arc::clone(stream),
             problem: inputs.problem,
             student: upload(&inputs.student),
@@ -126,7 +128,7 @@ impl<T: GpuElement + DeviceRepr> OnCard<T> {
         }
     }
 
-    fn enqueue(&mut self, evaluator: &mut Evaluator<T>) {
+    fn launch(&mut self, evaluator: &mut Evaluator<T>) {
         let inner = |len: usize| MARGIN..len - MARGIN;
         let (student, teacher) = (
             self.student.slice(inner(self.student.len())),
@@ -136,9 +138,9 @@ impl<T: GpuElement + DeviceRepr> OnCard<T> {
         let mut gradient = self.gradient.slice_mut(gradient);
         let mut value = self.value.slice_mut(value);
         let enqueued = match &mut self.queue {
-            None => evaluator.enqueue(&student, &teacher, &mut gradient, &mut value),
+            None => evaluator.launch(&student, &teacher, &mut gradient, &mut value),
             Some(queue) => {
-                evaluator.enqueue_with_queue(&student, &teacher, queue, &mut gradient, &mut value)
+                evaluator.launch_with_queue(&student, &teacher, queue, &mut gradient, &mut value)
             }
         };
         enqueued.expect("slices that fit");
@@ -148,7 +150,7 @@ impl<T: GpuElement + DeviceRepr> OnCard<T> {
     fn results(&self, name: &str) -> (f32, Vec<f32>) {
         let download = |slice| {
             let mut all = self.stream.clone_dtoh(slice).expect("results");
-            self.stream.synchronize().expect("no fault on the card");
+            self.stream.synchronize().expect("no fault on the GPU");
             let margins = [
                 all.split_off(all.len() - MARGIN),
                 all.drain(..MARGIN).collect(),
@@ -175,7 +177,7 @@ fn on_host<T: GpuElement>(cuda: &Cuda, inputs: &Inputs<T>) -> Evaluation<f32> {
 
 #[test]
 fn every_case_in_every_dtype() {
-    let cuda = card_or_skip!();
+    let cuda = gpu_or_skip!();
     fn right<T: GpuElement>(cuda: &Cuda, case: &Case) {
         assert_kernels_right::<T, _>(cuda, case);
     }
@@ -186,7 +188,7 @@ fn every_case_in_every_dtype() {
 
 #[test]
 fn weights_in_one_f16_are_right() {
-    let cuda = card_or_skip!();
+    let cuda = gpu_or_skip!();
     for case in cases::tests() {
         for_every_gpu_dtype!(half(&cuda, &case));
     }
@@ -197,7 +199,7 @@ fn weights_in_one_f16_are_right() {
 
 #[test]
 fn the_same_bits_from_both_depths_and_every_time() {
-    let cuda = card_or_skip!();
+    let cuda = gpu_or_skip!();
     fn same<T: GpuElement + DeviceRepr>(cuda: &Cuda, case: &Case) {
         let inputs = case.inputs::<T>();
         let name = format!("{} in {}", case.name, T::DTYPE);
@@ -208,12 +210,12 @@ fn the_same_bits_from_both_depths_and_every_time() {
         if inputs.queue.is_some() {
             return;
         }
-        let stream = CudaContext::new(0).expect("a card").default_stream();
-        let mut on_card = OnCard::new(&stream, &inputs);
+        let stream = CudaContext::new(0).expect("a GPU").default_stream();
+        let mut on_gpu = OnGpu::new(&stream, &inputs);
         let mut evaluator = Evaluator::<T>::new(&stream, &inputs.problem).expect("an evaluator");
         for _ in 0..3 {
-            on_card.enqueue(&mut evaluator);
-            let (loss, gradient) = on_card.results(&name);
+            on_gpu.launch(&mut evaluator);
+            let (loss, gradient) = on_gpu.results(&name);
             assert_same_bits(&name, &gradient, &first.gradient);
             assert_same_bits(&name, &[f64::from(loss)], &[first.loss]);
         }
@@ -225,39 +227,39 @@ fn the_same_bits_from_both_depths_and_every_time() {
 
 #[test]
 fn a_graph_evaluates_what_lies_there_when_it_is_launched() {
-    let _cuda = card_or_skip!();
+    let _cuda = gpu_or_skip!();
     let stream = stream_for_captures();
     for case in without_queue().filter(|case| case.student_dim == case.teacher_dim) {
         let inputs = case.inputs::<f32>();
-        let mut on_card = OnCard::new(&stream, &inputs);
+        let mut on_gpu = OnGpu::new(&stream, &inputs);
         let mut evaluator = Evaluator::<f32>::new(&stream, &inputs.problem).expect("an evaluator");
         // Before any launch: whatever a kernel's first one takes has been done.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         stream.begin_capture(mode).expect("a capture");
-        on_card.enqueue(&mut evaluator);
+        on_gpu.launch(&mut evaluator);
         let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
         let graph = graph
             .expect("nothing that a graph cannot hold")
             .expect("a graph");
         let replayed = [(); 2].map(|()| {
             graph.launch().expect("a launch");
-            on_card.results(&case.name)
+            on_gpu.results(&case.name)
         });
-        on_card.enqueue(&mut evaluator);
-        let (loss, gradient) = on_card.results(&case.name);
+        on_gpu.launch(&mut evaluator);
+        let (loss, gradient) = on_gpu.results(&case.name);
         for replayed in replayed {
             assert_same_bits(&case.name, &replayed.1, &gradient);
             assert_same_bits(&case.name, &[replayed.0], &[loss]);
         }
         // The graph has addresses, not numbers.
-        let teacher = on_card.teacher.clone();
+        let teacher = on_gpu.teacher.clone();
         stream
-            .memcpy_dtod(&teacher, &mut on_card.student)
+            .memcpy_dtod(&teacher, &mut on_gpu.student)
             .expect("a copy");
         graph.launch().expect("a launch");
-        let (at_teacher, _) = on_card.results(&case.name);
-        on_card.enqueue(&mut evaluator);
-        assert_same_bits(&case.name, &[at_teacher], &[on_card.results(&case.name).0]);
+        let (at_teacher, _) = on_gpu.results(&case.name);
+        on_gpu.launch(&mut evaluator);
+        assert_same_bits(&case.name, &[at_teacher], &[on_gpu.results(&case.name).0]);
     }
 }
 
@@ -265,18 +267,18 @@ fn a_graph_evaluates_what_lies_there_when_it_is_launched() {
 /// on other numbers each time, in a stream and as a graph, evaluation behind evaluation.
 #[test]
 fn the_same_bits_where_launches_overlap() {
-    let _cuda = card_or_skip!();
+    let _cuda = gpu_or_skip!();
     let stream = stream_for_captures();
     fn same<T: GpuElement + DeviceRepr>(stream: &Arc<CudaStream>, case: &Case) {
         let name = format!("{} in {}", case.name, T::DTYPE);
         let mut inputs = case.inputs::<T>();
         inputs.problem = case.evaluating_only();
-        let mut on_card = OnCard::new(stream, &inputs);
+        let mut on_gpu = OnGpu::new(stream, &inputs);
         let mut evaluator = Evaluator::<T>::new(stream, &inputs.problem).expect("an evaluator");
         let want = [(); 2].map(|()| {
-            on_card.enqueue(&mut evaluator);
-            let results = on_card.results(&name);
-            on_card.swap_inputs();
+            on_gpu.launch(&mut evaluator);
+            let results = on_gpu.results(&name);
+            on_gpu.swap_inputs();
             results
         });
         let check = |(loss, gradient): (f32, Vec<f32>), (of, all): &(f32, Vec<f32>)| {
@@ -294,9 +296,9 @@ fn the_same_bits_where_launches_overlap() {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         let graphs = [(); 2].map(|()| {
             stream.begin_capture(mode).expect("a capture");
-            on_card.enqueue(&mut evaluator);
+            on_gpu.launch(&mut evaluator);
             let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
-            on_card.swap_inputs();
+            on_gpu.swap_inputs();
             let graph = graph.expect("nothing that a graph cannot hold");
             graph.expect("a graph")
         });
@@ -304,18 +306,18 @@ fn the_same_bits_where_launches_overlap() {
             for (graph, want) in graphs.iter().zip(&want) {
                 // The other graph's numbers lie in the workspace.
                 graph.launch().expect("a launch");
-                check(on_card.results(&name), want);
+                check(on_gpu.results(&name), want);
             }
             for want in &want {
-                on_card.enqueue(&mut evaluator);
-                check(on_card.results(&name), want);
-                on_card.swap_inputs();
+                on_gpu.launch(&mut evaluator);
+                check(on_gpu.results(&name), want);
+                on_gpu.swap_inputs();
             }
             // None waited for but the last.
             for graph in graphs.iter().chain(&graphs) {
                 graph.launch().expect("a launch");
             }
-            check(on_card.results(&name), &want[1]);
+            check(on_gpu.results(&name), &want[1]);
         }
     }
     for case in cases::tests().filter(|case| case.student_dim == case.teacher_dim) {
@@ -325,21 +327,21 @@ fn the_same_bits_where_launches_overlap() {
 
 #[test]
 fn an_evaluator_serves_batch_after_batch() {
-    let _cuda = card_or_skip!();
-    let stream = CudaContext::new(0).expect("a card").default_stream();
+    let _cuda = gpu_or_skip!();
+    let stream = CudaContext::new(0).expect("a GPU").default_stream();
     for case in without_queue().filter(|case| case.student_dim == case.teacher_dim) {
         let inputs = case.inputs::<f32>();
-        let mut on_card = OnCard::new(&stream, &inputs);
-        let mut evaluator = Evaluator::<f32>::new(&stream, &on_card.problem).expect("an evaluator");
-        on_card.enqueue(&mut evaluator);
-        let first = on_card.results(&case.name);
-        on_card.swap_inputs();
-        on_card.enqueue(&mut evaluator);
-        on_card.results(&case.name);
-        on_card.swap_inputs();
+        let mut on_gpu = OnGpu::new(&stream, &inputs);
+        let mut evaluator = Evaluator::<f32>::new(&stream, &on_gpu.problem).expect("an evaluator");
+        on_gpu.launch(&mut evaluator);
+        let first = on_gpu.results(&case.name);
+        on_gpu.swap_inputs();
+        on_gpu.launch(&mut evaluator);
+        on_gpu.results(&case.name);
+        on_gpu.swap_inputs();
         evaluator.set_upstream(2.0).expect("a factor");
-        on_card.enqueue(&mut evaluator);
-        let doubled = on_card.results(&case.name);
+        on_gpu.launch(&mut evaluator);
+        let doubled = on_gpu.results(&case.name);
         assert_same_bits(&case.name, &[doubled.0], &[first.0]);
         let twice: Vec<f64> = first.1.iter().map(|g| 2.0 * f64::from(*g)).collect();
         assert_gradient(&case.name, &doubled.1, &twice, case.student_dim, 1e-6);
@@ -348,8 +350,8 @@ fn an_evaluator_serves_batch_after_batch() {
 
 #[test]
 fn the_raw_entry_on_a_foreign_stream() {
-    let cuda = card_or_skip!();
-    let context = CudaContext::new(0).expect("a card");
+    let cuda = gpu_or_skip!();
+    let context = CudaContext::new(0).expect("a GPU");
     let stream = context.default_stream();
     let mut foreign = std::ptr::null_mut();
     // SAFETY: it writes to the address of a stream's handle; a context is current.
@@ -377,14 +379,14 @@ fn the_raw_entry_on_a_foreign_stream() {
             value: value.device_ptr_mut(&stream).0,
             workspace: workspace.device_ptr_mut(&stream).0,
         };
-        evaluator.check(&buffers).expect("memory of this card");
+        evaluator.check(&buffers).expect("memory of this GPU");
         // SAFETY: memory of these lengths, and a stream, of the current context, all alive below.
         unsafe { evaluator.initialize(buffers.workspace, foreign.cast()) }.expect("cleared");
         // SAFETY: as above.
-        unsafe { evaluator.enqueue(&buffers, foreign.cast()) }.expect("launches");
+        unsafe { evaluator.launch(&buffers, foreign.cast()) }.expect("launches");
         // SAFETY: the stream made above.
         let done = unsafe { sys::cuStreamSynchronize(foreign) };
-        done.result().expect("no fault on the card");
+        done.result().expect("no fault on the GPU");
         let got = stream.clone_dtoh(&gradient).expect("the gradient");
         assert_same_bits(&case.name, &got, &want.gradient);
     }
@@ -393,12 +395,12 @@ fn the_raw_entry_on_a_foreign_stream() {
     gone.result().expect("no stream");
 }
 
-/// Steps of a training with the queue on the card, against the same on the host; batches differ in size.
+/// Steps of a training with the queue on the GPU, against the same on the host; batches differ in size.
 #[test]
-fn a_queue_fills_on_the_card() {
-    let cuda = card_or_skip!();
+fn a_queue_fills_on_the_gpu() {
+    let cuda = gpu_or_skip!();
     fn steps<T: GpuElement + DeviceRepr>(cuda: &Cuda, loss: Loss, capacity: usize, dim: usize) {
-        let stream = CudaContext::new(0).expect("a card").default_stream();
+        let stream = CudaContext::new(0).expect("a GPU").default_stream();
         let problem_of = |rows| {
             let shapes = Shapes::new(rows, dim, dim).with_queue(capacity);
             Problem::new(loss, shapes).expect("shapes that fit")
@@ -420,7 +422,7 @@ fn a_queue_fills_on_the_card() {
             );
             let [student, teacher] = [&x, &y].map(|rows| stream.clone_htod(rows).expect("memory"));
             evaluator
-                .enqueue_with_queue(&student, &teacher, &mut queue, &mut gradient, &mut value)
+                .launch_with_queue(&student, &teacher, &mut queue, &mut gradient, &mut value)
                 .expect("slices that fit");
             let rows_of = |data| Rows::new(data, [rows, dim]).expect("whole rows");
             let Loss::Rrd(loss) = loss else {
@@ -429,7 +431,7 @@ fn a_queue_fills_on_the_card() {
             let want = loss.evaluate(cuda, rows_of(&x), rows_of(&y), &mut host);
             let want = want.expect("a batch that fits");
             let got = stream.clone_dtoh(&gradient).expect("the gradient");
-            stream.synchronize().expect("no fault on the card");
+            stream.synchronize().expect("no fault on the GPU");
             let want: Vec<f64> = want.gradient.iter().map(|g| f64::from(*g)).collect();
             // The keys are cut elsewhere, by the capacity and not by how many there are; and those of halves
             // come to f16 from f64 here, from f32 there.
@@ -453,7 +455,7 @@ const RELATIONS: [Relation; 4] = [
 
 #[test]
 fn building_blocks_are_right() {
-    let cuda = card_or_skip!();
+    let cuda = gpu_or_skip!();
     fn right<T: GpuElement>(cuda: &Cuda, [n, dim]: [usize; 2]) {
         let data = common::Input::normal(7, Shapes::new(n, dim, 1)).student;
         let data = common::cast::<T>(&data);
@@ -477,7 +479,7 @@ fn building_blocks_are_right() {
 /// What sanitizers watch, beside the building blocks and the queue: small, and every kernel of the losses runs.
 #[test]
 fn every_kernel_is_right() {
-    let cuda = card_or_skip!();
+    let cuda = gpu_or_skip!();
     fn right<T: GpuElement<Real = f32>>(cuda: &Cuda, case: &Case) {
         assert_kernels_right::<T, _>(cuda, case);
         assert_half_weights_right::<T, _>(cuda, case);
@@ -495,7 +497,7 @@ fn every_kernel_is_right() {
 
 #[test]
 fn what_is_not_a_number_makes_the_loss_none() {
-    let cuda = card_or_skip!();
+    let cuda = gpu_or_skip!();
     for case in cases::tests().filter(|case| (3..20).contains(&case.rows)) {
         for bad in [f32::NAN, f32::INFINITY] {
             let mut inputs = case.inputs::<f32>();
@@ -518,7 +520,7 @@ fn what_is_not_a_number_makes_the_loss_none() {
 
 #[test]
 fn every_row_of_a_large_batch_counts() {
-    let cuda = card_or_skip!();
+    let cuda = gpu_or_skip!();
     for case in cases::benches().filter(|case| case.flops() < 1 << 31 && case.triplets() < 1 << 25)
     {
         let inputs = case.inputs::<f32>();

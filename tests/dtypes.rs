@@ -5,11 +5,11 @@ mod common;
 
 use std::panic::catch_unwind;
 
-use common::against::assert_right;
 use common::cases::{self, Case};
 use common::compare::{
     assert_finite, assert_gradient, assert_loss, assert_same_bits, assert_zero, relative_error,
 };
+use common::compare_to_reference::assert_right;
 use common::for_every_dtype;
 use common::tolerances::{Tolerance, tolerance};
 use half::{bf16, f16};

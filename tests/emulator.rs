@@ -7,9 +7,9 @@ mod common;
 
 use std::panic::catch_unwind;
 
-use common::against::assert_many_rows_right;
 use common::cases::{self, Case};
 use common::compare::{assert_gradient, assert_loss, assert_same_bits, assert_zero};
+use common::compare_to_reference::assert_many_rows_right;
 use common::tolerances::{conditioning, tolerance};
 use common::{Input, Random, cast};
 use half::{bf16, f16};

@@ -128,7 +128,7 @@ fn kd() {
 }
 
 #[test]
-fn rrd_beside_a_queue() {
+fn rrd_with_a_queue() {
     check(
         "rrd_queue_ts0.1_tt0.02",
         Rrd::default(),

@@ -7,7 +7,7 @@ mod common;
 use common::compare::assert_same_bits;
 #[cfg(feature = "emulator")]
 use common::measured::Measured;
-use common::measured::{Errors, judge, mean_of};
+use common::measured::{Errors, assert_within_budget, mean_of};
 use common::tolerances::naive;
 use common::{Input, Random, cast, losses, shapes_of};
 use relata::{
@@ -105,7 +105,7 @@ fn rkd(device: &impl Device<f32, Gradient = f32>, shape: [usize; 3]) {
             }));
         }
     }
-    judge(
+    assert_within_budget(
         &format!("{}: RKD, N, D, D_t = {shape:?}", device.name()),
         &table,
     );
@@ -195,7 +195,7 @@ fn rrd(device: &impl Device<f32, Gradient = f32>) {
             }));
         }
     }
-    judge(&format!("{}: RRD", device.name()), &table);
+    assert_within_budget(&format!("{}: RRD", device.name()), &table);
 }
 
 fn info_nce(device: &impl Device<f32, Gradient = f32>) {
@@ -230,7 +230,7 @@ fn info_nce(device: &impl Device<f32, Gradient = f32>) {
             }));
         }
     }
-    judge(&format!("{}: InfoNCE", device.name()), &table);
+    assert_within_budget(&format!("{}: InfoNCE", device.name()), &table);
 }
 
 fn kd_kl(device: &impl Device<f32, Gradient = f32>) {
@@ -264,7 +264,7 @@ fn kd_kl(device: &impl Device<f32, Gradient = f32>) {
             }));
         }
     }
-    judge(&format!("{}: KD", device.name()), &table);
+    assert_within_budget(&format!("{}: KD", device.name()), &table);
 }
 
 #[test]
@@ -374,7 +374,7 @@ fn rkd_kernels_for_many_rows_are_as_exact_as_its_definition_in_f32() {
             });
         }
     }
-    judge("RKD on the emulator, many rows", &table);
+    assert_within_budget("RKD on the emulator, many rows", &table);
 }
 
 /// What a device makes of `input` rounded to `T`, taken as `T` and taken as f32.

@@ -359,7 +359,7 @@ fn an_error_leaves_the_queue_as_it_was() {
     }
 }
 
-// A device may refuse a batch after it has entered: here for rows longer than the kernels can count, on a card for want of memory.
+// A device may refuse a batch after it has entered: here for rows longer than the kernels can count, on a GPU for want of memory.
 #[cfg(feature = "emulator")]
 #[test]
 fn an_error_of_the_device_leaves_the_queue_as_it_was() {

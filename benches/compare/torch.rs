@@ -133,7 +133,7 @@ impl Torch {
     }
 
     /// Forgets the case, for the memory it takes.
-    #[allow(dead_code, reason = "for a card, which others want memory of")]
+    #[allow(dead_code, reason = "for a GPU, which others want memory of")]
     pub(crate) fn close(&mut self) -> Result<()> {
         self.ask(&json!({ "do": "close" }))?;
         Ok(())

@@ -1,15 +1,15 @@
-//! relata's kernels on a card, and the papers' formulas in PyTorch beside them, in turns.
+//! relata's kernels on a GPU, and the papers' formulas in PyTorch beside them, in turns.
 //!
 //! ```text
 //! cargo bench -p relata --features cuda --bench cuda -- [--python PATH] [--case NAME]... [--out FILE.csv]
 //! ```
 //!
 //! Check, then time: a case counts only once its loss and gradient agree with the CPU path's. benches/README.md says
-//! how it is measured. Without a card it says SKIPPED and succeeds, unless RELATA_REQUIRE_CUDA=1.
+//! how it is measured. Without a GPU it says SKIPPED and succeeds, unless RELATA_REQUIRE_CUDA=1.
 
-mod card;
 #[path = "../../tests/common/cases.rs"]
 mod cases;
+mod gpu;
 #[allow(dead_code, reason = "compare uses the rest")]
 #[path = "../compare/machine.rs"]
 mod machine;
@@ -28,8 +28,8 @@ use half::{bf16, f16};
 use relata::cuda::cudarc::driver::DeviceRepr;
 use relata::{Cuda, DType, GpuElement, WeightPrecision};
 
-use card::Card;
 use cases::{Case, Purpose};
+use gpu::Gpu;
 use ours::Ours;
 use provider::Provider;
 use record::{Measurement, Record, Samples};
@@ -43,7 +43,7 @@ const TURN: f64 = 0.05;
 const F32_TOLERANCE: f64 = 1e-4;
 const HALF_TOLERANCE: f64 = 2e-2;
 
-/// Times the kernels on a card.
+/// Times the kernels on a GPU.
 #[derive(Debug, Parser)]
 struct Options {
     /// The Python that has torch, to time it too
@@ -70,12 +70,12 @@ struct Options {
     /// Evaluates each case once and stops: for a profiler
     #[arg(long)]
     once: bool,
-    /// Names the card and stops
+    /// Names the GPU and stops
     #[arg(long)]
     probe: bool,
-    /// The card's number
+    /// The GPU's number
     #[arg(long, default_value_t = 0)]
-    card: usize,
+    gpu: usize,
     /// cargo passes it
     #[arg(long, hide = true)]
     bench: bool,
@@ -88,10 +88,10 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let options = Options::parse();
-    let cuda = match Cuda::new(options.card) {
+    let cuda = match Cuda::new(options.gpu) {
         Ok(cuda) => cuda,
         Err(why) if std::env::var("RELATA_REQUIRE_CUDA").is_ok_and(|required| required == "1") => {
-            eprintln!("RELATA_REQUIRE_CUDA=1 and no card: {why}");
+            eprintln!("RELATA_REQUIRE_CUDA=1 and no GPU: {why}");
             return ExitCode::FAILURE;
         }
         Err(why) => {
@@ -100,7 +100,7 @@ fn main() -> ExitCode {
         }
     };
     if options.probe {
-        println!("{}", cuda.card());
+        println!("{}", cuda.gpu());
         return ExitCode::SUCCESS;
     }
     match run(&options, &cuda) {
@@ -113,7 +113,7 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options, cuda: &Cuda) -> Result<()> {
-    let known: Vec<Case> = cases::on_cards().collect();
+    let known: Vec<Case> = cases::on_gpus().collect();
     if let Some(name) = options
         .cases
         .iter()
@@ -126,9 +126,9 @@ fn run(options: &Options, cuda: &Cuda) -> Result<()> {
         .into_iter()
         .filter(|case| options.cases.is_empty() || options.cases.contains(&case.name))
         .collect();
-    let card = Card::new(cuda, options.card)?;
+    let gpu = Gpu::new(cuda, options.gpu)?;
     if options.once {
-        return once(options, &card, &cases);
+        return once(options, &gpu, &cases);
     }
     let mut providers = Vec::new();
     if let Some(python) = &options.python {
@@ -145,11 +145,11 @@ fn run(options: &Options, cuda: &Cuda) -> Result<()> {
         }
     }
     let version = providers.first().map(|provider| provider.version.clone());
-    let mut record = Record::new(&card, version);
+    let mut record = Record::new(&gpu, version);
     println!("{}", record::heading());
     for case in &cases {
         // What eager PyTorch keeps for its backward pass has to fit beside everything else.
-        let fits = torch::kept_bytes(case) < 0.6 * card.memory as f64;
+        let fits = torch::kept_bytes(case) < 0.6 * gpu.memory as f64;
         // The same numbers for all types and weights; written once, where somebody reads them.
         let files = (fits && !providers.is_empty())
             .then(|| Files::new(case, &case.inputs()))
@@ -158,11 +158,9 @@ fn run(options: &Options, cuda: &Cuda) -> Result<()> {
         let files = files.as_ref();
         for (dtype, weights) in variants(options, case)? {
             let measured = match dtype {
-                DType::F16 => measure::<f16>(options, &card, case, weights, files, &mut providers),
-                DType::BF16 => {
-                    measure::<bf16>(options, &card, case, weights, files, &mut providers)
-                }
-                _ => measure::<f32>(options, &card, case, weights, files, &mut providers),
+                DType::F16 => measure::<f16>(options, &gpu, case, weights, files, &mut providers),
+                DType::BF16 => measure::<bf16>(options, &gpu, case, weights, files, &mut providers),
+                _ => measure::<f32>(options, &gpu, case, weights, files, &mut providers),
             };
             let measured =
                 measured.map_err(|error| format!("{} in {dtype}: {error}", case.name))?;
@@ -177,13 +175,13 @@ fn run(options: &Options, cuda: &Cuda) -> Result<()> {
     Ok(())
 }
 
-fn once(options: &Options, card: &Card, cases: &[Case]) -> Result<()> {
+fn once(options: &Options, gpu: &Gpu, cases: &[Case]) -> Result<()> {
     for case in cases {
         for (dtype, weights) in variants(options, case)? {
             match dtype {
-                DType::F16 => ours::once::<f16>(card, case, weights),
-                DType::BF16 => ours::once::<bf16>(card, case, weights),
-                _ => ours::once::<f32>(card, case, weights),
+                DType::F16 => ours::once::<f16>(gpu, case, weights),
+                DType::BF16 => ours::once::<bf16>(gpu, case, weights),
+                _ => ours::once::<f32>(gpu, case, weights),
             }
             .map_err(|error| format!("{} in {dtype}: {error}", case.name))?;
         }
@@ -209,7 +207,7 @@ fn dtypes(options: &Options, case: &Case) -> Result<Vec<DType>> {
         // RKD computes in f32 whatever comes.
         use relata::Loss::{InfoNce, KdKl, Rrd};
         return Ok(match (case.loss, case.purpose) {
-            (Rrd(_) | InfoNce(_) | KdKl(_), Purpose::Card) => vec![DType::BF16],
+            (Rrd(_) | InfoNce(_) | KdKl(_), Purpose::Gpu) => vec![DType::BF16],
             (Rrd(_) | InfoNce(_) | KdKl(_), _) => vec![DType::F32, DType::BF16],
             _ => vec![DType::F32],
         });
@@ -224,7 +222,7 @@ fn dtypes(options: &Options, case: &Case) -> Result<Vec<DType>> {
 
 fn measure<T: GpuElement + DeviceRepr>(
     options: &Options,
-    card: &Card,
+    gpu: &Gpu,
     case: &Case,
     weights: WeightPrecision,
     files: Option<&Files>,
@@ -235,7 +233,7 @@ fn measure<T: GpuElement + DeviceRepr>(
     } else {
         HALF_TOLERANCE
     };
-    let mut ours = Ours::<T>::new(card, case, weights)?;
+    let mut ours = Ours::<T>::new(gpu, case, weights)?;
     ours.check(tolerance)?;
     for provider in &mut *providers {
         let asked =
@@ -266,7 +264,7 @@ fn measure<T: GpuElement + DeviceRepr>(
     // Of the papers' formulas as they are.
     let eager = providers.iter_mut().find(|provider| provider.index == 0);
     let peak = eager.and_then(Provider::peak);
-    let floor = card.floor(case, T::DTYPE);
+    let floor = gpu.floor(case, T::DTYPE);
     Ok(Measurement::new(
         case,
         (T::DTYPE, weights),

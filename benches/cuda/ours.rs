@@ -1,4 +1,4 @@
-//! relata's side: evaluations of slices on the card.
+//! relata's side: evaluations of slices on the GPU.
 
 use std::sync::Arc;
 
@@ -8,8 +8,8 @@ use relata::cuda::{Evaluator, Queue};
 use relata::{Cpu, Element, GpuElement, WeightPrecision};
 
 use crate::Result;
-use crate::card::Card;
 use crate::cases::{Case, Inputs};
+use crate::gpu::Gpu;
 use crate::record::Ours as Times;
 
 /// A sample is of so many evaluations that it takes this long: events are good to half a microsecond.
@@ -18,19 +18,19 @@ const SAMPLE: f64 = 1e-3;
 const COLD: usize = 3;
 const MOST_COPIES: usize = 256;
 
-/// A case on the card, in as many copies as it takes to be cold.
+/// A case on the GPU, in as many copies as it takes to be cold.
 pub(crate) struct Ours<T: Element> {
     stream: Arc<CudaStream>,
     inputs: Inputs<T>,
     /// Of plain launches and, where they can be had, of those that overlap. Before the batches, which they use.
     graphs: Vec<Vec<CudaGraph>>,
     evaluator: Evaluator<T>,
-    batches: Vec<OnCard<T>>,
+    batches: Vec<OnGpu<T>>,
     /// The copy whose turn it is.
     turn: usize,
 }
 
-struct OnCard<T> {
+struct OnGpu<T> {
     student: CudaSlice<T>,
     teacher: CudaSlice<T>,
     queue: Option<Queue<T>>,
@@ -39,15 +39,15 @@ struct OnCard<T> {
 }
 
 impl<T: GpuElement + DeviceRepr> Ours<T> {
-    pub(crate) fn new(card: &Card, case: &Case, weights: WeightPrecision) -> Result<Self> {
-        let stream = quiet_stream(card)?;
+    pub(crate) fn new(gpu: &Gpu, case: &Case, weights: WeightPrecision) -> Result<Self> {
+        let stream = quiet_stream(gpu)?;
         let mut inputs = case.inputs::<T>();
         inputs.problem = case.evaluating_only().weights(weights);
         let mut evaluator = Evaluator::<T>::new(&stream, &inputs.problem)?;
         let bytes = case.elements() as usize * size_of::<T>();
-        let copies = (COLD * card.l2_bytes).div_ceil(bytes).clamp(1, MOST_COPIES);
+        let copies = (COLD * gpu.l2_bytes).div_ceil(bytes).clamp(1, MOST_COPIES);
         let mut batches = (0..copies)
-            .map(|_| OnCard::new(&stream, &inputs))
+            .map(|_| OnGpu::new(&stream, &inputs))
             .collect::<Result<Vec<_>>>()?;
         let mut graphs = vec![captured(&stream, &mut evaluator, &mut batches)?];
         if evaluator.set_overlap(true)? {
@@ -123,7 +123,7 @@ impl<T: GpuElement + DeviceRepr> Ours<T> {
             .extend(self.sample(budget, |ours| Ok(ours.graphs[way][0].launch()?))?);
         times.launches.extend(self.sample(budget, |ours| {
             ours.turn = (ours.turn + 1) % ours.batches.len();
-            ours.batches[ours.turn].enqueue(&mut ours.evaluator)
+            ours.batches[ours.turn].launch(&mut ours.evaluator)
         })?);
         Ok(())
     }
@@ -175,7 +175,7 @@ impl<T: GpuElement + DeviceRepr> Ours<T> {
     }
 }
 
-impl<T: GpuElement + DeviceRepr> OnCard<T> {
+impl<T: GpuElement + DeviceRepr> OnGpu<T> {
     fn new(stream: &Arc<CudaStream>, inputs: &Inputs<T>) -> Result<Self> {
         let queue = match &inputs.queue {
             Some(host) => {
@@ -185,7 +185,7 @@ impl<T: GpuElement + DeviceRepr> OnCard<T> {
             }
             None => None,
         };
-        Ok(OnCard {
+        Ok(OnGpu {
             student: stream.clone_htod(&inputs.student)?,
             teacher: stream.clone_htod(&inputs.teacher)?,
             queue,
@@ -194,8 +194,8 @@ impl<T: GpuElement + DeviceRepr> OnCard<T> {
         })
     }
 
-    fn enqueue(&mut self, evaluator: &mut Evaluator<T>) -> Result<()> {
-        let OnCard {
+    fn launch(&mut self, evaluator: &mut Evaluator<T>) -> Result<()> {
+        let OnGpu {
             student,
             teacher,
             queue,
@@ -203,10 +203,8 @@ impl<T: GpuElement + DeviceRepr> OnCard<T> {
             value,
         } = self;
         match queue {
-            Some(queue) => {
-                evaluator.enqueue_with_queue(student, teacher, queue, gradient, value)?
-            }
-            None => evaluator.enqueue(student, teacher, gradient, value)?,
+            Some(queue) => evaluator.launch_with_queue(student, teacher, queue, gradient, value)?,
+            None => evaluator.launch(student, teacher, gradient, value)?,
         }
         Ok(())
     }
@@ -214,16 +212,16 @@ impl<T: GpuElement + DeviceRepr> OnCard<T> {
 
 /// One evaluation, and nothing else that a profiler would have to leave out.
 pub(crate) fn once<T: GpuElement + DeviceRepr>(
-    card: &Card,
+    gpu: &Gpu,
     case: &Case,
     weights: WeightPrecision,
 ) -> Result<()> {
-    let stream = quiet_stream(card)?;
+    let stream = quiet_stream(gpu)?;
     let mut inputs = case.inputs::<T>();
     inputs.problem = case.evaluating_only().weights(weights);
     let mut evaluator = Evaluator::<T>::new(&stream, &inputs.problem)?;
-    let mut batch = OnCard::new(&stream, &inputs)?;
-    batch.enqueue(&mut evaluator)?;
+    let mut batch = OnGpu::new(&stream, &inputs)?;
+    batch.launch(&mut evaluator)?;
     Ok(stream.synchronize()?)
 }
 
@@ -231,13 +229,13 @@ pub(crate) fn once<T: GpuElement + DeviceRepr>(
 fn captured<T: GpuElement + DeviceRepr>(
     stream: &Arc<CudaStream>,
     evaluator: &mut Evaluator<T>,
-    batches: &mut [OnCard<T>],
+    batches: &mut [OnGpu<T>],
 ) -> Result<Vec<CudaGraph>> {
-    let mut capture = |batch: &mut OnCard<T>| -> Result<CudaGraph> {
-        batch.enqueue(evaluator)?;
+    let mut capture = |batch: &mut OnGpu<T>| -> Result<CudaGraph> {
+        batch.launch(evaluator)?;
         stream.synchronize()?;
         stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
-        batch.enqueue(evaluator)?;
+        batch.launch(evaluator)?;
         let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0))?;
         let graph = graph.ok_or("no graph")?;
         graph.upload()?;
@@ -246,13 +244,13 @@ fn captured<T: GpuElement + DeviceRepr>(
     batches.iter_mut().map(&mut capture).collect()
 }
 
-fn quiet_stream(card: &Card) -> Result<Arc<CudaStream>> {
+fn quiet_stream(gpu: &Gpu) -> Result<Arc<CudaStream>> {
     // SAFETY: this stream is the only one that is used.
     #[allow(unsafe_code, reason = "no capture may wait for events from before it")]
     unsafe {
-        card.context.disable_event_tracking();
+        gpu.context.disable_event_tracking();
     }
-    Ok(card.context.new_stream()?)
+    Ok(gpu.context.new_stream()?)
 }
 
 /// NaN is not within anything.

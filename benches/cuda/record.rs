@@ -7,8 +7,8 @@ use std::path::Path;
 use relata::{DType, WeightPrecision};
 
 use crate::Result;
-use crate::card::Card;
 use crate::cases::Case;
+use crate::gpu::Gpu;
 use crate::machine::{Machine, today};
 
 /// Where nothing was measured.
@@ -34,7 +34,7 @@ pub(crate) struct Ours {
 #[derive(Default)]
 pub(crate) struct Samples {
     pub(crate) ours: Ours,
-    /// With launches that overlap; empty where the card or the driver can't.
+    /// With launches that overlap; empty where the GPU or the driver can't.
     pub(crate) overlapping: Ours,
     /// PyTorch, in the order of [`PROVIDERS`].
     pub(crate) torch: [Vec<f64>; 3],
@@ -198,7 +198,7 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(crate) fn new(card: &Card, torch: Option<String>) -> Self {
+    pub(crate) fn new(gpu: &Gpu, torch: Option<String>) -> Self {
         // Where there is no repository, who built the program says which revision it is.
         let revision =
             std::env::var("RELATA_REVISION").unwrap_or_else(|_| Machine::of(1, "").revision);
@@ -206,8 +206,8 @@ impl Record {
         Record {
             run: vec![
                 ("date", today()),
-                ("gpu", card.name.clone()),
-                ("driver", card.driver.clone()),
+                ("gpu", gpu.name.clone()),
+                ("driver", gpu.driver.clone()),
                 ("toolkit", toolkit),
                 ("targets", targets),
                 ("relata", env!("CARGO_PKG_VERSION").to_owned()),

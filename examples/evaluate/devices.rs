@@ -32,7 +32,7 @@ impl DeviceKind {
     ];
 
     /// Those that run where none is asked for and can compute in `dtype`: the emulator, which is slow by
-    /// design, has to be asked for, and cuda is there if a card is.
+    /// design, has to be asked for, and cuda is there if a GPU is.
     pub(crate) fn at_hand(dtype: Option<DType>) -> Vec<DeviceKind> {
         let mut at_hand = DeviceKind::BUILT_IN.to_vec();
         at_hand.retain(|device| device.takes(dtype) && device.is_at_hand());
@@ -45,7 +45,7 @@ impl DeviceKind {
             #[cfg(feature = "emulator")]
             DeviceKind::Emulator => false,
             #[cfg(feature = "cuda")]
-            DeviceKind::Cuda => a_card_is_there(),
+            DeviceKind::Cuda => has_gpu(),
         }
     }
 
@@ -106,7 +106,7 @@ impl DeviceKind {
     }
 }
 
-/// The first card, opened once.
+/// The first GPU, opened once.
 #[cfg(feature = "cuda")]
 pub(crate) fn cuda() -> &'static relata::Result<relata::Cuda> {
     static CUDA: std::sync::OnceLock<relata::Result<relata::Cuda>> = std::sync::OnceLock::new();
@@ -115,10 +115,10 @@ pub(crate) fn cuda() -> &'static relata::Result<relata::Cuda> {
 
 /// One that is there and cannot be used is worth a line.
 #[cfg(feature = "cuda")]
-fn a_card_is_there() -> bool {
-    use relata::Error::{NoCard, NoDriver};
+fn has_gpu() -> bool {
+    use relata::Error::{NoDriver, NoSuchGpu};
     if let Err(why) = cuda()
-        && !matches!(why, NoDriver { .. } | NoCard { .. })
+        && !matches!(why, NoDriver { .. } | NoSuchGpu { .. })
     {
         say("note", &format!("cuda is left out: {why}"));
     }

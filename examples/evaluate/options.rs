@@ -29,7 +29,7 @@ pub(crate) struct Options {
     #[arg(long = "loss", value_name = "NAME", value_parser = str::parse::<Loss>)]
     losses: Vec<Loss>,
     /// A device: reference, cpu and, built with the feature of that name, emulator (slow) and cuda; may
-    /// be repeated [default: reference, cpu, and cuda if there is a card]. The table shows deviations
+    /// be repeated [default: reference, cpu, and cuda if there is a GPU]. The table shows deviations
     /// where the reference, which is slow, is among them
     #[arg(long = "device", value_name = "NAME", value_parser = DeviceKind::parse)]
     devices: Vec<DeviceKind>,

@@ -1,4 +1,4 @@
-// Who compiles a kernel: nvcc for a card, or the host's C++ compiler against the emulator. Nothing outside
+// Who compiles a kernel: nvcc for a GPU, or the host's C++ compiler against the emulator. Nothing outside
 // kernels/common asks; kernels use what is declared here:
 //
 //   EXPORT_KERNEL(name, threads, blocks, Arguments, body)   an entry point: `body(arguments)` run by blocks of `threads`,
@@ -59,7 +59,7 @@ DEVICE void enter_grid() {
     extern __shared__ __align__(128) unsigned char relata_dynamic_shared[];                             \
     type* name = reinterpret_cast<type*>(relata_dynamic_shared)
 
-// Where a collective is called from: the emulator reports it, a card has no use for it.
+// Where a collective is called from: the emulator reports it, a GPU has no use for it.
 #define SITE
 #define SITE_ONLY
 #define PASS_SITE

@@ -1,4 +1,4 @@
-// A vertex and the pairs of ends that a thread has: what rkd_angle and rkd_angle_few do with it. In f32 by a sum of
+// A vertex and the pairs of ends that a thread has: what rkd_angle and rkd_angle_small_batch do with it. In f32 by a sum of
 // products, or with h as a pair of f32: see the header of rkd_angle.cu.
 #pragma once
 

@@ -55,12 +55,12 @@ pub(super) struct Attention<R: Real> {
     pub(super) mean: Buffer<R>,
 }
 
-/// All rows over all keys. `seeds` holds for each row no more than its largest product with a key, the nearer
+/// All rows over all keys. `initial_maxima` holds for each row no more than its largest product with a key, the nearer
 /// to it the better: the maximum runs from there. With `others`, row i passes over key i.
-pub(super) fn attend<R: Real>(
+pub(super) fn attention_forward<R: Real>(
     rows: &Embeddings<R>,
     keys: Keys<'_, R>,
-    seeds: &[f64],
+    initial_maxima: &[f64],
     others: bool,
     temperature: f64,
 ) -> Result<Attention<R>> {
@@ -74,8 +74,8 @@ pub(super) fn attend<R: Real>(
             let (strip, p) = (task / parts, task % parts);
             let mut out = Partial::new(lanes, keys.dim)?;
             let first = strip * lanes;
-            for (max, &seed) in out.max.iter_mut().zip(&seeds[first..]) {
-                *max = seed;
+            for (max, &initial_max) in out.max.iter_mut().zip(&initial_maxima[first..]) {
+                *max = initial_max;
             }
             dispatch(Strip {
                 queries: &transpose(rows, first, lanes)?,
@@ -206,8 +206,8 @@ impl<R: Real> WithSimd for Strip<'_, '_, R> {
         let weighted = R::vectors_mut::<S>(&mut out.weighted);
 
         let mut max = [R::splat(s, R::ZERO); STRIP];
-        for (max, &seed) in lane_sums.iter_mut().zip(&out.max) {
-            *max = R::from_f64(seed);
+        for (max, &initial_max) in lane_sums.iter_mut().zip(&out.max) {
+            *max = R::from_f64(initial_max);
         }
         max.copy_from_slice(&R::vectors::<S>(&lane_sums)[..STRIP]);
         for from in (0..keys.len).step_by(CHUNK) {

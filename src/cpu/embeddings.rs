@@ -29,7 +29,7 @@ pub(crate) struct Embeddings<R: Real> {
 
 /// How the rows enter.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Entry {
+pub(crate) enum RowScaling {
     /// As they are.
     Raw,
     /// Times the power of two that brings the largest element to [1, 2): exact, and no square of a
@@ -39,24 +39,24 @@ pub(crate) enum Entry {
     Normalized,
 }
 
-impl Entry {
+impl RowScaling {
     /// Normalised, or as they are.
     pub(crate) fn normalized_if(normalize: bool) -> Self {
         if normalize {
-            Entry::Normalized
+            RowScaling::Normalized
         } else {
-            Entry::Raw
+            RowScaling::Raw
         }
     }
 }
 
 impl<R: Real> Embeddings<R> {
-    pub(crate) fn new<T: Element>(rows: Rows<'_, T>, entry: Entry) -> Result<Self> {
+    pub(crate) fn new<T: Element>(rows: Rows<'_, T>, entry: RowScaling) -> Result<Self> {
         Ok(Self::read(rows, entry, Self::memory(rows)?))
     }
 
     /// Student and teacher, side by side.
-    pub(crate) fn both<T: Element>(batch: Batch<'_, T>, entry: Entry) -> Result<(Self, Self)> {
+    pub(crate) fn both<T: Element>(batch: Batch<'_, T>, entry: RowScaling) -> Result<(Self, Self)> {
         // All memory is this thread's: what another has taken would not go back there.
         let x = Self::memory(batch.student)?;
         let y = Self::memory(batch.teacher)?;
@@ -70,7 +70,7 @@ impl<R: Real> Embeddings<R> {
         Buffer::any(rows.len().saturating_mul(row_stride::<R>(rows.dim())))
     }
 
-    fn read<T: Element>(rows: Rows<'_, T>, entry: Entry, mut data: Buffer<R>) -> Self {
+    fn read<T: Element>(rows: Rows<'_, T>, entry: RowScaling, mut data: Buffer<R>) -> Self {
         let (n, dim) = (rows.len(), rows.dim());
         let stride = row_stride::<R>(dim);
         let extremes: Vec<(f64, bool)> = data
@@ -92,13 +92,13 @@ impl<R: Real> Embeddings<R> {
         let mut scale = 1.0;
         let mut norms = None;
         match entry {
-            Entry::Scaled if finite && largest > 0.0 => {
+            RowScaling::Scaled if finite && largest > 0.0 => {
                 scale = power_of_two_below::<R>(largest).recip();
                 data.par_chunks_mut(BLOCK * stride)
                     .for_each(|data| dispatch(Scale(data, R::from_f64(scale))));
             }
-            Entry::Raw | Entry::Scaled => {}
-            Entry::Normalized => {
+            RowScaling::Raw | RowScaling::Scaled => {}
+            RowScaling::Normalized => {
                 norms = Some(data.par_chunks_mut(stride).map(normalize).collect());
             }
         }

@@ -2,10 +2,10 @@
 
 use rayon::prelude::*;
 
-use super::attention::{Keys, attend};
+use super::attention::{Keys, attention_forward};
 use super::buffer::Buffer;
-use super::embeddings::{Embeddings, Entry};
-use super::rrd::{dot, seed, seeds};
+use super::embeddings::{Embeddings, RowScaling};
+use super::rrd::{dot, initial_max, initial_maxima};
 use crate::element::Element;
 use crate::error::Result;
 use crate::loss::InfoNce;
@@ -17,7 +17,7 @@ pub(super) fn info_nce<T: Element>(
     upstream: f64,
     gradient: &mut [T::Real],
 ) -> Result<Value> {
-    let entry = Entry::normalized_if(loss.normalize);
+    let entry = RowScaling::normalized_if(loss.normalize);
     let (z, y) = Embeddings::<T::Real>::both(batch, entry)?;
     if !(z.finite && y.finite) {
         gradient.fill(T::Real::from_f64(f64::NAN));
@@ -40,14 +40,14 @@ pub(super) fn info_nce<T: Element>(
     // The own key is kept apart: near convergence it has all but a little of the softmax, and that
     // little is the loss.
     let others = batch.queue.is_none();
-    let seeds = match batch.queue {
+    let initial_maxima = match batch.queue {
         None if z.rows == 1 => vec![0.0],
         None => (0..z.rows)
-            .map(|i| seed(z.row(i), y.row((i + 1) % z.rows)))
+            .map(|i| initial_max(z.row(i), y.row((i + 1) % z.rows)))
             .collect(),
-        Some(queue) => seeds(&z, queue),
+        Some(queue) => initial_maxima(&z, queue),
     };
-    let attention = attend(&z, keys, &seeds, others, loss.temperature)?;
+    let attention = attention_forward(&z, keys, &initial_maxima, others, loss.temperature)?;
 
     let (n, dim) = (z.rows, z.dim);
     let factor = upstream / (n as f64 * loss.temperature);

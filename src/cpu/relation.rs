@@ -4,7 +4,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::buffer::Buffer;
-use super::embeddings::{Embeddings, Entry};
+use super::embeddings::{Embeddings, RowScaling};
 use super::simd::{by_fours, dispatch, row_stride, unroll};
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
@@ -198,9 +198,9 @@ pub(crate) fn relation_matrix<T: Element>(
     matrix: &mut [T::Real],
 ) -> Result<()> {
     let entry = match relation {
-        Relation::Distance | Relation::SquaredDistance => Entry::Scaled,
-        Relation::Dot => Entry::Raw,
-        Relation::Cosine => Entry::Normalized,
+        Relation::Distance | Relation::SquaredDistance => RowScaling::Scaled,
+        Relation::Dot => RowScaling::Raw,
+        Relation::Cosine => RowScaling::Normalized,
     };
     let x = &Embeddings::<T::Real>::new(rows, entry)?;
     let n = x.rows;

@@ -2,7 +2,7 @@
 
 use super::buffer::Buffer;
 use super::contraction::{Form, contract};
-use super::embeddings::{Embeddings, Entry};
+use super::embeddings::{Embeddings, RowScaling};
 use super::pairs::{Block, for_all_pairs};
 use super::relation::{H_X, H_Y, R_X, R_Y, Relations};
 use super::rkd_angle;
@@ -42,9 +42,9 @@ pub(super) fn rkd<T: Element>(
     gradient: &mut [T::Real],
 ) -> Result<Value> {
     let entry = if loss.normalize {
-        Entry::Normalized
+        RowScaling::Normalized
     } else {
-        Entry::Scaled
+        RowScaling::Scaled
     };
     if <T::Real as Element>::DTYPE == DType::F32
         && let Some(value) = attempt::<T, f32>(loss, entry, batch, upstream, gradient)?
@@ -59,7 +59,7 @@ pub(super) fn rkd<T: Element>(
 /// rows that are closer than it can do by the law of cosines are [set aside](ClosePairs).
 fn attempt<T: Element, R: Real>(
     loss: &Rkd,
-    entry: Entry,
+    entry: RowScaling,
     batch: Batch<'_, T>,
     upstream: f64,
     gradient: &mut [T::Real],

@@ -55,7 +55,7 @@ pub(super) fn penalize<R: Real>(
         |block| {
             let mut s_k = Buffer::zeros(block.data.len())?;
             let ends = (block.first, block.rows);
-            let penalty = dispatch(Match {
+            let penalty = dispatch(BlockPair {
                 delta,
                 clamped,
                 relations,
@@ -71,7 +71,7 @@ pub(super) fn penalize<R: Real>(
             // Sums of this match alone: shorter sums round less.
             let mut s_i = Buffer::zeros(a.data.len())?;
             let mut s_k = Buffer::zeros(b.data.len())?;
-            let penalty = dispatch(Match {
+            let penalty = dispatch(BlockPair {
                 delta,
                 clamped,
                 relations,
@@ -118,7 +118,7 @@ fn block_side(rows: usize) -> usize {
 
 /// All pairs of ends with one in each of two blocks, given as their first row and how many; or with
 /// both in one block, the second not before the first.
-struct Match<'a, R: Real> {
+struct BlockPair<'a, R: Real> {
     delta: f64,
     /// Whether some |e| may exceed δ.
     clamped: bool,
@@ -129,7 +129,7 @@ struct Match<'a, R: Real> {
     s_k: &'a mut [R],
 }
 
-impl<R: Real> WithSimd for Match<'_, R> {
+impl<R: Real> WithSimd for BlockPair<'_, R> {
     type Output = f64;
 
     #[inline(always)]
@@ -147,7 +147,7 @@ impl<R: Real> WithSimd for Match<'_, R> {
     }
 }
 
-impl<R: Real> Match<'_, R> {
+impl<R: Real> BlockPair<'_, R> {
     /// The pairs of the ends from `i` on with those of a panel, at the vertices of some lines.
     #[inline(always)]
     fn panel<S: Simd>(&mut self, s: S, lines: &Range<usize>, i: usize, panel: usize) -> f64 {

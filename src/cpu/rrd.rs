@@ -8,9 +8,9 @@
 
 use rayon::prelude::*;
 
-use super::attention::{Keys, attend};
+use super::attention::{Keys, attention_forward};
 use super::buffer::Buffer;
-use super::embeddings::{Embeddings, Entry};
+use super::embeddings::{Embeddings, RowScaling};
 use crate::element::{Element, Real};
 use crate::error::Result;
 use crate::loss::Rrd;
@@ -24,7 +24,7 @@ pub(super) fn rrd<T: Element>(
     upstream: f64,
     gradient: &mut [T::Real],
 ) -> Result<Value> {
-    let entry = Entry::normalized_if(loss.normalize);
+    let entry = RowScaling::normalized_if(loss.normalize);
     let (z, y) = Embeddings::<T::Real>::both(batch, entry)?;
     if !(z.finite && y.finite) {
         gradient.fill(T::Real::from_f64(f64::NAN));
@@ -39,8 +39,20 @@ pub(super) fn rrd<T: Element>(
         dim: queue.dim(),
         stride: queue.dim(),
     };
-    let student = attend(&z, keys, &seeds(&z, queue), false, loss.student_temperature)?;
-    let teacher = attend(&y, keys, &seeds(&y, queue), false, loss.teacher_temperature)?;
+    let student = attention_forward(
+        &z,
+        keys,
+        &initial_maxima(&z, queue),
+        false,
+        loss.student_temperature,
+    )?;
+    let teacher = attention_forward(
+        &y,
+        keys,
+        &initial_maxima(&y, queue),
+        false,
+        loss.teacher_temperature,
+    )?;
 
     let (n, dim) = (z.rows, z.dim);
     let factor = upstream / (n as f64 * loss.student_temperature);
@@ -71,15 +83,15 @@ pub(super) fn rrd<T: Element>(
 
 /// For each row its product with one key: with its own where the batch has just been enqueued, next to
 /// which few others weigh anything at a small temperature.
-pub(super) fn seeds<R: Real>(rows: &Embeddings<R>, queue: &Queue<R>) -> Vec<f64> {
+pub(super) fn initial_maxima<R: Real>(rows: &Embeddings<R>, queue: &Queue<R>) -> Vec<f64> {
     (0..rows.rows)
-        .map(|i| seed(rows.row(i), queue.recent(rows.rows - 1 - i)))
+        .map(|i| initial_max(rows.row(i), queue.recent(rows.rows - 1 - i)))
         .collect()
 }
 
 /// ⟨row, key⟩ less all that rounding can do to it. The maximum of the logits runs from here; begun above
 /// the product as it comes out in `R`, by many temperatures, it would leave no exponential.
-pub(super) fn seed<R: Real>(row: &[R], key: &[R]) -> f64 {
+pub(super) fn initial_max<R: Real>(row: &[R], key: &[R]) -> f64 {
     let lengths: f64 = row
         .iter()
         .zip(key)

@@ -4,9 +4,9 @@
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUcontext, CUstream};
 
-use super::card::Card;
 use super::driver;
-use super::failure::Doing;
+use super::failure::WithContext;
+use super::gpu::Gpu;
 use super::images::Version;
 use super::launcher::StreamLauncher;
 use super::library::Library;
@@ -24,20 +24,20 @@ unsafe impl Sync for Context {}
 impl Context {
     /// The one that is current on this thread.
     fn current() -> Result<Self> {
-        let current = result::ctx::get_current().doing("asking for the current context")?;
+        let current = result::ctx::get_current().context("asking for the current context")?;
         current.map(Context).ok_or(Error::NoContext { got: "none" })
     }
 }
 
-/// Where kernels are launched: a context with its card and the kernels ready in it.
+/// Where kernels are launched: a context with its GPU and the kernels ready in it.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
+pub(super) struct KernelContext {
     pub(super) context: Context,
-    pub(super) card: Card,
+    pub(super) gpu: Gpu,
     library: &'static Library,
 }
 
-impl Place {
+impl KernelContext {
     /// The context that is current on this thread.
     pub(super) fn current() -> Result<Self> {
         driver::version()?;
@@ -45,12 +45,12 @@ impl Place {
         let mut device = 0;
         // SAFETY: it writes to the address of a device's handle.
         let result = unsafe { sys::cuCtxGetDevice(&raw mut device) };
-        result.result().doing("asking the context for its card")?;
-        let card = Card::of(device)?;
-        let library = Library::prepared(&card)?;
-        Ok(Place {
+        result.result().context("asking the context for its GPU")?;
+        let gpu = Gpu::of(device)?;
+        let library = Library::prepared(&gpu)?;
+        Ok(KernelContext {
             context,
-            card,
+            gpu,
             library,
         })
     }
@@ -80,6 +80,6 @@ impl Place {
     pub(super) fn can_overlap(&self) -> Result<bool> {
         /// What overlaps could not be captured before.
         const OLDEST: Version = Version(12, 3);
-        Ok(driver::version()? >= OLDEST && self.library.waits(&self.card)?)
+        Ok(driver::version()? >= OLDEST && self.library.waits(&self.gpu)?)
     }
 }

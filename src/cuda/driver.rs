@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 use cudarc::driver::result;
 use cudarc::driver::{CudaContext, sys};
 
-use super::failure::{Doing, NO_DEVICE, STUB_LIBRARY, code, said};
+use super::failure::{NO_DEVICE, STUB_LIBRARY, WithContext, code, message};
 use super::images::Version;
 use crate::error::{Error, Result};
 
@@ -28,19 +28,21 @@ pub(super) fn version() -> Result<Version> {
     let mut version: c_int = 0;
     // SAFETY: it writes to the address of an int.
     let result = unsafe { sys::cuDriverGetVersion(&raw mut version) };
-    result.result().doing("asking the driver for its version")?;
+    result
+        .result()
+        .context("asking the driver for its version")?;
     Ok(Version::from_driver(version))
 }
 
-/// The primary context of a card, current on this thread.
+/// The primary context of a GPU, current on this thread.
 pub(super) fn context(ordinal: usize) -> Result<Arc<CudaContext>> {
     version()?;
-    let cards = result::device::get_count().doing("counting the cards")?;
-    let cards = usize::try_from(cards).unwrap_or(0);
-    if ordinal >= cards {
-        return Err(Error::NoCard { ordinal, cards });
+    let gpus = result::device::get_count().context("counting the GPUs")?;
+    let gpus = usize::try_from(gpus).unwrap_or(0);
+    if ordinal >= gpus {
+        return Err(Error::NoSuchGpu { ordinal, gpus });
     }
-    CudaContext::new(ordinal).doing("opening the card's primary context")
+    CudaContext::new(ordinal).context("opening the GPU's primary context")
 }
 
 /// Looks where cudarc will.
@@ -69,12 +71,14 @@ fn load() -> Result<()> {
 
 fn initialize() -> Result<()> {
     match result::init() {
-        Err(error) if code(error) == NO_DEVICE => Err(Error::NoCard {
+        Err(error) if code(error) == NO_DEVICE => Err(Error::NoSuchGpu {
             ordinal: 0,
-            cards: 0,
+            gpus: 0,
         }),
         // What the toolkit has to link with, found where the driver should be.
-        Err(error) if code(error) == STUB_LIBRARY => Err(Error::NoDriver { why: said(error) }),
-        initialized => initialized.doing("initialising the driver"),
+        Err(error) if code(error) == STUB_LIBRARY => Err(Error::NoDriver {
+            why: message(error),
+        }),
+        initialized => initialized.context("initialising the driver"),
     }
 }

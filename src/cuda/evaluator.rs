@@ -1,4 +1,4 @@
-//! Embeddings that are on the card already.
+//! Embeddings that are on the GPU already.
 #![allow(unsafe_code, reason = "hands the addresses of slices to the raw entry")]
 
 use std::marker::PhantomData;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice};
 
 use super::driver;
-use super::failure::Doing;
+use super::failure::WithContext;
 use super::memory::Memory;
 use super::queue::Queue;
 use super::raw::{Buffers, RawEvaluator, no_queue};
@@ -17,7 +17,7 @@ use crate::loss::Loss;
 use crate::problem::Problem;
 use crate::queue::Enqueue;
 
-/// A problem on a stream of a card, with its workspace.
+/// A problem on a stream of a GPU, with its workspace.
 ///
 /// ```no_run
 /// use relata::cuda::{Evaluator, cudarc::driver::CudaContext};
@@ -30,7 +30,7 @@ use crate::queue::Enqueue;
 ///
 /// let (student, teacher) = (stream.alloc_zeros(128 * 512)?, stream.alloc_zeros(128 * 768)?);
 /// let (mut gradient, mut value) = (stream.alloc_zeros(128 * 512)?, stream.alloc_zeros(2)?);
-/// evaluator.enqueue(&student, &teacher, &mut gradient, &mut value)?; // returns at once
+/// evaluator.launch(&student, &teacher, &mut gradient, &mut value)?; // returns at once
 /// let loss = stream.clone_dtoh(&value)?[0];
 /// # Ok(()) }
 /// ```
@@ -81,7 +81,7 @@ impl<T: GpuElement> Evaluator<T> {
         &self.stream
     }
 
-    /// The memory it holds on the card.
+    /// The memory it holds on the GPU.
     #[must_use]
     pub fn workspace_bytes(&self) -> usize {
         self.raw.workspace_bytes()
@@ -103,15 +103,15 @@ impl<T: GpuElement> Evaluator<T> {
         self.raw.set_overlap(overlap)
     }
 
-    /// Enqueues an evaluation and returns: `student` `[N, D]`, `teacher` `[N, D_t]`; `gradient` `[N, D]`
+    /// Launches an evaluation and returns: `student` `[N, D]`, `teacher` `[N, D_t]`; `gradient` `[N, D]`
     /// and `value` `[2]` are overwritten, the latter with the loss and, for RRD, KL(p‖q). Nothing is
     /// allocated, copied or waited for.
     ///
     /// # Errors
     /// [`Error::Length`] and [`Error::ForeignMemory`], naming the argument, and [`Error::Missing`] if the
-    /// problem has a queue; nothing has been enqueued then. [`Error::Cuda`] if the driver refuses a
-    /// launch. What goes wrong on the card shows when the stream is waited for.
-    pub fn enqueue(
+    /// problem has a queue; nothing has been launched then. [`Error::Cuda`] if the driver refuses a
+    /// launch. What goes wrong on the GPU shows when the stream is waited for.
+    pub fn launch(
         &mut self,
         student: &impl DevicePtr<T>,
         teacher: &impl DevicePtr<T>,
@@ -121,17 +121,17 @@ impl<T: GpuElement> Evaluator<T> {
         if self.raw.queue().is_some() {
             return Err(no_queue());
         }
-        self.launch(student, teacher, None, gradient, value)
+        self.launch_all(student, teacher, None, gradient, value)
     }
 
     /// The same beside a queue, which takes the teacher's rows before the evaluation or after it, as the
     /// loss's `enqueue` says.
     ///
     /// # Errors
-    /// As [`enqueue`](Self::enqueue); [`Error::Unexpected`] if the problem has no queue, [`Error::TooLarge`]
+    /// As [`launch`](Self::launch); [`Error::Unexpected`] if the problem has no queue, [`Error::TooLarge`]
     /// if it has more rows than the queue has [room](Queue::reserve) for, and [`Error::Empty`] if nothing has
     /// entered the queue before the evaluation.
-    pub fn enqueue_with_queue(
+    pub fn launch_with_queue(
         &mut self,
         student: &impl DevicePtr<T>,
         teacher: &impl DevicePtr<T>,
@@ -151,10 +151,10 @@ impl<T: GpuElement> Evaluator<T> {
                 argument: "queue keys",
             });
         }
-        self.launch(student, teacher, Some(queue), gradient, value)
+        self.launch_all(student, teacher, Some(queue), gradient, value)
     }
 
-    fn launch(
+    fn launch_all(
         &mut self,
         student: &impl DevicePtr<T>,
         teacher: &impl DevicePtr<T>,
@@ -194,7 +194,7 @@ impl<T: GpuElement> Evaluator<T> {
         // SAFETY: slices of these lengths in the context of the evaluator, of which those written to are
         // borrowed mutably and so overlap nothing. cudarc frees a slice only after what was launched on
         // it. Workspace and queue are initialised, and this stream's alone.
-        unsafe { self.raw.enqueue(&buffers, stream.cu_stream().cast()) }?;
+        unsafe { self.raw.launch(&buffers, stream.cu_stream().cast()) }?;
         if let (Some((queue, raw)), Enqueue::After) = (&mut entry, self.when()) {
             // SAFETY: as before.
             unsafe { queue.enqueue_at(raw, teacher) }?;
@@ -237,5 +237,5 @@ pub(super) fn check<E>(
 
 pub(super) fn bind(stream: &CudaStream) -> Result<()> {
     let bound = stream.context().bind_to_thread();
-    bound.doing("making the card's context current")
+    bound.context("making the GPU's context current")
 }

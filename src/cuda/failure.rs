@@ -16,7 +16,7 @@ pub(super) fn code(error: DriverError) -> u32 {
 }
 
 /// Such as `CUDA_ERROR_ILLEGAL_ADDRESS (700): an illegal memory access was encountered`.
-pub(super) fn said(error: DriverError) -> String {
+pub(super) fn message(error: DriverError) -> String {
     let name = format!("{:?} ({})", error.0, code(error));
     match error.error_string() {
         Ok(text) => format!("{name}: {}", text.to_string_lossy()),
@@ -25,18 +25,18 @@ pub(super) fn said(error: DriverError) -> String {
 }
 
 /// A result of the driver with what was being done.
-pub(super) trait Doing<T> {
-    fn doing(self, doing: &'static str) -> Result<T>;
+pub(super) trait WithContext<T> {
+    fn context(self, doing: &'static str) -> Result<T>;
     /// The same where memory for `argument` was asked for.
     fn allocating(self, argument: &'static str, bytes: usize) -> Result<T>;
 }
 
-impl<T> Doing<T> for std::result::Result<T, DriverError> {
-    fn doing(self, doing: &'static str) -> Result<T> {
+impl<T> WithContext<T> for std::result::Result<T, DriverError> {
+    fn context(self, doing: &'static str) -> Result<T> {
         self.map_err(|error| Error::Cuda {
             doing,
             code: code(error),
-            said: said(error),
+            message: message(error),
         })
     }
 
@@ -45,7 +45,7 @@ impl<T> Doing<T> for std::result::Result<T, DriverError> {
             Err(error) if code(error) == OUT_OF_MEMORY => {
                 Err(Error::OutOfMemory { argument, bytes })
             }
-            result => result.doing("allocating memory on the card"),
+            result => result.context("allocating memory on the GPU"),
         }
     }
 }

@@ -1,11 +1,11 @@
-//! The kernels as the build script has compiled them, and the cards and drivers they are for.
+//! The kernels as the build script has compiled them, and the GPUs and drivers they are for.
 
 use std::fmt;
 
-use super::card::Card;
+use super::gpu::Gpu;
 use crate::error::{Error, Result};
 
-/// A version of CUDA, or a card's compute capability.
+/// A version of CUDA, or a GPU's compute capability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Version(pub(super) u32, pub(super) u32);
 
@@ -65,10 +65,10 @@ pub(super) fn toolkit() -> Version {
     Version(TOOLKIT.0, TOOLKIT.1)
 }
 
-/// Says which of card and driver keeps the kernels from running, before the driver does in its way.
-pub(super) fn check(card: &Card, driver: Version) -> Result<()> {
-    match fit(TARGETS, card.capability) {
-        None => Err(unsupported(card)),
+/// Says which of GPU and driver keeps the kernels from running, before the driver does in its way.
+pub(super) fn check(gpu: &Gpu, driver: Version) -> Result<()> {
+    match fit(TARGETS, gpu.capability) {
+        None => Err(unsupported(gpu)),
         // Cubins run on any driver of their major version or later, PTX on none older than its compiler.
         Some(fit) if fit == Fit::Ptx && driver < toolkit() || driver.0 < toolkit().0 => {
             Err(old_driver(driver))
@@ -77,10 +77,10 @@ pub(super) fn check(card: &Card, driver: Version) -> Result<()> {
     }
 }
 
-pub(super) fn unsupported(card: &Card) -> Error {
-    Error::UnsupportedCard {
-        card: card.name.clone(),
-        capability: card.capability.to_string(),
+pub(super) fn unsupported(gpu: &Gpu) -> Error {
+    Error::UnsupportedGpu {
+        gpu: gpu.name.clone(),
+        capability: gpu.capability.to_string(),
         built_for: targets(),
     }
 }
@@ -92,7 +92,7 @@ pub(super) fn old_driver(driver: Version) -> Error {
     }
 }
 
-/// How a card comes to its kernels.
+/// How a GPU comes to its kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fit {
     Cubin,
@@ -100,7 +100,7 @@ enum Fit {
     Ptx,
 }
 
-fn fit(targets: &[&str], card: Version) -> Option<Fit> {
+fn fit(targets: &[&str], gpu: Version) -> Option<Fit> {
     let any = |fits: &dyn Fn(&str) -> Option<bool>| {
         targets.iter().any(|target| fits(target).unwrap_or(false))
     };
@@ -109,13 +109,13 @@ fn fit(targets: &[&str], card: Version) -> Option<Fit> {
         let version = capability(number)?;
         Some(
             match number.strip_suffix(|c: char| c.is_ascii_lowercase()) {
-                Some(_) => version == card,
-                None => version.0 == card.0 && version.1 <= card.1,
+                Some(_) => version == gpu,
+                None => version.0 == gpu.0 && version.1 <= gpu.1,
             },
         )
     };
     // PTX of an architecture's own features is for that one only, and such is not built.
-    let ptx = |target: &str| Some(capability(target.strip_prefix("compute_")?)? <= card);
+    let ptx = |target: &str| Some(capability(target.strip_prefix("compute_")?)? <= gpu);
     if any(&cubin) {
         Some(Fit::Cubin)
     } else {
@@ -135,9 +135,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cubins_go_to_later_minors_and_ptx_to_all_later_cards() {
+    fn cubins_go_to_later_minors_and_ptx_to_all_later_gpu() {
         let targets = ["sm_80", "sm_90a", "compute_80"];
-        for (card, want) in [
+        for (gpu, want) in [
             (Version(7, 5), None),
             (Version(8, 0), Some(Fit::Cubin)),
             (Version(8, 9), Some(Fit::Cubin)),
@@ -145,7 +145,7 @@ mod tests {
             (Version(10, 0), Some(Fit::Ptx)),
             (Version(12, 1), Some(Fit::Ptx)),
         ] {
-            assert_eq!(fit(&targets, card), want, "{card}");
+            assert_eq!(fit(&targets, gpu), want, "{gpu}");
         }
         assert_eq!(fit(&["sm_86"], Version(8, 0)), None);
         assert_eq!(fit(&["sm_120"], Version(12, 1)), Some(Fit::Cubin));

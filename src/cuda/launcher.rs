@@ -7,7 +7,7 @@ use cudarc::driver::sys::{
     self, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig, CUstream,
 };
 
-use super::failure::Doing;
+use super::failure::WithContext;
 use super::library::Library;
 use crate::error::{Error, Result};
 use crate::gpu::machine::{Launch, Launcher};
@@ -103,7 +103,7 @@ impl Launcher for StreamLauncher {
         if self.overlap == Overlap::AfterNext {
             self.overlap = Overlap::Always;
         }
-        result.result().doing(launch.kernel.name)
+        result.result().context(launch.kernel.name)
     }
 }
 

@@ -9,11 +9,11 @@ use std::sync::OnceLock;
 use cudarc::driver::result::DriverError;
 use cudarc::driver::sys::{self, CUfunction, CUfunction_attribute, CUkernel};
 
-use super::card::Card;
-use super::failure::{Doing, NO_BINARY_FOR_GPU, UNSUPPORTED_PTX_VERSION, code};
+use super::failure::{NO_BINARY_FOR_GPU, UNSUPPORTED_PTX_VERSION, WithContext, code};
+use super::gpu::Gpu;
 use super::{driver, images};
 use crate::error::{Error, Result};
-use crate::gpu::kernels::{self, Entry};
+use crate::gpu::kernels::{self, EntryPoint};
 
 /// Every entry point by name. A `CUkernel` belongs to no context: it runs in that of the stream.
 #[derive(Debug)]
@@ -30,42 +30,42 @@ unsafe impl Send for Kernel {}
 unsafe impl Sync for Kernel {}
 
 impl Library {
-    /// The kernels, ready to be launched in the current context, which is of `card`. Whatever the driver
+    /// The kernels, ready to be launched in the current context, which is of `gpu`. Whatever the driver
     /// has to do for their first launch is done now: a launch while a graph is captured could not.
-    pub(super) fn prepared(card: &Card) -> Result<&'static Self> {
+    pub(super) fn prepared(gpu: &Gpu) -> Result<&'static Self> {
         let version = driver::version()?;
-        images::check(card, version)?;
+        images::check(gpu, version)?;
         static LIBRARY: OnceLock<Library> = OnceLock::new();
         let library = match LIBRARY.get() {
             Some(library) => library,
             None => {
-                let loaded = Library::load().map_err(|why| explain(why, card, version))?;
+                let loaded = Library::load().map_err(|why| explain(why, gpu, version))?;
                 LIBRARY.get_or_init(|| loaded)
             }
         };
         for kernel in library.kernels.values() {
             kernel
-                .prepare(card)
-                .map_err(|why| explain(why, card, version))?;
+                .prepare(gpu)
+                .map_err(|why| explain(why, gpu, version))?;
         }
         Ok(library)
     }
 
     /// The kernel as launches take it.
-    pub(super) fn function(&self, entry: &Entry) -> Result<CUfunction> {
+    pub(super) fn function(&self, entry: &EntryPoint) -> Result<CUfunction> {
         match self.kernels.get(entry.name) {
             Some(kernel) => Ok(kernel.0.cast()),
             None => Err(not_built(entry)),
         }
     }
 
-    /// Whether the kernels that `card` runs wait by themselves for the launches before them: those compiled
-    /// for 9.0 and later do. A card may have got others, from PTX, so the driver is asked.
-    pub(super) fn waits(&self, card: &Card) -> Result<bool> {
+    /// Whether the kernels that `gpu` runs wait by themselves for the launches before them: those compiled
+    /// for 9.0 and later do. A GPU may have got others, from PTX, so the driver is asked.
+    pub(super) fn waits(&self, gpu: &Gpu) -> Result<bool> {
         const FIRST: c_int = 90;
         for kernel in self.kernels.values() {
-            let compiled_for = kernel.compiled_for(card);
-            if compiled_for.doing("asking the kernels what they are for")? < FIRST {
+            let compiled_for = kernel.compiled_for(gpu);
+            if compiled_for.context("asking the kernels what they are for")? < FIRST {
                 return Ok(false);
             }
         }
@@ -111,7 +111,7 @@ impl Library {
 
 impl Kernel {
     /// Loads it into the current context and lets it have all the shared memory there is.
-    fn prepare(self, card: &Card) -> std::result::Result<(), Failed> {
+    fn prepare(self, gpu: &Gpu) -> std::result::Result<(), Failed> {
         use CUfunction_attribute::{
             CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as DYNAMIC,
             CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as STATIC,
@@ -122,22 +122,22 @@ impl Kernel {
         let mut of_its_own: c_int = 0;
         // SAFETY: as above; it writes to the address of an int.
         let result =
-            unsafe { sys::cuKernelGetAttribute(&raw mut of_its_own, STATIC, self.0, card.device) };
+            unsafe { sys::cuKernelGetAttribute(&raw mut of_its_own, STATIC, self.0, gpu.device) };
         result.result()?;
-        let most = c_int::try_from(card.limits.shared_per_block).unwrap_or(c_int::MAX);
+        let most = c_int::try_from(gpu.limits.shared_per_block).unwrap_or(c_int::MAX);
         // SAFETY: as above.
         let result =
-            unsafe { sys::cuKernelSetAttribute(DYNAMIC, most - of_its_own, self.0, card.device) };
+            unsafe { sys::cuKernelSetAttribute(DYNAMIC, most - of_its_own, self.0, gpu.device) };
         Ok(result.result()?)
     }
 
-    /// The compute capability that its code was written for, 90 for 9.0, whatever card it was translated for.
-    fn compiled_for(self, card: &Card) -> std::result::Result<c_int, DriverError> {
+    /// The compute capability that its code was written for, 90 for 9.0, whatever GPU it was translated for.
+    fn compiled_for(self, gpu: &Gpu) -> std::result::Result<c_int, DriverError> {
         use CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION as PTX;
         let mut version: c_int = 0;
         // SAFETY: a kernel of a library that is never unloaded; it writes to the address of an int.
         let result =
-            unsafe { sys::cuKernelGetAttribute(&raw mut version, PTX, self.0, card.device) };
+            unsafe { sys::cuKernelGetAttribute(&raw mut version, PTX, self.0, gpu.device) };
         result.result()?;
         Ok(version)
     }
@@ -155,21 +155,21 @@ impl From<DriverError> for Failed {
     }
 }
 
-fn explain(why: Failed, card: &Card, driver: images::Version) -> Error {
+fn explain(why: Failed, gpu: &Gpu, driver: images::Version) -> Error {
     match why {
         Failed::Here(error) => error,
-        Failed::Driver(error) if code(error) == NO_BINARY_FOR_GPU => images::unsupported(card),
+        Failed::Driver(error) if code(error) == NO_BINARY_FOR_GPU => images::unsupported(gpu),
         Failed::Driver(error) if code(error) == UNSUPPORTED_PTX_VERSION => {
             images::old_driver(driver)
         }
         Failed::Driver(error) => {
-            let failed: Result<()> = Err(error).doing("loading the kernels");
+            let failed: Result<()> = Err(error).context("loading the kernels");
             failed.unwrap_err()
         }
     }
 }
 
-fn not_built(entry: &Entry) -> Error {
+fn not_built(entry: &EntryPoint) -> Error {
     Error::Kernel {
         kernel: entry.name,
         fault: format!("is not among those built for {}", images::targets()),

@@ -1,10 +1,10 @@
-//! A card as what host slices are evaluated on.
+//! A GPU as what host slices are evaluated on.
 
 use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
-use super::card::Card;
+use super::gpu::Gpu;
 use super::launcher::StreamLauncher;
 use super::library::Library;
 use super::memory::Memory;
@@ -13,19 +13,19 @@ use crate::gpu::machine::{Launch, Launcher, Limits, Machine};
 
 pub(crate) struct CudaMachine<'a> {
     stream: &'a Arc<CudaStream>,
-    card: &'a Card,
+    gpu: &'a Gpu,
     launcher: StreamLauncher,
 }
 
 impl<'a> CudaMachine<'a> {
     pub(super) fn new(
         stream: &'a Arc<CudaStream>,
-        card: &'a Card,
+        gpu: &'a Gpu,
         library: &'static Library,
     ) -> Self {
         CudaMachine {
             stream,
-            card,
+            gpu,
             launcher: StreamLauncher::new(library, stream.cu_stream()),
         }
     }
@@ -42,7 +42,7 @@ impl Machine for CudaMachine<'_> {
     type Memory = Memory;
 
     fn limits(&self) -> Limits {
-        self.card.limits
+        self.gpu.limits
     }
 
     fn allocate(&mut self, argument: &'static str, bytes: usize) -> Result<Memory> {

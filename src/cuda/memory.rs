@@ -1,11 +1,11 @@
-//! Memory on the card.
+//! Memory on the GPU.
 #![allow(unsafe_code, reason = "allocates")]
 
 use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, result};
 
-use super::failure::Doing;
+use super::failure::WithContext;
 use crate::error::Result;
 
 /// Bytes that belong to a stream: what is launched there after they were allocated may use them, and they
@@ -27,7 +27,7 @@ impl Memory {
         let context = stream.context();
         context
             .bind_to_thread()
-            .doing("making the card's context current")?;
+            .context("making the GPU's context current")?;
         let bytes = bytes.max(1);
         let address = if context.has_async_alloc() {
             // SAFETY: a stream of the current context.
@@ -55,7 +55,7 @@ impl Memory {
         // when this returns.
         let result =
             unsafe { result::memcpy_htod_async(self.address, bytes, self.stream.cu_stream()) };
-        result.doing("copying to the card")
+        result.context("copying to the GPU")
     }
 
     /// Copies the first `bytes` of `from`, in the stream's order, which is that of both.
@@ -67,7 +67,7 @@ impl Memory {
         let result = unsafe {
             result::memcpy_dtod_async(self.address, from.address, bytes, self.stream.cu_stream())
         };
-        result.doing("copying on the card")
+        result.context("copying on the GPU")
     }
 
     /// Copies from the beginning, once all that was launched is done.
@@ -77,15 +77,15 @@ impl Memory {
         // SAFETY: that many bytes are there, and `bytes` stay borrowed until the stream has come to them.
         let result =
             unsafe { result::memcpy_dtoh_async(bytes, self.address, self.stream.cu_stream()) };
-        let copied = result.doing("copying from the card");
+        let copied = result.context("copying from the GPU");
         // Even after a failure: part of the copy may be under way.
-        let done = self.stream.synchronize().doing("waiting for the kernels");
+        let done = self.stream.synchronize().context("waiting for the kernels");
         copied.and(done)
     }
 
     fn bind(&self) -> Result<()> {
         let bound = self.stream.context().bind_to_thread();
-        bound.doing("making the card's context current")
+        bound.context("making the GPU's context current")
     }
 }
 
@@ -97,7 +97,7 @@ impl Drop for Memory {
             // SAFETY: allocated on this stream by `new`, and nothing that is launched from now on has it.
             unsafe { result::free_async(self.address, self.stream.cu_stream()) }
         } else {
-            // SAFETY: allocated by `new`; waits until nothing on the card uses it.
+            // SAFETY: allocated by `new`; waits until nothing on the GPU uses it.
             unsafe { result::free_sync(self.address) }
         };
         context.record_err(freed);

@@ -1,21 +1,21 @@
-//! The CUDA kernels on a card, at three depths.
+//! The CUDA kernels on a GPU, at three depths.
 //!
 //! - [`Cuda`] is a [`Device`](crate::Device) like any other: host slices in, loss and gradient out. It
 //!   copies both ways and waits.
-//! - [`Evaluator`] takes slices that are on the card already. It owns its workspace; an evaluation is
+//! - [`Evaluator`] takes slices that are on the GPU already. It owns its workspace; an evaluation is
 //!   launches on a stream and nothing else: nothing is allocated or copied and nobody waits. RRD's and
-//!   InfoNCE's [`Queue`] lives on the card too.
+//!   InfoNCE's [`Queue`] lives on the GPU too.
 //! - [`RawEvaluator`] and [`RawQueue`] take addresses and any stream of any library, in the context that is
 //!   current.
 //!
-//! The program starts without CUDA. What is missing, the driver, a card, kernels for the card, is a
+//! The program starts without CUDA. What is missing, the driver, a GPU, kernels for the GPU, is a
 //! typed [`Error`](crate::Error) of the constructors.
 
-mod card;
 mod context;
 mod driver;
 mod evaluator;
 mod failure;
+mod gpu;
 mod images;
 mod launcher;
 mod library;
@@ -36,7 +36,7 @@ pub use self::queue::Queue;
 pub use self::raw::{Buffers, RawEvaluator};
 pub use self::raw_queue::RawQueue;
 
-use self::card::Card;
+use self::gpu::Gpu;
 use self::library::Library;
 use self::machine::CudaMachine;
 use crate::error::Result;
@@ -47,44 +47,44 @@ pub fn build() -> (String, String) {
     (images::toolkit().to_string(), images::targets())
 }
 
-/// A CUDA card, for data in host memory: copied there, computed, copied back, on the default stream of
-/// the card's primary context. [`f32`], [`half::f16`] and [`half::bf16`].
+/// A CUDA GPU, for data in host memory: copied there, computed, copied back, on the default stream of
+/// the GPU's primary context. [`f32`], [`half::f16`] and [`half::bf16`].
 ///
-/// A trainer whose embeddings are on the card already wants an [`Evaluator`].
+/// A trainer whose embeddings are on the GPU already wants an [`Evaluator`].
 #[derive(Clone, Debug)]
 pub struct Cuda {
     stream: Arc<CudaStream>,
-    card: Card,
+    gpu: Gpu,
     library: &'static Library,
 }
 
 impl Cuda {
-    /// The card of this number, from 0.
+    /// The GPU of this number, from 0.
     ///
     /// # Errors
-    /// [`Error::NoDriver`](crate::Error::NoDriver), [`Error::NoCard`](crate::Error::NoCard),
-    /// [`Error::UnsupportedCard`](crate::Error::UnsupportedCard),
+    /// [`Error::NoDriver`](crate::Error::NoDriver), [`Error::NoSuchGpu`](crate::Error::NoSuchGpu),
+    /// [`Error::UnsupportedGpu`](crate::Error::UnsupportedGpu),
     /// [`Error::OldDriver`](crate::Error::OldDriver), or what else the driver says as
     /// [`Error::Cuda`](crate::Error::Cuda).
     pub fn new(ordinal: usize) -> Result<Self> {
         let context = driver::context(ordinal)?;
-        let card = Card::of(context.cu_device())?;
-        let library = Library::prepared(&card)?;
+        let gpu = Gpu::of(context.cu_device())?;
+        let library = Library::prepared(&gpu)?;
         Ok(Cuda {
             stream: context.default_stream(),
-            card,
+            gpu,
             library,
         })
     }
 
     /// What its maker calls it.
     #[must_use]
-    pub fn card(&self) -> &str {
-        &self.card.name
+    pub fn gpu(&self) -> &str {
+        &self.gpu.name
     }
 
-    /// One evaluation's worth of the card.
+    /// One evaluation's worth of the GPU.
     pub(crate) fn machine(&self) -> CudaMachine<'_> {
-        CudaMachine::new(&self.stream, &self.card, self.library)
+        CudaMachine::new(&self.stream, &self.gpu, self.library)
     }
 }

@@ -1,4 +1,4 @@
-//! The memory of past teacher keys on a card.
+//! The memory of past teacher keys on a GPU.
 #![allow(unsafe_code, reason = "hands addresses to the raw entry")]
 
 use std::marker::PhantomData;
@@ -18,7 +18,7 @@ use crate::loss::not_empty;
 use crate::problem::{Problem, same};
 use crate::rows::Rows;
 
-/// A [queue](crate::Queue) that lives on a card, for the batches of a problem: a ring of as many keys as the
+/// A [queue](crate::Queue) that lives on a GPU, for the batches of a problem: a ring of as many keys as the
 /// problem's shapes say, empty at first, of which a loss sees the keys that have entered. Its keys are
 /// normalised if the loss's rows are; unit keys beside f16 and bf16 rows are stored as f16.
 ///
@@ -77,7 +77,7 @@ impl<T: GpuElement> Queue<T> {
     }
 
     /// Makes room for batches of up to `rows` rows: where there is too little, by copying the ring on the
-    /// card. Nothing waits. A graph that captured evaluations beside this queue must not be launched again.
+    /// GPU. Nothing waits. A graph that captured evaluations beside this queue must not be launched again.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), [`Error::TooLarge`](crate::Error::TooLarge) and
@@ -101,7 +101,7 @@ impl<T: GpuElement> Queue<T> {
     /// Launches only: a graph may capture it.
     ///
     /// # Errors
-    /// As [`Evaluator::enqueue`](super::Evaluator::enqueue), and [`Error::Empty`](crate::Error::Empty).
+    /// As [`Evaluator::launch`](super::Evaluator::launch), and [`Error::Empty`](crate::Error::Empty).
     pub fn enqueue(&mut self, keys: &impl DevicePtr<T>) -> Result<()> {
         let stream = Arc::clone(&self.stream);
         let rows = keys.len().div_ceil(self.dim());

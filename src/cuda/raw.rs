@@ -7,8 +7,8 @@ use std::ptr::null_mut;
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUcontext, CUpointer_attribute};
 
-use super::context::{Context, Place};
-use super::failure::{Doing, code};
+use super::context::{Context, KernelContext};
+use super::failure::{WithContext, code};
 use super::raw_queue::RawQueue;
 use crate::element::DType;
 use crate::error::{Error, Result};
@@ -17,7 +17,7 @@ use crate::gpu::plan::{Addresses, Plan, QueueAddresses};
 use crate::gpu::workspace::Layout;
 use crate::problem::Problem;
 
-/// Where a batch and its results lie on the card. Addresses are multiples of their element's size.
+/// Where a batch and its results lie on the GPU. Addresses are multiples of their element's size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Buffers {
     /// `[N, D]`
@@ -47,12 +47,12 @@ pub struct RawEvaluator {
     bytes: u64,
     plan: Plan,
     queue: Option<RawQueue>,
-    place: Place,
+    place: KernelContext,
     overlap: bool,
 }
 
 impl RawEvaluator {
-    /// Plans `problem` for embeddings of type `T` on the card of the current context, and loads its
+    /// Plans `problem` for embeddings of type `T` on the GPU of the current context, and loads its
     /// kernels there. The keys of the problem's shapes are the capacity of its queue: a loss sees those
     /// that have entered.
     ///
@@ -60,12 +60,12 @@ impl RawEvaluator {
     /// [`Error::NoContext`] if no context is current; otherwise as [`Cuda::new`](super::Cuda::new), and
     /// [`Error::TooLarge`] if the kernels cannot count the rows or columns.
     pub fn new<T: GpuElement>(problem: &Problem) -> Result<Self> {
-        let place = Place::current()?;
+        let place = KernelContext::current()?;
         Ok(RawEvaluator {
             problem: *problem,
             dtype: T::DTYPE,
             bytes: size_of::<T>() as u64,
-            plan: Plan::new(problem, T::DTYPE, place.card.limits)?,
+            plan: Plan::new(problem, T::DTYPE, place.gpu.limits)?,
             queue: RawQueue::of(problem, T::DTYPE, &place)?,
             place,
             overlap: false,
@@ -93,7 +93,7 @@ impl RawEvaluator {
         let problem = self.problem.upstream(upstream);
         self.plan = self
             .plan
-            .with_upstream(&problem, self.dtype, self.place.card.limits)?;
+            .with_upstream(&problem, self.dtype, self.place.gpu.limits)?;
         self.problem = problem;
         Ok(())
     }
@@ -101,11 +101,11 @@ impl RawEvaluator {
     /// Lets the launches of an evaluation overlap from now on, by programmatic dependent launch: each but the
     /// first is made ready while the one before it runs, and begins when that is done. What comes out is the
     /// same to the bit, and so is what other work on the stream sees. It hides the time between launches,
-    /// which is what small problems take most of theirs for; blocks that wait keep room on the card from
+    /// which is what small problems take most of theirs for; blocks that wait keep room on the GPU from
     /// other streams.
     ///
-    /// Says whether they do: it takes a card of compute capability 9.0, kernels that were compiled for 9.0 or
-    /// later, and a driver for CUDA 12.3. Elsewhere all is as without. Off at first: no card has been asked
+    /// Says whether they do: it takes a GPU of compute capability 9.0, kernels that were compiled for 9.0 or
+    /// later, and a driver for CUDA 12.3. Elsewhere all is as without. Off at first: no GPU has been asked
     /// yet how much it gives.
     ///
     /// # Errors
@@ -134,11 +134,11 @@ impl RawEvaluator {
         // SAFETY: the counters are the workspace's first bytes, and the caller promises both.
         let result =
             unsafe { result::memset_d8_async(workspace, 0, Layout::COUNTERS, stream.cast()) };
-        result.doing("clearing the workspace")
+        result.context("clearing the workspace")
     }
 
     /// Enqueues an evaluation on `stream` and returns. Only launches are enqueued, always the same ones,
-    /// so a graph may capture them. What goes wrong on the card shows when the stream is waited for.
+    /// so a graph may capture them. What goes wrong on the GPU shows when the stream is waited for.
     ///
     /// The batch does not enter the queue: that is [`RawQueue::enqueue`], before or after.
     ///
@@ -153,7 +153,7 @@ impl RawEvaluator {
     /// at the same time. `stream` is a `CUstream` of that context or null, which stands for its default
     /// stream. All of it stays valid until the stream has done what was enqueued here, or for as long as
     /// a graph that captured it can be launched.
-    pub unsafe fn enqueue(&self, buffers: &Buffers, stream: *mut c_void) -> Result<()> {
+    pub unsafe fn launch(&self, buffers: &Buffers, stream: *mut c_void) -> Result<()> {
         let queue = match &self.queue {
             None => QueueAddresses::default(),
             Some(_) if buffers.queue == 0 => return Err(no_queue()),
@@ -172,10 +172,10 @@ impl RawEvaluator {
         } else {
             self.place.launcher(stream.cast())?
         };
-        self.plan.enqueue(&mut launcher, &addresses)
+        self.plan.launch(&mut launcher, &addresses)
     }
 
-    /// Asks the driver whether the buffers are memory of this evaluator's card and context, aligned as
+    /// Asks the driver whether the buffers are memory of this evaluator's GPU and context, aligned as
     /// they have to be. A few microseconds; their lengths it does not know.
     ///
     /// # Errors
@@ -199,9 +199,9 @@ impl RawEvaluator {
                 let got = format!("{address:#x}, which is no multiple of {alignment}");
                 return Err(foreign(got));
             }
-            let card = card_of(address).map_err(foreign)?;
-            if card != self.place.card.device {
-                return Err(foreign(format!("memory of card {card}")));
+            let gpu = gpu_of(address).map_err(foreign)?;
+            if gpu != self.place.gpu.device {
+                return Err(foreign(format!("memory of GPU {gpu}")));
             }
             if context_of(address).is_some_and(|context| context != self.place.context) {
                 return Err(foreign("memory of another context".to_owned()));
@@ -218,8 +218,8 @@ pub(super) fn no_queue() -> Error {
     }
 }
 
-/// The card whose memory lies there, or what does.
-fn card_of(address: u64) -> std::result::Result<c_int, String> {
+/// The GPU whose memory lies there, or what does.
+fn gpu_of(address: u64) -> std::result::Result<c_int, String> {
     const ORDINAL: CUpointer_attribute = CUpointer_attribute::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL;
     let mut ordinal: c_int = -1;
     // SAFETY: this attribute is an int. The address is looked up, not read from.

@@ -5,8 +5,8 @@ use std::ffi::c_void;
 
 use cudarc::driver::result;
 
-use super::context::Place;
-use super::failure::Doing;
+use super::context::KernelContext;
+use super::failure::WithContext;
 use crate::element::DType;
 use crate::error::{Error, Result};
 use crate::gpu::plan::{QueueAddresses, queue_layout};
@@ -28,7 +28,7 @@ pub struct RawQueue {
     /// Where the plan's scratch memory lies, behind the state and the keys.
     scratch: usize,
     bytes: usize,
-    place: Place,
+    place: KernelContext,
 }
 
 impl RawQueue {
@@ -36,7 +36,11 @@ impl RawQueue {
     pub(super) const ALIGNMENT: usize = 256;
 
     /// That of `problem`, if it has one.
-    pub(super) fn of(problem: &Problem, dtype: DType, place: &Place) -> Result<Option<Self>> {
+    pub(super) fn of(
+        problem: &Problem,
+        dtype: DType,
+        place: &KernelContext,
+    ) -> Result<Option<Self>> {
         let Some(layout) = queue_layout(problem, dtype) else {
             return Ok(None);
         };
@@ -54,7 +58,7 @@ impl RawQueue {
         normalize: bool,
         rows: usize,
         dtype: DType,
-        place: &Place,
+        place: &KernelContext,
     ) -> Result<Self> {
         let plan = EnqueuePlan::new(layout, rows, dtype, normalize)?;
         let ring = layout.bytes()?.checked_add(Self::ALIGNMENT);
@@ -100,7 +104,7 @@ impl RawQueue {
         // The keys too, which are copied with the state, whether or not one has entered.
         // SAFETY: the ring is its first bytes, and the caller promises both.
         let result = unsafe { result::memset_d8_async(queue, 0, self.ring_bytes(), stream.cast()) };
-        result.doing("clearing the queue")?;
+        result.context("clearing the queue")?;
         // SAFETY: as the caller promises.
         unsafe { self.initialize_scratch(queue, stream) }
     }
@@ -115,7 +119,7 @@ impl RawQueue {
         let result = unsafe {
             result::memset_d8_async(counters, 0, workspace::Layout::COUNTERS, stream.cast())
         };
-        result.doing("clearing the queue's scratch memory")
+        result.context("clearing the queue's scratch memory")
     }
 
     /// Enqueues the entry of a batch, `[N, D]` of the problem's element at `keys`, in order, over the
@@ -125,7 +129,7 @@ impl RawQueue {
     /// [`Error::NoContext`] and [`Error::Cuda`].
     ///
     /// # Safety
-    /// As for [`RawEvaluator::enqueue`](super::RawEvaluator::enqueue): `keys` is a batch of the problem's
+    /// As for [`RawEvaluator::launch`](super::RawEvaluator::launch): `keys` is a batch of the problem's
     /// shapes, `queue` memory that has been [initialised](Self::initialize), of which nothing else is
     /// reading or writing when the stream comes to this.
     pub unsafe fn enqueue(&self, keys: u64, queue: u64, stream: *mut c_void) -> Result<()> {

@@ -130,7 +130,7 @@ impl Plan {
     }
 
     /// Takes the rows over the keys.
-    pub(crate) fn enqueue(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+    pub(crate) fn launch(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         self.prepare(launcher, at)?;
         let (keys, key_scales) = self.last_prepared(at);
         let attending = Attending {

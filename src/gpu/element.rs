@@ -7,7 +7,7 @@ use crate::element::{DType, Element};
 /// An element that GPU kernels read: `f32`, [`half::f16`] or [`half::bf16`]. Sums are taken in f32 or
 /// better and gradients come back in f32. Sealed, like [`Element`].
 ///
-/// There is no `f64`: consumer cards compute it 64 times slower. [`Cpu`](crate::Cpu) takes it.
+/// There is no `f64`: consumer GPUs compute it 64 times slower. [`Cpu`](crate::Cpu) takes it.
 pub trait GpuElement: Element<Real = f32> {}
 
 impl GpuElement for f32 {}

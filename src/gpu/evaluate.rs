@@ -4,8 +4,8 @@ use super::element::GpuElement;
 use super::machine::Machine;
 use super::plan::{Addresses, Plan, QueueAddresses, grid_size, queue_layout};
 use super::queue;
-use super::relation::{enqueue as enqueue_relation, workspace_bytes};
-use super::softmax::enqueue as enqueue_softmax;
+use super::relation::{launch as launch_relation, workspace_bytes};
+use super::softmax::launch as launch_softmax;
 use super::workspace::Layout;
 use crate::error::Result;
 use crate::loss::Loss;
@@ -42,7 +42,7 @@ pub(crate) fn evaluate<T: GpuElement, M: Machine>(
         value: machine.address(&value),
         workspace: machine.address(&workspace),
     };
-    plan.enqueue(machine, &addresses)?;
+    plan.launch(machine, &addresses)?;
 
     let has_kl = matches!(problem.loss(), Loss::Rrd(_));
     let mut loss_and_kl = [0.0f32; 2];
@@ -69,7 +69,7 @@ pub(crate) fn relation_matrix<T: GpuElement, M: Machine>(
     let workspace = machine.allocate("workspace", workspace_bytes(relation, shape))?;
     let addresses = [&output, &workspace].map(|memory| machine.address(memory));
     let [to, scratch] = addresses;
-    enqueue_relation(
+    launch_relation(
         machine,
         T::DTYPE,
         relation,
@@ -92,7 +92,7 @@ pub(crate) fn softmax<T: GpuElement, M: Machine>(
     let output = machine.allocate("probabilities", size_of_val(probabilities))?;
     let addresses = [input.address, machine.address(&output)];
     let shape = [rows.len(), rows.dim()];
-    enqueue_softmax(machine, T::DTYPE, shape, temperature, addresses)?;
+    launch_softmax(machine, T::DTYPE, shape, temperature, addresses)?;
     machine.read(&output, bytemuck::cast_slice_mut(probabilities))
 }
 

@@ -111,7 +111,7 @@ impl Plan {
         })
     }
 
-    pub(crate) fn enqueue(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+    pub(crate) fn launch(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         let (t, n) = (self.temperature, f64::from(self.rows));
         let arguments = Arguments {
             student: at.student,

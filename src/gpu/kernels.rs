@@ -21,7 +21,7 @@ pub(crate) struct Emulated {
 
 /// An entry point.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct EntryPoint {
     /// Its symbol in the fatbin.
     pub(crate) name: &'static str,
     /// The size of the struct it takes.
@@ -34,14 +34,14 @@ pub(crate) struct Entry {
 #[derive(Debug)]
 pub(crate) struct Family<A: 'static> {
     pub(crate) threads: u32,
-    entries: &'static [Entry],
+    entries: &'static [EntryPoint],
     arguments: PhantomData<A>,
 }
 
 /// A kernel that takes an `A`.
 #[derive(Debug)]
 pub(crate) struct Kernel<A> {
-    entry: &'static Entry,
+    entry: &'static EntryPoint,
     threads: u32,
     arguments: PhantomData<A>,
 }
@@ -102,7 +102,7 @@ macro_rules! kernels {
             $(#[$doc])*
             pub(crate) static $family: Family<$arguments> = Family {
                 threads: $threads,
-                entries: &[$(Entry {
+                entries: &[$(EntryPoint {
                     name: stringify!($name),
                     arguments_bytes: size_of::<$arguments>(),
                     #[cfg(feature = "emulator")]
@@ -114,7 +114,7 @@ macro_rules! kernels {
 
         /// Every entry point.
         #[allow(dead_code, reason = "for the launchers and the tests")]
-        pub(crate) fn all() -> impl Iterator<Item = &'static Entry> {
+        pub(crate) fn all() -> impl Iterator<Item = &'static EntryPoint> {
             [$($family.entries),+].into_iter().flatten()
         }
     };
@@ -124,7 +124,7 @@ kernels! {
     /// ∂L/∂x = Σ C (x_i − x_j): a block for a tile of the gradient.
     CONTRACTION: super::rkd::ContractionArguments, 256 => [relata_contraction_f32, relata_contraction_f16, relata_contraction_bf16];
     /// The same of few rows: smaller tiles.
-    CONTRACTION_FEW: super::rkd::ContractionArguments, 256 => [relata_contraction_few_f32, relata_contraction_few_f16, relata_contraction_few_bf16];
+    CONTRACTION_SMALL_BATCH: super::rkd::ContractionArguments, 256 => [relata_contraction_small_batch_f32, relata_contraction_small_batch_f16, relata_contraction_small_batch_bf16];
     /// KL of softened logits, and its gradient: a block for a row.
     KD_KL: super::kd_kl::Arguments, 256 => [relata_kd_kl_f32, relata_kd_kl_f16, relata_kd_kl_bf16];
     /// The same for rows of many classes.
@@ -140,7 +140,7 @@ kernels! {
     /// The angle penalty with ½d² as a pair of f32.
     RKD_ANGLE_ACCURATE: super::rkd::AngleArguments, 256 => [relata_rkd_angle_accurate];
     /// The same of few rows.
-    RKD_ANGLE_FEW: super::rkd::AngleFewArguments, 256 => [relata_rkd_angle_few];
+    RKD_ANGLE_SMALL_BATCH: super::rkd::SmallBatchAngleArguments, 256 => [relata_rkd_angle_small_batch];
     /// The distance penalty, the sums of the angle penalty, and the loss of both.
     RKD_COEFFICIENTS: super::rkd::CoefficientArguments, 256 => [relata_rkd_coefficients];
     /// All lengths of student and teacher in f32.
@@ -150,8 +150,8 @@ kernels! {
         relata_rkd_relation_accurate_f32, relata_rkd_relation_accurate_f16, relata_rkd_relation_accurate_bf16
     ];
     /// The same of few rows.
-    RKD_RELATION_FEW: super::rkd::RelationArguments, 256 => [
-        relata_rkd_relation_few_f32, relata_rkd_relation_few_f16, relata_rkd_relation_few_bf16
+    RKD_RELATION_SMALL_BATCH: super::rkd::RelationArguments, 256 => [
+        relata_rkd_relation_small_batch_f32, relata_rkd_relation_small_batch_f16, relata_rkd_relation_small_batch_bf16
     ];
     /// Rows as attention reads them, and their norms: a warp for a row.
     ATTENTION_ROWS: super::attention::RowsArguments, 128 => [relata_attention_rows_f32, relata_attention_rows_f16, relata_attention_rows_bf16];

@@ -1,12 +1,12 @@
 //! What a pass needs of the thing that runs it.
 
 use crate::error::Result;
-use crate::gpu::kernels::Entry;
+use crate::gpu::kernels::EntryPoint;
 
 /// A kernel with all it is launched with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Launch<'a> {
-    pub(crate) kernel: &'static Entry,
+    pub(crate) kernel: &'static EntryPoint,
     pub(crate) grid: [u32; 3],
     /// Threads of a block, along x.
     pub(crate) threads: u32,
@@ -27,7 +27,7 @@ pub(crate) struct Limits {
     pub(crate) multiprocessors: u32,
     /// Bytes of shared memory a block can have, dynamic memory by opt-in included.
     pub(crate) shared_per_block: u32,
-    /// How many times as many operations a multiprocessor does in f32 as in f64: 2 on data centres' cards, 64 on most others.
+    /// How many times as many operations a multiprocessor does in f32 as in f64: 2 on data centres' GPUs, 64 on most others.
     pub(crate) f32_over_f64: u32,
 }
 

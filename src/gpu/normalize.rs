@@ -39,7 +39,7 @@ pub(crate) struct Matrix {
 }
 
 /// Normalises `count` rows of one matrix or two.
-pub(crate) fn enqueue(
+pub(crate) fn launch(
     launcher: &mut impl Launcher,
     dtype: DType,
     count: usize,
@@ -62,7 +62,7 @@ pub(crate) fn enqueue(
 }
 
 /// Takes `gradient` `[N, D]` from the normalised rows back to the rows, in place.
-pub(crate) fn enqueue_backward(
+pub(crate) fn launch_backward(
     launcher: &mut impl Launcher,
     [rows, dim]: [usize; 2],
     normalized: u64,

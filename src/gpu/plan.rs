@@ -101,12 +101,12 @@ impl Plan {
     }
 
     /// Launches all passes.
-    pub(crate) fn enqueue(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+    pub(crate) fn launch(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         match &self.passes {
-            Passes::Rkd(plan) => plan.enqueue(launcher, at),
-            Passes::InfoNce(plan) => plan.enqueue(launcher, at),
-            Passes::KdKl(plan) => plan.enqueue(launcher, at),
-            Passes::Rrd(plan) => plan.enqueue(launcher, at),
+            Passes::Rkd(plan) => plan.launch(launcher, at),
+            Passes::InfoNce(plan) => plan.launch(launcher, at),
+            Passes::KdKl(plan) => plan.launch(launcher, at),
+            Passes::Rrd(plan) => plan.launch(launcher, at),
         }
     }
 }

@@ -34,7 +34,7 @@ pub(crate) fn workspace_bytes(relation: Relation, [rows, dim]: [usize; 2]) -> us
 }
 
 /// Overwrites `matrix` `[N, N]` f32.
-pub(crate) fn enqueue(
+pub(crate) fn launch(
     launcher: &mut impl Launcher,
     dtype: DType,
     relation: Relation,
@@ -50,7 +50,7 @@ pub(crate) fn enqueue(
             normalized: workspace,
             norms: 0,
         };
-        normalize::enqueue(launcher, dtype, rows, &[normalized])?;
+        normalize::launch(launcher, dtype, rows, &[normalized])?;
         (DType::F32, workspace)
     } else {
         (dtype, input)

@@ -39,8 +39,8 @@ impl Plan {
         })
     }
 
-    pub(crate) fn enqueue(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
-        self.attention.enqueue(launcher, at)?;
+    pub(crate) fn launch(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+        self.attention.launch(launcher, at)?;
         let (dtype, rows) = self.attention.batch();
         let arguments = self.attention.finish(at);
         RRD.of(dtype).launch(launcher, [rows, 1, 1], 0, &arguments)

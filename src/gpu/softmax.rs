@@ -19,7 +19,7 @@ pub(crate) struct Arguments {
 }
 
 /// Overwrites `probabilities` `[N, D]` f32.
-pub(crate) fn enqueue(
+pub(crate) fn launch(
     launcher: &mut impl Launcher,
     dtype: DType,
     [rows, dim]: [usize; 2],

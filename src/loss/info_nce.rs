@@ -3,7 +3,7 @@ use crate::device::Device;
 use crate::element::Element;
 use crate::error::Result;
 use crate::problem::{Evaluation, Shapes};
-use crate::queue::{Enqueue, Queue, evaluate_beside};
+use crate::queue::{Enqueue, Queue, evaluate_with_queue};
 use crate::rows::Rows;
 
 /// InfoNCE with the student's row as anchor: tell the teacher's row of the same sample from others.
@@ -62,7 +62,7 @@ impl InfoNce {
         queue: &mut Queue<T::Real>,
     ) -> Result<Evaluation<D::Gradient>> {
         let shapes = Shapes::new(student.len(), student.dim(), teacher.dim());
-        evaluate_beside(
+        evaluate_with_queue(
             |keys| self.problem(shapes.with_queue(keys)),
             self.enqueue,
             device,

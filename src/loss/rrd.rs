@@ -3,7 +3,7 @@ use crate::device::Device;
 use crate::element::Element;
 use crate::error::Result;
 use crate::problem::{Evaluation, Shapes};
-use crate::queue::{Enqueue, Queue, evaluate_beside};
+use crate::queue::{Enqueue, Queue, evaluate_with_queue};
 use crate::rows::Rows;
 
 /// Relational representation distillation: how the student's row relates to a queue of past teacher
@@ -73,7 +73,7 @@ impl Rrd {
         queue: &mut Queue<T::Real>,
     ) -> Result<Evaluation<D::Gradient>> {
         let shapes = Shapes::new(student.len(), student.dim(), teacher.dim());
-        evaluate_beside(
+        evaluate_with_queue(
             |keys| self.problem(shapes.with_queue(keys)),
             self.enqueue,
             device,

@@ -192,10 +192,10 @@ fn devices_that_are_not_there_are_refused() {
     if cfg!(feature = "cuda") {
         let output = files.run(&format!("{inputs} --device cuda --loss kd-kl"));
         let stderr = text(&output.stderr);
-        let without_a_card = output.status.code() == Some(2)
+        let without_a_gpu = output.status.code() == Some(2)
             && stderr.starts_with("error: --device cuda: ")
             && stderr.lines().count() == 1;
-        assert!(output.status.success() || without_a_card, "{stderr}");
+        assert!(output.status.success() || without_a_gpu, "{stderr}");
     }
 }
 

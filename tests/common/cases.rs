@@ -35,7 +35,7 @@ pub(crate) enum Purpose {
     /// Small enough for the reference and large enough to time.
     Both,
     /// Too large to time on a CPU.
-    Card,
+    Gpu,
 }
 
 /// More numbers than these are not drawn for a matrix: its rows repeat.
@@ -110,18 +110,18 @@ pub(crate) fn benches() -> impl Iterator<Item = Case> {
     all().into_iter().filter(timed)
 }
 
-/// The cases to time on a card.
-pub(crate) fn on_cards() -> impl Iterator<Item = Case> {
+/// The cases to time on a GPU.
+pub(crate) fn on_gpus() -> impl Iterator<Item = Case> {
     all().into_iter().filter(|c| c.purpose != Purpose::Test)
 }
 
-/// Cases of more rows than the table's, for cards: the reference would take minutes, so they are held against the CPU's path.
+/// Cases of more rows than the table's, for GPUs: the reference would take minutes, so they are held against the CPU's path.
 pub(crate) fn many_rows() -> Vec<Case> {
     table::many_rows()
 }
 
-/// As few cases as launch every kernel on a card, with those of [`many_rows`], in all types and with weights of either precision,
-/// beside relation matrices and softmaxes; for sanitizers, which take their time. tests/cuda_stand_in holds it to that.
+/// As few cases as launch every kernel on a GPU, with those of [`many_rows`], in all types and with weights of either precision,
+/// beside relation matrices and softmaxes; for sanitizers, which take their time. tests/cuda_fake_driver holds it to that.
 pub(crate) fn of_every_kernel() -> Vec<Case> {
     let table = all();
     let of_name = |name| table.iter().find(|case| case.name == name);

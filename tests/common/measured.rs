@@ -66,7 +66,7 @@ pub(crate) fn mean_of(
 }
 
 /// Prints the table and fails on rows beyond the bar.
-pub(crate) fn judge(title: &str, rows: &[Measured]) {
+pub(crate) fn assert_within_budget(title: &str, rows: &[Measured]) {
     println!("\n{title}: errors against f64");
     println!(
         "{:<58} {:>9} {:>9} {:>5}   {:>9} {:>9} {:>5}   {:>9}",

@@ -7,9 +7,9 @@
     reason = "each test binary uses its own part of this"
 )]
 
-pub(crate) mod against;
 pub(crate) mod cases;
 pub(crate) mod compare;
+pub(crate) mod compare_to_reference;
 pub(crate) mod measured;
 pub(crate) mod tolerances;
 

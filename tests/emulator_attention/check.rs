@@ -5,9 +5,9 @@ use relata::{
     Batch, DType, Emulator, Evaluation, GpuElement, Loss, Problem, Reference, Rows, WeightPrecision,
 };
 
-use crate::common::against::as_stored;
 use crate::common::cases::Data;
 use crate::common::compare::{assert_gradient, assert_loss, assert_same_bits};
+use crate::common::compare_to_reference::as_stored;
 use crate::common::tolerances::{Tolerance, tolerance};
 use crate::common::{self, Input};
 

@@ -6,8 +6,8 @@ use relata::{
 };
 
 use crate::check::{SEED, check_input};
-use crate::common::against::as_stored;
 use crate::common::compare::{assert_loss, assert_same_bits, relative_error};
+use crate::common::compare_to_reference::as_stored;
 use crate::common::tolerances::naive;
 use crate::common::{self, Input};
 

@@ -5,9 +5,9 @@ use relata::{Emulator, GpuElement, InfoNce, Loss, Rrd, Shapes, WeightPrecision};
 
 use crate::check::{check, check_input};
 use crate::common::Input;
-use crate::common::against::assert_half_weights_right;
 use crate::common::cases::{self, Case};
 use crate::common::compare::assert_same_bits;
+use crate::common::compare_to_reference::assert_half_weights_right;
 
 #[test]
 fn every_case_in_every_dtype() {

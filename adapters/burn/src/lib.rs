@@ -71,7 +71,7 @@ pub fn loss(student: Tensor<2>, teacher: Tensor<2>, loss: impl Into<Loss>) -> Re
 ///
 /// # Errors
 /// [`Error`], naming what does not fit; nothing has been enqueued then.
-pub fn loss_beside(
+pub fn loss_with_queue(
     queue: &mut Queue<f32>,
     student: Tensor<2>,
     teacher: Tensor<2>,

@@ -3,7 +3,7 @@
 use burn_tensor::activation::log_softmax;
 use burn_tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use relata::{Enqueue, KdKl, Loss, Queue, Rkd, RkdAngle, RkdDistance, Rrd};
-use relata_burn::{Error, loss, loss_beside};
+use relata_burn::{Error, loss, loss_with_queue};
 
 type Formula = fn(Tensor<2>, Tensor<2>) -> Tensor<1>;
 
@@ -135,7 +135,7 @@ fn beside_a_queue() -> Result<(), Error> {
     let rows = |seed| numbers([6, 5], seed).cast(FloatDType::F32);
     let mut queue = Queue::new(32, 5)?;
     let student = rows(1).detach().require_grad();
-    let got = loss_beside(&mut queue, student.clone(), rows(2), Rrd::default())?;
+    let got = loss_with_queue(&mut queue, student.clone(), rows(2), Rrd::default())?;
     assert_eq!(queue.len(), 6);
 
     let unit = |x: Tensor<2>| x.clone() / (x.clone() * x).sum_dim(1).sqrt();
@@ -196,7 +196,7 @@ fn what_does_not_fit_is_refused() -> Result<(), Error> {
     ));
 
     let mut queue = Queue::new(8, 3)?;
-    let wide = loss_beside(&mut queue, rows(4), rows(4), Rrd::default());
+    let wide = loss_with_queue(&mut queue, rows(4), rows(4), Rrd::default());
     assert!(matches!(
         wide,
         Err(Error::DType {
@@ -205,7 +205,7 @@ fn what_does_not_fit_is_refused() -> Result<(), Error> {
         })
     ));
     let narrow = |n| rows(n).cast(FloatDType::F32);
-    let unexpected = loss_beside(&mut queue, narrow(4), narrow(4), Rkd::default());
+    let unexpected = loss_with_queue(&mut queue, narrow(4), narrow(4), Rkd::default());
     assert!(matches!(
         unexpected,
         Err(Error::Relata(relata::Error::Unexpected { .. }))
@@ -214,7 +214,7 @@ fn what_does_not_fit_is_refused() -> Result<(), Error> {
         enqueue: Enqueue::After,
         ..Rrd::default()
     };
-    let empty = loss_beside(&mut queue, narrow(4), narrow(4), after);
+    let empty = loss_with_queue(&mut queue, narrow(4), narrow(4), after);
     assert!(matches!(
         empty,
         Err(Error::Relata(relata::Error::Empty {

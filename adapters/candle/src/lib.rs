@@ -15,10 +15,10 @@
 //! - Errors are candle's: its own variants for dtypes, devices and ranks; relata's, such as rows that differ in number, come
 //!   wrapped, and [`cause`] gets at them. Nothing has been enqueued then.
 
-#[cfg(feature = "cuda")]
-mod card;
 mod cpu;
 mod error;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod inputs;
 mod node;
 mod queue;
@@ -26,9 +26,9 @@ mod queue;
 use candle_core::{Result, Tensor};
 pub use relata::{Enqueue, InfoNce, KdKl, Loss, Rkd, RkdAngle, RkdDistance, Rrd, WeightPrecision};
 
-#[cfg(feature = "cuda")]
-pub use self::card::release_workspaces;
 pub use self::error::cause;
+#[cfg(feature = "cuda")]
+pub use self::gpu::release_workspaces;
 pub use self::queue::Queue;
 
 /// RKD's distance loss: see [`RkdDistance`].

@@ -7,9 +7,9 @@ use candle_core::{
 };
 use relata::Loss;
 
-#[cfg(feature = "cuda")]
-use crate::card;
 use crate::cpu;
+#[cfg(feature = "cuda")]
+use crate::gpu;
 use crate::inputs::{Inputs, no_kernels};
 use crate::queue::Queue;
 
@@ -32,7 +32,7 @@ pub(crate) fn fused(
     let Evaluated { value, gradient } = match student.device() {
         Device::Cpu => cpu::evaluate(&inputs, queue, loss),
         #[cfg(feature = "cuda")]
-        Device::Cuda(card) => card::evaluate(&inputs, queue, loss, card),
+        Device::Cuda(gpu) => gpu::evaluate(&inputs, queue, loss, gpu),
         device => Err(no_kernels(device, loss.name())),
     }?;
     inputs.student.apply_op1(Fused {

@@ -1,14 +1,14 @@
 //! The memory of past teacher keys, beside the model.
 
 #[cfg(feature = "cuda")]
-mod card;
+mod gpu;
 
 use candle_core::{DType, Device, Error, Result, Tensor, WithDType};
 use half::{bf16, f16};
 use relata::{Element, Real, Rows, WeightPrecision};
 
 #[cfg(feature = "cuda")]
-pub(crate) use self::card::{CardRing, Keys};
+pub(crate) use self::gpu::{CudaRing, Keys};
 use crate::cpu::on_host;
 use crate::error::OrCandle;
 use crate::inputs::{no_kernels, same_device, unsupported};
@@ -18,7 +18,7 @@ use crate::inputs::{no_kernels, same_device, unsupported};
 ///
 /// Keys are L2-normalised as they enter. See [`relata::Queue`].
 ///
-/// On a card, batches enter by launches alone; what asks for the number of keys or for the keys waits for the stream. The
+/// On a GPU, batches enter by launches alone; what asks for the number of keys or for the keys waits for the stream. The
 /// memory is taken when the first batch enters.
 ///
 /// ```
@@ -51,7 +51,7 @@ pub(crate) enum Ring {
     F64(relata::Queue<f64>),
     F32(relata::Queue<f32>),
     #[cfg(feature = "cuda")]
-    Card(Box<CardRing>),
+    Gpu(Box<CudaRing>),
 }
 
 impl Queue {
@@ -69,8 +69,8 @@ impl Queue {
             }
             (Device::Cpu, dtype) => return Err(unsupported(dtype, NAME)),
             #[cfg(feature = "cuda")]
-            (Device::Cuda(card), dtype) => {
-                Ring::Card(Box::new(CardRing::new(card, capacity, dim, dtype)?))
+            (Device::Cuda(gpu), dtype) => {
+                Ring::Gpu(Box::new(CudaRing::new(gpu, capacity, dim, dtype)?))
             }
             (device, _) => return Err(no_kernels(device, NAME)),
         };
@@ -100,12 +100,12 @@ impl Queue {
                 self.ring = Ring::F32(ring.normalize(normalize));
             }
             #[cfg(feature = "cuda")]
-            Ring::Card(ref mut ring) => ring.forget(normalize),
+            Ring::Gpu(ref mut ring) => ring.forget(normalize),
         }
         self
     }
 
-    /// How precise the softmax weights of losses beside this queue are on a card, for half types; as split in two f16 at first.
+    /// How precise the softmax weights of losses beside this queue are on a GPU, for half types; as split in two f16 at first.
     /// See [`relata::Problem::weights`]. No effect on the CPU.
     #[must_use]
     pub fn weights(mut self, weights: WeightPrecision) -> Self {
@@ -122,13 +122,13 @@ impl Queue {
     /// The number of keys in the queue.
     ///
     /// # Errors
-    /// On a card, what went wrong there in the meantime.
+    /// On a GPU, what went wrong there in the meantime.
     pub fn len(&self) -> Result<usize> {
         match &self.ring {
             Ring::F64(ring) => Ok(ring.len()),
             Ring::F32(ring) => Ok(ring.len()),
             #[cfg(feature = "cuda")]
-            Ring::Card(ring) => ring.len(),
+            Ring::Gpu(ring) => ring.len(),
         }
     }
 
@@ -167,13 +167,13 @@ impl Queue {
     /// Forgets all keys.
     ///
     /// # Errors
-    /// On a card, what the driver says.
+    /// On a GPU, what the driver says.
     pub fn clear(&mut self) -> Result<()> {
         match &mut self.ring {
             Ring::F64(ring) => ring.clear(),
             Ring::F32(ring) => ring.clear(),
             #[cfg(feature = "cuda")]
-            Ring::Card(ring) => ring.clear()?,
+            Ring::Gpu(ring) => ring.clear()?,
         }
         Ok(())
     }
@@ -182,17 +182,17 @@ impl Queue {
     ///
     /// # Errors
     /// A dtype, device or length that is not the queue's. NaN or infinities, which would spoil every loss until they leave
-    /// the queue: an error on the CPU, while on a card, where nobody looks, such a batch just does not enter.
+    /// the queue: an error on the CPU, while on a GPU, where nobody looks, such a batch just does not enter.
     pub fn enqueue(&mut self, keys: &Tensor) -> Result<()> {
         let shape: [usize; 2] = keys.dims2().map_err(|error| error.context("keys"))?.into();
         same_device(&self.device, keys.device(), NAME)?;
         let keys = keys.detach().contiguous()?;
         #[cfg(feature = "cuda")]
-        if let Ring::Card(_) = self.ring {
+        if let Ring::Gpu(_) = self.ring {
             return match keys.dtype() {
-                DType::F32 => self.enqueue_on_card::<f32>(&keys, shape),
-                DType::F16 => self.enqueue_on_card::<f16>(&keys, shape),
-                DType::BF16 => self.enqueue_on_card::<bf16>(&keys, shape),
+                DType::F32 => self.enqueue_on_gpu::<f32>(&keys, shape),
+                DType::F16 => self.enqueue_on_gpu::<f16>(&keys, shape),
+                DType::BF16 => self.enqueue_on_gpu::<bf16>(&keys, shape),
                 dtype => Err(unsupported(dtype, NAME)),
             };
         }
@@ -218,9 +218,9 @@ impl Queue {
     }
 
     #[cfg(feature = "cuda")]
-    fn enqueue_on_card<T>(&mut self, keys: &Tensor, [rows, dim]: [usize; 2]) -> Result<()>
+    fn enqueue_on_gpu<T>(&mut self, keys: &Tensor, [rows, dim]: [usize; 2]) -> Result<()>
     where
-        T: crate::card::CardElement,
+        T: crate::gpu::CudaElement,
     {
         if dim != self.dim {
             return Err(relata::Error::Dimension {
@@ -234,21 +234,21 @@ impl Queue {
             return Ok(());
         }
         let device = self.device.clone();
-        let queue = self.card::<T>(rows, device.as_cuda_device()?, NAME)?;
-        crate::card::on_card(keys, |keys| queue.enqueue(&keys).or_candle(NAME))
+        let queue = self.gpu::<T>(rows, device.as_cuda_device()?, NAME)?;
+        crate::gpu::on_gpu(keys, |keys| queue.enqueue(&keys).or_candle(NAME))
     }
 
     /// The keys `[len, dim]` on the CPU, the oldest first: what to save in a checkpoint. f64 for f64, f32 for all others.
     ///
     /// # Errors
-    /// Memory that is not there, and what went wrong on a card in the meantime.
+    /// Memory that is not there, and what went wrong on a GPU in the meantime.
     pub fn to_tensor(&self) -> Result<Tensor> {
         let shape = |len| (len, self.dim);
         match &self.ring {
             Ring::F64(ring) => Tensor::from_vec(ring.to_vec(), shape(ring.len()), &Device::Cpu),
             Ring::F32(ring) => Tensor::from_vec(ring.to_vec(), shape(ring.len()), &Device::Cpu),
             #[cfg(feature = "cuda")]
-            Ring::Card(ring) => {
+            Ring::Gpu(ring) => {
                 let keys = ring.to_host()?;
                 Tensor::from_vec(keys.to_vec(), shape(keys.len()), &Device::Cpu)
             }
@@ -268,7 +268,7 @@ impl Queue {
             Ring::F64(ring) => *ring = restored(capacity, dim, &keys, shape)?.normalize(normalize),
             Ring::F32(ring) => *ring = restored(capacity, dim, &keys, shape)?.normalize(normalize),
             #[cfg(feature = "cuda")]
-            Ring::Card(ring) => ring.restore(&restored(capacity, dim, &keys, shape)?)?,
+            Ring::Gpu(ring) => ring.restore(&restored(capacity, dim, &keys, shape)?)?,
         }
         Ok(())
     }
@@ -285,7 +285,7 @@ impl Queue {
 
     /// The ring on `device`, for batches of `rows` rows of `T`.
     #[cfg(feature = "cuda")]
-    pub(crate) fn card<T: crate::card::CardElement>(
+    pub(crate) fn gpu<T: crate::gpu::CudaElement>(
         &mut self,
         rows: usize,
         device: &candle_core::CudaDevice,
@@ -294,7 +294,7 @@ impl Queue {
         self.same_dtype(<T as WithDType>::DTYPE, op)?;
         same_device(&self.device, &Device::Cuda(device.clone()), op)?;
         match &mut self.ring {
-            Ring::Card(ring) => ring.queue(rows, op),
+            Ring::Gpu(ring) => ring.queue(rows, op),
             Ring::F64(_) | Ring::F32(_) => Err(no_kernels(&self.device, op)),
         }
     }

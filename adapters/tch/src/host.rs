@@ -23,20 +23,20 @@ fn evaluate_as<T: Kinded<Real: Kinded>>(inputs: &Inputs, problem: &Problem) -> R
     evaluated(inputs, &evaluation)
 }
 
-pub(crate) fn evaluate_beside(
+pub(crate) fn evaluate_with_queue(
     queue: &mut Queue<f32>,
     inputs: &Inputs,
     loss: Loss,
 ) -> Result<Evaluated> {
     match inputs.student.kind() {
-        Kind::Float => evaluate_beside_as::<f32>(queue, inputs, loss),
-        Kind::Half => evaluate_beside_as::<f16>(queue, inputs, loss),
-        Kind::BFloat16 => evaluate_beside_as::<bf16>(queue, inputs, loss),
+        Kind::Float => evaluate_with_queue_as::<f32>(queue, inputs, loss),
+        Kind::Half => evaluate_with_queue_as::<f16>(queue, inputs, loss),
+        Kind::BFloat16 => evaluate_with_queue_as::<bf16>(queue, inputs, loss),
         kind => Err(no_such_kind(kind)),
     }
 }
 
-fn evaluate_beside_as<T: Kinded + Element<Real = f32>>(
+fn evaluate_with_queue_as<T: Kinded + Element<Real = f32>>(
     queue: &mut Queue<f32>,
     inputs: &Inputs,
     loss: Loss,

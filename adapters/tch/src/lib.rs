@@ -1,5 +1,5 @@
 //! [relata]'s relational distillation losses on [tch]'s tensors: differentiable, on the CPU and, with the feature `cuda`, on
-//! cards. It shows what an adapter to a framework takes that hands out addresses and knows no operations of others.
+//! GPUs. It shows what an adapter to a framework takes that hands out addresses and knows no operations of others.
 //!
 //! ```no_run
 //! use tch::{Device, Kind, Tensor};
@@ -19,7 +19,7 @@
 //! - The gradient is multiplied by the upstream factor in the loss's type and rounded to the student's last.
 
 #[cfg(feature = "cuda")]
-mod card;
+mod gpu;
 mod host;
 
 use relata::{Loss, Problem, Queue, Shapes};
@@ -29,7 +29,7 @@ use tch::{Device, Kind, TchError, Tensor};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Shapes or parameters that the loss does not take, or what a card refused.
+    /// Shapes or parameters that the loss does not take, or what a GPU refused.
     #[error(transparent)]
     Relata(#[from] relata::Error),
     /// What libtorch said.
@@ -60,7 +60,7 @@ pub fn loss(student: &Tensor, teacher: &Tensor, loss: impl Into<Loss>) -> Result
     let evaluated = match inputs.student.device() {
         Device::Cpu => host::evaluate(&inputs, &problem)?,
         #[cfg(feature = "cuda")]
-        Device::Cuda(_) => card::evaluate(&inputs, &problem)?,
+        Device::Cuda(_) => gpu::evaluate(&inputs, &problem)?,
         device => return Err(no_kernels(device)),
     };
     evaluated.in_graph_of(student)
@@ -70,7 +70,7 @@ pub fn loss(student: &Tensor, teacher: &Tensor, loss: impl Into<Loss>) -> Result
 ///
 /// # Errors
 /// [`Error`], naming what does not fit; nothing has been enqueued then.
-pub fn loss_beside(
+pub fn loss_with_queue(
     queue: &mut Queue<f32>,
     student: &Tensor,
     teacher: &Tensor,
@@ -78,7 +78,7 @@ pub fn loss_beside(
 ) -> Result<Tensor> {
     let inputs = Inputs::new(student, teacher)?;
     match inputs.student.device() {
-        Device::Cpu => host::evaluate_beside(queue, &inputs, loss.into())?.in_graph_of(student),
+        Device::Cpu => host::evaluate_with_queue(queue, &inputs, loss.into())?.in_graph_of(student),
         device => Err(no_kernels(device)),
     }
 }

@@ -2,7 +2,7 @@
 #![cfg(not(feature = "doc-only"))]
 
 use relata::{KdKl, Queue, Rkd, RkdAngle, RkdDistance, Rrd};
-use relata_tch::{Error, loss, loss_beside};
+use relata_tch::{Error, loss, loss_with_queue};
 use tch::{Device, Kind, Tensor};
 
 const F32: f64 = 1e-5;
@@ -124,7 +124,7 @@ fn beside_a_queue() {
     let rows = |seed| numbers([6, 5], seed).to_kind(Kind::Float);
     let mut queue = Queue::new(32, 5).expect("a queue");
     let student = rows(1).set_requires_grad(true);
-    let first = loss_beside(&mut queue, &student, &rows(2), Rrd::default()).expect("a loss");
+    let first = loss_with_queue(&mut queue, &student, &rows(2), Rrd::default()).expect("a loss");
     assert_eq!(queue.len(), 6);
 
     let unit = |x: &Tensor| x / x.norm_scalaropt_dim(2, [1], true);
@@ -176,7 +176,7 @@ fn what_does_not_fit_is_refused() {
     let mut queue = Queue::new(8, 3).expect("a queue");
     let rows = x.to_kind(Kind::Float);
     assert!(matches!(
-        loss_beside(&mut queue, &rows, &rows, Rkd::default()),
+        loss_with_queue(&mut queue, &rows, &rows, Rkd::default()),
         Err(Error::Relata(relata::Error::Unexpected {
             argument: "queue",
             ..

@@ -197,7 +197,7 @@ impl Kernel {
 }
 
 /// In how many parts to attend to `tiles` of keys, with `blocks` blocks for each part and room for `slots`
-/// at once: few rows need many splits to fill a card, and each block costs its start, a write of its
+/// at once: few rows need many splits to fill a GPU, and each block costs its start, a write of its
 /// means and, in the last pass, a read of them.
 pub(super) fn splits(blocks: usize, tiles: usize, slots: usize) -> usize {
     // In 64ths of the time a tile takes. 128 means of 128 elements are written and read in L2 in about one.
@@ -239,7 +239,7 @@ mod tests {
             on(64, DType::F32, true, Keys::Queue),
             Kernel::Simt(DType::F32)
         );
-        // Shared memory is what the kernel's header says, all of it, and fits the least card there is.
+        // Shared memory is what the kernel's header says, all of it, and fits the least GPU there is.
         assert_eq!(Kernel::Mma(MmaWidth::W128).shared(), 256 * 136 * 2);
         let small = Limits {
             shared_per_block: 99 * 1024,
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn splits_fill_a_card_and_no_more() {
+    fn splits_fill_a_gpu_and_no_more() {
         // Two blocks on each of 132 multiprocessors. A batch of 64, K = 16384: as many as fit at once.
         let small = splits(2, 256, 264);
         assert!((64..=132).contains(&small), "{small}");
@@ -279,7 +279,7 @@ mod tests {
                 "{blocks} blocks, {tiles} tiles"
             );
         }
-        // Enough rows to fill the card: the keys are split only where that evens out the last wave.
+        // Enough rows to fill the GPU: the keys are split only where that evens out the last wave.
         assert_eq!(splits(264, 1024, 264), 1);
         assert!(splits(200, 1024, 264) > 1);
         assert!(splits(100_000, 1024, 264) <= 4);

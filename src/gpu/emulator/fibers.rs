@@ -13,7 +13,7 @@ use crate::gpu::kernels::Emulated;
 /// Room for a thread's frames, AddressSanitizer's red zones included.
 const STACK_BYTES: usize = 128 * 1024;
 pub(super) const WARP: usize = 32;
-/// Of a block, on any card.
+/// Of a block, on any GPU.
 pub(super) const MOST_THREADS: usize = 1024;
 
 #[repr(C)]

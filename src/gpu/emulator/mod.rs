@@ -60,7 +60,7 @@ impl Emulator {
     }
 }
 
-/// One evaluation's worth of an emulated card.
+/// One evaluation's worth of an emulated GPU.
 #[derive(Debug)]
 pub(crate) struct EmulatedMachine {
     seed: u64,
@@ -114,7 +114,7 @@ impl Launcher for EmulatedMachine {
     }
 }
 
-/// What a card would refuse the launch for, and what the kernel was not made for.
+/// What a GPU would refuse the launch for, and what the kernel was not made for.
 fn refused(launch: &Launch<'_>, limits: Limits) -> Option<String> {
     let Launch {
         kernel,

@@ -172,7 +172,7 @@ fn evaluates_beside_a_filling_ring<T: GpuElement>(capacity: usize, dim: usize) {
             value: machine.address(&value),
             workspace: machine.address(&workspace),
         };
-        plan.enqueue(machine, &addresses)
+        plan.launch(machine, &addresses)
             .expect("kernels without fault");
         let mut got = vec![0f32; rows * dim];
         machine

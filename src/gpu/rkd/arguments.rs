@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::deal::{Deal, Slots};
+use super::triple_partition::{PartialBuffers, TriplePartition};
 
 /// Mirrors `Arguments` in kernels/rkd_relation.cu.
 #[repr(C)]
@@ -21,18 +21,18 @@ pub(crate) struct RelationArguments {
     pub(super) padding: u32,
 }
 
-/// Mirrors `rkd::Slots` in kernels/common/rkd.cuh.
+/// Mirrors `rkd::PartialBuffers` in kernels/common/rkd.cuh.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub(crate) struct SlotsArgument {
+pub(crate) struct PartialBuffersArgument {
     pub(super) across: u32,
     pub(super) within: u32,
     pub(super) tiles_per_group: u32,
 }
 
-impl From<Slots> for SlotsArgument {
-    fn from(slots: Slots) -> Self {
-        SlotsArgument {
+impl From<PartialBuffers> for PartialBuffersArgument {
+    fn from(slots: PartialBuffers) -> Self {
+        PartialBuffersArgument {
             across: slots.across as u32,
             within: slots.within as u32,
             tiles_per_group: slots.tiles_per_group as u32,
@@ -50,12 +50,12 @@ pub(crate) struct KindArgument {
 }
 
 impl KindArgument {
-    pub(super) fn all(deal: Deal) -> [Self; 3] {
-        let first = deal.first_blocks();
+    pub(super) fn all(partition: TriplePartition) -> [Self; 3] {
+        let first = partition.first_blocks();
         [0, 1, 2].map(|kind| KindArgument {
             first_block: first[kind] as u32,
-            parts: deal.parts[kind].count as u32,
-            vertices_per_part: deal.parts[kind].vertices as u32,
+            parts: partition.parts[kind].count as u32,
+            vertices_per_part: partition.parts[kind].vertices as u32,
         })
     }
 }
@@ -73,16 +73,16 @@ pub(crate) struct AngleArguments {
     pub(super) penalty_limit: f64,
     pub(super) n: u32,
     pub(super) groups: u32,
-    pub(super) slots: SlotsArgument,
+    pub(super) slots: PartialBuffersArgument,
     pub(super) kinds: [KindArgument; 3],
     pub(super) delta: f32,
     pub(super) padding: u32,
 }
 
-/// Mirrors `Arguments` in kernels/rkd_angle_few.cu.
+/// Mirrors `Arguments` in kernels/rkd_angle_small_batch.cu.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub(crate) struct AngleFewArguments {
+pub(crate) struct SmallBatchAngleArguments {
     pub(super) h: [u64; 2],
     pub(super) r: [u64; 2],
     pub(super) sums: u64,
@@ -113,7 +113,7 @@ pub(crate) struct CoefficientArguments {
     pub(super) patch: u32,
     pub(super) angle_blocks: u32,
     pub(super) tile: u32,
-    pub(super) slots: SlotsArgument,
+    pub(super) slots: PartialBuffersArgument,
     pub(super) distance: u32,
     pub(super) delta: f32,
     pub(super) angle_factor: f32,

@@ -2,22 +2,26 @@
 
 mod angle;
 mod arguments;
-mod deal;
-mod few;
+mod small_batch;
+mod triple_partition;
 mod workspace;
 
 use self::angle::Angle;
 use self::arguments::KindArgument;
 pub(crate) use self::arguments::{
-    AngleArguments, AngleFewArguments, CoefficientArguments, ContractionArguments,
-    RelationArguments,
+    AngleArguments, CoefficientArguments, ContractionArguments, RelationArguments,
+    SmallBatchAngleArguments,
 };
-use self::deal::{Deal, Patches, TILE, Tiles, contraction_rows, few_side, relation_side};
-use self::few::{Shares, are_few};
+use self::small_batch::{VertexSplit, is_small_batch};
+use self::triple_partition::{
+    CoefficientTiles, TILE, Tiles, TriplePartition, contraction_rows, relation_side,
+    small_batch_side,
+};
 use self::workspace::Workspace;
 use super::kernels::{
-    CONTRACTION, CONTRACTION_FEW, Kernel, RKD_ANGLE, RKD_ANGLE_ACCURATE, RKD_ANGLE_FEW,
-    RKD_COEFFICIENTS, RKD_RELATION, RKD_RELATION_ACCURATE, RKD_RELATION_FEW,
+    CONTRACTION, CONTRACTION_SMALL_BATCH, Kernel, RKD_ANGLE, RKD_ANGLE_ACCURATE,
+    RKD_ANGLE_SMALL_BATCH, RKD_COEFFICIENTS, RKD_RELATION, RKD_RELATION_ACCURATE,
+    RKD_RELATION_SMALL_BATCH,
 };
 use super::machine::{Launcher, Limits};
 use super::normalize;
@@ -49,10 +53,10 @@ pub(crate) struct Plan {
     angle: Option<Angle>,
     distance: bool,
     /// Whether the rows are few: f64 at once, by kernels of their own.
-    few: bool,
+    small_batch: bool,
     side: usize,
     contraction_rows: usize,
-    coefficients: Patches,
+    coefficients: CoefficientTiles,
     at: Workspace,
 }
 
@@ -66,13 +70,13 @@ impl Plan {
     ) -> Result<Self> {
         let n = problem.shapes().rows;
         grid_size("rows", n)?;
-        let deal = || Angle::new(problem.shapes(), limits);
-        let angle = (loss.angle_weight > 0.0).then(deal);
-        Self::dealt(loss, problem, dtype, limits, angle, layout)
+        let partition = || Angle::new(problem.shapes(), limits);
+        let angle = (loss.angle_weight > 0.0).then(partition);
+        Self::partitioned(loss, problem, dtype, limits, angle, layout)
     }
 
     /// With the angle's triples, if it takes part, dealt as is said here.
-    fn dealt(
+    fn partitioned(
         loss: &Rkd,
         problem: &Problem,
         dtype: DType,
@@ -83,19 +87,19 @@ impl Plan {
         let shapes = problem.shapes();
         let n = shapes.rows;
         let multiprocessors = limits.multiprocessors as usize;
-        let few = match angle {
-            Some(angle) => matches!(angle, Angle::Few(_)),
-            None => are_few(shapes, limits),
+        let small_batch = match angle {
+            Some(angle) => matches!(angle, Angle::SmallBatch(_)),
+            None => is_small_batch(shapes, limits),
         };
-        let side = if few {
-            few_side(n, multiprocessors)
+        let side = if small_batch {
+            small_batch_side(n, multiprocessors)
         } else {
             relation_side(n, multiprocessors)
         };
         // With both weights 0, the distance gives the zeros.
         let distance = loss.distance_weight > 0.0 || angle.is_none();
         let padded = Tiles::of(n).rows();
-        let coefficients = Patches::new(padded, multiprocessors);
+        let coefficients = CoefficientTiles::new(padded, multiprocessors);
         let at = Workspace::new(
             layout,
             shapes,
@@ -110,7 +114,7 @@ impl Plan {
             upstream: problem.upstream_factor(),
             angle,
             distance,
-            few,
+            small_batch,
             side,
             contraction_rows: contraction_rows(n, shapes.student_dim, multiprocessors),
             coefficients,
@@ -123,27 +127,29 @@ impl Plan {
         Plan { upstream, ..self }
     }
 
-    pub(crate) fn enqueue(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
-        let (dtype, rows) = self.enqueue_normalize(launcher, at)?;
-        if self.few {
-            self.enqueue_relation(launcher, at, rows, RKD_RELATION_FEW.of(dtype))?;
+    pub(crate) fn launch(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+        let (dtype, rows) = self.launch_normalize(launcher, at)?;
+        if self.small_batch {
+            self.launch_relation(launcher, at, rows, RKD_RELATION_SMALL_BATCH.of(dtype))?;
         } else {
-            self.enqueue_relation(launcher, at, rows, RKD_RELATION.of(dtype))?;
-            if let Some(Angle::Groups(deal)) = self.angle {
-                self.enqueue_angle(launcher, at, deal, false)?;
+            self.launch_relation(launcher, at, rows, RKD_RELATION.of(dtype))?;
+            if let Some(Angle::Groups(partition)) = self.angle {
+                self.launch_angle(launcher, at, partition, false)?;
             }
             // Unless all there is to do here has been done, and well enough: the kernels know.
-            self.enqueue_relation(launcher, at, rows, RKD_RELATION_ACCURATE.of(dtype))?;
+            self.launch_relation(launcher, at, rows, RKD_RELATION_ACCURATE.of(dtype))?;
         }
         match self.angle {
-            Some(Angle::Groups(deal)) => self.enqueue_angle(launcher, at, deal, true)?,
-            Some(Angle::Few(shares)) => self.enqueue_angle_few(launcher, at, shares)?,
+            Some(Angle::Groups(partition)) => self.launch_angle(launcher, at, partition, true)?,
+            Some(Angle::SmallBatch(shares)) => {
+                self.launch_angle_small_batch(launcher, at, shares)?
+            }
             None => {}
         }
-        self.enqueue_coefficients(launcher, at)?;
-        self.enqueue_contraction(launcher, at, dtype, rows[0])?;
+        self.launch_coefficients(launcher, at)?;
+        self.launch_contraction(launcher, at, dtype, rows[0])?;
         if let Some([student, _]) = self.at.normalized {
-            normalize::enqueue_backward(
+            normalize::launch_backward(
                 launcher,
                 [self.shapes.rows, self.shapes.student_dim],
                 student.at(at.workspace),
@@ -155,7 +161,7 @@ impl Plan {
     }
 
     /// Gives the rows of student and teacher that the other passes read, and their type.
-    fn enqueue_normalize(
+    fn launch_normalize(
         &self,
         launcher: &mut impl Launcher,
         at: &Addresses,
@@ -178,11 +184,11 @@ impl Plan {
                 norms: 0,
             },
         ];
-        normalize::enqueue(launcher, self.dtype, self.shapes.rows, &matrices)?;
+        normalize::launch(launcher, self.dtype, self.shapes.rows, &matrices)?;
         Ok((DType::F32, [student, teacher]))
     }
 
-    fn enqueue_relation(
+    fn launch_relation(
         &self,
         launcher: &mut impl Launcher,
         at: &Addresses,
@@ -218,11 +224,11 @@ impl Plan {
         tile_pairs(Tiles::of(self.shapes.rows).rows(), self.side)
     }
 
-    fn enqueue_angle(
+    fn launch_angle(
         &self,
         launcher: &mut impl Launcher,
         at: &Addresses,
-        deal: Deal,
+        partition: TriplePartition,
         accurate: bool,
     ) -> Result<()> {
         let arguments = AngleArguments {
@@ -234,28 +240,28 @@ impl Plan {
             counter: Layout::counter(0).at(at.workspace),
             penalty_limit: trust::PENALTY,
             n: grid_size("rows", self.shapes.rows)?,
-            groups: deal.groups as u32,
-            slots: deal.slots().into(),
-            kinds: KindArgument::all(deal),
+            groups: partition.groups as u32,
+            slots: partition.slots().into(),
+            kinds: KindArgument::all(partition),
             delta: self.loss.delta as f32,
             padding: 0,
         };
         let (family, shared) = if accurate {
-            (&RKD_ANGLE_ACCURATE, Deal::SHARED_ACCURATE)
+            (&RKD_ANGLE_ACCURATE, TriplePartition::SHARED_ACCURATE)
         } else {
-            (&RKD_ANGLE, Deal::SHARED)
+            (&RKD_ANGLE, TriplePartition::SHARED)
         };
-        let grid = [deal.blocks() as u32, 1, 1];
+        let grid = [partition.blocks() as u32, 1, 1];
         family.only().launch(launcher, grid, shared, &arguments)
     }
 
-    fn enqueue_angle_few(
+    fn launch_angle_small_batch(
         &self,
         launcher: &mut impl Launcher,
         at: &Addresses,
-        shares: Shares,
+        shares: VertexSplit,
     ) -> Result<()> {
-        let arguments = AngleFewArguments {
+        let arguments = SmallBatchAngleArguments {
             h: self.h(at),
             r: self.r(at),
             sums: self.at.sums.at(at.workspace),
@@ -270,16 +276,16 @@ impl Plan {
             padding: 0,
         };
         let grid = [shares.blocks() as u32, 1, 1];
-        RKD_ANGLE_FEW
+        RKD_ANGLE_SMALL_BATCH
             .only()
-            .launch(launcher, grid, Shares::SHARED, &arguments)
+            .launch(launcher, grid, VertexSplit::SHARED, &arguments)
     }
 
-    fn enqueue_coefficients(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+    fn launch_coefficients(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         let n = self.shapes.rows as f64;
         let (angle, loss) = (self.angle, &self.loss);
         // Scalars are made by many rows' relation, or by few rows' angle.
-        let unsettled = self.few && angle.is_none();
+        let unsettled = self.small_batch && angle.is_none();
         let arguments = CoefficientArguments {
             sums: self.at.sums.at(at.workspace),
             r: self.r(at),
@@ -315,7 +321,7 @@ impl Plan {
             .launch(launcher, grid, 0, &arguments)
     }
 
-    fn enqueue_contraction(
+    fn launch_contraction(
         &self,
         launcher: &mut impl Launcher,
         at: &Addresses,
@@ -350,7 +356,7 @@ impl Plan {
         let family = if self.contraction_rows == 64 {
             &CONTRACTION
         } else {
-            &CONTRACTION_FEW
+            &CONTRACTION_SMALL_BATCH
         };
         family.of(dtype).launch(launcher, grid, 0, &arguments)
     }

@@ -3,7 +3,7 @@
 use bytemuck::Pod;
 use half::{bf16, f16};
 
-use super::deal::Parts;
+use super::triple_partition::Split;
 use super::workspace::SCALARS;
 use super::*;
 use crate::element::Element;
@@ -22,28 +22,28 @@ fn evaluate(
     teacher: &[f32],
     shape: [usize; 2],
     loss: Rkd,
-    deal: Option<Angle>,
+    partition: Option<Angle>,
 ) -> (bool, f32, Vec<f32>) {
     let limits = Emulator::new().machine().limits();
-    evaluate_for(limits, student, teacher, shape, loss, deal)
+    evaluate_for(limits, student, teacher, shape, loss, partition)
 }
 
-/// The same, planned for this card.
+/// The same, planned for this GPU.
 fn evaluate_for<T: Element + Pod>(
     limits: Limits,
     student: &[T],
     teacher: &[T],
     [n, dim]: [usize; 2],
     loss: Rkd,
-    deal: Option<Angle>,
+    partition: Option<Angle>,
 ) -> (bool, f32, Vec<f32>) {
     let mut machine = Emulator::new().machine();
     let problem = Problem::new(loss, Shapes::new(n, dim, dim)).unwrap();
     let mut layout = Layout::new();
     let dtype = T::DTYPE;
-    let plan = match deal {
+    let plan = match partition {
         None => Plan::new(&loss, &problem, dtype, limits, &mut layout),
-        Some(_) => Plan::dealt(&loss, &problem, dtype, limits, deal, &mut layout),
+        Some(_) => Plan::partitioned(&loss, &problem, dtype, limits, partition, &mut layout),
     };
     let plan = plan.unwrap();
     let mut memory = |bytes: &[u8]| {
@@ -70,7 +70,7 @@ fn evaluate_for<T: Element + Pod>(
         value,
         workspace: at,
     };
-    plan.enqueue(&mut machine, &addresses).unwrap();
+    plan.launch(&mut machine, &addresses).unwrap();
     let mut bytes = vec![0; layout.bytes()];
     machine.read(&workspace, &mut bytes).unwrap();
     assert!(
@@ -136,14 +136,14 @@ fn the_data_choose_the_path() {
 fn the_deal_does_not_show() {
     let loss = Rkd::from(crate::RkdAngle::default());
     let groups = |tiles_per_group, groups, parts: [(usize, usize); 3]| {
-        Angle::Groups(Deal {
+        Angle::Groups(TriplePartition {
             tiles_per_group,
             groups,
-            parts: parts.map(|(count, vertices)| Parts { count, vertices }),
+            parts: parts.map(|(count, vertices)| Split { count, vertices }),
         })
     };
-    let few = |tiles, shares, vertices_per_share| {
-        Angle::Few(Shares {
+    let small_batch = |tiles, shares, vertices_per_share| {
+        Angle::SmallBatch(VertexSplit {
             tiles,
             shares,
             vertices_per_share,
@@ -155,11 +155,11 @@ fn the_deal_does_not_show() {
         rows[260] += 0.01;
         rows
     };
-    // Of the few rows' deal there is one that is not a multiple of what is brought at a time, and one share for all.
+    // Of the few rows' partition there is one that is not a multiple of what is brought at a time, and one share for all.
     let deals = [
-        few(7, 3, 68),
-        few(7, 1, 200),
-        few(7, 17, 12),
+        small_batch(7, 3, 68),
+        small_batch(7, 1, 200),
+        small_batch(7, 17, 12),
         groups(2, 2, [(1, 128), (5, 28), (2, 64)]),
         groups(4, 1, [(1, 200), (1, 200), (2, 100)]),
     ];
@@ -182,23 +182,23 @@ fn the_deal_does_not_show() {
         let y = alike(shape, 0.005, 2.0);
         let (path, loss_of_plan, gradient) = evaluate(&x, &y, shape, loss, None);
         assert_eq!(path, accurate);
-        for &deal in deals {
-            let (path, other, others) = evaluate(&x, &y, shape, loss, Some(deal));
+        for &partition in deals {
+            let (path, other, others) = evaluate(&x, &y, shape, loss, Some(partition));
             assert_eq!(path, accurate);
             assert!(
                 (other - loss_of_plan).abs() <= 1e-6 * loss_of_plan,
-                "{rows}, {deal:?}"
+                "{rows}, {partition:?}"
             );
             let difference = difference(&others, &gradient);
-            assert!(difference < 1e-6, "{rows}, {deal:?}: {difference:e}");
+            assert!(difference < 1e-6, "{rows}, {partition:?}: {difference:e}");
         }
     }
 }
 
-/// A card of many multiprocessors has smaller tiles and other deals: relations of 16 and 32 rows, of few rows 8 and 12,
+/// A GPU of many multiprocessors has smaller tiles and other deals: relations of 16 and 32 rows, of few rows 8 and 12,
 /// patches of 16.
 #[test]
-fn the_card_does_not_show() {
+fn the_gpu_does_not_show() {
     let (distance, angle) = (crate::RkdDistance::default(), crate::RkdAngle::default());
     for (rows, loss) in [
         (260, Rkd::from(distance)),
@@ -226,7 +226,7 @@ fn the_card_does_not_show() {
     }
 }
 
-/// Few rows on a card whose f64 is slow have it where it is needed, and f32 elsewhere.
+/// Few rows on a GPU whose f64 is slow have it where it is needed, and f32 elsewhere.
 #[test]
 fn slow_f64_is_not_gone_to_at_once() {
     let shape @ [n, dim] = [100, 150];

@@ -1,7 +1,7 @@
 //! What lies where in RKD's workspace.
 
 use super::angle::Angle;
-use super::deal::{TILE, Tiles};
+use super::triple_partition::{TILE, Tiles};
 use crate::error::Result;
 use crate::gpu::workspace::{Layout, Region};
 use crate::problem::Shapes;

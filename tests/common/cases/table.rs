@@ -260,7 +260,7 @@ fn timed(cases: &mut Vec<Case>) {
     );
     let kd_kl = Loss::from(KdKl::default());
     cases.extend([(256, 32_000), (64, 151_936)].map(|(n, c)| case(kd_kl, n, c).bench()));
-    // What only a card does in a moment.
+    // What only a GPU does in a moment.
     let rrd = |n: usize, d: usize| case(Rrd::default().into(), n, d).queue(65_536, 65_536, false);
     let large = [
         case(distance, 4096, 512),
@@ -268,7 +268,7 @@ fn timed(cases: &mut Vec<Case>) {
         rrd(4096, 256),
         case(kd_kl, 8192, 151_936),
     ];
-    cases.extend(large.map(|case| case.purpose(Purpose::Card)));
+    cases.extend(large.map(|case| case.purpose(Purpose::Gpu)));
 }
 
 /// A test on gaussian rows of one dim.

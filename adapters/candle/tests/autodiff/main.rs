@@ -1,6 +1,6 @@
 //! Does a gradient through the adapter equal what candle's own autodiff makes of the formula, wherever the loss stands in
 //! a graph and however its inputs lie in memory? The formulas are differentiated in f64, on the CPU; the adapter is asked there
-//! and, with the feature `cuda` and a card, on the card.
+//! and, with the feature `cuda` and a GPU, on the GPU.
 
 mod cases;
 mod devices;

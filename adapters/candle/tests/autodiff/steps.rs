@@ -34,7 +34,7 @@ fn a_queue_fills_alike_wherever_it_lives() -> Result<()> {
                 };
                 let want = rrd(&wide(&student)?, &wide(&teacher)?, &mut whole, never)?;
                 let label = format!("{dtype:?}, {:?}, step {step}", device.location());
-                // On a card unit keys of half types are f16.
+                // On a GPU unit keys of half types are f16.
                 let exact = device.is_cpu() || dtype == DType::F32;
                 assert_close(&label, &got, &want, if exact { F32 } else { 5e-3 })?;
                 assert_close(&label, &queue.to_tensor()?, &whole.to_tensor()?, keys_as)?;

@@ -1,24 +1,24 @@
 //! Barriers that are missing, or that not all threads reach.
 
-use super::{Run, THREADS, assert_caught, assert_shows, numbers, planted, reversed};
+use super::{Run, THREADS, assert_caught, assert_shows, numbers, reversed, seeded_bugs};
 
-planted!(
-    planted_missing_barrier,
-    planted_missing_second_barrier,
-    planted_missing_warp_barrier,
-    planted_divergent_barrier,
+seeded_bugs!(
+    seeded_bugs_missing_barrier,
+    seeded_bugs_missing_second_barrier,
+    seeded_bugs_missing_warp_barrier,
+    seeded_bugs_divergent_barrier,
 );
 
 #[test]
 fn a_missing_barrier_of_the_block() {
     let input = numbers(THREADS);
     assert_shows(
-        Run::new(&planted_missing_barrier, &input),
+        Run::new(&seeded_bugs_missing_barrier, &input),
         &[1],
         &reversed(&input),
     );
     assert_shows(
-        Run::new(&planted_missing_second_barrier, &input),
+        Run::new(&seeded_bugs_missing_second_barrier, &input),
         &[1],
         &reversed(&input),
     );
@@ -36,7 +36,7 @@ fn a_missing_barrier_of_a_warp() {
         })
         .collect();
     assert_shows(
-        Run::new(&planted_missing_warp_barrier, &input),
+        Run::new(&seeded_bugs_missing_warp_barrier, &input),
         &[1, 2],
         &want,
     );
@@ -45,7 +45,7 @@ fn a_missing_barrier_of_a_warp() {
 #[test]
 fn barriers_that_not_all_threads_reach() {
     let input = numbers(THREADS);
-    let run = Run::new(&planted_divergent_barrier, &input);
+    let run = Run::new(&seeded_bugs_divergent_barrier, &input);
     assert_shows(run, &[], &reversed(&input));
     let (of_block, of_warp) = (
         "a barrier of the block is not reached by all threads: ",
@@ -136,7 +136,7 @@ fn barriers_that_not_all_threads_reach() {
 #[test]
 fn after_a_failure_all_is_as_before() {
     let input = numbers(THREADS);
-    let run = Run::new(&planted_divergent_barrier, &input);
+    let run = Run::new(&seeded_bugs_divergent_barrier, &input);
     for seed in 0..16 {
         let bug = 1 + seed as u32 % 9;
         assert!(run.bug(bug).run::<f32>(seed, THREADS).is_err());
@@ -147,7 +147,7 @@ fn after_a_failure_all_is_as_before() {
 #[test]
 fn of_several_failures_the_first_is_reported() {
     let input = numbers(THREADS);
-    let mut run = Run::new(&planted_divergent_barrier, &input).bug(3);
+    let mut run = Run::new(&seeded_bugs_divergent_barrier, &input).bug(3);
     run.blocks = 40;
     for seed in 0..4 {
         assert_caught(

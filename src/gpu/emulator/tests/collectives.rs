@@ -2,16 +2,16 @@
 
 use half::{bf16, f16};
 
-use super::{Run, THREADS, numbers, planted};
+use super::{Run, THREADS, numbers, seeded_bugs};
 
-planted!(
-    planted_shuffles,
-    planted_reductions,
-    planted_ticket,
-    planted_early_ticket,
-    planted_scatter,
-    planted_widen,
-    planted_narrow,
+seeded_bugs!(
+    seeded_bugs_shuffles,
+    seeded_bugs_reductions,
+    seeded_bugs_ticket,
+    seeded_bugs_early_ticket,
+    seeded_bugs_scatter,
+    seeded_bugs_widen,
+    seeded_bugs_narrow,
 );
 
 const WARP: usize = 32;
@@ -20,7 +20,7 @@ const WARP: usize = 32;
 fn shuffles() {
     let input = numbers(THREADS);
     for seed in 0..4 {
-        let run = Run::new(&planted_shuffles, &input);
+        let run = Run::new(&seeded_bugs_shuffles, &input);
         // Floats, then doubles.
         let got = run
             .run::<u64>(seed, (WARP / 2 + WARP) * THREADS)
@@ -62,7 +62,7 @@ fn reductions() {
     let least = |x: &[f32]| x.iter().copied().fold(f32::MAX, f32::min);
     let exact: f64 = input.iter().copied().map(f64::from).sum();
     for seed in 0..8 {
-        let run = Run::new(&planted_reductions, &input);
+        let run = Run::new(&seeded_bugs_reductions, &input);
         let got = run.run::<f64>(seed, 8 * THREADS).expect("no fault");
         for thread in 0..THREADS {
             let warp = warps[thread / WARP];
@@ -94,7 +94,7 @@ fn the_last_block_sees_all_others() {
         let input: Vec<f64> = (0..blocks * THREADS)
             .map(|i| (i * i % 1009) as f64)
             .collect();
-        let mut run = Run::new(&planted_ticket, &input);
+        let mut run = Run::new(&seeded_bugs_ticket, &input);
         run.blocks = u32::try_from(blocks).expect("few blocks");
         for seed in 0..4 {
             let (got, counters) = run.run_counting::<f64>(seed, 1 + blocks).expect("no fault");
@@ -114,7 +114,7 @@ fn the_last_ticket_sees_all_others() {
         let input: Vec<f64> = (0..blocks * THREADS)
             .map(|i| (i * i % 1009) as f64)
             .collect();
-        let mut run = Run::new(&planted_early_ticket, &input);
+        let mut run = Run::new(&seeded_bugs_early_ticket, &input);
         run.blocks = u32::try_from(blocks).expect("few blocks");
         for seed in 0..4 {
             let (got, counters) = run
@@ -131,7 +131,7 @@ fn the_last_ticket_sees_all_others() {
 fn several_values_are_put_together_as_one_by_one() {
     let input = numbers(THREADS);
     for seed in 0..4 {
-        let run = Run::new(&planted_scatter, &input);
+        let run = Run::new(&seeded_bugs_scatter, &input);
         let got = run.run::<f32>(seed, 33 * THREADS).expect("no fault");
         for (i, pair) in got[..32 * THREADS].chunks(2 * THREADS).enumerate() {
             let (scattered, reduced) = pair.split_at(THREADS);
@@ -153,7 +153,7 @@ fn same(got: f32, want: f32) -> bool {
 #[test]
 fn every_half_becomes_its_float() {
     let input: Vec<u16> = (0..=u16::MAX).collect();
-    let mut run = Run::new(&planted_widen, &input).count(input.len());
+    let mut run = Run::new(&seeded_bugs_widen, &input).count(input.len());
     run.blocks = 16;
     let got = run.run::<f32>(0, 2 * input.len()).expect("no fault");
     for (i, &bits) in input.iter().enumerate() {
@@ -207,7 +207,7 @@ fn floats_become_the_nearest_halves() {
             input.extend(beside(f32::from_bits(a.to_bits().midpoint(b.to_bits()))));
         }
     }
-    let mut run = Run::new(&planted_narrow, &input).count(input.len());
+    let mut run = Run::new(&seeded_bugs_narrow, &input).count(input.len());
     run.blocks = 16;
     let got = run.run::<u16>(0, 2 * input.len()).expect("no fault");
     for (i, &x) in input.iter().enumerate() {

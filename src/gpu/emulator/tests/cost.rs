@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use super::{Run, planted};
+use super::{Run, seeded_bugs};
 use rayon::ThreadPoolBuilder;
 
-planted!(planted_barriers);
+seeded_bugs!(seeded_bugs_barriers);
 
 #[test]
 #[ignore = "a measurement"]
@@ -15,7 +15,7 @@ fn cost_of_a_barrier() {
         .build()
         .expect("a thread");
     let time = |blocks: u32, count: usize, kind: u32| {
-        let mut run = Run::new(&planted_barriers, &[0.0f32])
+        let mut run = Run::new(&seeded_bugs_barriers, &[0.0f32])
             .count(count)
             .bug(kind);
         (run.blocks, run.threads) = (blocks, 256);

@@ -2,27 +2,27 @@
 
 use super::{
     Arguments, Emulator, Launch, Launcher, Run, THREADS, assert_caught, assert_caught_first,
-    assert_shows, numbers, planted, reversed,
+    assert_shows, numbers, reversed, seeded_bugs,
 };
 use crate::gpu::machine::Machine;
 
-planted!(
-    planted_static_overrun,
-    planted_integer_overrun,
-    planted_static_underrun,
-    planted_dynamic_overrun,
-    planted_static_limit,
-    planted_unwritten_shared,
-    planted_copy,
-    planted_misaligned,
-    planted_register_array,
-    planted_divide,
+seeded_bugs!(
+    seeded_bugs_static_overrun,
+    seeded_bugs_integer_overrun,
+    seeded_bugs_static_underrun,
+    seeded_bugs_dynamic_overrun,
+    seeded_bugs_static_limit,
+    seeded_bugs_unwritten_shared,
+    seeded_bugs_copy,
+    seeded_bugs_misaligned,
+    seeded_bugs_register_array,
+    seeded_bugs_divide,
 );
 
 #[test]
 fn an_overrun_of_a_shared_array() {
     let input = numbers(THREADS);
-    let run = Run::new(&planted_static_overrun, &input);
+    let run = Run::new(&seeded_bugs_static_overrun, &input);
     assert_eq!(run.run::<f32>(0, THREADS), Ok(reversed(&input)));
     let parts = [
         "block (0, 0, 0)",
@@ -41,7 +41,7 @@ fn an_overrun_of_a_shared_array() {
 #[test]
 fn an_overrun_with_what_memory_held_before() {
     let input = numbers(THREADS);
-    let run = Run::new(&planted_integer_overrun, &input);
+    let run = Run::new(&seeded_bugs_integer_overrun, &input);
     assert_eq!(run.run::<f32>(0, THREADS), Ok(reversed(&input)));
     let test = "memory::an_overrun_with_what_memory_held_before";
     let parts = ["behind the 256 bytes of shared array 'flags'"];
@@ -56,7 +56,7 @@ fn an_overrun_with_what_memory_held_before() {
 #[test]
 fn a_write_before_a_shared_array() {
     let input = numbers(THREADS);
-    let run = Run::new(&planted_static_underrun, &input);
+    let run = Run::new(&seeded_bugs_static_underrun, &input);
     assert_eq!(run.run::<f32>(0, THREADS), Ok(reversed(&input)));
     let test = "memory::a_write_before_a_shared_array";
     let parts = ["byte 1 before the 256 bytes of shared array 'tile'"];
@@ -71,7 +71,7 @@ fn a_write_before_a_shared_array() {
 #[test]
 fn an_overrun_of_dynamic_shared_memory() {
     let input = numbers(THREADS);
-    let mut run = Run::new(&planted_dynamic_overrun, &input);
+    let mut run = Run::new(&seeded_bugs_dynamic_overrun, &input);
     run.shared = 4 * THREADS as u32;
     assert_eq!(run.run::<f32>(0, THREADS), Ok(reversed(&input)));
     let test = "memory::an_overrun_of_dynamic_shared_memory";
@@ -91,7 +91,7 @@ fn an_overrun_of_dynamic_shared_memory() {
 #[test]
 fn too_much_shared_memory() {
     let input = numbers(THREADS);
-    let mut run = Run::new(&planted_static_limit, &input);
+    let mut run = Run::new(&seeded_bugs_static_limit, &input);
     assert_eq!(run.run::<f32>(0, THREADS), Ok(reversed(&input)));
     let parts = ["memory.cu:", "more than 48 KiB of static shared memory"];
     assert_caught(run.bug(1).run::<f32>(0, THREADS), run.kernel, &parts);
@@ -109,7 +109,7 @@ fn too_much_shared_memory() {
 #[test]
 fn shared_memory_that_nothing_wrote() {
     let input = numbers(THREADS);
-    let run = Run::new(&planted_unwritten_shared, &input);
+    let run = Run::new(&seeded_bugs_unwritten_shared, &input);
     assert_shows(run, &[], &reversed(&input));
     let got = run.bug(1).run::<f32>(0, THREADS).expect("no fault");
     let nan: Vec<usize> = (0..THREADS).filter(|&i| got[i].is_nan()).collect();
@@ -121,11 +121,14 @@ fn global_memory_that_nothing_wrote_or_owns() {
     // 3 elements fewer than there are threads.
     let (count, blocks) = (3 * THREADS - 3, 3);
     let input = numbers(count);
-    let mut run = Run::new(&planted_copy, &input).count(count);
+    let mut run = Run::new(&seeded_bugs_copy, &input).count(count);
     run.blocks = blocks;
     assert_eq!(run.run::<f32>(0, count), Ok(input.clone()));
     let test = "memory::global_memory_that_nothing_wrote_or_owns";
-    let behind = ["planted_copy", "byte 1 behind the 756 bytes of 'output'"];
+    let behind = [
+        "seeded_bugs_copy",
+        "byte 1 behind the 756 bytes of 'output'",
+    ];
     assert_caught_first(
         test,
         || run.bug(1).run::<f32>(0, count),
@@ -137,7 +140,7 @@ fn global_memory_that_nothing_wrote_or_owns() {
         assert_caught(run.bug(2).run::<f32>(0, count), run.kernel, &before);
         // An input that is one short.
         let short = &input[..count - 1];
-        let mut run = Run::new(&planted_copy, short).count(count);
+        let mut run = Run::new(&seeded_bugs_copy, short).count(count);
         run.blocks = blocks;
         let got = run.run::<f32>(0, count).expect("no fault");
         assert_eq!(&got[..count - 1], short);
@@ -152,7 +155,7 @@ fn global_memory_that_nothing_wrote_or_owns() {
 #[test]
 fn a_misaligned_load() {
     let input = numbers(4 * THREADS + 4);
-    let run = Run::new(&planted_misaligned, &input);
+    let run = Run::new(&seeded_bugs_misaligned, &input);
     let want: Vec<f32> = input
         .chunks(4)
         .take(THREADS)
@@ -172,7 +175,7 @@ fn a_misaligned_load() {
 #[test]
 fn an_index_beyond_an_array_in_registers() {
     let input = numbers(4);
-    let run = Run::new(&planted_register_array, &input);
+    let run = Run::new(&seeded_bugs_register_array, &input);
     let got = run.run::<f32>(0, THREADS).expect("the twin to be right");
     assert_eq!(got[..5], [1.0, 2.0, 3.0, 4.0, 1.0]);
     let parts = ["memory.cu:", "an index beyond the end of an array"];
@@ -187,7 +190,7 @@ fn an_index_beyond_an_array_in_registers() {
 
 #[test]
 fn a_division_by_zero() {
-    let run = Run::new(&planted_divide, &[0.0f32]);
+    let run = Run::new(&seeded_bugs_divide, &[0.0f32]);
     let got = run.run::<f32>(0, THREADS).expect("the twin to be right");
     assert_eq!(got[THREADS - 1], (THREADS - 1) as f32);
     let parts = ["memory.cu:", "a division by 0"];
@@ -201,7 +204,7 @@ fn a_division_by_zero() {
 }
 
 #[test]
-fn launches_that_a_card_refuses() {
+fn launches_that_a_gpu_refuses() {
     let input = numbers(THREADS);
     let refused = |grid: [u32; 3], threads: u32, bytes: usize, part: &str| {
         let mut machine = Emulator::new().machine();
@@ -214,13 +217,13 @@ fn launches_that_a_card_refuses() {
             bug: 0,
         };
         let outcome = machine.launch(Launch {
-            kernel: &planted_copy,
+            kernel: &seeded_bugs_copy,
             grid,
             threads,
             shared: 0,
             arguments: &bytemuck::bytes_of(&arguments)[..bytes],
         });
-        assert_caught(outcome, &planted_copy, &[part]);
+        assert_caught(outcome, &seeded_bugs_copy, &[part]);
     };
     let (threads, bytes) = (THREADS as u32, size_of::<Arguments>());
     refused([1, 1, 1], 32, bytes, "is for 64 threads, not 32");
@@ -233,6 +236,6 @@ fn launches_that_a_card_refuses() {
         "a grid of 1 x 1 x 65536 blocks",
     );
     // The emulator is none the worse for it.
-    let run = Run::new(&planted_copy, &input).count(THREADS);
+    let run = Run::new(&seeded_bugs_copy, &input).count(THREADS);
     assert_eq!(run.run(0, THREADS), Ok(input.clone()));
 }

@@ -1,4 +1,4 @@
-//! Is what the emulator says of a kernel true? Kernels with a bug planted in each (emulator/planted) are
+//! Is what the emulator says of a kernel true? Kernels with a bug seeded_bugs in each (emulator/seeded_bugs) are
 //! caught, and their twins, which do the same without the bug, are right.
 
 mod barriers;
@@ -11,13 +11,13 @@ use bytemuck::{NoUninit, Pod, Zeroable};
 
 use super::{EmulatedMachine, Emulator, Memory};
 use crate::error::{Error, Result};
-use crate::gpu::kernels::{Emulated, Entry};
+use crate::gpu::kernels::{Emulated, EntryPoint};
 use crate::gpu::machine::{Launch, Launcher, Machine};
 
-/// Threads of a block, of most planted kernels.
+/// Threads of a block, of most seeded_bugs kernels.
 const THREADS: usize = 64;
 
-/// Mirrors `Arguments` in emulator/planted/planted.cuh.
+/// Mirrors `Arguments` in emulator/seeded_bugs/seeded_bugs.cuh.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Arguments {
@@ -28,8 +28,8 @@ struct Arguments {
     bug: u32,
 }
 
-/// Declares planted kernels.
-macro_rules! planted {
+/// Declares seeded_bugs kernels.
+macro_rules! seeded_bugs {
     ($($name:ident),+ $(,)?) => {
         #[allow(non_upper_case_globals)]
         mod emulated {
@@ -41,24 +41,24 @@ macro_rules! planted {
         }
         $(
             #[allow(non_upper_case_globals)]
-            static $name: crate::gpu::kernels::Entry = super::entry(stringify!($name), &emulated::$name);
+            static $name: crate::gpu::kernels::EntryPoint = super::entry(stringify!($name), &emulated::$name);
         )+
     };
 }
-use planted;
+use seeded_bugs;
 
-const fn entry(name: &'static str, emulated: &'static Emulated) -> Entry {
-    Entry {
+const fn entry(name: &'static str, emulated: &'static Emulated) -> EntryPoint {
+    EntryPoint {
         name,
         arguments_bytes: size_of::<Arguments>(),
         emulated,
     }
 }
 
-/// A launch of a planted kernel, and where its output goes.
+/// A launch of a seeded_bugs kernel, and where its output goes.
 #[derive(Clone, Copy)]
 struct Run<'a, I> {
-    kernel: &'static Entry,
+    kernel: &'static EntryPoint,
     input: &'a [I],
     blocks: u32,
     threads: u32,
@@ -68,7 +68,7 @@ struct Run<'a, I> {
 }
 
 impl<'a, I: NoUninit> Run<'a, I> {
-    fn new(kernel: &'static Entry, input: &'a [I]) -> Self {
+    fn new(kernel: &'static EntryPoint, input: &'a [I]) -> Self {
         Run {
             kernel,
             input,
@@ -149,7 +149,7 @@ fn reversed(input: &[f32]) -> Vec<f32> {
 
 /// Asserts that the emulator has reported the kernel, with all of `parts` in what it says.
 #[track_caller]
-fn assert_caught<T>(outcome: Result<T>, entry: &Entry, parts: &[&str]) {
+fn assert_caught<T>(outcome: Result<T>, entry: &EntryPoint, parts: &[&str]) {
     let Err(error) = outcome else {
         panic!("{}: not caught", entry.name);
     };
@@ -169,7 +169,7 @@ fn assert_caught<T>(outcome: Result<T>, entry: &Entry, parts: &[&str]) {
 fn assert_caught_first<T>(
     test: &str,
     bug: impl FnOnce() -> Result<T>,
-    entry: &Entry,
+    entry: &EntryPoint,
     parts: &[&str],
 ) {
     const INSIDE: &str = "RELATA_PLANTED";

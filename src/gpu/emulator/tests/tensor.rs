@@ -2,9 +2,13 @@
 
 use half::{bf16, f16};
 
-use super::{Run, THREADS, assert_caught, assert_shows, numbers, planted};
+use super::{Run, THREADS, assert_caught, assert_shows, numbers, seeded_bugs};
 
-planted!(planted_copies, planted_matrices, planted_multiply);
+seeded_bugs!(
+    seeded_bugs_copies,
+    seeded_bugs_matrices,
+    seeded_bugs_multiply
+);
 
 const CHUNKS: usize = 4;
 
@@ -12,7 +16,7 @@ const CHUNKS: usize = 4;
 fn asynchronous_copies() {
     let input = numbers(CHUNKS * THREADS * 4 + 1);
     for short in [0, 4, 8, 12, 16] {
-        let run = Run::new(&planted_copies, &input).count(short);
+        let run = Run::new(&seeded_bugs_copies, &input).count(short);
         let want: Vec<f32> = (0..THREADS)
             .rev()
             .map(|row| {
@@ -35,7 +39,7 @@ fn asynchronous_copies() {
 #[test]
 fn asynchronous_copies_from_and_to_the_wrong_place() {
     let input = numbers(CHUNKS * THREADS * 4 + 1);
-    let run = Run::new(&planted_copies, &input);
+    let run = Run::new(&seeded_bugs_copies, &input);
     for (bug, part) in [
         (3, "addresses that are not multiples of 16"),
         (4, "addresses that are not multiples of 16"),
@@ -50,7 +54,7 @@ fn asynchronous_copies_from_and_to_the_wrong_place() {
 #[test]
 fn matrices_from_shared_memory() {
     let input: Vec<u16> = (0..32 * 8).collect();
-    let mut run = Run::new(&planted_matrices, &input);
+    let mut run = Run::new(&seeded_bugs_matrices, &input);
     run.threads = 32;
     for transposed in [false, true] {
         for seed in 0..4 {
@@ -118,7 +122,7 @@ fn products_on_tensor_cores() {
                     .map(|k| (a[row * 16 + k] + a[row * 16 + (k ^ 1)]) * b[k * 8 + column])
                     .sum::<f32>();
         }
-        let mut run = Run::new(&planted_multiply, &bits).count(bf16_operands.into());
+        let mut run = Run::new(&seeded_bugs_multiply, &bits).count(bf16_operands.into());
         run.threads = 32;
         assert_shows(run, &[], &want);
         let parts = [
@@ -134,7 +138,7 @@ fn a_product_keeps_what_is_not_finite() {
     for (special, want) in [(f16::INFINITY, f32::INFINITY), (f16::NAN, f32::NAN)] {
         let mut bits = vec![f16::ONE.to_bits(); 16 * 16 + 16 * 8];
         bits[5 * 16 + 3] = special.to_bits();
-        let mut run = Run::new(&planted_multiply, &bits);
+        let mut run = Run::new(&seeded_bugs_multiply, &bits);
         run.threads = 32;
         let got = run.run::<f32>(0, 128).expect("no fault");
         for (at, got) in got.into_iter().enumerate() {

@@ -1,0 +1,165 @@
+//! Evaluations on a GPU: in candle's memory, on candle's stream. Nothing is copied and nobody waits.
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use candle_core::cuda_backend::CudaDType;
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, CudaView, DeviceRepr};
+use candle_core::op::BackpropOp;
+use candle_core::{CudaDevice, CudaStorage, DType, Error, Result, Storage, Tensor, WithDType};
+use half::{bf16, f16};
+use relata::cuda::Evaluator;
+use relata::{GpuElement, Loss, Problem, Shapes};
+
+use crate::error::OrCandle;
+use crate::inputs::{Inputs, unsupported};
+use crate::node::Evaluated;
+use crate::queue::{Keys, Queue};
+
+/// A type of embeddings on a GPU.
+pub(crate) trait CudaElement: GpuElement + CudaDType + DeviceRepr + WithDType {
+    /// Where a ring for this type has its queue.
+    fn keys(keys: &mut Keys) -> Option<&mut Option<relata::cuda::Queue<Self>>>;
+}
+
+macro_rules! cuda_element {
+    ($($element:ty: $keys:ident),*) => {$(
+        impl CudaElement for $element {
+            fn keys(keys: &mut Keys) -> Option<&mut Option<relata::cuda::Queue<Self>>> {
+                match keys {
+                    Keys::$keys(queue) => Some(queue),
+                    _ => None,
+                }
+            }
+        }
+    )*};
+}
+cuda_element!(f32: F32, f16: F16, bf16: BF16);
+
+pub(crate) fn evaluate(
+    inputs: &Inputs,
+    queue: Option<&mut Queue>,
+    loss: Loss,
+    device: &CudaDevice,
+) -> Result<Evaluated> {
+    match inputs.student.dtype() {
+        DType::F32 => evaluate_as::<f32>(inputs, queue, loss, device),
+        DType::F16 => evaluate_as::<f16>(inputs, queue, loss, device),
+        DType::BF16 => evaluate_as::<bf16>(inputs, queue, loss, device),
+        dtype => Err(unsupported(dtype, loss.name())),
+    }
+}
+
+fn evaluate_as<T: CudaElement>(
+    inputs: &Inputs,
+    queue: Option<&mut Queue>,
+    loss: Loss,
+    device: &CudaDevice,
+) -> Result<Evaluated> {
+    let name = loss.name();
+    let ([rows, dim], [_, teacher_dim]) = (inputs.student_shape, inputs.teacher_shape);
+    let shapes = Shapes {
+        queue: queue.as_ref().map(|queue| queue.capacity()),
+        ..Shapes::new(rows, dim, teacher_dim)
+    };
+    let weights = queue.as_ref().map(|queue| queue.weight_precision());
+    let problem = Problem::new(loss, shapes).or_candle(name)?;
+    let problem = problem.weights(weights.unwrap_or_default());
+    let queue = queue.map(|queue| queue.gpu::<T>(rows, device, name));
+    let queue = queue.transpose()?;
+
+    let mut gradient = overwritten(device, rows * dim)?;
+    let mut value = overwritten(device, 2)?;
+    on_gpu(&inputs.student, |student| {
+        on_gpu(&inputs.teacher, |teacher| {
+            let evaluate = |evaluator: &mut Evaluator<T>| match queue {
+                None => evaluator.launch(&student, &teacher, &mut gradient, &mut value),
+                Some(queue) => evaluator.launch_with_queue(
+                    &student,
+                    &teacher,
+                    queue,
+                    &mut gradient,
+                    &mut value,
+                ),
+            };
+            with_evaluator(&device.cuda_stream(), &problem, evaluate).or_candle(name)
+        })
+    })?;
+    let storage = |slice| Storage::Cuda(CudaStorage::wrap_cuda_slice(slice, device.clone()));
+    Ok(Evaluated {
+        value: storage(value),
+        gradient: Tensor::from_storage(storage(gradient), (rows, dim), BackpropOp::none(), false),
+    })
+}
+
+/// Memory for a result.
+#[allow(unsafe_code, reason = "memory that nothing has written")]
+fn overwritten(device: &CudaDevice, len: usize) -> Result<CudaSlice<f32>> {
+    // SAFETY: any bits are an f32. The evaluation overwrites all of it before anything else that is enqueued on the stream
+    // can read it, and where the evaluation fails it is dropped.
+    unsafe { device.alloc(len) }
+}
+
+/// The elements of a contiguous tensor, wherever in its storage they begin.
+pub(crate) fn on_gpu<T: CudaElement, R>(
+    tensor: &Tensor,
+    read: impl FnOnce(CudaView<'_, T>) -> Result<R>,
+) -> Result<R> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cuda(storage) = &*storage else {
+        return Err(Error::msg("relata-candle: expected memory on a GPU"));
+    };
+    let elements = storage.as_cuda_slice::<T>()?;
+    let elements = layout
+        .contiguous_offsets()
+        .and_then(|(start, end)| elements.try_slice(start..end))
+        .ok_or_else(|| Error::RequiresContiguous { op: "relata" }.bt())?;
+    read(elements)
+}
+
+/// The most evaluators that a thread keeps.
+const KEPT: usize = 16;
+
+thread_local! {
+    /// The evaluators that this thread has used last, the very last at the end: a training's step finds its kernels ready and
+    /// its workspaces allocated. Not shared among threads: candle's devices enqueue on a stream that each thread has for
+    /// itself behind one handle, and a workspace is one stream's.
+    static EVALUATORS: RefCell<Vec<Box<dyn Any>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// `evaluate` with the evaluator of a problem on a stream.
+fn with_evaluator<T: CudaElement>(
+    stream: &Arc<CudaStream>,
+    problem: &Problem,
+    evaluate: impl FnOnce(&mut Evaluator<T>) -> relata::Result<()>,
+) -> relata::Result<()> {
+    let mut evaluator = match take(stream, problem) {
+        Some(evaluator) => evaluator,
+        None => Box::new(Evaluator::<T>::new(stream, problem)?),
+    };
+    // Not kept after an error: what has been launched may have left the workspace in a state that the rest would have mended.
+    evaluate(&mut evaluator)?;
+    EVALUATORS.with_borrow_mut(|kept| {
+        if kept.len() == KEPT {
+            kept.remove(0);
+        }
+        kept.push(evaluator);
+    });
+    Ok(())
+}
+
+fn take<T: CudaElement>(stream: &Arc<CudaStream>, problem: &Problem) -> Option<Box<Evaluator<T>>> {
+    EVALUATORS.with_borrow_mut(|kept| {
+        let at = kept.iter().rposition(|evaluator| {
+            let evaluator = evaluator.downcast_ref::<Evaluator<T>>();
+            evaluator.is_some_and(|it| it.stream() == stream && it.problem() == problem)
+        })?;
+        kept.remove(at).downcast().ok()
+    })
+}
+
+/// Gives back the memory that evaluations on this thread have kept on GPUs for the next ones.
+pub fn release_workspaces() {
+    EVALUATORS.take();
+}

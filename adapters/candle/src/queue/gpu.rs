@@ -1,0 +1,157 @@
+//! A queue's keys on a GPU.
+
+use std::cell::Cell;
+use std::thread::{self, ThreadId};
+
+use candle_core::cuda_backend::WrapErr;
+use candle_core::{CudaDevice, DType, Result, WithDType};
+use half::{bf16, f16};
+use relata::{Rrd, Shapes};
+
+use super::NAME;
+use crate::error::OrCandle;
+use crate::gpu::CudaElement;
+use crate::inputs::unsupported;
+
+/// A ring in the memory and on the stream of candle's device.
+#[derive(Debug)]
+pub(crate) struct CudaRing {
+    device: CudaDevice,
+    capacity: usize,
+    dim: usize,
+    pub(super) normalize: bool,
+    keys: Keys,
+    /// Candle's devices enqueue on a stream that each thread has for itself.
+    thread: Cell<ThreadId>,
+}
+
+/// Made when the first batch says how many rows to expect.
+#[derive(Debug)]
+pub(crate) enum Keys {
+    F32(Option<relata::cuda::Queue<f32>>),
+    F16(Option<relata::cuda::Queue<f16>>),
+    BF16(Option<relata::cuda::Queue<bf16>>),
+}
+
+/// `$body` of the queue, whatever its type, or None.
+macro_rules! of_keys {
+    ($keys:expr, $queue:ident => $body:expr) => {
+        match $keys {
+            Keys::F32(Some($queue)) => Some($body),
+            Keys::F16(Some($queue)) => Some($body),
+            Keys::BF16(Some($queue)) => Some($body),
+            Keys::F32(None) | Keys::F16(None) | Keys::BF16(None) => None,
+        }
+    };
+}
+
+impl CudaRing {
+    pub(super) fn new(
+        device: &CudaDevice,
+        capacity: usize,
+        dim: usize,
+        dtype: DType,
+    ) -> Result<Self> {
+        for (argument, size) in [("queue capacity", capacity), ("queue_dim", dim)] {
+            if size == 0 {
+                return Err(relata::Error::Empty { argument }).or_candle(NAME);
+            }
+        }
+        Ok(CudaRing {
+            device: device.clone(),
+            capacity,
+            dim,
+            normalize: true,
+            keys: Keys::none(dtype)?,
+            thread: Cell::new(thread::current().id()),
+        })
+    }
+
+    /// The queue, with room for batches of `rows` rows.
+    pub(crate) fn queue<T: CudaElement>(
+        &mut self,
+        rows: usize,
+        op: &'static str,
+    ) -> Result<&mut relata::cuda::Queue<T>> {
+        self.wait_for_another_thread()?;
+        let shapes = Shapes::new(rows, self.dim, self.dim).with_queue(self.capacity);
+        let loss = Rrd {
+            normalize: self.normalize,
+            ..Rrd::default()
+        };
+        let stream = self.device.cuda_stream();
+        let Some(slot) = T::keys(&mut self.keys) else {
+            return Err(unsupported(<T as WithDType>::DTYPE, op));
+        };
+        let queue = match slot.take() {
+            Some(queue) => queue,
+            None => loss
+                .problem(shapes)
+                .and_then(|problem| relata::cuda::Queue::new(&stream, &problem))
+                .or_candle(op)?,
+        };
+        let queue = slot.insert(queue);
+        queue.reserve(rows).or_candle(op)?;
+        Ok(queue)
+    }
+
+    pub(super) fn len(&self) -> Result<usize> {
+        self.wait_for_another_thread()?;
+        let len = of_keys!(&self.keys, queue => queue.len().or_candle(NAME));
+        len.unwrap_or(Ok(0))
+    }
+
+    pub(super) fn clear(&mut self) -> Result<()> {
+        self.wait_for_another_thread()?;
+        let cleared = of_keys!(&mut self.keys, queue => queue.clear().or_candle(NAME));
+        cleared.unwrap_or(Ok(()))
+    }
+
+    /// Without keys, for others to come as `normalize` says.
+    pub(super) fn forget(&mut self, normalize: bool) {
+        self.normalize = normalize;
+        match &mut self.keys {
+            Keys::F32(queue) => *queue = None,
+            Keys::F16(queue) => *queue = None,
+            Keys::BF16(queue) => *queue = None,
+        }
+    }
+
+    /// The keys on the host.
+    pub(super) fn to_host(&self) -> Result<relata::Queue<f32>> {
+        self.wait_for_another_thread()?;
+        let keys = of_keys!(&self.keys, queue => queue.to_host());
+        let empty = || relata::Queue::new(self.capacity, self.dim);
+        keys.unwrap_or_else(empty).or_candle(NAME)
+    }
+
+    pub(super) fn restore(&mut self, keys: &relata::Queue<f32>) -> Result<()> {
+        match self.keys {
+            Keys::F32(_) => self.queue::<f32>(1, NAME)?.restore(keys),
+            Keys::F16(_) => self.queue::<f16>(1, NAME)?.restore(keys),
+            Keys::BF16(_) => self.queue::<bf16>(1, NAME)?.restore(keys),
+        }
+        .or_candle(NAME)
+    }
+
+    /// What another thread has enqueued is on another stream, though its handle is the same.
+    fn wait_for_another_thread(&self) -> Result<()> {
+        let here = thread::current().id();
+        if self.thread.get() != here {
+            self.device.cuda_stream().context().synchronize().w()?;
+            self.thread.set(here);
+        }
+        Ok(())
+    }
+}
+
+impl Keys {
+    fn none(dtype: DType) -> Result<Self> {
+        match dtype {
+            DType::F32 => Ok(Keys::F32(None)),
+            DType::F16 => Ok(Keys::F16(None)),
+            DType::BF16 => Ok(Keys::BF16(None)),
+            dtype => Err(unsupported(dtype, NAME)),
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! What the adapter asks of a GPU, without one: beside a fake driver for the driver, which records the calls. No kernel runs, so
+//! nothing here is about numbers.
+
+mod support;
+
+use candle_core::{DType, Device, Error, Result, Tensor, Var};
+use relata_candle::{
+    Enqueue, InfoNce, KdKl, Queue, Rkd, RkdAngle, Rrd, WeightPrecision, cause, kd_kl,
+    release_workspaces, rkd, rkd_angle, rrd,
+};
+
+use crate::support::StandIn;
+
+const ROWS: usize = 5;
+const DIM: usize = 3;
+
+/// The stream that candle's devices have for each thread.
+const STREAM: &str = "stream 0x2";
+
+fn rows(device: &Device) -> Result<Tensor> {
+    Tensor::zeros((ROWS, DIM), DType::F32, device)
+}
+
+/// Names of the kernels among these calls, relata's without its name and without the type.
+fn kernels(calls: &[String]) -> Vec<&str> {
+    let launches = calls
+        .iter()
+        .filter_map(|call| call.strip_prefix("cuLaunchKernel "));
+    let names = launches.map(|call| call.split(' ').next().unwrap_or_default());
+    names
+        .map(|name| name.strip_prefix("relata_").unwrap_or(name))
+        .collect()
+}
+
+fn count(calls: &[String], name: &str) -> usize {
+    calls.iter().filter(|call| call.starts_with(name)).count()
+}
+
+/// From the second step on: memory for gradient and loss, and launches; all on candle's stream.
+#[test]
+fn a_step_is_launches_on_candles_stream() -> Result<()> {
+    let Some(fake_driver) = StandIn::found() else {
+        return Ok(());
+    };
+    let student = Var::zeros((ROWS, DIM), DType::F32, &fake_driver.device)?;
+    let teacher = rows(&fake_driver.device)?;
+    let losses: [(&str, &dyn Fn() -> Result<Tensor>); 3] = [
+        ("kd-kl", &|| kd_kl(&student, &teacher, KdKl::default())),
+        ("rkd", &|| rkd(&student, &teacher, Rkd::default())),
+        ("rkd-angle", &|| {
+            rkd_angle(&student, &teacher, RkdAngle::default())
+        }),
+    ];
+    for (name, loss) in losses {
+        let first = loss()?;
+        assert!(first.device().is_cuda() && first.dtype() == DType::F32 && first.rank() == 0);
+        fake_driver.calls();
+        let second = loss()?;
+        let calls = fake_driver.calls();
+        let allocations = count(&calls, "cuMemAllocAsync");
+        let launches = count(&calls, "cuLaunchKernel relata_");
+        assert_eq!(allocations, 2, "{name}: {calls:#?}");
+        assert!(
+            launches > 0 && allocations + launches == calls.len(),
+            "{name}: {calls:#?}"
+        );
+        assert!(
+            calls.iter().all(|call| call.contains(STREAM)),
+            "{name}: {calls:#?}"
+        );
+        drop((first, second));
+    }
+    Ok(())
+}
+
+/// Backwards nothing comes to the host: the upstream factor stays where it is.
+#[test]
+fn backward_is_launches_too() -> Result<()> {
+    let Some(fake_driver) = StandIn::found() else {
+        return Ok(());
+    };
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        let student = Var::zeros((ROWS, DIM), dtype, &fake_driver.device)?;
+        let teacher = rows(&fake_driver.device)?.to_dtype(dtype)?;
+        let loss = (rkd(&student, &teacher, Rkd::default())? * 3.)?.sqr()?;
+        fake_driver.calls();
+        let gradients = loss.backward()?;
+        let gradient = gradients.get(&student).expect("a gradient");
+        assert_eq!((gradient.dtype(), gradient.dims()), (dtype, student.dims()));
+        let calls = fake_driver.calls();
+        assert_eq!(count(&calls, "cuMemcpyDtoH"), 0, "{calls:#?}");
+        assert_eq!(count(&calls, "cuStreamSynchronize"), 0, "{calls:#?}");
+        assert_eq!(count(&calls, "cuLaunchKernel relata_"), 0, "{calls:#?}");
+        let casts = kernels(&calls)
+            .iter()
+            .filter(|name| name.starts_with("cast_f32_"))
+            .count();
+        assert_eq!(casts, usize::from(dtype != DType::F32), "{calls:#?}");
+    }
+    Ok(())
+}
+
+/// A view of whole rows is read where it lies; one that is not contiguous is copied on the GPU first.
+#[test]
+fn views_are_read_where_they_lie() -> Result<()> {
+    let Some(fake_driver) = StandIn::found() else {
+        return Ok(());
+    };
+    let device = &fake_driver.device;
+    let (base, teacher) = (
+        Tensor::zeros((ROWS + 7, DIM), DType::F32, device)?,
+        rows(device)?,
+    );
+    let addresses = |student: &Tensor| -> Result<(Vec<u64>, Vec<String>)> {
+        fake_driver.calls();
+        kd_kl(student, &teacher, KdKl::default())?;
+        let calls = fake_driver.calls();
+        let launch = calls
+            .iter()
+            .find(|call| call.starts_with("cuLaunchKernel relata_"));
+        let of = launch
+            .and_then(|call| call.split(" of ").nth(1))
+            .expect("a launch");
+        let of = of
+            .split(' ')
+            .map(|hex| u64::from_str_radix(hex.trim_start_matches("0x"), 16));
+        Ok((
+            of.map(|address| address.expect("an address")).collect(),
+            calls,
+        ))
+    };
+    let (at_first, _) = addresses(&base.narrow(0, 0, ROWS)?)?;
+    let (at_fourth, calls) = addresses(&base.narrow(0, 4, ROWS)?)?;
+    assert_eq!(at_fourth[0] - at_first[0], 4 * (4 * DIM as u64));
+    assert_eq!(at_fourth[1], at_first[1]);
+    assert!(
+        !kernels(&calls).iter().any(|name| name.starts_with("ucopy")),
+        "{calls:#?}"
+    );
+
+    let transposed = Tensor::zeros((DIM, ROWS), DType::F32, device)?.t()?;
+    let (_, calls) = addresses(&transposed)?;
+    assert_eq!(kernels(&calls).first(), Some(&"ucopy_f32"), "{calls:#?}");
+    assert_eq!(count(&calls, "cuMemcpyDtoH"), 0, "{calls:#?}");
+    Ok(())
+}
+
+#[test]
+fn the_batch_enters_when_the_loss_says() -> Result<()> {
+    let Some(fake_driver) = StandIn::found() else {
+        return Ok(());
+    };
+    let (student, teacher) = (rows(&fake_driver.device)?, rows(&fake_driver.device)?);
+    let entry = ["measure_keys_f32", "write_keys_f32"];
+    for enqueue in [Enqueue::Before, Enqueue::After, Enqueue::Never] {
+        let loss = Rrd {
+            enqueue,
+            ..Rrd::default()
+        };
+        let mut queue = Queue::new(10, DIM, DType::F32, &fake_driver.device)?;
+        if enqueue != Enqueue::Before {
+            let error = rrd(&student, &teacher, &mut queue, loss).expect_err("an empty queue");
+            assert_eq!(
+                cause(&error),
+                Some(&relata::Error::Empty {
+                    argument: "queue keys"
+                })
+            );
+            queue.enqueue(&teacher)?;
+        }
+        rrd(&student, &teacher, &mut queue, loss)?;
+        fake_driver.calls();
+        rrd(&student, &teacher, &mut queue, loss)?;
+        let calls = fake_driver.calls();
+        let launched = kernels(&calls);
+        let entries: Vec<_> = launched
+            .iter()
+            .filter(|name| entry.contains(name))
+            .collect();
+        match enqueue {
+            Enqueue::Before => assert_eq!(launched[..2], entry),
+            Enqueue::After => assert_eq!(launched[launched.len() - 2..], entry),
+            Enqueue::Never => assert!(entries.is_empty()),
+        }
+        assert_eq!(count(&calls, "cuMemcpy"), 0, "{calls:#?}");
+        assert!(calls.iter().all(|call| call.contains(STREAM)), "{calls:#?}");
+    }
+    Ok(())
+}
+
+/// Weights in one f16 have kernels of their own.
+#[test]
+fn weights_are_as_precise_as_the_queue_says() -> Result<()> {
+    let Some(fake_driver) = StandIn::found() else {
+        return Ok(());
+    };
+    let device = &fake_driver.device;
+    let batch = Tensor::zeros((ROWS, DIM), DType::BF16, device)?;
+    let mut queue = Queue::new(10, DIM, DType::BF16, device)?;
+    assert_eq!(queue.weight_precision(), WeightPrecision::Split);
+    for (weights, attention) in [
+        (WeightPrecision::Half, "attention_mma_64_half_pair"),
+        (WeightPrecision::Split, "attention_mma_64"),
+    ] {
+        queue = queue.weights(weights);
+        let loss = Rrd {
+            student_temperature: 0.1,
+            teacher_temperature: 0.1,
+            ..Rrd::default()
+        };
+        fake_driver.calls();
+        rrd(&batch, &batch, &mut queue, loss)?;
+        let calls = fake_driver.calls();
+        assert!(kernels(&calls).contains(&attention), "{calls:#?}");
+    }
+    Ok(())
+}
+
+/// The last batch of an epoch is smaller, and one may be larger; the ring comes along.
+#[test]
+fn batches_of_any_size_share_a_queue() -> Result<()> {
+    let Some(fake_driver) = StandIn::found() else {
+        return Ok(());
+    };
+    let device = &fake_driver.device;
+    let mut queue = Queue::new(10, DIM, DType::F32, device)?;
+    let keys = Tensor::new(&[[1f32, 0., 0.], [0., 1., 0.]], &Device::Cpu)?;
+    queue.restore(&keys)?;
+    for rows in [4, 1, 9, 2] {
+        let batch = Tensor::zeros((rows, DIM), DType::F32, device)?;
+        rrd(&batch, &batch, &mut queue, Rrd::default())?;
+        queue.enqueue(&batch)?;
+        queue.enqueue(&batch.narrow(0, 0, 0)?)?;
+    }
+    // No kernel runs, so nothing has entered; but nothing is lost.
+    assert_eq!(queue.len()?, 2);
+    assert_eq!(queue.to_tensor()?.to_vec2::<f32>()?, keys.to_vec2::<f32>()?);
+    queue.clear()?;
+    assert!(queue.is_empty()?);
+    Ok(())
+}
+
+#[test]
+fn keys_of_every_type_are_saved_and_restored() -> Result<()> {
+    let Some(fake_driver) = StandIn::found() else {
+        return Ok(());
+    };
+    let keys = Tensor::new(&[[0.6f32, 0.8], [1., 0.], [0., 1.]], &Device::Cpu)?;
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for normalize in [true, false] {
+            let mut queue = Queue::new(2, 2, dtype, &fake_driver.device)?.normalize(normalize);
+            assert!(queue.is_empty()?);
+            assert_eq!(queue.to_tensor()?.dims(), [0, 2]);
+            queue.restore(&keys.narrow(0, 1, 2)?)?;
+            assert_eq!(queue.to_tensor()?.to_vec2::<f32>()?, [[1., 0.], [0., 1.]]);
+            queue.restore(&keys)?; // the newest stay
+            assert_eq!(queue.to_tensor()?.to_vec2::<f32>()?, [[1., 0.], [0., 1.]]);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_does_not_fit_is_refused() -> Result<()> {
+    let Some(fake_driver) = StandIn::found() else {
+        return Ok(());
+    };
+    let device = &fake_driver.device;
+    let (here, there) = (rows(device)?, rows(&Device::Cpu)?);
+    let is_device = |error: &Error| format!("{error}").contains("device mismatch");
+    let losses = [
+        kd_kl(&here, &there, KdKl::default()),
+        kd_kl(&there, &here, KdKl::default()),
+    ];
+    for loss in losses {
+        assert!(is_device(&loss.expect_err("two devices")));
+    }
+    let mut queue = Queue::new(10, DIM, DType::F32, &Device::Cpu)?;
+    let error = rrd(&here, &here, &mut queue, Rrd::default()).expect_err("a queue of the host");
+    assert!(is_device(&error), "{error}");
+    let mut queue = Queue::new(10, DIM, DType::F32, device)?;
+    let error = rrd(&there, &there, &mut queue, Rrd::default()).expect_err("a queue of the GPU");
+    assert!(is_device(&error), "{error}");
+
+    let wide = Tensor::zeros((ROWS, DIM), DType::F64, device)?;
+    let error = kd_kl(&wide, &wide, KdKl::default()).expect_err("no kernels");
+    assert!(
+        error.to_string().contains("unsupported dtype F64"),
+        "{error}"
+    );
+    assert!(Queue::new(10, DIM, DType::F64, device).is_err());
+
+    let short = Tensor::zeros((ROWS - 1, DIM), DType::F32, device)?;
+    let error = kd_kl(&here, &short, KdKl::default()).expect_err("fewer rows");
+    assert!(matches!(
+        cause(&error),
+        Some(relata::Error::Dimension {
+            argument: "teacher rows",
+            expected: ROWS,
+            ..
+        })
+    ));
+    let mut narrow = Queue::new(10, DIM + 1, DType::F32, device)?;
+    for error in [
+        rrd(&here, &here, &mut narrow, Rrd::default()).err(),
+        narrow.enqueue(&here).err(),
+    ] {
+        let error = error.expect("longer keys");
+        assert!(
+            matches!(
+                cause(&error),
+                Some(relata::Error::Dimension {
+                    argument: "queue_dim",
+                    ..
+                })
+            ),
+            "{error}"
+        );
+    }
+    for (capacity, dim) in [(0, 3), (3, 0)] {
+        let error = Queue::new(capacity, dim, DType::F32, device).expect_err("nothing");
+        assert!(matches!(cause(&error), Some(relata::Error::Empty { .. })));
+    }
+    let unequal = InfoNce {
+        normalize: false,
+        enqueue: Enqueue::Before,
+        ..InfoNce::default()
+    };
+    let mut unit = Queue::new(10, DIM, DType::F32, device)?;
+    let error = relata_candle::info_nce_with(&here, &here, &mut unit, unequal);
+    assert!(
+        error
+            .expect_err("unit keys")
+            .to_string()
+            .contains("normalises as this one does")
+    );
+    Ok(())
+}
+
+/// What has failed half-way may have left the workspace in disorder: the next evaluation starts with another.
+#[test]
+fn an_evaluator_that_failed_is_not_used_again() -> Result<()> {
+    let Some(fake_driver) = StandIn::found() else {
+        return Ok(());
+    };
+    let (student, teacher) = (rows(&fake_driver.device)?, rows(&fake_driver.device)?);
+    let loss = || rkd(&student, &teacher, Rkd::default());
+    loss()?;
+    fake_driver.fail("cuLaunchKernel", 719);
+    let error = loss().expect_err("a launch that fails");
+    assert!(
+        matches!(cause(&error), Some(relata::Error::Cuda { code: 719, .. })),
+        "{error}"
+    );
+    fake_driver.work_again();
+    fake_driver.calls();
+    loss()?;
+    let calls = fake_driver.calls();
+    assert_eq!(count(&calls, "cuMemAllocAsync"), 3, "{calls:#?}");
+    assert_eq!(count(&calls, "cuMemsetD8Async 256"), 1, "{calls:#?}");
+    Ok(())
+}
+
+/// A workspace is one stream's, and each thread has its own behind one handle.
+#[test]
+fn threads_do_not_share() -> Result<()> {
+    let Some(fake_driver) = StandIn::found() else {
+        return Ok(());
+    };
+    let (student, teacher) = (rows(&fake_driver.device)?, rows(&fake_driver.device)?);
+    let mut queue = Queue::new(10, DIM, DType::F32, &fake_driver.device)?;
+    let mut step = || -> Result<()> {
+        rkd(&student, &teacher, Rkd::default())?;
+        rrd(&student, &teacher, &mut queue, Rrd::default())?;
+        Ok(())
+    };
+    step()?;
+    step()?;
+    let calls = fake_driver.calls();
+    assert_eq!(count(&calls, "cuCtxSynchronize"), 0, "{calls:#?}");
+    let elsewhere = std::thread::scope(|scope| scope.spawn(&mut step).join());
+    elsewhere.expect("no panic")?;
+    let calls = fake_driver.calls();
+    let workspaces = count(&calls, "cuMemAllocAsync") - 4;
+    assert_eq!(workspaces, 2, "{calls:#?}");
+    // What the queue holds was written on the other thread's stream.
+    assert_eq!(count(&calls, "cuCtxSynchronize"), 1, "{calls:#?}");
+    // The other thread has ended and given its workspaces back.
+    assert_eq!(count(&calls, "cuMemFreeAsync"), 6, "{calls:#?}");
+    step()?;
+    assert_eq!(count(&fake_driver.calls(), "cuCtxSynchronize"), 1);
+    Ok(())
+}
+
+#[test]
+fn workspaces_can_be_given_back() -> Result<()> {
+    let Some(fake_driver) = StandIn::found() else {
+        return Ok(());
+    };
+    let (student, teacher) = (rows(&fake_driver.device)?, rows(&fake_driver.device)?);
+    let loss = rkd(&student, &teacher, Rkd::default())?;
+    fake_driver.calls();
+    release_workspaces();
+    assert!(count(&fake_driver.calls(), "cuMemFreeAsync") >= 1);
+    drop(loss);
+
+    // And are, when there are too many of them.
+    for rows in 1..40 {
+        let rows = Tensor::zeros((rows, DIM), DType::F32, &fake_driver.device)?;
+        kd_kl(&rows, &rows, KdKl::default())?;
+    }
+    fake_driver.calls();
+    release_workspaces();
+    assert_eq!(count(&fake_driver.calls(), "cuMemFreeAsync"), 16);
+    Ok(())
+}

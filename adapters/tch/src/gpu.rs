@@ -1,0 +1,57 @@
+//! Evaluations on a GPU: libtorch's memory at its addresses, on libtorch's stream.
+#![allow(unsafe_code, reason = "hands addresses to the raw entry")]
+
+use std::ptr::null_mut;
+
+use half::{bf16, f16};
+use relata::cuda::{Buffers, RawEvaluator};
+use relata::{GpuElement, Problem};
+use tch::{Kind, Tensor};
+
+use crate::{Evaluated, Inputs, Result, no_such_kind};
+
+pub(crate) fn evaluate(inputs: &Inputs, problem: &Problem) -> Result<Evaluated> {
+    match inputs.student.kind() {
+        Kind::Float => evaluate_as::<f32>(inputs, problem),
+        Kind::Half => evaluate_as::<f16>(inputs, problem),
+        Kind::BFloat16 => evaluate_as::<bf16>(inputs, problem),
+        kind => Err(no_such_kind(kind)),
+    }
+}
+
+fn evaluate_as<T: GpuElement>(inputs: &Inputs, problem: &Problem) -> Result<Evaluated> {
+    // libtorch has made its context current on this thread when it was asked for memory. A trainer keeps the evaluator, and the
+    // workspace, from step to step; that is left out here.
+    let device = inputs.student.device();
+    let gradient = Tensor::f_empty(&inputs.student.size()[..], (Kind::Float, device))?;
+    let value = Tensor::f_empty([2], (Kind::Float, device))?;
+    let evaluator = RawEvaluator::new::<T>(problem)?;
+    let bytes = i64::try_from(evaluator.workspace_bytes()).unwrap_or(i64::MAX);
+    let workspace = Tensor::f_empty([bytes], (Kind::Uint8, device))?;
+
+    let buffers = Buffers {
+        student: address(&inputs.student),
+        teacher: address(&inputs.teacher),
+        queue: 0,
+        gradient: address(&gradient),
+        value: address(&value),
+        workspace: address(&workspace),
+    };
+    // Above all, that they are on the GPU whose context is current.
+    evaluator.check(&buffers)?;
+    // libtorch launches on the default stream unless told otherwise, which tch has no means for.
+    let stream = null_mut();
+    // SAFETY: memory of the current context, as has just been checked, and of this length; a stream of it.
+    unsafe { evaluator.initialize(buffers.workspace, stream) }?;
+    // SAFETY: contiguous matrices of the problem's shapes and of T, and new tensors that overlap nothing, of the lengths that
+    // are asked for. libtorch hands out freed memory anew in the order of the stream, so the workspace may go at once.
+    unsafe { evaluator.launch(&buffers, stream) }?;
+    Ok(Evaluated {
+        value: value.f_select(0, 0)?,
+        gradient,
+    })
+}
+
+fn address(tensor: &Tensor) -> u64 {
+    tensor.data_ptr() as u64
+}

@@ -1,0 +1,185 @@
+//! Evaluations of slices on the GPU.
+
+use relata::Error;
+use relata::cuda::Evaluator;
+use relata::cuda::cudarc::driver::{CudaContext, CudaSlice, sys::CUstream};
+
+use crate::support::{calls, deeds};
+use crate::{CLASSES, ROWS, beside, problem, stream};
+
+const LEN: usize = ROWS * CLASSES;
+
+beside!(an_evaluation_is_launches_and_nothing_else, StandIn, [], {
+    let stream = stream();
+    let mut evaluator = Evaluator::<f32>::new(&stream, &problem()).expect("an evaluator");
+    let made = calls();
+    assert!(
+        made.iter()
+            .any(|call| call.starts_with("cuMemsetD8Async 256 ")),
+        "cleared counters: {made:#?}"
+    );
+    assert!(
+        made.iter()
+            .any(|call| call == "cuKernelSetAttribute relata_kd_kl_f32 232248"),
+        "{made:#?}"
+    );
+    let student = stream.alloc_zeros::<f32>(LEN).expect("memory");
+    let teacher = stream.alloc_zeros::<f32>(LEN).expect("memory");
+    let mut gradient = stream.alloc_zeros::<f32>(LEN).expect("memory");
+    let mut value = stream.alloc_zeros::<f32>(2).expect("memory");
+    calls();
+    let mut launches = Vec::new();
+    for _ in 0..3 {
+        evaluator
+            .launch(&student, &teacher, &mut gradient, &mut value)
+            .expect("launches");
+        launches.push(deeds(calls()));
+    }
+    assert_eq!(launches[0].len(), 1, "{launches:#?}");
+    assert!(
+        launches[0][0].starts_with("cuLaunchKernel relata_kd_kl_f32 "),
+        "{launches:#?}"
+    );
+    assert!(
+        launches.iter().all(|again| *again == launches[0]),
+        "{launches:#?}"
+    );
+    drop(evaluator);
+    assert_eq!(deeds(calls()), ["cuMemFreeAsync stream 0"]);
+});
+
+beside!(views_and_the_stream_pass_through, StandIn, [], {
+    let context = CudaContext::new(0).expect("the stand-in's GPU");
+    let data = context
+        .default_stream()
+        .alloc_zeros::<f32>(3 * LEN)
+        .expect("memory");
+    let mut results = context
+        .default_stream()
+        .alloc_zeros::<f32>(LEN + 2)
+        .expect("memory");
+    // SAFETY: the fake driver has every stream.
+    let stream = unsafe { context.wrap_borrowed_stream(0xabc0 as CUstream) };
+    let mut evaluator = Evaluator::<f32>::new(&stream, &problem()).expect("an evaluator");
+    let (mut gradient, mut value) = results.split_at_mut(LEN);
+    calls();
+    evaluator
+        .launch(
+            &data.slice(LEN..2 * LEN),
+            &data.slice(2 * LEN..),
+            &mut gradient,
+            &mut value,
+        )
+        .expect("launches");
+    let launches = deeds(calls());
+    let (_, addresses) = launches[0]
+        .split_once("stream 0xabc0 of ")
+        .expect("on that stream");
+    let addresses: Vec<u64> = addresses
+        .split(' ')
+        .map(|address| u64::from_str_radix(&address[2..], 16).expect("an address"))
+        .collect();
+    assert_eq!(addresses[1] - addresses[0], 4 * LEN as u64, "{launches:#?}");
+});
+
+beside!(other_streams_are_waited_for, StandIn, [], {
+    let stream = stream();
+    // From here on cudarc keeps events of what each slice is used for.
+    let other = stream.context().new_stream().expect("a stream");
+    let student = other.alloc_zeros::<f32>(LEN).expect("memory");
+    let teacher = other.alloc_zeros::<f32>(LEN).expect("memory");
+    let mut gradient = other.alloc_zeros::<f32>(LEN).expect("memory");
+    let mut value = other.alloc_zeros::<f32>(2).expect("memory");
+    let mut evaluator = Evaluator::<f32>::new(&stream, &problem()).expect("an evaluator");
+    calls();
+    evaluator
+        .launch(&student, &teacher, &mut gradient, &mut value)
+        .expect("launches");
+    let calls = deeds(calls());
+    let launch = calls
+        .iter()
+        .position(|call| call.starts_with("cuLaunchKernel"))
+        .expect("a launch");
+    assert!(
+        calls[..launch]
+            .iter()
+            .all(|call| call == "cuStreamWaitEvent stream 0"),
+        "{calls:#?}"
+    );
+    assert!(
+        calls[launch + 1..]
+            .iter()
+            .all(|call| call == "cuEventRecord stream 0"),
+        "{calls:#?}"
+    );
+    assert_eq!((launch, calls.len()), (6, 6 + 1 + 4), "{calls:#?}");
+});
+
+beside!(
+    what_does_not_fit_is_refused_before_anything,
+    StandIn,
+    [("STAND_IN_CARDS", "2")],
+    {
+        let stream = stream();
+        let elsewhere = CudaContext::new(1).expect("another GPU").default_stream();
+        let of = |len| stream.alloc_zeros::<f32>(len).expect("memory");
+        let (rows, short, foreign) = (
+            of(LEN),
+            of(LEN - 1),
+            elsewhere.alloc_zeros::<f32>(LEN).expect("memory"),
+        );
+        let (mut gradient, mut value, mut one) = (of(LEN), of(2), of(1));
+        let mut evaluator = Evaluator::<f32>::new(&stream, &problem()).expect("an evaluator");
+        calls();
+        let length = |argument, expected, got| {
+            Some(Error::Length {
+                argument,
+                expected,
+                got,
+            })
+        };
+        type Slice = CudaSlice<f32>;
+        let mut enqueue =
+            |student: &Slice, teacher: &Slice, gradient: &mut Slice, value: &mut Slice| {
+                evaluator.launch(student, teacher, gradient, value).err()
+            };
+        assert_eq!(
+            enqueue(&short, &rows, &mut gradient, &mut value),
+            length("student", LEN, LEN - 1)
+        );
+        assert_eq!(
+            enqueue(&rows, &short, &mut gradient, &mut value),
+            length("teacher", LEN, LEN - 1)
+        );
+        assert_eq!(
+            enqueue(&rows, &rows, &mut one, &mut value),
+            length("gradient", LEN, 1)
+        );
+        assert_eq!(
+            enqueue(&rows, &rows, &mut gradient, &mut one),
+            length("value", 2, 1)
+        );
+        let refused = enqueue(&rows, &foreign, &mut gradient, &mut value);
+        assert!(
+            matches!(
+                refused,
+                Some(Error::ForeignMemory {
+                    argument: "teacher",
+                    ..
+                })
+            ),
+            "{refused:?}"
+        );
+        assert_eq!(calls(), [""; 0]);
+    }
+);
+
+beside!(the_upstream_factor_may_change, StandIn, [], {
+    let mut evaluator = Evaluator::<f32>::new(&stream(), &problem()).expect("an evaluator");
+    let bytes = evaluator.workspace_bytes();
+    calls();
+    evaluator.set_upstream(1024.0).expect("a factor");
+    assert_eq!(evaluator.problem().upstream_factor(), 1024.0);
+    assert_eq!(evaluator.workspace_bytes(), bytes);
+    assert_eq!(calls(), [""; 0], "nothing is allocated");
+});

@@ -1,0 +1,101 @@
+//! Which kernels are launched? Is every one among those that run under sanitizers? Those tests of tests/cuda.rs are named in benches/bundle/run.
+
+use std::collections::BTreeSet;
+
+use half::{bf16, f16};
+use relata::cuda::Queue;
+use relata::cuda::cudarc::driver::DeviceRepr;
+use relata::{
+    Cuda, GpuElement, Relation, RkdDistance, Rows, Rrd, Shapes, WeightPrecision, relation_matrix,
+    softmax,
+};
+
+use crate::common::cases::{self, Case};
+use crate::common::{self, Input};
+use crate::support::calls;
+use crate::{beside, stream};
+
+/// What benches/bundle/run asks for by name has to be in tests/cuda.rs, or sanitizers would look at nothing.
+#[test]
+fn what_is_watched_is_there() {
+    let run = include_str!("../../benches/bundle/run");
+    let (_, names) = run.split_once("tests=(").expect("a list of tests");
+    let (names, _) = names.split_once(')').expect("the end of the list");
+    for name in names.split_whitespace() {
+        let mut lines = include_str!("../cuda.rs").lines();
+        let is_there = lines.any(|line| line.starts_with("fn ") && line.contains(name));
+        assert!(
+            is_there,
+            "{name}: no test of tests/cuda.rs is called like that"
+        );
+    }
+}
+
+beside!(every_kernel_is_watched, StandIn, [], {
+    fn launch<T: GpuElement>(cuda: &Cuda, case: &Case) {
+        let inputs = case.inputs::<T>();
+        for weights in [WeightPrecision::Split, WeightPrecision::Half] {
+            let problem = inputs.problem.weights(weights);
+            problem.evaluate(cuda, inputs.batch()).expect("launches");
+        }
+    }
+    fn launch_blocks<T: GpuElement>(cuda: &Cuda) {
+        let rows = Input::normal(0, Shapes::new(3, 2, 2)).student;
+        let rows = common::cast::<T>(&rows);
+        let rows = Rows::new(&rows, [3, 2]).expect("whole rows");
+        relation_matrix(cuda, Relation::Dot, rows).expect("launches");
+        softmax(cuda, rows, 1.0).expect("launches");
+    }
+    fn enqueue<T: GpuElement + DeviceRepr>() {
+        let problem = Rrd::default().problem(Shapes::new(3, 2, 2).with_queue(5));
+        let stream = stream();
+        let queue = Queue::<T>::new(&stream, &problem.expect("shapes that fit"));
+        let keys = stream.clone_htod(&[T::from_f64(1.0); 6]).expect("memory");
+        queue.expect("memory").enqueue(&keys).expect("launches");
+    }
+    let cuda = Cuda::new(0).expect("the stand-in's GPU");
+    launch_blocks::<f32>(&cuda);
+    launch_blocks::<f16>(&cuda);
+    launch_blocks::<bf16>(&cuda);
+    enqueue::<f32>();
+    enqueue::<f16>();
+    enqueue::<bf16>();
+    for case in cases::of_every_kernel()
+        .into_iter()
+        .chain(cases::many_rows())
+    {
+        launch::<f32>(&cuda, &case);
+        launch::<f16>(&cuda, &case);
+        launch::<bf16>(&cuda, &case);
+    }
+    let calls = calls();
+    let of = |call: &str| -> BTreeSet<&str> {
+        let rests = calls.iter().filter_map(|line| line.strip_prefix(call));
+        rests.filter_map(|rest| rest.split(' ').next()).collect()
+    };
+    let (known, launched) = (of("cuLibraryGetKernel "), of("cuLaunchKernel "));
+    let never: Vec<_> = known.difference(&launched).collect();
+    assert!(!known.is_empty() && never.is_empty(), "{never:#?}");
+});
+
+beside!(
+    slow_f64_is_not_gone_to_at_once,
+    StandIn,
+    [("STAND_IN_F64", "64")],
+    {
+        let cuda = Cuda::new(0).expect("the stand-in's GPU");
+        let first = |rows: usize| {
+            let input = Input::normal(0, Shapes::new(rows, 512, 512));
+            let rows_of = common::cast::<f32>(&input.student);
+            let rows_of = Rows::new(&rows_of, [rows, 512]).expect("whole rows");
+            calls();
+            let evaluated = RkdDistance::default().evaluate(&cuda, rows_of, rows_of);
+            evaluated.expect("launches");
+            let calls = calls().into_iter();
+            let mut launches = calls.filter(|call| call.starts_with("cuLaunchKernel"));
+            launches.next().expect("a launch")
+        };
+        assert!(first(64).contains("relata_rkd_relation_small_batch_f32"));
+        assert!(first(128).contains("relata_rkd_relation_f32"));
+    }
+);

@@ -1,0 +1,326 @@
+// A fake driver for NVIDIA's driver: the calls that the crate and cudarc make, recorded and scripted; no kernel runs.
+//
+//   STAND_IN_LOG         a line per call is appended to this file
+//   STAND_IN_FAIL        name:code[:nth][,...]   that call, or its nth, fails with this CUresult
+//   STAND_IN_CARDS       how many GPUs there are (1)
+//   STAND_IN_DRIVER      what cuDriverGetVersion says (13000)
+//   STAND_IN_CAPABILITY  the GPUs' compute capability (90)
+//   STAND_IN_PTX         what their kernels were compiled for (the same)
+//   STAND_IN_POOLS       whether they have memory pools (1)
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef int CUresult;
+typedef int CUdevice;
+typedef uintptr_t Handle;
+typedef unsigned long long CUdeviceptr;
+
+enum { SUCCESS = 0, INVALID_VALUE = 1, NO_DEVICE = 100, INVALID_DEVICE = 101 };
+
+static long setting(const char* name, long otherwise) {
+    const char* value = getenv(name);
+    return value ? strtol(value, NULL, 10) : otherwise;
+}
+
+static void record(const char* format, ...) {
+    const char* path = getenv("STAND_IN_LOG");
+    FILE* log = path ? fopen(path, "a") : NULL;
+    if (!log) return;
+    va_list arguments;
+    va_start(arguments, format);
+    vfprintf(log, format, arguments);
+    va_end(arguments);
+    fputc('\n', log);
+    fclose(log);
+}
+
+// What the script has for this call.
+static CUresult scripted(const char* call) {
+    static struct { char name[64]; int calls; } counts[64];
+    int seen = 0;
+    for (int i = 0; i < 64; i++) {
+        if (counts[i].name[0] && strcmp(counts[i].name, call)) continue;
+        snprintf(counts[i].name, sizeof counts[i].name, "%s", call);
+        seen = ++counts[i].calls;
+        break;
+    }
+    const char* script = getenv("STAND_IN_FAIL");
+    for (const char* at = script; at && *at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL) {
+        char name[64];
+        int code = 0, nth = 0;
+        if (sscanf(at, "%63[^:]:%d:%d", name, &code, &nth) >= 2 && !strcmp(name, call) && (!nth || nth == seen))
+            return code;
+    }
+    return SUCCESS;
+}
+
+#define BEGIN(...)                                  \
+    do {                                            \
+        record(__VA_ARGS__);                        \
+        const CUresult code_ = scripted(__func__);  \
+        if (code_ != SUCCESS) return code_;         \
+    } while (0)
+#define BEGIN_PLAIN() BEGIN("%s", __func__)
+
+static int gpus(void) { return (int)setting("STAND_IN_CARDS", 1); }
+static _Thread_local Handle current;
+
+CUresult cuInit(unsigned flags) {
+    (void)flags;
+    BEGIN_PLAIN();
+    return gpus() ? SUCCESS : NO_DEVICE;
+}
+CUresult cuDriverGetVersion(int* version) {
+    BEGIN_PLAIN();
+    *version = (int)setting("STAND_IN_DRIVER", 13000);
+    return SUCCESS;
+}
+CUresult cuGetErrorString(CUresult code, const char** text) {
+    (void)code;
+    *text = "as the stand-in puts it";
+    return SUCCESS;
+}
+CUresult cuDeviceGetCount(int* count) {
+    BEGIN_PLAIN();
+    *count = gpus();
+    return SUCCESS;
+}
+CUresult cuDeviceGet(CUdevice* device, int ordinal) {
+    BEGIN_PLAIN();
+    if (ordinal < 0 || ordinal >= gpus()) return INVALID_DEVICE;
+    *device = ordinal;
+    return SUCCESS;
+}
+CUresult cuDeviceGetName(char* name, int bytes, CUdevice device) {
+    BEGIN_PLAIN();
+    snprintf(name, (size_t)bytes, "stand-in %d", device);
+    return SUCCESS;
+}
+CUresult cuDeviceGetAttribute(int* value, int attribute, CUdevice device) {
+    (void)device;
+    BEGIN_PLAIN();
+    const int capability = (int)setting("STAND_IN_CAPABILITY", 90);
+    switch (attribute) {
+        case 16: *value = 132; break;                               // multiprocessors
+        case 75: *value = capability / 10; break;
+        case 76: *value = capability % 10; break;
+        case 87: *value = (int)setting("STAND_IN_F64", 2); break;   // f32's rate over f64's
+        case 97: *value = 232448; break;                            // shared memory by opt-in
+        case 115: *value = (int)setting("STAND_IN_POOLS", 1); break;
+        default: return INVALID_VALUE;
+    }
+    return SUCCESS;
+}
+
+// The primary context of GPU n is 0x1000 + n.
+CUresult cuDevicePrimaryCtxRetain(Handle* context, CUdevice device) {
+    BEGIN_PLAIN();
+    *context = 0x1000 + (Handle)device;
+    return SUCCESS;
+}
+CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
+    (void)device;
+    BEGIN_PLAIN();
+    return SUCCESS;
+}
+CUresult cuCtxGetCurrent(Handle* context) {
+    BEGIN_PLAIN();
+    *context = current;
+    return SUCCESS;
+}
+CUresult cuCtxSetCurrent(Handle context) {
+    BEGIN("cuCtxSetCurrent %#lx", (unsigned long)context);
+    current = context;
+    return SUCCESS;
+}
+CUresult cuCtxGetDevice(CUdevice* device) {
+    BEGIN_PLAIN();
+    *device = (CUdevice)(current - 0x1000);
+    return SUCCESS;
+}
+
+static struct { CUdeviceptr address; size_t bytes; int pooled; Handle context; } blocks[256];
+
+static CUresult allocate(CUdeviceptr* address, size_t bytes, int pooled) {
+    void* memory = NULL;
+    if (!bytes || posix_memalign(&memory, 256, bytes)) return INVALID_VALUE;
+    memset(memory, 0xFF, bytes);
+    *address = (CUdeviceptr)(uintptr_t)memory;
+    for (int i = 0; i < 256; i++) {
+        if (blocks[i].address) continue;
+        blocks[i].address = *address;
+        blocks[i].bytes = bytes;
+        blocks[i].pooled = pooled;
+        blocks[i].context = current;
+        break;
+    }
+    return SUCCESS;
+}
+static CUresult release(CUdeviceptr address) {
+    for (int i = 0; i < 256; i++) {
+        if (blocks[i].address != address) continue;
+        free((void*)(uintptr_t)address);
+        blocks[i].address = 0;
+        return SUCCESS;
+    }
+    return INVALID_VALUE;
+}
+CUresult cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
+    BEGIN("cuMemAlloc_v2 %zu", bytes);
+    return allocate(address, bytes, 0);
+}
+CUresult cuMemAllocAsync(CUdeviceptr* address, size_t bytes, Handle stream) {
+    BEGIN("cuMemAllocAsync %zu stream %#lx", bytes, (unsigned long)stream);
+    return allocate(address, bytes, 1);
+}
+CUresult cuMemFree_v2(CUdeviceptr address) {
+    BEGIN_PLAIN();
+    return release(address);
+}
+CUresult cuMemFreeAsync(CUdeviceptr address, Handle stream) {
+    BEGIN("cuMemFreeAsync stream %#lx", (unsigned long)stream);
+    return release(address);
+}
+CUresult cuMemsetD8Async(CUdeviceptr address, unsigned char value, size_t bytes, Handle stream) {
+    BEGIN("cuMemsetD8Async %zu stream %#lx", bytes, (unsigned long)stream);
+    memset((void*)(uintptr_t)address, value, bytes);
+    return SUCCESS;
+}
+CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, size_t bytes, Handle stream) {
+    BEGIN("cuMemcpyHtoDAsync_v2 %zu stream %#lx", bytes, (unsigned long)stream);
+    memcpy((void*)(uintptr_t)to, from, bytes);
+    return SUCCESS;
+}
+CUresult cuMemcpyDtoHAsync_v2(void* to, CUdeviceptr from, size_t bytes, Handle stream) {
+    BEGIN("cuMemcpyDtoHAsync_v2 %zu stream %#lx", bytes, (unsigned long)stream);
+    memcpy(to, (void*)(uintptr_t)from, bytes);
+    return SUCCESS;
+}
+CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes, Handle stream) {
+    BEGIN("cuMemcpyDtoDAsync_v2 %zu stream %#lx", bytes, (unsigned long)stream);
+    memcpy((void*)(uintptr_t)to, (void*)(uintptr_t)from, bytes);
+    return SUCCESS;
+}
+CUresult cuPointerGetAttribute(void* value, int attribute, CUdeviceptr address) {
+    BEGIN_PLAIN();
+    for (int i = 0; i < 256; i++) {
+        if (!blocks[i].address || address - blocks[i].address >= blocks[i].bytes) continue;
+        if (attribute == 1) *(Handle*)value = blocks[i].pooled ? 0 : blocks[i].context;
+        else if (attribute == 9) *(int*)value = (int)(blocks[i].context - 0x1000);
+        else return INVALID_VALUE;
+        return SUCCESS;
+    }
+    return INVALID_VALUE;
+}
+
+CUresult cuStreamSynchronize(Handle stream) {
+    BEGIN("cuStreamSynchronize stream %#lx", (unsigned long)stream);
+    return SUCCESS;
+}
+CUresult cuStreamCreate(Handle* stream, unsigned flags) {
+    (void)flags;
+    BEGIN_PLAIN();
+    *stream = 0x2000;
+    return SUCCESS;
+}
+CUresult cuStreamDestroy_v2(Handle stream) {
+    (void)stream;
+    BEGIN_PLAIN();
+    return SUCCESS;
+}
+CUresult cuStreamWaitEvent(Handle stream, Handle event, unsigned flags) {
+    (void)event, (void)flags;
+    BEGIN("cuStreamWaitEvent stream %#lx", (unsigned long)stream);
+    return SUCCESS;
+}
+CUresult cuCtxSynchronize(void) {
+    BEGIN_PLAIN();
+    return SUCCESS;
+}
+CUresult cuEventCreate(Handle* event, unsigned flags) {
+    (void)flags;
+    BEGIN_PLAIN();
+    *event = 0x3000;
+    return SUCCESS;
+}
+CUresult cuEventDestroy_v2(Handle event) {
+    (void)event;
+    BEGIN_PLAIN();
+    return SUCCESS;
+}
+CUresult cuEventRecord(Handle event, Handle stream) {
+    (void)event;
+    BEGIN("cuEventRecord stream %#lx", (unsigned long)stream);
+    return SUCCESS;
+}
+
+// A library is its image, a kernel its name.
+CUresult cuLibraryLoadData(Handle* library, const void* image, const void* a, const void* b, unsigned c, const void* d,
+                           const void* e, unsigned f) {
+    (void)a, (void)b, (void)c, (void)d, (void)e, (void)f;
+    BEGIN_PLAIN();
+    if (*(const uint32_t*)image != 0xBA55ED50) return 200;  // CUDA_ERROR_INVALID_IMAGE
+    *library = (Handle)image;
+    return SUCCESS;
+}
+CUresult cuLibraryGetKernel(Handle* kernel, Handle library, const char* name) {
+    BEGIN("cuLibraryGetKernel %s library %#lx", name, (unsigned long)library);
+    *kernel = (Handle)strdup(name);
+    return SUCCESS;
+}
+CUresult cuKernelGetFunction(Handle* function, Handle kernel) {
+    BEGIN_PLAIN();
+    *function = kernel;
+    return SUCCESS;
+}
+CUresult cuKernelGetAttribute(int* value, int attribute, Handle kernel, CUdevice device) {
+    (void)kernel, (void)device;
+    BEGIN_PLAIN();
+    switch (attribute) {
+        case 1: *value = 200; break;  // static shared memory
+        case 5: *value = (int)setting("STAND_IN_PTX", setting("STAND_IN_CAPABILITY", 90)); break;
+        default: return INVALID_VALUE;
+    }
+    return SUCCESS;
+}
+CUresult cuKernelSetAttribute(int attribute, int value, Handle kernel, CUdevice device) {
+    (void)attribute, (void)device;
+    BEGIN("cuKernelSetAttribute %s %d", (const char*)kernel, value);
+    return SUCCESS;
+}
+// The one parameter of a kernel of relata's is a struct that begins with two addresses.
+static const CUdeviceptr* first_words(Handle function, void** parameters) {
+    static const CUdeviceptr none[2];
+    return strncmp((const char*)function, "relata_", 7) ? none : parameters[0];
+}
+CUresult cuLaunchKernel(Handle function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                        unsigned shared, Handle stream, void** parameters, void** extra) {
+    (void)extra;
+    const CUdeviceptr* words = first_words(function, parameters);
+    BEGIN("cuLaunchKernel %s grid %u %u %u block %u %u %u shared %u stream %#lx of %#llx %#llx", (const char*)function,
+          gx, gy, gz, bx, by, bz, shared, (unsigned long)stream, words[0], words[1]);
+    return SUCCESS;
+}
+
+typedef struct { int id; char pad[4]; union { char pad[64]; int word; } value; } Attribute;
+typedef struct {
+    unsigned gx, gy, gz, bx, by, bz, shared;
+    Handle stream;
+    const Attribute* attributes;
+    unsigned count;
+} Config;
+CUresult cuLaunchKernelEx(const Config* at, Handle function, void** parameters, void** extra) {
+    (void)extra;
+    const CUdeviceptr* words = first_words(function, parameters);
+    char attributes[64] = "";
+    for (unsigned i = 0; i < at->count; i++)
+        snprintf(attributes + strlen(attributes), sizeof attributes - strlen(attributes), " attribute %d %d",
+                 at->attributes[i].id, at->attributes[i].value.word);
+    BEGIN("cuLaunchKernelEx %s grid %u %u %u block %u %u %u shared %u stream %#lx of %#llx %#llx%s", (const char*)function,
+          at->gx, at->gy, at->gz, at->bx, at->by, at->bz, at->shared, (unsigned long)at->stream, words[0], words[1],
+          attributes);
+    return SUCCESS;
+}

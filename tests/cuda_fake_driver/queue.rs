@@ -1,0 +1,281 @@
+//! Queues on the GPU.
+
+use half::f16;
+use relata::cuda::{Buffers, Evaluator, Queue, RawEvaluator};
+use relata::{Enqueue, Error, InfoNce, Problem, Rows, Rrd, Shapes};
+
+use crate::support::{calls, deeds};
+use crate::{beside, stream};
+
+const ROWS: usize = 4;
+const DIM: usize = 6;
+const CAPACITY: usize = 10;
+
+fn problem(enqueue: Enqueue) -> Problem {
+    let loss = Rrd {
+        enqueue,
+        ..Rrd::default()
+    };
+    let shapes = Shapes::new(ROWS, DIM, DIM).with_queue(CAPACITY);
+    loss.problem(shapes).expect("shapes that fit")
+}
+
+/// The kernels that were launched, without the type they are for.
+fn kernels() -> Vec<String> {
+    let calls = deeds(calls());
+    let names = calls.iter().map(|call| {
+        let name = call.strip_prefix("cuLaunchKernel relata_");
+        name.unwrap_or_else(|| panic!("no launch: {call}"))
+    });
+    names
+        .map(|name| name.split(' ').next().expect("a name").to_owned())
+        .collect()
+}
+
+beside!(the_batch_enters_when_the_loss_says, StandIn, [], {
+    let stream = stream();
+    let rows = stream.alloc_zeros::<f16>(ROWS * DIM).expect("memory");
+    let mut gradient = stream.alloc_zeros::<f32>(ROWS * DIM).expect("memory");
+    let mut value = stream.alloc_zeros::<f32>(2).expect("memory");
+    let entry = ["measure_keys_f16", "write_keys_f16"];
+    let mut evaluations = Vec::new();
+    for enqueue in [Enqueue::Before, Enqueue::After, Enqueue::Never] {
+        let problem = problem(enqueue);
+        let mut evaluator = Evaluator::<f16>::new(&stream, &problem).expect("an evaluator");
+        let mut queue = Queue::<f16>::new(&stream, &problem).expect("a queue");
+        assert_eq!((queue.capacity(), queue.dim()), (CAPACITY, DIM));
+        calls();
+        if enqueue != Enqueue::Before {
+            let empty =
+                evaluator.launch_with_queue(&rows, &rows, &mut queue, &mut gradient, &mut value);
+            assert_eq!(
+                empty,
+                Err(Error::Empty {
+                    argument: "queue keys"
+                })
+            );
+            queue.enqueue(&rows).expect("launches");
+            assert_eq!(kernels(), entry);
+        }
+        evaluator
+            .launch_with_queue(&rows, &rows, &mut queue, &mut gradient, &mut value)
+            .expect("launches");
+        let mut launched = kernels();
+        match enqueue {
+            Enqueue::Before => assert_eq!(launched.drain(..2).collect::<Vec<_>>(), entry),
+            Enqueue::After => assert_eq!(launched.split_off(launched.len() - 2), entry),
+            Enqueue::Never => {}
+        }
+        evaluations.push(launched);
+    }
+    assert!(evaluations[0].len() > 1, "{evaluations:#?}");
+    assert!(
+        evaluations
+            .iter()
+            .all(|launched| *launched == evaluations[0]),
+        "{evaluations:#?}"
+    );
+});
+
+beside!(a_queue_that_does_not_fit_is_refused, StandIn, [], {
+    let stream = stream();
+    let rows = stream.alloc_zeros::<f32>(ROWS * DIM).expect("memory");
+    let mut gradient = stream.alloc_zeros::<f32>(ROWS * DIM).expect("memory");
+    let mut value = stream.alloc_zeros::<f32>(2).expect("memory");
+    let other_shapes = |keys, dim| {
+        let shapes = Shapes::new(ROWS, dim, dim).with_queue(keys);
+        Rrd::default().problem(shapes).expect("shapes that fit")
+    };
+    let raw_rows = Rrd {
+        normalize: false,
+        ..Rrd::default()
+    };
+    let raw_rows = raw_rows
+        .problem(problem(Enqueue::Before).shapes())
+        .expect("shapes that fit");
+    let mut evaluator =
+        Evaluator::<f32>::new(&stream, &problem(Enqueue::Before)).expect("an evaluator");
+    for (other, argument) in [
+        (other_shapes(CAPACITY + 1, DIM), "queue keys"),
+        (other_shapes(CAPACITY, DIM + 1), "queue_dim"),
+        (raw_rows, "queue"),
+    ] {
+        let mut queue = Queue::<f32>::new(&stream, &other).expect("a queue");
+        calls();
+        let refused =
+            evaluator.launch_with_queue(&rows, &rows, &mut queue, &mut gradient, &mut value);
+        let error = refused.expect_err(argument);
+        assert!(
+            error
+                .to_string()
+                .starts_with(&format!("{argument}: expected ")),
+            "{error}"
+        );
+        assert_eq!(deeds(calls()), [""; 0]);
+    }
+    let missing = evaluator.launch(&rows, &rows, &mut gradient, &mut value);
+    assert!(matches!(
+        missing,
+        Err(Error::Missing {
+            argument: "queue",
+            ..
+        })
+    ));
+
+    let in_batch = InfoNce::default()
+        .problem(Shapes::new(ROWS, DIM, DIM))
+        .expect("shapes that fit");
+    assert!(matches!(
+        Queue::<f32>::new(&stream, &in_batch),
+        Err(Error::Missing { .. })
+    ));
+    let mut evaluator = Evaluator::<f32>::new(&stream, &in_batch).expect("an evaluator");
+    let mut queue = Queue::<f32>::new(&stream, &problem(Enqueue::Before)).expect("a queue");
+    let refused = evaluator.launch_with_queue(&rows, &rows, &mut queue, &mut gradient, &mut value);
+    assert_eq!(
+        refused,
+        Err(Error::Unexpected {
+            argument: "queue",
+            loss: "info-nce"
+        })
+    );
+
+    let raw = RawEvaluator::new::<f32>(&problem(Enqueue::Before)).expect("an evaluator");
+    // SAFETY: nothing is launched.
+    let missing = unsafe { raw.launch(&Buffers::default(), std::ptr::null_mut()) };
+    assert!(matches!(
+        missing,
+        Err(Error::Missing {
+            argument: "queue",
+            ..
+        })
+    ));
+});
+
+/// The fake driver copies, so what is copied both ways is there.
+fn keys_survive<T: relata::GpuElement>(len: usize) {
+    let stream = stream();
+    let mut queue = Queue::<T>::new(&stream, &problem(Enqueue::Before)).expect("a queue");
+    assert!(queue.to_host().expect("an empty queue").is_empty());
+    let mut host = relata::Queue::<f32>::new(len.max(1), DIM).expect("a queue");
+    let keys: Vec<f32> = (0..len * DIM).map(|i| (i as f32 * 0.7).sin()).collect();
+    host.enqueue(Rows::new(&keys, [len, DIM]).expect("whole keys"))
+        .expect("finite keys");
+    queue.restore(&host).expect("a copy");
+    let back = queue.to_host().expect("a copy");
+    let kept = len.min(CAPACITY);
+    assert_eq!((back.len(), back.capacity()), (kept, CAPACITY));
+    let want = host.to_vec().split_off((len - kept) * DIM);
+    let half = T::DTYPE != relata::DType::F32;
+    let rounded = |x: f32| if half { f16::from_f32(x).to_f32() } else { x };
+    assert_eq!(
+        back.to_vec(),
+        want.into_iter().map(rounded).collect::<Vec<_>>()
+    );
+    queue.clear().expect("cleared");
+    assert!(queue.to_host().expect("an empty queue").is_empty());
+}
+
+beside!(keys_are_saved_and_restored, StandIn, [], {
+    for len in [0, 1, CAPACITY - 1, CAPACITY, CAPACITY + 7] {
+        keys_survive::<f32>(len);
+        keys_survive::<half::bf16>(len);
+    }
+    let other = relata::Queue::<f32>::new(3, DIM + 1).expect("a queue");
+    let mut queue = Queue::<f32>::new(&stream(), &problem(Enqueue::Before)).expect("a queue");
+    let refused = queue.restore(&other);
+    assert_eq!(
+        refused,
+        Err(Error::Dimension {
+            argument: "queue_dim",
+            expected: DIM,
+            got: DIM + 1
+        })
+    );
+});
+
+// The last batch of an epoch is smaller, and the first evaluation of a checkpoint may be larger.
+beside!(batches_of_any_size_share_a_queue, StandIn, [], {
+    let stream = stream();
+    let of_rows = |rows| {
+        let shapes = Shapes::new(rows, DIM, DIM).with_queue(CAPACITY);
+        Rrd::default().problem(shapes).expect("shapes that fit")
+    };
+    let mut queue = Queue::<f32>::new(&stream, &of_rows(ROWS)).expect("a queue");
+    let mut host = relata::Queue::<f32>::new(7, DIM).expect("a queue");
+    let keys: Vec<f32> = (0..7 * DIM).map(|i| (i as f32 * 0.7).sin()).collect();
+    host.enqueue(Rows::new(&keys, [7, DIM]).expect("whole keys"))
+        .expect("finite keys");
+    queue.restore(&host).expect("a copy");
+
+    let evaluate = |queue: &mut Queue<f32>, rows: usize| {
+        let batch = stream.alloc_zeros::<f32>(rows * DIM).expect("memory");
+        let mut gradient = stream.alloc_zeros::<f32>(rows * DIM).expect("memory");
+        let mut value = stream.alloc_zeros::<f32>(2).expect("memory");
+        let mut evaluator = Evaluator::new(&stream, &of_rows(rows)).expect("an evaluator");
+        evaluator.launch_with_queue(&batch, &batch, queue, &mut gradient, &mut value)
+    };
+    evaluate(&mut queue, ROWS).expect("launches");
+    evaluate(&mut queue, 1).expect("launches");
+    let refused = evaluate(&mut queue, 500);
+    assert_eq!(
+        refused,
+        Err(Error::TooLarge {
+            argument: "rows",
+            most: ROWS,
+            got: 500
+        })
+    );
+
+    queue.reserve(500).expect("memory");
+    assert_eq!(queue.rows(), 500);
+    evaluate(&mut queue, 500).expect("launches");
+    calls();
+    queue.reserve(400).expect("nothing to do");
+    assert_eq!(deeds(calls()), [""; 0]);
+
+    for (elements, fits) in [
+        (DIM, true),
+        (500 * DIM, true),
+        (501 * DIM, false),
+        (DIM + 1, false),
+    ] {
+        let keys = stream.alloc_zeros::<f32>(elements).expect("memory");
+        assert_eq!(queue.enqueue(&keys).is_ok(), fits, "{elements} elements");
+    }
+
+    // No kernel runs here: what is in the ring has to have come with it.
+    assert_eq!(queue.len().expect("a copy"), 7);
+    assert_eq!(queue.to_host().expect("a copy").to_vec(), host.to_vec());
+});
+
+// Where the ring lies in a buffer does not depend on the batches.
+beside!(raw_queues_of_any_batch_size_share_a_buffer, StandIn, [], {
+    let stream = stream();
+    let raw = |rows| {
+        let shapes = Shapes::new(rows, DIM, DIM).with_queue(CAPACITY);
+        let problem = Rrd::default().problem(shapes).expect("shapes that fit");
+        let evaluator = RawEvaluator::new::<f32>(&problem).expect("an evaluator");
+        evaluator.queue().cloned().expect("a queue")
+    };
+    let (small, large) = (raw(1), raw(500));
+    assert!(small.bytes() <= large.bytes());
+    let buffer = stream.alloc_zeros::<u8>(large.bytes()).expect("memory");
+    let address = {
+        use relata::cuda::cudarc::driver::DevicePtr;
+        buffer.device_ptr(&stream).0
+    };
+    let launched = |queue: &relata::cuda::RawQueue| {
+        calls();
+        // SAFETY: nothing is launched.
+        unsafe { queue.enqueue(0x100, address, std::ptr::null_mut()) }.expect("launches");
+        let calls = deeds(calls());
+        let addresses = calls
+            .iter()
+            .map(|call| call.split(" of ").nth(1).map(str::to_owned));
+        addresses.collect::<Vec<_>>()
+    };
+    // Each kernel is given the batch and the keys.
+    assert_eq!(launched(&small).len(), 2);
+    assert_eq!(launched(&small), launched(&large));
+});
