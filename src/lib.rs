@@ -81,8 +81,6 @@ pub mod guide {}
 
 mod check;
 mod cpu;
-#[cfg(feature = "cuda")]
-pub mod cuda;
 mod device;
 mod element;
 mod error;
@@ -97,11 +95,11 @@ mod relation;
 mod rows;
 
 pub use check::{Report, check};
-#[cfg(feature = "cuda")]
-pub use cuda::Cuda;
 pub use device::{Cpu, Device, Reference};
 pub use element::{DType, Element, Real};
 pub use error::{Error, Result};
+#[cfg(feature = "cuda")]
+pub use gpu::cuda::{self, Cuda};
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub use gpu::element::GpuElement;
 #[cfg(feature = "emulator")]
