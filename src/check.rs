@@ -30,9 +30,9 @@ pub struct Report {
     pub loss_error: f64,
     /// ‖gradient − reference‖ / ‖reference‖, or the difference itself where the reference is 0.
     pub gradient_error: f64,
-    /// The device's gradient compared with central differences of the *reference's* loss along a few
-    /// directions: the largest deviation. Its unit is ‖gradient‖, or, for a very short gradient, a
-    /// hundred-thousandth of the gradient's length far from convergence.
+    /// The device's gradient compared with central differences of the *reference's* loss along a
+    /// few directions: the largest deviation. Its unit is ‖gradient‖, or, for a very short
+    /// gradient, a hundred-thousandth of the gradient's length far from convergence.
     pub difference_error: f64,
     /// The most that the loss's and the gradient's errors may be for [`passed`](Self::passed).
     pub tolerance: f64,
@@ -68,8 +68,8 @@ impl fmt::Display for Report {
 }
 
 /// Evaluates `problem` on `device` and on the [`Reference`], and takes central differences of the
-/// reference's loss. The reference is slow (O(N³D) for the angle loss): a batch of 64 checks as much as
-/// one of 1024.
+/// reference's loss. The reference is slow (O(N³D) for the angle loss): a batch of 64 checks as
+/// much as one of 1024.
 ///
 /// ```
 /// # fn main() -> relata::Result<()> {
@@ -113,8 +113,8 @@ pub fn check<T: Element, D: Device<T>>(
     })
 }
 
-/// Sums of f32 products over a batch agree to about 1e-6; f64 keeps 1e-9 wherever rows are not closer
-/// to each other than a millionth of the longest distance.
+/// Sums of f32 products over a batch agree to about 1e-6; f64 keeps 1e-9 wherever rows are not
+/// closer to each other than a millionth of the longest distance.
 fn tolerances(gradient: DType) -> (f64, f64) {
     match gradient {
         DType::F64 => (1e-9, 1e-5),
@@ -122,7 +122,8 @@ fn tolerances(gradient: DType) -> (f64, f64) {
     }
 }
 
-/// The largest |⟨gradient, v⟩ − (L(x + hv) − L(x − hv))/2h| / ‖gradient‖ over a few unit directions v.
+/// The largest |⟨gradient, v⟩ − (L(x + hv) − L(x − hv))/2h| / ‖gradient‖ over a few unit directions
+/// v.
 fn difference_error<T: Element>(
     problem: &Problem,
     batch: Batch<'_, T>,
@@ -238,8 +239,8 @@ fn widen_queue<R: Real>(queue: &Queue<R>) -> Result<Queue<f64>> {
     Ok(wide.with_normalize(queue.normalize()))
 }
 
-/// A direction from a fixed sequence (SplitMix64), of length 1. It leaves out rows that are 0 if the
-/// loss depends on the rows' directions alone.
+/// A direction from a fixed sequence (SplitMix64), of length 1. It leaves out rows that are 0 if
+/// the loss depends on the rows' directions alone.
 fn unit_direction(x: &[f64], dim: usize, directed: bool, seed: u64) -> Vec<f64> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut direction: Vec<f64> = (0..x.len())

@@ -190,7 +190,8 @@ pub enum Error {
     },
 }
 
-/// A number in as few digits as tell it from others: with an exponent where it would be hundreds of zeros without.
+/// A number in as few digits as tell it from others: with an exponent where it would be hundreds of
+/// zeros without.
 fn number(number: f64) -> String {
     let digits = format!("{number:?}");
     digits.strip_suffix(".0").unwrap_or(&digits).to_owned()
