@@ -1,9 +1,9 @@
-//! The values and gradients that the official code gives (or, where `golden.json` says so, its
-//! mathematics), in f64: seven of losses this crate has, three of losses made from its building blocks.
+//! The values and gradients of the official code in f64. `golden.json` says where its mathematics were
+//! used instead. Seven cases are losses of this crate. Three are losses made of its building blocks.
 
 mod common;
 
-use common::compare::{assert_gradient, assert_loss};
+use common::compare::{assert_gradient, assert_loss, norm};
 use relata::{
     Batch, Cpu, Device, InfoNce, KdKl, Loss, Problem, Queue, Reference, Relation, Rkd, RkdAngle,
     RkdDistance, Rows, Rrd, relation_matrix, softmax,
@@ -61,9 +61,9 @@ impl Golden {
     }
 }
 
-/// Holds `loss` on both devices against a case. The official code adds up in another order, which is worth
-/// a few units in the last place.
-fn check(case: &str, loss: impl Into<Loss>, student: &str, teacher: &str, queue: bool) {
+/// Compares `loss` on both devices with a case. The official code adds in another order, which changes a
+/// few units in the last place.
+fn assert_golden(case: &str, loss: impl Into<Loss>, student: &str, teacher: &str, queue: bool) {
     let loss = loss.into();
     let golden = Golden::load();
     let (student, teacher) = (golden.input(student), golden.input(teacher));
@@ -87,27 +87,27 @@ fn check(case: &str, loss: impl Into<Loss>, student: &str, teacher: &str, queue:
 }
 
 #[test]
-fn rkd_distance() {
-    check("rkd_d", RkdDistance::default(), "student", "teacher", false);
+fn rkd_distance_gives_the_golden_values() {
+    assert_golden("rkd_d", RkdDistance::default(), "student", "teacher", false);
 }
 
 #[test]
-fn rkd_distance_of_normalised_rows() {
+fn rkd_distance_of_normalised_rows_gives_the_golden_values() {
     let loss = RkdDistance {
         normalize: true,
         ..RkdDistance::default()
     };
-    check("rkd_d_l2norm", loss, "student", "teacher", false);
+    assert_golden("rkd_d_l2norm", loss, "student", "teacher", false);
 }
 
 #[test]
-fn rkd_angle() {
-    check("rkd_a", RkdAngle::default(), "student", "teacher", false);
+fn rkd_angle_gives_the_golden_values() {
+    assert_golden("rkd_a", RkdAngle::default(), "student", "teacher", false);
 }
 
 #[test]
-fn rkd_as_for_classification() {
-    check(
+fn rkd_as_for_classification_gives_the_golden_values() {
+    assert_golden(
         "rkd_25d_50a",
         Rkd::CLASSIFICATION,
         "student",
@@ -117,8 +117,8 @@ fn rkd_as_for_classification() {
 }
 
 #[test]
-fn kd() {
-    check(
+fn kd_gives_the_golden_values() {
+    assert_golden(
         "kd_T4",
         KdKl::default(),
         "student_logits",
@@ -128,8 +128,8 @@ fn kd() {
 }
 
 #[test]
-fn rrd_with_a_queue() {
-    check(
+fn rrd_with_a_queue_gives_the_golden_values() {
+    assert_golden(
         "rrd_queue_ts0.1_tt0.02",
         Rrd::default(),
         "student",
@@ -139,8 +139,8 @@ fn rrd_with_a_queue() {
 }
 
 #[test]
-fn info_nce_in_batch() {
-    check(
+fn info_nce_in_batch_gives_the_golden_values() {
+    assert_golden(
         "infonce_inbatch_t0.07",
         InfoNce::default(),
         "student",
@@ -150,7 +150,7 @@ fn info_nce_in_batch() {
 }
 
 #[test]
-fn every_case_is_checked() {
+fn every_golden_case_has_a_test() {
     let golden = Golden::load();
     let cases = golden.0["cases"].as_object().expect("cases");
     let source = include_str!("golden.rs");
@@ -171,10 +171,6 @@ fn relation<D: Device64>(device: &D, relation: Relation, x: &Matrix) -> Matrix {
     let dim = x.rows().len();
     assert_eq!(data.len(), dim * dim);
     Matrix { data, dim }
-}
-
-fn norm(x: &[f64]) -> f64 {
-    x.iter().map(|x| x * x).sum::<f64>().sqrt()
 }
 
 /// Similarity-preserving (Tung & Mori; RepDistiller's `SP.py`): the mean square of the difference of the
@@ -262,9 +258,8 @@ fn distillation_from_stronger<D: Device64>(device: &D, x: &Matrix, y: &Matrix) -
     TAU * TAU * (uncorrelated(&q, &p) + uncorrelated(&transposed(&q), &transposed(&p)))
 }
 
-/// Holds a composed loss against a case, and the case's gradient against differences of the composed
-/// loss: (8 (L(h) − L(−h)) − (L(2h) − L(−2h)))/12h, whose error is of the order h⁴.
-fn check_composed(
+/// Compares a composed loss with a case, and the case's gradient with differences of the composed loss: (8 (L(h) − L(−h)) − (L(2h) − L(−2h)))/12h, whose error is of the order h⁴.
+fn assert_composed(
     case: &str,
     student: &str,
     teacher: &str,
@@ -290,24 +285,24 @@ fn check_composed(
     assert_gradient(case, &differences, &gradient, x.dim, 1e-9);
 }
 
-fn check_composed_on<D: Device64>(device: &D) {
-    check_composed("sp", "student", "teacher", |x, y| {
+fn assert_all_composed<D: Device64>(device: &D) {
+    assert_composed("sp", "student", "teacher", |x, y| {
         similarity_preserving(device, x, y)
     });
-    check_composed("pkt_eps1e-7", "student", "teacher", |x, y| {
+    assert_composed("pkt_eps1e-7", "student", "teacher", |x, y| {
         probabilistic_transfer(device, x, y)
     });
-    check_composed("dist_tau1", "student_logits", "teacher_logits", |x, y| {
+    assert_composed("dist_tau1", "student_logits", "teacher_logits", |x, y| {
         distillation_from_stronger(device, x, y)
     });
 }
 
 #[test]
-fn losses_composed_on_the_reference() {
-    check_composed_on(&Reference);
+fn losses_composed_on_the_reference_give_the_golden_values() {
+    assert_all_composed(&Reference);
 }
 
 #[test]
-fn losses_composed_on_the_cpu() {
-    check_composed_on(&Cpu);
+fn losses_composed_on_the_cpu_give_the_golden_values() {
+    assert_all_composed(&Cpu);
 }

@@ -1,5 +1,5 @@
-//! Comparers. All are written so that a NaN fails, and say how much of the budget was used and where
-//! the worst element lies.
+//! Comparers. All are written so that a NaN fails. A failure says how much of the budget was used and
+//! where the worst element lies.
 
 use relata::Real;
 
@@ -51,7 +51,7 @@ pub(crate) fn assert_gradient<R: Real>(
     );
 }
 
-/// What a loss is when every penalty is a rounding error squared: as good as 0.
+/// A loss whose every penalty is a rounding error squared: it counts as 0.
 const NOTHING: f64 = 1e-28;
 
 /// Asserts |got − want| ≤ tolerance · |want|, or ≤ tolerance where `want` is as good as 0.
