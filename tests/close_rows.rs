@@ -1,6 +1,6 @@
-//! Is RKD right however close rows lie? Compares the CPU path with the reference on close pairs and on
-//! clusters within clusters, in the student and in the teacher. Compares the whole gradient, and also
-//! each row's, because the gradient of a close pair is far larger than all others.
+//! Is RKD right however close rows lie? Compares the CPU path with the reference on close pairs and
+//! on clusters within clusters, in the student and in the teacher. Compares the whole gradient, and
+//! also each row's, because the gradient of a close pair is far larger than all others.
 
 mod common;
 
@@ -32,8 +32,8 @@ const CLUSTERS: [Clusters; 8] = [
 /// What the gradient is multiplied by.
 const UPSTREAM: f64 = 0.5;
 
-/// Draws each cluster together. Its first row becomes `to` times itself; every other row becomes the
-/// first plus `closer` times the cluster's factor times itself.
+/// Draws each cluster together. Its first row becomes `to` times itself; every other row becomes
+/// the first plus `closer` times the cluster's factor times itself.
 fn draw_together(rows: &mut [f64], dim: usize, clusters: Clusters, to: f64, closer: f64) {
     for (cluster, apart) in clusters {
         let (first, others) = rows[cluster.start * dim..cluster.end * dim].split_at_mut(dim);
@@ -167,7 +167,8 @@ fn rkd_is_right_however_close_rows_lie_in_f32() {
     }
 }
 
-/// Normalised rows are close if their directions are. How close they are depends on their last digits.
+/// Normalised rows are close if their directions are. How close they are depends on their last
+/// digits.
 #[test]
 fn rkd_of_close_directions_is_right() {
     const CLOSE: [Clusters; 2] = [&[(0..2, 4e-7)], &[(0..4, 5e-7), (6..9, 3e-7)]];

@@ -1,5 +1,5 @@
-//! Is hostile data answered correctly or with a clear error? Duplicates, batches of one row, equal rows,
-//! NaN, infinities, zero rows, offsets and scales, on every device and in every type.
+//! Is hostile data answered correctly or with a clear error? Duplicates, batches of one row, equal
+//! rows, NaN, infinities, zero rows, offsets and scales, on every device and in every type.
 
 mod common;
 
@@ -79,8 +79,8 @@ fn losses_of_duplicates_are_finite_and_agree_with_the_reference() {
                 let want = evaluate::<T, _>(&Reference, loss, &x, &y, D);
                 assert!(finite(&got), "{loss}");
                 let error = (got.loss - want.loss).abs() / want.loss;
-                // A GPU's queue holds the keys of half types as f16. That rounds similarities by 2⁻¹² and
-                // logits by 2⁻¹²/τ_t.
+                // A GPU's queue holds the keys of half types as f16. That rounds similarities by
+                // 2⁻¹² and logits by 2⁻¹²/τ_t.
                 let halved = device.name() == "emulator" && T::DTYPE != DType::F32;
                 let tolerance = if halved && queue_use(&loss) == QueueUse::Required {
                     1e-3
@@ -123,7 +123,8 @@ fn rkd_agrees_with_the_reference_if_squared_distances_vanish() {
 // The gradient between two close rows does not fade with their distance. They are not duplicates.
 #[test]
 fn rkd_distance_of_two_nearly_equal_rows_has_a_direction() {
-    // Many dimensions without a pattern: all other distances are alike, and f32 is exact enough for them.
+    // Many dimensions without a pattern: all other distances are alike, and f32 is exact enough for
+    // them.
     const D: usize = 64;
     let numbers = |seed: f64| -> Vec<f64> {
         let at = |i: usize| (i as f64 + seed).powi(2);
@@ -181,8 +182,8 @@ fn rkd_angle_kernels_are_finite_however_close_two_rows_are() {
     }
 }
 
-// f32 cannot hold 1/d of a subnormal distance. If all distances are subnormal, the loss is NaN. If one
-// distance is, the loss counts that pair correctly or not at all.
+// f32 cannot hold 1/d of a subnormal distance. If all distances are subnormal, the loss is NaN. If
+// one distance is, the loss counts that pair correctly or not at all.
 #[cfg(feature = "emulator")]
 #[test]
 fn rkd_kernels_give_nan_if_all_distances_are_subnormal() {
@@ -352,8 +353,8 @@ fn checked_mode_names_the_first_bad_row() {
     ));
 }
 
-// The products are a thousand or a million times the temperature. Their rounding alone decides whether
-// all exponentials vanish.
+// The products are a thousand or a million times the temperature. Their rounding alone decides
+// whether all exponentials vanish.
 #[test]
 fn rrd_and_info_nce_of_raw_rows_of_any_length_are_right() {
     fn assert_right_at_length<T: Element>(length: f64) {
@@ -418,8 +419,8 @@ fn rrd_and_info_nce_of_raw_rows_of_any_length_are_right() {
     }
 }
 
-// The classes do not fill the last register of a row. The padding must not count, whatever the size of
-// the logits.
+// The classes do not fill the last register of a row. The padding must not count, whatever the size
+// of the logits.
 #[test]
 fn kd_and_softmax_are_right_at_any_temperature_and_size_of_logits() {
     fn assert_right_on<T: Element>(logits: &[f64], temperature: f64) {

@@ -11,8 +11,8 @@ use relata::{
     relation_matrix, softmax,
 };
 
-/// Shapes that several threads share: more rows than a block of any kind, and no multiple of one. The
-/// queue has several parts.
+/// Shapes that several threads share: more rows than a block of any kind, and no multiple of one.
+/// The queue has several parts.
 const LARGE: [usize; 4] = [150, 37, 70, 9001];
 
 /// Every loss on inputs that exercise all of its paths.

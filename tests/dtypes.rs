@@ -1,5 +1,5 @@
-//! The CPU path against the reference on every case of the table in every element type; and the parts
-//! that this comparison needs: the comparers, the tolerances, the conversions, and `check`.
+//! The CPU path against the reference on every case of the table in every element type; and the
+//! parts that this comparison needs: the comparers, the tolerances, the conversions, and `check`.
 
 mod common;
 
@@ -29,7 +29,8 @@ fn cpu_agrees_with_the_reference_on_every_case_in_every_dtype() {
         all += with_gradient.len();
         meaningful += with_gradient.iter().filter(|&&is| is).count();
     }
-    // N = 1, identical rows and a student at its teacher have no gradient; most other cases have one.
+    // N = 1, identical rows and a student at its teacher have no gradient; most other cases have
+    // one.
     assert!(meaningful > all * 3 / 4, "{meaningful} of {all}");
 }
 
@@ -38,7 +39,8 @@ fn tolerances_cover_every_loss_and_dtype() {
     for loss in Loss::all() {
         for dtype in DType::ALL {
             let Tolerance { loss: a, gradient } = tolerance(&loss, dtype);
-            // At least one rounding of the type of the computation, and small enough to mean something.
+            // At least one rounding of the type of the computation, and small enough to mean
+            // something.
             let (least, most) = match dtype {
                 DType::F64 => (f64::EPSILON, 1e-11),
                 _ => (f64::from(f32::EPSILON), 1e-5),
@@ -185,8 +187,8 @@ fn check_passes_the_cpu_on_ordinary_cases() {
     assert!(checked > 10, "{checked}");
 }
 
-/// The reference is right on any data. So `check` must pass it even if the data make differences of the
-/// loss inexact.
+/// The reference is right on any data. So `check` must pass it even if the data make differences of
+/// the loss inexact.
 #[test]
 fn check_passes_the_reference_on_any_data() {
     const DIM: usize = 6;

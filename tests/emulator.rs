@@ -18,11 +18,12 @@ use relata::{
     softmax,
 };
 
-/// Schedules. A seed that 4 divides puts the inputs on aligned addresses, and any other seed does not.
+/// Schedules. A seed that 4 divides puts the inputs on aligned addresses, and any other seed does
+/// not.
 const SEEDS: [u64; 4] = [0, 1, 2, 4];
 
-/// Losses with keys have their own tests, in `emulator_attention/`: there the comparison accounts for the
-/// rounding of the keys.
+/// Losses with keys have their own tests, in `emulator_attention/`: there the comparison accounts
+/// for the rounding of the keys.
 fn has_no_keys(loss: &Loss) -> bool {
     losses::family(loss) != Family::Contrastive
 }
@@ -113,9 +114,9 @@ fn kernels_agree_with_the_cpu_on_many_rows_in_every_dtype() {
     });
 }
 
-/// 260 rows are too many for the small-batch kernels, so the fast path takes them; the table has that in
-/// f32 alone. 101 rows are a batch whose relation has tiles of 12, and neither rows nor dimensions fill
-/// the tiles.
+/// 260 rows are too many for the small-batch kernels, so the fast path takes them; the table has
+/// that in f32 alone. 101 rows are a batch whose relation has tiles of 12, and neither rows nor
+/// dimensions fill the tiles.
 #[test]
 fn rkd_distance_of_large_batches_is_right_in_half_types() {
     fn assert_right<T: GpuElement>(n: usize, dims: [usize; 2]) {
@@ -145,7 +146,8 @@ fn kd_is_right_for_any_number_of_classes() {
         let comparison = Comparison::new(&emulator, &format!("{n} x {classes}"), inputs);
         assert_right_under_all_schedules(&comparison.within(1e-6, 1e-6));
     }
-    // The kernel keeps long rows whole or in part. They start anywhere between two multiples of 16 bytes.
+    // The kernel keeps long rows whole or in part. They start anywhere between two multiples of 16
+    // bytes.
     for classes in DIMS.into_iter().chain([10_251, 21_003, 41_005]) {
         for n in [1, 3] {
             assert_right::<f32>(n, classes);

@@ -1,5 +1,6 @@
-//! The values and gradients of the official code in f64. `golden.json` says where its mathematics were
-//! used instead. Seven cases are losses of this crate. Three are losses made of its building blocks.
+//! The values and gradients of the official code in f64. `golden.json` says where its mathematics
+//! were used instead. Seven cases are losses of this crate. Three are losses made of its building
+//! blocks.
 
 mod common;
 
@@ -61,8 +62,8 @@ impl Golden {
     }
 }
 
-/// Compares `loss` on both devices with a case. The official code adds in another order, which changes a
-/// few units in the last place.
+/// Compares `loss` on both devices with a case. The official code adds in another order, which
+/// changes a few units in the last place.
 fn assert_golden(case: &str, loss: impl Into<Loss>, student: &str, teacher: &str, queue: bool) {
     let loss = loss.into();
     let golden = Golden::load();
@@ -173,8 +174,8 @@ fn relation<D: Device64>(device: &D, relation: Relation, x: &Matrix) -> Matrix {
     Matrix { data, dim }
 }
 
-/// Similarity-preserving (Tung & Mori; RepDistiller's `SP.py`): the mean square of the difference of the
-/// Gram matrices, whose rows are L2-normalised.
+/// Similarity-preserving (Tung & Mori; RepDistiller's `SP.py`): the mean square of the difference
+/// of the Gram matrices, whose rows are L2-normalised.
 fn similarity_preserving<D: Device64>(device: &D, x: &Matrix, y: &Matrix) -> f64 {
     let gram = |x: &Matrix| -> Vec<f64> {
         let gram = relation(device, Relation::Dot, x);
@@ -187,9 +188,9 @@ fn similarity_preserving<D: Device64>(device: &D, x: &Matrix, y: &Matrix) -> f64
     squares.sum::<f64>() / g.len() as f64
 }
 
-/// Probabilistic knowledge transfer (Passalis & Tefas; RepDistiller's `PKT.py`): cosines, moved to 0…1
-/// and each row divided by its sum, compared by KL, averaged over all pairs. The code adds ε to every
-/// norm and to both probabilities.
+/// Probabilistic knowledge transfer (Passalis & Tefas; RepDistiller's `PKT.py`): cosines, moved to
+/// 0…1 and each row divided by its sum, compared by KL, averaged over all pairs. The code adds ε to
+/// every norm and to both probabilities.
 fn probabilistic_transfer<D: Device64>(device: &D, x: &Matrix, y: &Matrix) -> f64 {
     const EPSILON: f64 = 1e-7;
     let probabilities = |x: &Matrix| -> Vec<f64> {
@@ -220,8 +221,9 @@ fn probabilistic_transfer<D: Device64>(device: &D, x: &Matrix, y: &Matrix) -> f6
     terms.sum::<f64>() / p.len() as f64
 }
 
-/// DIST (Huang et al.; hunto's `dist_kd.py`): one minus Pearson's correlation of the softmaxes, the mean
-/// over samples and the mean over classes, added, times τ². ε = 1e-8 goes to the product of the norms.
+/// DIST (Huang et al.; hunto's `dist_kd.py`): one minus Pearson's correlation of the softmaxes, the
+/// mean over samples and the mean over classes, added, times τ². ε = 1e-8 goes to the product of
+/// the norms.
 fn distillation_from_stronger<D: Device64>(device: &D, x: &Matrix, y: &Matrix) -> f64 {
     const TAU: f64 = 1.0;
     let transposed = |x: &Matrix| -> Matrix {
@@ -258,7 +260,8 @@ fn distillation_from_stronger<D: Device64>(device: &D, x: &Matrix, y: &Matrix) -
     TAU * TAU * (uncorrelated(&q, &p) + uncorrelated(&transposed(&q), &transposed(&p)))
 }
 
-/// Compares a composed loss with a case, and the case's gradient with differences of the composed loss: (8 (L(h) − L(−h)) − (L(2h) − L(−2h)))/12h, whose error is of the order h⁴.
+/// Compares a composed loss with a case, and the case's gradient with differences of the composed
+/// loss: (8 (L(h) − L(−h)) − (L(2h) − L(−2h)))/12h, whose error is of the order h⁴.
 fn assert_composed(
     case: &str,
     student: &str,

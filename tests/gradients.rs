@@ -22,7 +22,8 @@ const SIZES: [[usize; 4]; 5] = [
 const STEP: f64 = 1e-5;
 /// Relative to the length of the gradient; a hundred times the error of the differences.
 const TOLERANCE: f64 = 1e-8;
-/// If the gradient is zero or nearly zero, the differences are the rounding of the loss over the step.
+/// If the gradient is zero or nearly zero, the differences are the rounding of the loss over the
+/// step.
 const FLOOR: f64 = 1e-9;
 
 /// (L(x + h) − L(x − h))/2h for every element of the student, times the upstream factor.
@@ -129,7 +130,8 @@ fn gradients_agree_with_differences_at_every_temperature() {
         for loss in losses {
             for shapes in shapes_of(&loss, [4, 6, 6, 12]) {
                 let mut input = Input::normal(5, shapes);
-                // At a temperature of 0.05 the differences' step has to be small against the logits'.
+                // At a temperature of 0.05 the differences' step has to be small against the
+                // logits'.
                 if family(&loss) == Family::Logits {
                     let scale = 2.0 * temperature.min(1.0);
                     input.student.iter_mut().for_each(|x| *x *= scale);
@@ -194,9 +196,9 @@ fn branches(relation: fn(&[f64], usize) -> Vec<f64>, input: &Input, delta: f64) 
 
 #[test]
 fn gradients_agree_with_differences_on_both_branches_of_the_huber_penalty() {
-    // Points on a line have distances of all sizes, and points in the plane have angles of all sizes. In
-    // forty dimensions all distances are about the same and all angles are right. So with δ = 1 some
-    // relations lie on each branch.
+    // Points on a line have distances of all sizes, and points in the plane have angles of all
+    // sizes. In forty dimensions all distances are about the same and all angles are right. So with
+    // δ = 1 some relations lie on each branch.
     let line = Input::normal(1, Shapes::new(12, 1, 40));
     let plane = Input::normal(2, Shapes::new(8, 2, 3));
     let space = Input::normal(3, Shapes::new(9, 6, 4));
@@ -251,8 +253,8 @@ fn gradients_agree_with_differences_on_both_branches_of_the_huber_penalty() {
 
 #[test]
 fn gradients_of_normalised_rows_scale_inversely_with_the_rows() {
-    // The gradient through a normalisation goes as 1/‖x‖, so differences would need a step for each row.
-    // This compares with the gradient of the rows before they were stretched.
+    // The gradient through a normalisation goes as 1/‖x‖, so differences would need a step for each
+    // row. This compares with the gradient of the rows before they were stretched.
     let mut random = Random::new(9);
     for loss in losses().into_iter().filter(normalizes) {
         for shapes in shapes_of(&loss, [6, 5, 5, 8]) {

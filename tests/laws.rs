@@ -20,9 +20,10 @@ fn config(cases: u32) -> ProptestConfig {
     }
 }
 
-/// Asserts that a loss is `loss` and its gradient `gradient`, to the rounding of f64, with a margin:
-/// edges that are much shorter than others amplify the rounding in a small batch of random rows. Errors
-/// are relative to the value plus 0.01, the usual size of these losses and of their slopes.
+/// Asserts that a loss is `loss` and its gradient `gradient`, to the rounding of f64, with a
+/// margin: edges that are much shorter than others amplify the rounding in a small batch of random
+/// rows. Errors are relative to the value plus 0.01, the usual size of these losses and of their
+/// slopes.
 fn assert_is(what: &str, got: &Evaluation<f64>, loss: f64, gradient: &[f64]) {
     let off = (got.loss - loss).abs() / (loss.abs() + 0.01);
     let within = off <= 1e-10;
@@ -60,7 +61,8 @@ fn rkd(normalize: bool) -> [Loss; 3] {
     })
 }
 
-/// A batch for the relational losses, of enough rows for angles, and enough dimensions for them to vary.
+/// A batch for the relational losses, of enough rows for angles, and enough dimensions for them to
+/// vary.
 fn relational() -> impl Strategy<Value = Input> {
     (3..12usize, 2..9usize, 1..9usize, any::<u64>())
         .prop_map(|(n, d, d_t, seed)| Input::normal(seed, Shapes::new(n, d, d_t)))

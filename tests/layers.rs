@@ -1,8 +1,8 @@
 //! Holds the layers of `src/`: a module imports only modules of a lower rank.
 //!
-//! The test reads the source as text. It counts every mention of `crate::module` outside comments, and
-//! every item that a `use` line takes from the crate's root. It leaves out parts behind `#[cfg(test)]`
-//! and files called `tests.rs`. Modules of one folder may import each other.
+//! The test reads the source as text. It counts every mention of `crate::module` outside comments,
+//! and every item that a `use` line takes from the crate's root. It leaves out parts behind
+//! `#[cfg(test)]` and files called `tests.rs`. Modules of one folder may import each other.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
-//! How exact is f32? On every kind of data the gradient of the CPU path, and of the kernels, may be off
-//! by at most twice the error of the definition evaluated directly in f32. Both errors are against f64.
+//! How exact is f32? On every kind of data the gradient of the CPU path, and of the kernels, may be
+//! off by at most twice the error of the definition evaluated directly in f32. Both errors are
+//! against f64.
 //! `cargo test --test numerics -- --nocapture` prints what is measured.
 
 mod common;
@@ -15,8 +16,8 @@ use relata::{
     Shapes,
 };
 
-/// Errors are root mean squares over so many batches. The angle loss has fewer, because its reference
-/// takes O(N³D).
+/// Errors are root mean squares over so many batches. The angle loss has fewer, because its
+/// reference takes O(N³D).
 const SEEDS: u64 = 12;
 const ANGLE_SEEDS: u64 = 3;
 
@@ -178,7 +179,8 @@ fn info_nce(device: &impl Device<f32, Gradient = f32>) {
             ..Shapes::new(n, dim, dim)
         };
         // The second of each pair is the noise between student and teacher. `None`: they are not
-        // related. Otherwise they are so near that the own key has most of the softmax, but not all.
+        // related. Otherwise they are so near that the own key has most of the softmax, but not
+        // all.
         for (temperature, noise) in [
             (0.07, None),
             (0.07, Some(1.0)),
@@ -314,8 +316,8 @@ fn rkd_kernels_carry_to_a_spread_of_1e7() {
     }
 }
 
-/// Too many rows for the small-batch kernels. The lengths are either so alike that the fast kernels are
-/// trusted, or not. The reference would take minutes, so the CPU path in f64 takes its place.
+/// Too many rows for the small-batch kernels. The lengths are either so alike that the fast kernels
+/// are trusted, or not. The reference would take minutes, so the CPU path in f64 takes its place.
 #[cfg(feature = "emulator")]
 #[test]
 fn rkd_kernels_for_many_rows_are_as_exact_as_its_definition_in_f32() {

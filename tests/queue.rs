@@ -361,8 +361,8 @@ fn errors_leave_the_queue_as_it_was() {
     }
 }
 
-// A device may refuse a batch after its keys have entered: here because the rows are longer than the
-// kernels can count, on a GPU because memory ran out.
+// A device may refuse a batch after its keys have entered: here because the rows are longer than
+// the kernels can count, on a GPU because memory ran out.
 #[cfg(feature = "emulator")]
 #[test]
 fn errors_of_the_device_leave_the_queue_as_it_was() {

@@ -1,5 +1,5 @@
-//! Every error, reached through the public interface: the argument it names, the value it expects and
-//! the value it got.
+//! Every error, reached through the public interface: the argument it names, the value it expects
+//! and the value it got.
 
 mod common;
 

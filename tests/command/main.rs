@@ -1,4 +1,5 @@
-//! The command from end to end: the values it prints, the files it writes and the arguments it refuses.
+//! The command from end to end: the values it prints, the files it writes and the arguments it
+//! refuses.
 
 #[allow(dead_code, reason = "the command's tests need its norm alone")]
 #[path = "../common/compare.rs"]

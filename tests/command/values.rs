@@ -67,7 +67,8 @@ fn the_emulator_agrees() {
     }
 }
 
-/// Two f16 a weight or one: the gradients differ, and both are right. What doesn't round weights does not care.
+/// Two f16 a weight or one: the gradients differ, and both are right. What doesn't round weights
+/// does not care.
 #[cfg(feature = "emulator")]
 #[test]
 fn weights_are_as_precise_as_asked_for() {

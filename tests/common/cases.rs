@@ -118,15 +118,15 @@ pub(crate) fn on_gpus() -> impl Iterator<Item = Case> {
     all().into_iter().filter(|c| c.purpose != Purpose::Test)
 }
 
-/// Cases of more rows than the table's, for GPUs. The reference would take minutes, so tests compare
-/// them with the CPU path.
+/// Cases of more rows than the table's, for GPUs. The reference would take minutes, so tests
+/// compare them with the CPU path.
 pub(crate) fn many_rows() -> Vec<Case> {
     table::many_rows()
 }
 
 /// The fewest cases that launch every kernel of the losses on a GPU, together with those of
-/// [`many_rows`], in all types and with weights of either precision. (Relation matrices and softmaxes
-/// launch the other kernels.) Sanitizers run these cases, because sanitizers are slow.
+/// [`many_rows`], in all types and with weights of either precision. (Relation matrices and
+/// softmaxes launch the other kernels.) Sanitizers run these cases, because sanitizers are slow.
 /// tests/cuda_fake_driver checks that no kernel is missing.
 pub(crate) fn of_every_kernel() -> Vec<Case> {
     let table = all();
@@ -212,7 +212,8 @@ impl Case {
         rounded.iter().copied().cycle().take(all).collect()
     }
 
-    /// The keys of earlier batches, `[past_keys, D]`, the oldest first, as they came: not normalised.
+    /// The keys of earlier batches, `[past_keys, D]`, the oldest first, as they came: not
+    /// normalised.
     pub(crate) fn past<T: Element>(&self) -> Vec<T> {
         cast(&data::past(self))
     }
@@ -247,7 +248,8 @@ impl Case {
         (self.rows * (self.student_dim + self.teacher_dim) + keys) as u64
     }
 
-    /// The memory traffic no implementation can avoid: everything read once, the gradient written once.
+    /// The memory traffic no implementation can avoid: everything read once, the gradient written
+    /// once.
     pub(crate) fn bytes<T: Element>(&self) -> u64 {
         let (element, real) = (size_of::<T>(), size_of::<T::Real>());
         let rows = self.rows * (self.student_dim + self.teacher_dim) * element;

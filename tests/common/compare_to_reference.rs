@@ -125,7 +125,8 @@ where
     comparison.assert().gradient_norm() > 0.0
 }
 
-/// The same of more rows than the reference evaluates in a reasonable time: the CPU path takes its place.
+/// The same of more rows than the reference evaluates in a reasonable time: the CPU path takes its
+/// place.
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub(crate) fn assert_many_rows_right<T, D>(device: &D, case: &Case)
 where
@@ -147,8 +148,8 @@ where
     assert_gradient(&name, &got.gradient, &want, case.student_dim, tolerance);
 }
 
-/// Asserts that weights in one f16 change no loss, and a gradient no more than they may. Only losses over
-/// keys have such weights.
+/// Asserts that weights in one f16 change no loss, and a gradient no more than they may. Only
+/// losses over keys have such weights.
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub(crate) fn assert_half_weights_right<T, D>(device: &D, case: &Case)
 where

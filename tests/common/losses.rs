@@ -1,5 +1,5 @@
-//! All that tests and benchmarks ask about a loss. Each question has one answer here, with one arm for
-//! each loss. [`Loss`] can grow, so the last arm is a panic that asks for a new arm.
+//! All that tests and benchmarks ask about a loss. Each question has one answer here, with one arm
+//! for each loss. [`Loss`] can grow, so the last arm is a panic that asks for a new arm.
 
 use relata::{
     Device, Element, Enqueue, Evaluation, InfoNce, KdKl, Loss, Queue, Result, Rkd, RkdAngle,
@@ -131,12 +131,12 @@ pub(crate) fn evaluate_by_own_method<T: Element, D: Device<T>>(
     }
 }
 
-/// Flop of the angle loss for an unordered triple {i, k} at vertex j, with the cosines from the law of
-/// cosines: 8 for both cosines, 1 for their difference, 2 to clamp it, 4 for the penalty and its sum,
-/// 9 for the three coefficients.
+/// Flop of the angle loss for an unordered triple {i, k} at vertex j, with the cosines from the law
+/// of cosines: 8 for both cosines, 1 for their difference, 2 to clamp it, 4 for the penalty and its
+/// sum, 9 for the three coefficients.
 const FLOP_PER_TRIPLET: u64 = 24;
-/// Flop of KD for a class: scaling, shifting, exponential and sum of both rows, difference, penalty,
-/// gradient. An exponential counts as one.
+/// Flop of KD for a class: scaling, shifting, exponential and sum of both rows, difference,
+/// penalty, gradient. An exponential counts as one.
 const FLOP_PER_CLASS: u64 = 14;
 
 /// The ordered triples the angle loss counts, N³; 0 for losses without angles.

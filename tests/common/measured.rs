@@ -1,5 +1,5 @@
-//! The measured rule, and a table of the measurements: a device's error against f64 is at most twice the
-//! error of the definition evaluated directly in f32.
+//! The measured rule, and a table of the measurements: a device's error against f64 is at most
+//! twice the error of the definition evaluated directly in f32.
 
 use relata::Evaluation;
 
@@ -51,7 +51,8 @@ pub(crate) struct Measured {
     pub(crate) naive: Errors,
 }
 
-/// The mean over seeds of the results of `measure`: the device's errors, and the direct evaluation's.
+/// The mean over seeds of the results of `measure`: the device's errors, and the direct
+/// evaluation's.
 pub(crate) fn mean_of(
     name: String,
     seeds: u64,

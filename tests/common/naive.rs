@@ -1,7 +1,7 @@
 //! The definitions evaluated directly, every operation in f32: distances and cosines from
 //! differences and products of edges, gradients by the chain rule, as a tensor library would.
-//! Products accumulate as in a matrix product: fused, in order, in blocks. A softmax sums its row in
-//! eight lanes, in one sweep. Other sums are pairwise.
+//! Products accumulate as in a matrix product: fused, in order, in blocks. A softmax sums its row
+//! in eight lanes, in one sweep. Other sums are pairwise.
 //!
 //! That makes this module as exact as the paper's code. On 64 Gaussian rows of 128 elements the
 //! gradient of the angle loss is off by 1.5e-7, here as in NumPy over OpenBLAS. (With pairwise sums

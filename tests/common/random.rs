@@ -2,8 +2,8 @@
 
 use std::f64::consts::TAU;
 
-/// SplitMix64 (Steele, Lea, Flood: *Fast splittable pseudorandom number generators*, OOPSLA 2014), with
-/// normals by the method of Box and Muller. A seed gives the same numbers everywhere.
+/// SplitMix64 (Steele, Lea, Flood: *Fast splittable pseudorandom number generators*, OOPSLA 2014),
+/// with normals by the method of Box and Muller. A seed gives the same numbers everywhere.
 pub(crate) struct Random(u64);
 
 impl Random {

@@ -1,6 +1,6 @@
-//! How far a device may be from the reference, which computes in f64 on the same inputs: a table for
-//! inputs that are well conditioned, and a factor for other kinds of data. `numerics.rs` has a second
-//! bar: the definition evaluated directly in the device's own precision.
+//! How far a device may be from the reference, which computes in f64 on the same inputs: a table
+//! for inputs that are well conditioned, and a factor for other kinds of data. `numerics.rs` has a
+//! second bar: the definition evaluated directly in the device's own precision.
 
 use relata::{DType, Loss, Problem, WeightPrecision};
 
@@ -35,22 +35,23 @@ const fn tolerance_of(loss: f64, gradient: f64) -> Tolerance {
     Tolerance { loss, gradient }
 }
 
-/// What a loss on inputs of a type may be off by if the inputs are well conditioned: the closest rows are
-/// not much closer than the farthest, and the student has not converged. The numbers are three to five
-/// times what was measured over the case table. (For other inputs `numerics.rs` measures the bar.)
+/// What a loss on inputs of a type may be off by if the inputs are well conditioned: the closest
+/// rows are not much closer than the farthest, and the student has not converged. The numbers are
+/// three to five times what was measured over the case table. (For other inputs `numerics.rs`
+/// measures the bar.)
 ///
-/// Each loss and precision has its own arm, so that an author has to think about a new one. The enums
-/// can grow, so the last arm is a panic, and a coverage test in `dtypes.rs` runs into it. f16 and bf16
-/// are widened exactly and computed in f32: they have no tolerance of their own.
+/// Each loss and precision has its own arm, so that an author has to think about a new one. The
+/// enums can grow, so the last arm is a panic, and a coverage test in `dtypes.rs` runs into it. f16
+/// and bf16 are widened exactly and computed in f32: they have no tolerance of their own.
 pub(crate) fn tolerance(loss: &Loss, dtype: DType) -> Tolerance {
     use DType::{BF16, F16, F32, F64};
     match (loss, dtype) {
-        // Distances from differences are good to an ulp. The gradient subtracts the mean slope, which
-        // cancels by ten or so if all rows are about as far apart.
+        // Distances from differences are good to an ulp. The gradient subtracts the mean slope,
+        // which cancels by ten or so if all rows are about as far apart.
         (Loss::RkdDistance(_), F64) => tolerance_of(5e-14, 5e-14),
         (Loss::RkdDistance(_), F32 | F16 | BF16) => tolerance_of(1e-6, 2e-6),
-        // The law of cosines subtracts numbers that are larger than the result by the longest distance
-        // over the shortest. That is tens here in f64; in f32 it is used up to four.
+        // The law of cosines subtracts numbers that are larger than the result by the longest
+        // distance over the shortest. That is tens here in f64; in f32 it is used up to four.
         (Loss::RkdAngle(_), F64) => tolerance_of(1e-13, 1e-13),
         (Loss::RkdAngle(_), F32 | F16 | BF16) => tolerance_of(1e-6, 1e-6),
         // The two above, weighted. On a line the angles have no slope, so they cancel to nothing.
@@ -69,8 +70,8 @@ pub(crate) fn tolerance(loss: &Loss, dtype: DType) -> Tolerance {
         (Loss::InfoNce(loss), F32 | F16 | BF16) => {
             tolerance_of(1e-6, 1e-6 + 1e-8 / loss.temperature)
         }
-        // At a high T both softmaxes are nearly flat. The divergence falls as 1/T² and the difference of
-        // probabilities as 1/T, but rounding does not fall.
+        // At a high T both softmaxes are nearly flat. The divergence falls as 1/T² and the
+        // difference of probabilities as 1/T, but rounding does not fall.
         (Loss::KdKl(loss), F64) => {
             let t = loss.temperature.max(1.0);
             tolerance_of(1e-14 * t * t, 1e-14 * t)
@@ -93,11 +94,13 @@ pub(crate) fn conditioning(data: Data, dtype: DType) -> Tolerance {
         | Data::Duplicates
         | Data::Identical
         | Data::ZeroRow => (1.0, 1.0),
-        // The law of cosines loses the longest distance over the shortest; f32 does not use it here.
+        // The law of cosines loses the longest distance over the shortest; f32 does not use it
+        // here.
         Data::Clusters { spread } if dtype == DType::F64 => (0.1 / spread, 0.1 / spread),
         Data::Clusters { .. } => (1.0, 1.0),
-        // The relations, each rounded, differ by the noise, and their penalties by its square. (For RRD
-        // and InfoNCE the noise that counts is what the temperatures leave of it, which is as much.)
+        // The relations, each rounded, differ by the noise, and their penalties by its square. (For
+        // RRD and InfoNCE the noise that counts is what the temperatures leave of it, which is as
+        // much.)
         Data::NearTeacher { noise } => (1.0 / (noise * noise), 1.0 / noise),
         Data::Teacher => (1e4, 1e2),
     };
@@ -128,8 +131,8 @@ pub(crate) fn rounding_of_keys(loss: &Loss, dim: usize) -> Tolerance {
 }
 
 /// What rounding the weights to f16, each by 2^-12 of itself at most, changes of a gradient. The
-/// gradient is a sum of weighted keys and loses as much of that sum without its signs, which is a few
-/// times its length. The loss does not change: its weights are not rounded.
+/// gradient is a sum of weighted keys and loses as much of that sum without its signs, which is a
+/// few times its length. The loss does not change: its weights are not rounded.
 pub(crate) const ROUNDING_OF_WEIGHTS: f64 = 4.0 / 4096.0;
 
 /// [`ROUNDING_OF_WEIGHTS`] where a device rounds the weights of `problem`, and 0 elsewhere.

@@ -17,8 +17,8 @@ use crate::right::{SEED, assert_input_right};
 /// - f16 may be off by 2.2e-4, whatever the divergence: by what forming q − p before rounding would
 ///   give. The kernels round the weights in one pass, as pairs of f16.
 /// - Weights in one f16 may be off by √8 · 5.5e-5. Rounding the weights of student and teacher
-///   separately would give 5.5e-5, 4.3e-4 and 4.1e-3 with 16384 keys. The test has an eighth of these
-///   keys, so √8 fewer roundings even out.
+///   separately would give 5.5e-5, 4.3e-4 and 4.1e-3 with 16384 keys. The test has an eighth of
+///   these keys, so √8 fewer roundings even out.
 #[test]
 fn gradients_stay_exact_near_convergence() {
     let (n, dim, keys) = (4, 128, 2048);
@@ -182,8 +182,8 @@ fn kernels_are_right_for_rows_of_any_length() {
     }
 }
 
-/// Neither loss depends on the length of a row, and powers of two are exact. So the loss is the same to
-/// the bit, even if squares are beyond f32, and the gradient grows as the rows shrink.
+/// Neither loss depends on the length of a row, and powers of two are exact. So the loss is the
+/// same to the bit, even if squares are beyond f32, and the gradient grows as the rows shrink.
 #[test]
 fn rows_times_powers_of_two_change_no_loss() {
     fn assert_same<T: GpuElement<Real = f32>>(exponents: &[i32]) {
@@ -226,8 +226,8 @@ fn rows_times_powers_of_two_change_no_loss() {
     assert_same::<f32>(&[-100, 100]);
 }
 
-/// The loss and the divergence take their mean logits from weights that are not rounded, so they are the
-/// same to the bit.
+/// The loss and the divergence take their mean logits from weights that are not rounded, so they
+/// are the same to the bit.
 #[test]
 fn weights_in_one_f16_change_only_the_gradient() {
     for [student_temperature, teacher_temperature] in [[0.1, 0.1], [0.1, 0.02], [0.02, 0.02]] {

@@ -12,8 +12,8 @@ use crate::common::tolerances::{conditioning, rounding_of_keys};
 /// A seed with a shuffled schedule and with inputs that are not aligned.
 pub(crate) const SEED: u64 = 1;
 
-/// Asserts that the emulator is right on the keys as it stores them, to what the type's own rounding
-/// allows; and on the keys as they come, to what rounding the keys changes.
+/// Asserts that the emulator is right on the keys as it stores them, to what the type's own
+/// rounding allows; and on the keys as they come, to what rounding the keys changes.
 pub(crate) fn assert_right<T: GpuElement<Real = f32>>(name: &str, inputs: Inputs<T>, data: Data) {
     let emulator = Emulator::new().seed(SEED);
     let as_they_come = Comparison::of_data(
@@ -38,8 +38,8 @@ pub(crate) fn assert_right<T: GpuElement<Real = f32>>(name: &str, inputs: Inputs
     }
 }
 
-/// Asserts that the emulator is right on a batch of these numbers in every type; in half types, with
-/// weights of either precision.
+/// Asserts that the emulator is right on a batch of these numbers in every type; in half types,
+/// with weights of either precision.
 pub(crate) fn assert_input_right(name: &str, loss: Loss, input: &Input) {
     fn assert_right_in<T: GpuElement<Real = f32>>(name: &str, loss: Loss, input: &Input) {
         let problem = input.problem(loss);

@@ -16,8 +16,8 @@ pub(crate) enum Data {
     /// Rows that lie close together, far from the origin: `spread` times Gaussian, plus `offset` in
     /// every dimension.
     Offset { offset: f64, spread: f64 },
-    /// Gaussian plus `distance` times one standard normal row: rows that lie that many times farther
-    /// from the origin than from each other.
+    /// Gaussian plus `distance` times one standard normal row: rows that lie that many times
+    /// farther from the origin than from each other.
     Translated { distance: f64 },
     /// Gaussian times a factor: large ones overflow f16 when squared, small ones underflow.
     Scaled { factor: f64 },
@@ -25,7 +25,8 @@ pub(crate) enum Data {
     Duplicates,
     /// All rows are the same.
     Identical,
-    /// The student's row in the middle and the teacher's first row are zero: they have no direction.
+    /// The student's row in the middle and the teacher's first row are zero: they have no
+    /// direction.
     ZeroRow,
     /// The teacher's rows (of the same dim): the loss's minimum.
     Teacher,
@@ -50,8 +51,8 @@ pub(crate) fn cast<T: Element>(values: &[f64]) -> Vec<T> {
 }
 
 impl Data {
-    /// Makes a student's rows of standard normals look like this. `centres` gives so many more standard
-    /// normals, and `teacher` gives the teacher's rows.
+    /// Makes a student's rows of standard normals look like this. `centres` gives so many more
+    /// standard normals, and `teacher` gives the teacher's rows.
     pub(crate) fn form(
         self,
         x: &mut [f64],

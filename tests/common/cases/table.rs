@@ -121,10 +121,10 @@ fn relational(cases: &mut Vec<Case>) {
     }
 }
 
-/// RKD of more rows than the kernels count as a small batch. In order: distances that are alike, with
-/// the angles in f32; distances of very different size, with the angles in f64; angles in f32 that turn
-/// out to be too much alike; normalised rows; and so many elements that a kernel makes the gradient 64
-/// rows at a time.
+/// RKD of more rows than the kernels count as a small batch. In order: distances that are alike,
+/// with the angles in f32; distances of very different size, with the angles in f64; angles in f32
+/// that turn out to be too much alike; normalised rows; and so many elements that a kernel makes
+/// the gradient 64 rows at a time.
 pub(super) fn many_rows() -> Vec<Case> {
     let both = Loss::from(Rkd::default());
     let normalized = Rkd {
@@ -227,8 +227,8 @@ fn kd_kl(cases: &mut Vec<Case>) {
     cases.extend(DEGENERATE.map(|(label, data)| case(loss, 33, 16).data(data).label(label)));
 }
 
-/// Sizes that trainers use. RRD comes twice: with a queue of past keys alone, and, as is the crate's
-/// default, with the batch's own keys in it.
+/// Sizes that trainers use. RRD comes twice: with a queue of past keys alone, and, as is the
+/// crate's default, with the batch's own keys in it.
 fn timed(cases: &mut Vec<Case>) {
     let [distance, angle, both] = rkd_losses(Rkd::default());
     cases.push(case(distance, 128, 512).purpose(Purpose::Both));
