@@ -1,10 +1,11 @@
-//! The queue against the simplest model of one, and what a loss does to it.
+//! The queue against a simple model, and the changes that a loss makes to it.
 
 mod common;
 
 use std::collections::VecDeque;
 
-use common::compare::{assert_same_bits, assert_zero};
+use common::compare::{assert_same_bits, assert_zero, norm};
+use common::losses::evaluate_by_own_method;
 use common::{Random, cast, for_every_dtype};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -25,7 +26,7 @@ struct Model {
 impl Model {
     fn enqueue(&mut self, batch: &[f64], dim: usize) {
         for key in batch.chunks(dim) {
-            let norm = key.iter().map(|x| x * x).sum::<f64>().sqrt();
+            let norm = norm(key);
             let unit = if norm == 0.0 { 1.0 } else { norm };
             self.keys.push_back(key.iter().map(|x| x / unit).collect());
             if self.keys.len() > self.capacity {
@@ -43,7 +44,7 @@ proptest! {
     })]
 
     #[test]
-    fn is_first_in_first_out(
+    fn queue_is_first_in_first_out(
         capacity in 1..12usize,
         dim in 1..5usize,
         batches in prop::collection::vec(0..30usize, 0..12),
@@ -78,7 +79,7 @@ proptest! {
 
     /// Saved and restored: the same keys, of the same age, so that the next ones push out the same.
     #[test]
-    fn survives_a_round_trip(capacity in 1..9usize, first in 0..20usize, then in 0..20usize, seed: u64) {
+    fn queue_survives_a_round_trip(capacity in 1..9usize, first in 0..20usize, then in 0..20usize, seed: u64) {
         let dim = 3;
         let mut random = Random::new(seed);
         let mut queue = Queue::<f32>::new(capacity, dim).expect("a queue");
@@ -99,18 +100,19 @@ proptest! {
 }
 
 #[test]
-fn keys_come_in_at_length_one() {
-    fn check<T: Element>() {
+fn queue_normalises_keys_of_any_length() {
+    fn assert_normalises<T: Element>() {
         let mut queue = Queue::<T::Real>::new(4, 5).expect("a queue");
         let mut keys = Random::new(1).normals(20);
-        // Squares that overflow f16 or f32, and such as vanish in them.
+        // Squares that overflow in f16 or f32, and squares that vanish in them.
         keys[..5].fill(300.0);
         keys[5..10].fill(6e-5);
         keys[10..15].fill(0.0);
         let elements = cast::<T>(&keys);
         queue.enqueue(rows(&elements, 5)).expect("finite keys");
         for (i, key) in queue.keys().chunks(5).enumerate() {
-            let norm: f64 = key.iter().map(|k| k.to_f64().powi(2)).sum::<f64>().sqrt();
+            let wide: Vec<f64> = key.iter().map(|k| k.to_f64()).collect();
+            let norm = norm(&wide);
             let want = if i == 2 { 0.0 } else { 1.0 };
             assert!((norm - want).abs() <= 3e-7, "{}: key {i}: {norm}", T::DTYPE);
         }
@@ -124,7 +126,7 @@ fn keys_come_in_at_length_one() {
         T::widen(&elements, &mut want);
         assert_same_bits("as they come", raw.keys(), &want);
     }
-    for_every_dtype!(check());
+    for_every_dtype!(assert_normalises());
     // Of any size that the type holds.
     let mut queue = Queue::<f64>::new(2, 2).expect("a queue");
     queue
@@ -138,7 +140,7 @@ fn keys_come_in_at_length_one() {
     }
 }
 
-/// All that can be seen of a queue.
+/// All that a queue shows.
 fn contents<R: Real>(queue: &Queue<R>) -> (Vec<f64>, Vec<f64>, usize) {
     let wide = |keys: &[R]| keys.iter().map(|k| k.to_f64()).collect();
     (wide(&queue.to_vec()), wide(queue.keys()), queue.len())
@@ -154,7 +156,7 @@ fn filled(capacity: usize) -> Queue<f32> {
 }
 
 #[test]
-fn refuses_what_would_spoil_it_and_stays_as_it_was() {
+fn queue_refuses_bad_keys_and_stays_as_it_was() {
     for capacity in [3, 4, 10] {
         let mut queue = filled(capacity);
         let before = contents(&queue);
@@ -201,7 +203,7 @@ fn refuses_what_would_spoil_it_and_stays_as_it_was() {
     }
 }
 
-/// The losses with a queue, as one.
+/// The losses with a queue, under one method.
 #[derive(Clone, Copy, Debug)]
 enum Queued {
     Rrd,
@@ -238,7 +240,7 @@ impl Queued {
 const BOTH: [Queued; 2] = [Queued::Rrd, Queued::InfoNce];
 
 #[test]
-fn enqueues_before_or_after_or_not() {
+fn losses_enqueue_before_or_after_or_never() {
     let mut random = Random::new(4);
     for loss in BOTH {
         // A queue that the batch fits in, one that it makes wrap, and one that it fills.
@@ -257,19 +259,19 @@ fn enqueues_before_or_after_or_not() {
             with_batch.enqueue(teacher).expect("finite keys");
 
             let mut queue = start.clone();
-            let beside_past = evaluate(Enqueue::Never, &mut queue);
+            let with_past = evaluate(Enqueue::Never, &mut queue);
             assert_eq!(contents(&queue), contents(&start));
 
             let mut queue = start.clone();
-            assert_eq!(evaluate(Enqueue::After, &mut queue), beside_past);
+            assert_eq!(evaluate(Enqueue::After, &mut queue), with_past);
             assert_eq!(contents(&queue), contents(&with_batch));
 
             let mut queue = start.clone();
-            let beside_own = evaluate(Enqueue::Before, &mut queue);
+            let with_own = evaluate(Enqueue::Before, &mut queue);
             assert_eq!(contents(&queue), contents(&with_batch));
-            assert_eq!(beside_own, evaluate(Enqueue::Never, &mut with_batch));
+            assert_eq!(with_own, evaluate(Enqueue::Never, &mut with_batch));
             assert_ne!(
-                beside_own, beside_past,
+                with_own, with_past,
                 "{loss:?}: the own keys make no difference"
             );
         }
@@ -279,7 +281,7 @@ fn enqueues_before_or_after_or_not() {
 }
 
 #[test]
-fn an_empty_queue_will_do_only_if_the_batch_goes_in_first() {
+fn losses_take_an_empty_queue_only_if_the_batch_enters_first() {
     for loss in BOTH {
         let (x, y) = (
             [0.5f32, 1.0, 0.0, -1.0, 0.5, 0.25],
@@ -302,7 +304,7 @@ fn an_empty_queue_will_do_only_if_the_batch_goes_in_first() {
 }
 
 #[test]
-fn an_error_leaves_the_queue_as_it_was() {
+fn errors_leave_the_queue_as_it_was() {
     let x = cast::<f32>(&Random::new(5).normals(12));
     for loss in BOTH {
         for enqueue in [Enqueue::Before, Enqueue::After, Enqueue::Never] {
@@ -359,13 +361,14 @@ fn an_error_leaves_the_queue_as_it_was() {
     }
 }
 
-// A device may refuse a batch after it has entered: here for rows longer than the kernels can count, on a GPU for want of memory.
+// A device may refuse a batch after its keys have entered: here because the rows are longer than
+// the kernels can count, on a GPU because memory ran out.
 #[cfg(feature = "emulator")]
 #[test]
-fn an_error_of_the_device_leaves_the_queue_as_it_was() {
+fn errors_of_the_device_leave_the_queue_as_it_was() {
     let dim = 65_535 * 128 + 1;
     let batch = vec![7.0f32; dim];
-    // Keys of the past, and where they are when there is room and when there is none.
+    // The batch finds room in the queue, or it pushes keys out.
     for past in [1, 3] {
         let mut queue = Queue::new(2, dim).expect("a queue").normalize(false);
         for key in 0..past {
@@ -390,22 +393,17 @@ fn an_error_of_the_device_leaves_the_queue_as_it_was() {
     }
 }
 
-// Code that has one way for all losses gets what each gives by itself, and leaves behind the same queue.
+// `Loss::evaluate` gives the same as each loss's own method, and leaves the same queue.
 #[test]
-fn any_loss_takes_a_queue_or_none_as_it_does_by_itself() {
+fn loss_enum_evaluates_as_the_loss_itself_does() {
     let mut random = Random::new(9);
     let [x, y] = [(); 2].map(|()| cast::<f32>(&random.normals(15)));
     let (student, teacher) = (rows(&x, 3), rows(&y, 3));
     for all in Loss::all() {
         let start = filled(6);
         let (mut by_itself, mut queue) = (start.clone(), start.clone());
-        let want = match all {
-            Loss::Rrd(loss) => Some(loss.evaluate(&Cpu, student, teacher, &mut by_itself)),
-            Loss::InfoNce(loss) => {
-                Some(loss.evaluate_with_queue(&Cpu, student, teacher, &mut by_itself))
-            }
-            _ => None,
-        };
+        let own = Some(&mut by_itself);
+        let want = evaluate_by_own_method(&all, &Cpu, student, teacher, own);
         let got = all.evaluate(&Cpu, student, teacher, Some(&mut queue));
         match want {
             Some(want) => {
@@ -419,14 +417,7 @@ fn any_loss_takes_a_queue_or_none_as_it_does_by_itself() {
         }
         assert_eq!(contents(&queue), contents(&by_itself), "{all}");
 
-        let want = match all {
-            Loss::RkdDistance(loss) => Some(loss.evaluate(&Cpu, student, teacher)),
-            Loss::RkdAngle(loss) => Some(loss.evaluate(&Cpu, student, teacher)),
-            Loss::Rkd(loss) => Some(loss.evaluate(&Cpu, student, teacher)),
-            Loss::InfoNce(loss) => Some(loss.evaluate(&Cpu, student, teacher)),
-            Loss::KdKl(loss) => Some(loss.evaluate(&Cpu, student, teacher)),
-            _ => None,
-        };
+        let want = evaluate_by_own_method(&all, &Cpu, student, teacher, None);
         let got = all.evaluate(&Cpu, student, teacher, None);
         match want {
             Some(want) => assert_eq!(got, want, "{all}"),
@@ -445,7 +436,7 @@ fn any_loss_takes_a_queue_or_none_as_it_does_by_itself() {
 }
 
 #[test]
-fn a_teacher_that_is_not_finite_stays_out() {
+fn queue_stays_as_it_was_if_the_teacher_is_not_finite() {
     let x = cast::<f32>(&Random::new(6).normals(12));
     for loss in BOTH {
         for enqueue in [Enqueue::Before, Enqueue::After, Enqueue::Never] {
@@ -464,7 +455,7 @@ fn a_teacher_that_is_not_finite_stays_out() {
                 assert!(evaluation.gradient.iter().all(|g| g.is_nan()));
                 assert_eq!(contents(&queue), before);
 
-                // A bad student does the queue no harm: its keys are the teacher's.
+                // A bad student does not harm the queue: the keys are the teacher's.
                 let (mut bad_x, good_y) = (x.clone(), x.clone());
                 bad_x[2] = bad;
                 let evaluation = loss
