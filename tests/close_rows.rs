@@ -61,7 +61,7 @@ const IN_F64: Tolerance = Tolerance {
 };
 
 fn assert_right<T: Element>(loss: Loss, input: &Input, what: &str, tolerance: &Tolerance) {
-    let problem = input.problem(loss).upstream(UPSTREAM);
+    let problem = input.problem(loss).with_upstream(UPSTREAM);
     let got = input.run::<T, _>(&Cpu, &problem);
     let want = input.run::<T, _>(&Reference, &problem);
     let name = format!("{loss} in {}, {:?}, {what}", T::DTYPE, input.shapes);

@@ -4,12 +4,12 @@
 mod common;
 
 use common::compare::norm;
-use common::losses::{queue_use, rkd_losses};
-use common::{Input, QueueUse, cast, on_every_device, rounded};
+use common::losses::rkd_losses;
+use common::{Input, cast, on_every_device, rounded};
 use half::{bf16, f16};
 use relata::{
     Batch, Cpu, DType, Device, Element, Error, Evaluation, InfoNce, KdKl, Loss, Problem, Queue,
-    Real, Reference, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes, softmax,
+    QueueUse, Real, Reference, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes, softmax,
 };
 
 const N: usize = 9;
@@ -33,7 +33,7 @@ fn evaluate<T: Element, Dev: Device<T>>(
 ) -> Evaluation<Dev::Gradient> {
     let shapes = Shapes::new(x.len() / dim, dim, dim);
     let input = Input {
-        shapes: match queue_use(&loss) {
+        shapes: match loss.spec().queue {
             QueueUse::Required => shapes.with_queue(KEYS),
             QueueUse::Optional | QueueUse::Never => shapes,
         },
@@ -82,7 +82,7 @@ fn losses_of_duplicates_are_finite_and_agree_with_the_reference() {
                 // A GPU's queue holds the keys of half types as f16. That rounds similarities by
                 // 2⁻¹² and logits by 2⁻¹²/τ_t.
                 let halved = device.name() == "emulator" && T::DTYPE != DType::F32;
-                let tolerance = if halved && queue_use(&loss) == QueueUse::Required {
+                let tolerance = if halved && loss.spec().queue == QueueUse::Required {
                     1e-3
                 } else {
                     1e-5
@@ -332,7 +332,7 @@ fn checked_mode_names_the_first_bad_row() {
     let rows = |data| Rows::new(data, [N, D]).unwrap();
     let problem = Problem::new(KdKl::default(), Shapes::new(N, D, D))
         .unwrap()
-        .checked(true);
+        .with_checked(true);
     let error = problem
         .evaluate(&Cpu, Batch::new(rows(&x), rows(&y)))
         .unwrap_err();
@@ -371,7 +371,7 @@ fn rrd_and_info_nce_of_raw_rows_of_any_length_are_right() {
             ..Rrd::default()
         };
         let queues: Vec<_> = [1, 3, 4 * N]
-            .map(|capacity| Queue::new(capacity, D).unwrap().normalize(false))
+            .map(|capacity| Queue::new(capacity, D).unwrap().with_normalize(false))
             .into_iter()
             .map(|mut queue| queue.enqueue(y).map(|()| queue).unwrap())
             .collect();

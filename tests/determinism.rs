@@ -3,11 +3,11 @@
 mod common;
 
 use common::compare::assert_same_bits;
-use common::losses::{family, losses, shapes_of};
-use common::{Family, Input, cast, for_every_dtype};
+use common::losses::{losses, shapes_of};
+use common::{Input, cast, for_every_dtype};
 use rayon::ThreadPoolBuilder;
 use relata::{
-    Cpu, Device, Element, Evaluation, Loss, Real, Reference, Relation, Rows, Shapes,
+    Cpu, Device, Element, Evaluation, Family, Loss, Real, Reference, Relation, Rows, Shapes,
     relation_matrix, softmax,
 };
 
@@ -21,13 +21,13 @@ fn cases() -> Vec<(Loss, Input)> {
     for loss in losses() {
         for (seed, sizes) in [LARGE, [5, 3, 2, 7]].into_iter().enumerate() {
             for mut shapes in shapes_of(&loss, sizes) {
-                if family(&loss) == Family::Logits && sizes == LARGE {
+                if matches!(loss.spec().family, Family::Logits(_)) && sizes == LARGE {
                     // More classes than are added up at a time.
                     shapes = Shapes::new(9, 2500, 2500);
                 }
                 let mut input = Input::normal(seed as u64, shapes);
                 cases.push((loss, input.clone()));
-                if family(&loss) == Family::Triplet {
+                if matches!(loss.spec().family, Family::Triplet(_)) {
                     // Every other row is nearly the one before: too close for the law of cosines.
                     for pair in input.student.chunks_exact_mut(2 * shapes.student_dim) {
                         let (one, other) = pair.split_at_mut(shapes.student_dim);
@@ -47,8 +47,8 @@ fn assert_same<R: Real>(label: &str, got: &Evaluation<R>, want: &Evaluation<R>) 
     assert_same_bits(label, &got.gradient, &want.gradient);
     assert_same_bits(label, &[got.loss], &[want.loss]);
     assert_eq!(
-        got.kl.map(f64::to_bits),
-        want.kl.map(f64::to_bits),
+        got.term("kl").map(f64::to_bits),
+        want.term("kl").map(f64::to_bits),
         "{label}"
     );
 }
@@ -136,7 +136,7 @@ fn cpu_gives_the_same_bits_whatever_it_computed_before() {
 #[test]
 fn evaluate_into_overwrites_all_of_it() {
     fn assert_overwrites<T: Element, D: Device<T>>(device: &D, loss: Loss, input: &Input) {
-        let problem = input.problem(loss).upstream(1.5);
+        let problem = input.problem(loss).with_upstream(1.5);
         let inputs = input.inputs::<T>(&problem);
         let want = inputs.evaluate(device);
         let label = format!("{} on {}", label::<T>(&loss, input), device.name());
@@ -148,7 +148,7 @@ fn evaluate_into_overwrites_all_of_it() {
                 .expect("a valid batch");
             assert_same_bits(&label, &gradient, &want.gradient);
             assert_same_bits(&label, &[value.loss], &[want.loss]);
-            assert_eq!(value.kl, want.kl, "{label}");
+            assert_eq!(value.term("kl"), want.term("kl"), "{label}");
             assert!(gradient.iter().all(|g| g.to_f64().is_finite()), "{label}");
         }
     }

@@ -10,11 +10,12 @@ use common::compare::{
     assert_finite, assert_gradient, assert_loss, assert_same_bits, assert_zero, relative_error,
 };
 use common::compare_to_reference::assert_right;
+use common::for_every_dtype;
 use common::tolerances::{Tolerance, tolerance};
-use common::{QueueUse, for_every_dtype, losses};
 use half::{bf16, f16};
 use relata::{
-    Batch, Cpu, DType, Element, InfoNce, Loss, Problem, Queue, Reference, RkdAngle, Rows, check,
+    Batch, Cpu, DType, Element, InfoNce, Loss, Problem, Queue, QueueUse, Reference, RkdAngle, Rows,
+    check,
 };
 
 #[test]
@@ -207,12 +208,12 @@ fn check_passes_the_reference_on_any_data() {
         };
         for loss in Loss::all().into_iter().chain([raw.into(), sharp.into()]) {
             let mut batch = Batch::new(student, teacher);
-            if losses::queue_use(&loss) == QueueUse::Required {
+            if loss.spec().queue == QueueUse::Required {
                 batch = batch.with_queue(&queue);
             }
             let problem = Problem::new(loss, batch.shapes())
                 .expect("shapes that fit")
-                .upstream(0.5);
+                .with_upstream(0.5);
             let report = check(&problem, &Reference, batch).expect("a result");
             assert!(report.passed(), "{what}, {loss:?}: {report}");
         }

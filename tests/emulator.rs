@@ -10,12 +10,12 @@ use std::panic::catch_unwind;
 use common::cases::{self, Case};
 use common::compare::{assert_gradient, assert_same_bits, assert_zero};
 use common::compare_to_reference::{Comparison, assert_many_rows_right};
-use common::{Family, Input, Random, cast, losses};
+use common::{Input, Random, cast};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use relata::{
-    Emulator, GpuElement, KdKl, Loss, Reference, Rkd, RkdDistance, Rows, Shapes, relation_matrix,
-    softmax,
+    Emulator, Family, GpuElement, KdKl, Loss, Reference, Rkd, RkdDistance, Rows, Shapes,
+    relation_matrix, softmax,
 };
 
 /// Schedules. A seed that 4 divides puts the inputs on aligned addresses, and any other seed does
@@ -25,7 +25,7 @@ const SEEDS: [u64; 4] = [0, 1, 2, 4];
 /// Losses with keys have their own tests, in `emulator_attention/`: there the comparison accounts
 /// for the rounding of the keys.
 fn has_no_keys(loss: &Loss) -> bool {
-    losses::family(loss) != Family::Contrastive
+    !matches!(loss.spec().family, Family::Contrastive(_))
 }
 
 /// Asserts that the kernels are right, and give the same bits under every schedule and wherever the
@@ -222,7 +222,7 @@ fn upstream_factor_scales_only_the_gradient() {
         let input = Input::normal(8, Shapes::new(6, 20, 20));
         let problem = input.problem(loss);
         let once = input.run::<f32, _>(&Emulator::new(), &problem);
-        let twice = input.run::<f32, _>(&Emulator::new(), &problem.upstream(2.0));
+        let twice = input.run::<f32, _>(&Emulator::new(), &problem.with_upstream(2.0));
         assert_eq!(once.loss, twice.loss, "{loss}");
         let doubled: Vec<f32> = once.gradient.iter().map(|g| 2.0 * g).collect();
         assert_same_bits(loss.name(), &twice.gradient, &doubled);

@@ -3,10 +3,11 @@
 mod common;
 
 use common::compare::norm;
-use common::losses::{family, losses, normalizes, shapes_of};
-use common::{Family, Input, Random};
+use common::losses::{losses, normalizes, shapes_of};
+use common::{Input, Random};
 use relata::{
-    Cpu, Device, InfoNce, KdKl, Loss, Problem, Reference, Rkd, RkdAngle, RkdDistance, Rrd, Shapes,
+    Cpu, Device, Family, InfoNce, KdKl, Loss, Problem, Reference, Rkd, RkdAngle, RkdDistance, Rrd,
+    Shapes,
 };
 
 /// N, D, D_t, K: the smallest, and some that are no multiple of any block.
@@ -37,7 +38,7 @@ fn differences(problem: &Problem, input: &Input) -> Vec<f64> {
             };
             let slope = (loss_at(STEP) - loss_at(-STEP)) / (2.0 * STEP);
             moved.student[at] = input.student[at];
-            problem.upstream_factor() * slope
+            problem.upstream() * slope
         })
         .collect()
 }
@@ -87,17 +88,17 @@ fn gradients_agree_with_differences_for_every_loss_and_option() {
 }
 
 #[test]
-fn gradients_scale_with_the_upstream_factor() {
+fn gradients_scale_with_the_upstream() {
     for loss in Loss::all() {
         for shapes in shapes_of(&loss, [5, 4, 6, 9]) {
             let input = Input::normal(11, shapes);
             let once = assert_gradients(&input.problem(loss), &input);
             for upstream in [-2.5, 1e-3] {
-                let scaled = assert_gradients(&input.problem(loss).upstream(upstream), &input);
+                let scaled = assert_gradients(&input.problem(loss).with_upstream(upstream), &input);
                 let ratio = scaled / once / upstream.abs();
                 assert!((ratio - 1.0).abs() < 1e-9, "{loss}: {ratio}");
             }
-            let none = input.problem(loss).upstream(0.0);
+            let none = input.problem(loss).with_upstream(0.0);
             assert_eq!(assert_gradients(&none, &input), 0.0);
         }
     }
@@ -132,7 +133,7 @@ fn gradients_agree_with_differences_at_every_temperature() {
                 let mut input = Input::normal(5, shapes);
                 // At a temperature of 0.05 the differences' step has to be small against the
                 // logits'.
-                if family(&loss) == Family::Logits {
+                if matches!(loss.spec().family, Family::Logits(_)) {
                     let scale = 2.0 * temperature.min(1.0);
                     input.student.iter_mut().for_each(|x| *x *= scale);
                     input.teacher.iter_mut().for_each(|y| *y *= scale);

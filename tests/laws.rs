@@ -217,7 +217,7 @@ proptest! {
     fn losses_and_divergences_are_not_negative((loss, input) in any_loss()) {
         for evaluation in on_both(&input, loss) {
             if losses::has_kl(&loss) {
-                let kl = evaluation.kl.expect("RRD's KL");
+                let kl = evaluation.term("kl").expect("RRD's KL");
                 prop_assert!(kl >= -1e-13, "{kl:e}");
                 // The cross-entropy is larger by the entropy, which is at most ln K.
                 let entropy = evaluation.loss - kl;
@@ -225,7 +225,7 @@ proptest! {
                 prop_assert!(entropy >= -1e-13 && entropy <= most + 1e-13, "{entropy} of {most}");
             } else {
                 prop_assert!(evaluation.loss >= -1e-13, "{}", evaluation.loss);
-                prop_assert_eq!(evaluation.kl, None);
+                prop_assert_eq!(evaluation.term("kl"), None);
             }
         }
     }
@@ -247,14 +247,14 @@ proptest! {
     #[test]
     fn upstream_factor_scales_the_gradient_and_not_the_loss((loss, input) in any_loss(), upstream in -5.0..5.0) {
         let once = on_both(&input, loss);
-        let problem = input.problem(loss).upstream(upstream);
+        let problem = input.problem(loss).with_upstream(upstream);
         let scaled = [
             input.run::<f64, _>(&Reference, &problem),
             input.run::<f64, _>(&Cpu, &problem),
         ];
         for (a, b) in once.iter().zip(&scaled) {
             prop_assert_eq!(a.loss.to_bits(), b.loss.to_bits());
-            prop_assert_eq!(a.kl, b.kl);
+            prop_assert_eq!(a.term("kl"), b.term("kl"));
             let want: Vec<f64> = a.gradient.iter().map(|g| upstream * g).collect();
             if norm(&want) > 1e-12 {
                 let error = relative_error(&b.gradient, &want);
@@ -316,7 +316,7 @@ proptest! {
             [with_own, without]: [&Queue<f64>; 2],
         ) {
             let sharp = rrd(tau, 1e-7)
-                .evaluate(device, student, teacher, &mut with_own.clone())
+                .evaluate_with_queue(device, student, teacher, &mut with_own.clone())
                 .expect("a valid batch");
             let info_nce = InfoNce { temperature: tau, enqueue: Enqueue::Never, ..InfoNce::default() };
             let want = info_nce
@@ -324,7 +324,7 @@ proptest! {
                 .expect("a valid batch");
             assert_is("τ_t → 0", &sharp, want.loss, &want.gradient);
             // No entropy is left. (Logits over τ_t lose as many digits as it is small.)
-            let entropy = sharp.loss - sharp.kl.expect("RRD's KL");
+            let entropy = sharp.loss - sharp.term("kl").expect("RRD's KL");
             assert!(entropy.abs() <= 1e-7, "{entropy:e}");
         }
         assert_law(&Reference, tau, [student, teacher], [&with_own, &without]);
@@ -344,7 +344,7 @@ proptest! {
                 want -= log_q.iter().sum::<f64>() / (k * n) as f64;
             }
             prop_assert!((evaluation.loss - want).abs() <= 1e-10 * (1.0 + want));
-            let entropy = evaluation.loss - evaluation.kl.expect("RRD's KL");
+            let entropy = evaluation.loss - evaluation.term("kl").expect("RRD's KL");
             prop_assert!((entropy - (k as f64).ln()).abs() <= 1e-10);
         }
     }

@@ -10,10 +10,10 @@ use common::compare::assert_same_bits;
 #[cfg(feature = "emulator")]
 use common::measured::Measured;
 use common::measured::{Errors, assert_within_budget, mean_of};
-use common::{Family, Input, cast, losses, naive};
+use common::{Input, cast, losses, naive};
 use relata::{
-    Cpu, Device, Element, Evaluation, InfoNce, KdKl, Loss, Reference, RkdAngle, RkdDistance, Rrd,
-    Shapes,
+    Cpu, Device, Element, Evaluation, Family, InfoNce, KdKl, Loss, Reference, RkdAngle,
+    RkdDistance, Rrd, Shapes,
 };
 
 /// Errors are root mean squares over so many batches. The angle loss has fewer, because its
@@ -66,9 +66,9 @@ fn rkd(device: &impl Device<f32, Gradient = f32>, shape: [usize; 3]) {
     let mut table = Vec::new();
     for (loss, direct) in RKD {
         for student in STUDENTS {
-            let seeds = match losses::family(&loss) {
-                Family::Triplet => ANGLE_SEEDS,
-                Family::Pairwise | Family::Contrastive | Family::Logits => SEEDS,
+            let seeds = match loss.spec().family {
+                Family::Triplet(_) => ANGLE_SEEDS,
+                Family::Pairwise(_) | Family::Contrastive(_) | Family::Logits(_) => SEEDS,
             };
             table.push(mean_of(format!("{loss} {student:?}"), seeds, |seed| {
                 let input = input_of(student, seed, shape);
@@ -160,7 +160,7 @@ fn rrd(device: &impl Device<f32, Gradient = f32>) {
             table.push(mean_of(name, SEEDS, |seed| {
                 let input = at_divergence(Input::normal(seed, shapes), kl, noise, |input| {
                     let evaluation = input.evaluate::<f32, _>(&Reference, loss);
-                    evaluation.kl.expect("RRD's KL")
+                    evaluation.term("kl").expect("RRD's KL")
                 });
                 measure(device, &input, loss.into(), |x, y, keys| {
                     naive::rrd(x, y, keys, dim, [0.1, 0.1])
@@ -359,7 +359,7 @@ fn cpu_computes_half_types_in_f32() {
                 let label = format!("{loss:?} on {shapes:?} in {}", T::DTYPE);
                 assert_same_bits(&label, &half.gradient, &single.gradient);
                 assert_same_bits(&label, &[half.loss], &[single.loss]);
-                assert_eq!(half.kl, single.kl, "{label}");
+                assert_eq!(half.term("kl"), single.term("kl"), "{label}");
                 assert!(half.gradient_norm() > 0.0, "{label}: nothing was compared");
             }
         }

@@ -5,12 +5,12 @@ mod common;
 use std::collections::VecDeque;
 
 use common::compare::{assert_same_bits, assert_zero, norm};
-use common::losses::evaluate_by_own_method;
 use common::{Random, cast, for_every_dtype};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use relata::{
-    Cpu, Element, Enqueue, Error, Evaluation, InfoNce, Loss, Queue, Real, Reference, Rows, Rrd,
+    Cpu, Element, Enqueue, Error, Evaluation, InfoNce, Loss, Queue, QueueUse, Real, Reference,
+    Rows, Rrd,
 };
 
 fn rows<T: Element>(data: &[T], dim: usize) -> Rows<'_, T> {
@@ -87,9 +87,9 @@ proptest! {
 
         let saved = queue.to_vec();
         // They are normalised; normalising them again may round.
-        let mut restored = Queue::<f32>::new(capacity, dim).expect("a queue").normalize(false);
+        let mut restored = Queue::<f32>::new(capacity, dim).expect("a queue").with_normalize(false);
         restored.enqueue(rows(&saved, dim)).expect("finite keys");
-        let mut restored = restored.normalize(true);
+        let mut restored = restored.with_normalize(true);
         assert_same_bits("restored", &restored.to_vec(), &saved);
 
         let next = cast::<f32>(&random.normals(then * dim));
@@ -120,7 +120,7 @@ fn queue_normalises_keys_of_any_length() {
 
         let mut raw = Queue::<T::Real>::new(4, 5)
             .expect("a queue")
-            .normalize(false);
+            .with_normalize(false);
         raw.enqueue(rows(&elements, 5)).expect("finite keys");
         let mut want = vec![T::Real::from_f64(0.0); 20];
         T::widen(&elements, &mut want);
@@ -224,7 +224,7 @@ impl Queued {
                     enqueue,
                     ..Rrd::default()
                 };
-                loss.evaluate(&Cpu, student, teacher, queue)
+                loss.evaluate_with_queue(&Cpu, student, teacher, queue)
             }
             Queued::InfoNce => {
                 let loss = InfoNce {
@@ -348,7 +348,7 @@ fn errors_leave_the_queue_as_it_was() {
             ..Rrd::default()
         };
         assert!(
-            rrd.evaluate(&Reference, rows(&x, 3), rows(&x, 3), &mut queue)
+            rrd.evaluate_with_queue(&Reference, rows(&x, 3), rows(&x, 3), &mut queue)
                 .is_err()
         );
         let info_nce = InfoNce {
@@ -370,14 +370,14 @@ fn errors_of_the_device_leave_the_queue_as_it_was() {
     let batch = vec![7.0f32; dim];
     // The batch finds room in the queue, or it pushes keys out.
     for past in [1, 3] {
-        let mut queue = Queue::new(2, dim).expect("a queue").normalize(false);
+        let mut queue = Queue::new(2, dim).expect("a queue").with_normalize(false);
         for key in 0..past {
             let key = vec![key as f32; dim];
             queue.enqueue(rows(&key, dim)).expect("finite keys");
         }
         let before = (queue.to_vec(), queue.keys().to_vec());
         let error = Rrd::default()
-            .evaluate(
+            .evaluate_with_queue(
                 &relata::Emulator::new(),
                 rows(&batch, dim),
                 rows(&batch, dim),
@@ -393,46 +393,50 @@ fn errors_of_the_device_leave_the_queue_as_it_was() {
     }
 }
 
-// `Loss::evaluate` gives the same as each loss's own method, and leaves the same queue.
+// A loss with a use for a queue takes it, with and without the enum; another refuses it.
 #[test]
 fn loss_enum_evaluates_as_the_loss_itself_does() {
     let mut random = Random::new(9);
     let [x, y] = [(); 2].map(|()| cast::<f32>(&random.normals(15)));
     let (student, teacher) = (rows(&x, 3), rows(&y, 3));
-    for all in Loss::all() {
-        let start = filled(6);
-        let (mut by_itself, mut queue) = (start.clone(), start.clone());
-        let own = Some(&mut by_itself);
-        let want = evaluate_by_own_method(&all, &Cpu, student, teacher, own);
-        let got = all.evaluate(&Cpu, student, teacher, Some(&mut queue));
-        match want {
-            Some(want) => {
-                assert_eq!(got, want, "{all}");
-                assert_ne!(contents(&queue), contents(&start), "{all}: it enters");
+    let start = filled(6);
+    for loss in Loss::all() {
+        let mut queue = start.clone();
+        let with = loss.evaluate_with_queue(&Cpu, student, teacher, &mut queue);
+        let without = loss.evaluate(&Cpu, student, teacher);
+        match loss.spec().queue {
+            QueueUse::Never => {
+                let (argument, loss) = ("queue", loss.name());
+                assert_eq!(with, Err(Error::Unexpected { argument, loss }));
+                assert_eq!(contents(&queue), contents(&start), "{loss}");
+                assert!(without.is_ok(), "{loss}");
             }
-            None => {
-                let (argument, loss) = ("queue", all.name());
-                assert_eq!(got, Err(Error::Unexpected { argument, loss }));
+            QueueUse::Optional => {
+                assert_ne!(contents(&queue), contents(&start), "{loss}: it enters");
+                assert!(with.is_ok() && without.is_ok(), "{loss}");
             }
-        }
-        assert_eq!(contents(&queue), contents(&by_itself), "{all}");
-
-        let want = evaluate_by_own_method(&all, &Cpu, student, teacher, None);
-        let got = all.evaluate(&Cpu, student, teacher, None);
-        match want {
-            Some(want) => assert_eq!(got, want, "{all}"),
-            None => assert!(
-                matches!(
-                    got,
+            QueueUse::Required => {
+                assert_ne!(contents(&queue), contents(&start), "{loss}: it enters");
+                assert!(with.is_ok(), "{loss}");
+                let missing = matches!(
+                    without,
                     Err(Error::Missing {
                         argument: "queue",
                         ..
                     })
-                ),
-                "{all}: {got:?}"
-            ),
+                );
+                assert!(missing, "{loss}");
+            }
         }
     }
+    let [mut own, mut queue] = [(); 2].map(|()| start.clone());
+    let loss = Rrd::default();
+    let want = loss.evaluate_with_queue(&Cpu, student, teacher, &mut own);
+    let got = Loss::from(loss).evaluate_with_queue(&Cpu, student, teacher, &mut queue);
+    assert_eq!((got, contents(&queue)), (want, contents(&own)));
+    let loss = InfoNce::default();
+    let got = Loss::from(loss).evaluate(&Cpu, student, teacher);
+    assert_eq!(got, loss.evaluate(&Cpu, student, teacher));
 }
 
 #[test]
@@ -449,8 +453,8 @@ fn queue_stays_as_it_was_if_the_teacher_is_not_finite() {
                     .evaluate(enqueue, rows(&x, 3), rows(&y, 3), &mut queue)
                     .expect("a NaN is a result");
                 assert!(evaluation.loss.is_nan(), "{loss:?} {enqueue:?}");
-                assert_eq!(evaluation.kl.is_some(), matches!(loss, Queued::Rrd));
-                assert!(evaluation.kl.is_none_or(f64::is_nan));
+                assert_eq!(evaluation.term("kl").is_some(), matches!(loss, Queued::Rrd));
+                assert!(evaluation.term("kl").is_none_or(f64::is_nan));
                 assert_eq!(evaluation.gradient.len(), x.len());
                 assert!(evaluation.gradient.iter().all(|g| g.is_nan()));
                 assert_eq!(contents(&queue), before);

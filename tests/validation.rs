@@ -3,11 +3,11 @@
 
 mod common;
 
-use common::losses::{losses, queue_use, rkd_losses, same_dim, shapes_of};
-use common::{Input, QueueUse, for_every_dtype};
+use common::losses::{losses, rkd_losses, shapes_of};
+use common::{Input, for_every_dtype};
 use relata::{
-    Batch, Cpu, DType, Element, Error, InfoNce, KdKl, Loss, Problem, Queue, Reference, Relation,
-    Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes, relation_matrix, softmax,
+    Batch, Cpu, DType, Element, Error, InfoNce, KdKl, Loss, Problem, Queue, QueueUse, Reference,
+    Relation, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes, relation_matrix, softmax,
 };
 
 fn rows<T: Element>(data: &[T], shape: [usize; 2]) -> Rows<'_, T> {
@@ -120,12 +120,12 @@ fn problems_refuse_dimensions_that_do_not_match() {
     // Losses that compare the two spaces need one dimension for both; relational losses do not.
     for loss in losses() {
         let shapes = Shapes::new(3, 4, 6);
-        let shapes = match queue_use(&loss) {
+        let shapes = match loss.spec().queue {
             QueueUse::Required => shapes.with_queue(5),
             QueueUse::Optional | QueueUse::Never => shapes,
         };
         let result = Problem::new(loss, shapes);
-        if same_dim(&loss) {
+        if loss.spec().same_dim {
             let want = Error::Dimension {
                 argument: "teacher_dim",
                 expected: 4,
@@ -230,7 +230,7 @@ fn problems_refuse_a_missing_or_unexpected_queue() {
         "queue: expected a queue of teacher keys, got none"
     );
     for loss in losses() {
-        if queue_use(&loss) != QueueUse::Never {
+        if loss.spec().queue != QueueUse::Never {
             continue;
         }
         let error = refused(Problem::new(loss, Shapes::new(2, 3, 3).with_queue(4)));
@@ -408,7 +408,7 @@ fn checked_mode_names_the_first_bad_element() {
                         let inputs = input.inputs::<T>(&problem);
                         let batch = inputs.batch();
                         assert!(problem.evaluate(&Cpu, batch).expect("a NaN").loss.is_nan());
-                        let error = refused(problem.checked(true).evaluate(&Cpu, batch));
+                        let error = refused(problem.with_checked(true).evaluate(&Cpu, batch));
                         let Error::NotFinite {
                             argument: a,
                             row: r,
@@ -423,7 +423,7 @@ fn checked_mode_names_the_first_bad_element() {
                     }
                 }
                 let input = Input::normal(2, shapes);
-                let problem = input.problem(loss).checked(true);
+                let problem = input.problem(loss).with_checked(true);
                 assert!(input.run::<T, _>(&Cpu, &problem).loss.is_finite());
             }
         }

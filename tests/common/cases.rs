@@ -21,7 +21,7 @@ use relata::{Batch, Device, Element, Evaluation, Loss, Problem, Queue, Rows, Sha
 
 pub(crate) use data::{Data, cast};
 
-use losses::Family;
+use relata::Family;
 
 /// What a case is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,7 +222,7 @@ impl Case {
         let dim = self.teacher_dim;
         let mut queue = Queue::new(self.queue?, dim)
             .expect("a capacity above 0")
-            .normalize(losses::normalizes(&self.loss));
+            .with_normalize(losses::normalizes(&self.loss));
         let mut enqueue = |keys: &[T]| {
             let keys = Rows::new(keys, [keys.len() / dim, dim]).expect("whole keys");
             queue.enqueue(keys).expect("finite keys of this length");
@@ -265,10 +265,12 @@ impl Case {
     /// How much of what bounds the loss an f32 evaluation does, and the unit of that in a second:
     /// triples for the angle, memory traffic for logits, arithmetic for the rest.
     pub(crate) fn work(&self) -> (u64, &'static str) {
-        match losses::family(&self.loss) {
-            Family::Logits => (self.bytes::<f32>(), "B/s"),
-            Family::Triplet if self.triplets() > 0 => (self.triplets(), "triplet/s"),
-            Family::Pairwise | Family::Triplet | Family::Contrastive => (self.flops(), "flop/s"),
+        match self.loss.spec().family {
+            Family::Logits(_) => (self.bytes::<f32>(), "B/s"),
+            Family::Triplet(_) if self.triplets() > 0 => (self.triplets(), "triplet/s"),
+            Family::Pairwise(_) | Family::Triplet(_) | Family::Contrastive(_) => {
+                (self.flops(), "flop/s")
+            }
         }
     }
 }

@@ -1,16 +1,16 @@
 //! A device against the reference: the one comparer for cases of the table and for any other batch.
 
 use half::f16;
-use relata::{DType, Device, Element, Evaluation, Loss, Queue, Real, Reference, Rows};
+use relata::{DType, Device, Element, Evaluation, Family, Loss, Queue, Real, Reference, Rows};
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 use relata::{GpuElement, WeightPrecision};
 
 use super::cases::{Case, Data, Inputs};
 use super::compare::{assert_gradient, assert_loss, norm, relative_error};
+use super::losses;
 use super::tolerances::{
     ROUNDING_OF_WEIGHTS, Tolerance, conditioning, kl_budget, rounding_of_weights, tolerance,
 };
-use super::{Family, losses};
 
 /// A device and the reference on the same numbers.
 ///
@@ -86,9 +86,9 @@ impl<'a, T: Element, D: Device<T>> Comparison<'a, T, D> {
         let loss = inputs.problem.loss();
         assert_loss(name, got.loss, want.loss, within.loss);
         let has_kl = losses::has_kl(loss);
-        assert_eq!(got.kl.is_some(), has_kl, "{name}");
-        assert_eq!(want.kl.is_some(), has_kl, "{name}");
-        if let (Some(got), Some(kl)) = (got.kl, want.kl) {
+        assert_eq!(got.term("kl").is_some(), has_kl, "{name}");
+        assert_eq!(want.term("kl").is_some(), has_kl, "{name}");
+        if let (Some(got), Some(kl)) = (got.term("kl"), want.term("kl")) {
             // Written so that a NaN fails.
             let right = (got - kl).abs() <= kl_budget(loss, T::DTYPE, within.loss, want.loss);
             assert!(right, "{name}: KL {got:e}, want {kl:e}");
@@ -156,18 +156,18 @@ where
     T: GpuElement<Real = f32>,
     D: Device<T, Gradient = f32>,
 {
-    if losses::family(&case.loss) != Family::Contrastive {
+    if !matches!(case.loss.spec().family, Family::Contrastive(_)) {
         return;
     }
     let mut inputs = case.inputs::<T>();
     let problem = inputs.problem;
     let [split, half] = [WeightPrecision::Split, WeightPrecision::Half].map(|weights| {
-        inputs.problem = problem.weights(weights);
+        inputs.problem = problem.with_weight_precision(weights);
         inputs.evaluate(device)
     });
     let name = format!("{} in {}, weights in one f16", case.name, T::DTYPE);
     assert_eq!(half.loss.to_bits(), split.loss.to_bits(), "{name}");
-    let [half_kl, split_kl] = [half.kl, split.kl].map(|kl| kl.map(f64::to_bits));
+    let [half_kl, split_kl] = [half.term("kl"), split.term("kl")].map(|kl| kl.map(f64::to_bits));
     assert_eq!(half_kl, split_kl, "{name}");
     let want: Vec<f64> = split.gradient.iter().map(|&g| g.into()).collect();
     let off = relative_error(&half.gradient, &want);
@@ -185,7 +185,7 @@ pub(crate) fn as_stored<T: Element>(queue: &Queue<f32>, loss: &Loss) -> Queue<f3
     let round = |&x: &f32| f16::from_f32(x).to_f32();
     let keys: Vec<f32> = queue.keys().iter().map(round).collect();
     let stored = Queue::new(queue.len(), queue.dim());
-    let mut stored = stored.expect("keys").normalize(false);
+    let mut stored = stored.expect("keys").with_normalize(false);
     stored
         .enqueue(Rows::new(&keys, [queue.len(), queue.dim()]).expect("whole keys"))
         .expect("finite keys");

@@ -20,7 +20,7 @@ use cases::{Data, Inputs};
 
 // Modules of `cases`, so that a benchmark can include that one file.
 pub(crate) use cases::cast;
-pub(crate) use cases::losses::{self, Family, QueueUse};
+pub(crate) use cases::losses;
 pub(crate) use cases::random::Random;
 
 /// The nearest numbers that `T` holds.

@@ -31,7 +31,7 @@ fn rows_of_zeros_are_right_and_have_no_gradient() {
 #[test]
 fn rows_that_are_not_finite_make_the_loss_nan() {
     fn loss_is_nan<T: GpuElement<Real = f32>>(loss: Loss, input: &Input, weights: WeightPrecision) {
-        let problem = input.problem(loss).weights(weights);
+        let problem = input.problem(loss).with_weight_precision(weights);
         let got = input.run::<T, _>(&Emulator::new().seed(SEED), &problem);
         let name = format!(
             "{loss} {:?} in {}, {weights:?}: {}",
@@ -40,7 +40,7 @@ fn rows_that_are_not_finite_make_the_loss_nan() {
             got.loss
         );
         assert!(got.loss.is_nan(), "{name}");
-        assert!(got.kl.is_none_or(f64::is_nan), "{name}");
+        assert!(got.term("kl").is_none_or(f64::is_nan), "{name}");
     }
     for bad in [f64::NAN, f64::NEG_INFINITY] {
         for (rows, dim) in [(1, 7), (3, 65), (3, 300)] {

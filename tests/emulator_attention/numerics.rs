@@ -68,10 +68,11 @@ fn gradients_stay_exact_near_convergence() {
         kl: f64,
         weights: WeightPrecision,
     ) -> f64 {
-        let inputs = inputs_as_stored::<T>(input, &input.problem(loss).weights(weights));
+        let inputs =
+            inputs_as_stored::<T>(input, &input.problem(loss).with_weight_precision(weights));
         let got = inputs.evaluate(&Emulator::new().seed(SEED));
         let want = inputs.evaluate(&Reference);
-        let divergence = want.kl.expect("RRD's KL");
+        let divergence = want.term("kl").expect("RRD's KL");
         assert!(
             divergence > 0.3 * kl && divergence < 3.0 * kl,
             "KL {divergence:e}, wanted {kl:e}"
@@ -134,7 +135,7 @@ fn assert_f16_right(name: &str, loss: Loss, input: &Input) {
         (WeightPrecision::Split, 1e-5),
         (WeightPrecision::Half, 1e-3),
     ] {
-        inputs.problem = problem.weights(weights);
+        inputs.problem = problem.with_weight_precision(weights);
         let got = inputs.evaluate(&Emulator::new());
         assert!(
             got.loss.is_finite() && got.gradient.iter().all(|g| g.is_finite()),
@@ -211,8 +212,8 @@ fn rows_times_powers_of_two_change_no_loss() {
                     let name = format!("{loss} D {dim} in {}, rows times 2^{exponent}", T::DTYPE);
                     assert_eq!(got.loss.to_bits(), want.loss.to_bits(), "{name}");
                     assert_eq!(
-                        got.kl.map(f64::to_bits),
-                        want.kl.map(f64::to_bits),
+                        got.term("kl").map(f64::to_bits),
+                        want.term("kl").map(f64::to_bits),
                         "{name}"
                     );
                     let mut gradient = want.gradient.clone();
@@ -238,10 +239,14 @@ fn weights_in_one_f16_change_only_the_gradient() {
         };
         let input = Input::normal(20, Shapes::new(8, 128, 128).with_queue(2048));
         let problem = input.problem(loss);
-        let [split, half] = [WeightPrecision::Split, WeightPrecision::Half]
-            .map(|weights| input.run::<f16, _>(&Emulator::new(), &problem.weights(weights)));
+        let [split, half] = [WeightPrecision::Split, WeightPrecision::Half].map(|weights| {
+            input.run::<f16, _>(&Emulator::new(), &problem.with_weight_precision(weights))
+        });
         assert_eq!(half.loss.to_bits(), split.loss.to_bits());
-        assert_eq!(half.kl.map(f64::to_bits), split.kl.map(f64::to_bits));
+        assert_eq!(
+            half.term("kl").map(f64::to_bits),
+            split.term("kl").map(f64::to_bits)
+        );
         assert_ne!(half.gradient, split.gradient);
     }
 }
@@ -258,14 +263,17 @@ fn divergence_is_exact_at_and_near_convergence() {
     let mut input = Input::normal(21, Shapes::new(8, 128, 128).with_queue(1024));
     let noise = std::mem::replace(&mut input.student, input.teacher.clone());
     let run = |input: &Input| input.run::<f16, _>(&Emulator::new(), &input.problem(loss));
-    assert_eq!(run(&input).kl, Some(0.0));
+    assert_eq!(run(&input).term("kl"), Some(0.0));
     for (x, noise) in input.student.iter_mut().zip(noise) {
         *x += 1e-2 * noise;
     }
     let inputs = inputs_as_stored::<f16>(&input, &input.problem(loss));
     let got = inputs.evaluate(&Emulator::new());
     let want = inputs.evaluate(&Reference);
-    let (got, want) = (got.kl.expect("RRD's KL"), want.kl.expect("RRD's KL"));
+    let (got, want) = (
+        got.term("kl").expect("RRD's KL"),
+        want.term("kl").expect("RRD's KL"),
+    );
     println!("KL {want:e}: off by {:e}", got - want);
     assert!((got - want).abs() < 1e-7, "{got:e}, {want:e}");
 }

@@ -45,7 +45,7 @@ pub(crate) fn assert_input_right(name: &str, loss: Loss, input: &Input) {
         let problem = input.problem(loss);
         assert_right(name, input.inputs::<T>(&problem), Data::Gaussian);
         if T::DTYPE != DType::F32 {
-            let half = problem.weights(WeightPrecision::Half);
+            let half = problem.with_weight_precision(WeightPrecision::Half);
             let name = format!("{name}, weights in f16");
             assert_right(&name, input.inputs::<T>(&half), Data::Gaussian);
         }
