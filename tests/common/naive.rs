@@ -164,6 +164,37 @@ pub(crate) fn rkd_angle(x: &[f32], y: &[f32], [n, dim, dim_t]: [usize; 3]) -> (f
     (sum(&losses) / cubed, gradient)
 }
 
+/// Row i of X Xᵀ divided by its norm, and the norm.
+fn similarities(x: &[f32], dim: usize, i: usize) -> (Vec<f32>, f32) {
+    let row = &x[i * dim..][..dim];
+    let products: Vec<f32> = x.chunks(dim).map(|other| dot(row, other)).collect();
+    normalized(&products)
+}
+
+/// Loss and gradient of [`relata::Sp`].
+pub(crate) fn sp(x: &[f32], y: &[f32], [n, dim, dim_t]: [usize; 3]) -> (f32, Vec<f32>) {
+    let squared = (n * n) as f32;
+    let mut losses = Vec::with_capacity(n);
+    let mut slopes = vec![0.0; n * n];
+    for (i, slopes) in slopes.chunks_mut(n).enumerate() {
+        let (u, norm) = similarities(x, dim, i);
+        let (v, _) = similarities(y, dim_t, i);
+        let difference: Vec<f32> = u.iter().zip(&v).map(|(u, v)| u - v).collect();
+        losses.push(dot(&difference, &difference));
+        let w: Vec<f32> = difference.iter().map(|e| 2.0 * e / squared).collect();
+        slopes.copy_from_slice(&through_norm(&w, &u, norm));
+    }
+    let mut gradient = Vec::with_capacity(n * dim);
+    for i in 0..n {
+        // ∂L/∂G and its transpose: X appears twice in the product.
+        let both: Vec<f32> = (0..n)
+            .map(|j| slopes[i * n + j] + slopes[j * n + i])
+            .collect();
+        gradient.extend(combine(&both, x, dim));
+    }
+    (sum(&losses) / squared, gradient)
+}
+
 fn log_softmax(logits: &[f32]) -> Vec<f32> {
     let max = logits.iter().copied().fold(f32::MIN, f32::max);
     let terms: Vec<f32> = logits.iter().map(|l| (l - max).exp()).collect();

@@ -2,7 +2,9 @@
 //! for inputs that are well conditioned, and a factor for other kinds of data. `numerics.rs` has a
 //! second bar: the definition evaluated directly in the device's own precision.
 
-use relata::{DType, Loss, Problem, WeightPrecision};
+use relata::{
+    Contrastive, DType, Family, Loss, Problem, Relation, Target, WeightPrecision,
+};
 
 use super::cases::Data;
 use super::losses;
@@ -40,47 +42,63 @@ const fn tolerance_of(loss: f64, gradient: f64) -> Tolerance {
 /// three to five times what was measured over the case table. (For other inputs `numerics.rs`
 /// measures the bar.)
 ///
-/// Each loss and precision has its own arm, so that an author has to think about a new one. The
-/// enums can grow, so the last arm is a panic, and a coverage test in `dtypes.rs` runs into it. f16
+/// Each family and precision has its own arm, so that an author has to think about a new one. f16
 /// and bf16 are widened exactly and computed in f32: they have no tolerance of their own.
 pub(crate) fn tolerance(loss: &Loss, dtype: DType) -> Tolerance {
-    use DType::{BF16, F16, F32, F64};
-    match (loss, dtype) {
-        // Distances from differences are good to an ulp. The gradient subtracts the mean slope,
-        // which cancels by ten or so if all rows are about as far apart.
-        (Loss::RkdDistance(_), F64) => tolerance_of(5e-14, 5e-14),
-        (Loss::RkdDistance(_), F32 | F16 | BF16) => tolerance_of(1e-6, 2e-6),
+    let wide = dtype == DType::F64;
+    match loss.spec().family {
+        Family::Pairwise(pairwise) => match (pairwise.relation, wide) {
+            // Distances from differences are good to an ulp. The gradient subtracts the mean slope,
+            // which cancels by ten or so if all rows are about as far apart.
+            (Relation::Distance | Relation::SquaredDistance, true) => tolerance_of(5e-14, 5e-14),
+            (Relation::Distance | Relation::SquaredDistance, false) => tolerance_of(1e-6, 2e-6),
+            // A product is good to its rounding. The gradient subtracts what does not change the
+            // norm of a row.
+            (Relation::Dot | Relation::Cosine, true) => tolerance_of(5e-14, 1e-13),
+            (Relation::Dot | Relation::Cosine, false) => tolerance_of(1e-6, 2e-6),
+        },
         // The law of cosines subtracts numbers that are larger than the result by the longest
         // distance over the shortest. That is tens here in f64; in f32 it is used up to four.
-        (Loss::RkdAngle(_), F64) => tolerance_of(1e-13, 1e-13),
-        (Loss::RkdAngle(_), F32 | F16 | BF16) => tolerance_of(1e-6, 1e-6),
-        // The two above, weighted. On a line the angles have no slope, so they cancel to nothing.
-        (Loss::Rkd(_), F64) => tolerance_of(1e-13, 3e-13),
-        (Loss::Rkd(_), F32 | F16 | BF16) => tolerance_of(1e-6, 2e-6),
+        Family::Triplet(triplet) if triplet.distance_weight == 0.0 => {
+            if wide {
+                tolerance_of(1e-13, 1e-13)
+            } else {
+                tolerance_of(1e-6, 1e-6)
+            }
+        }
+        // Angles and distances, weighted. On a line the angles have no slope, so they cancel to
+        // nothing.
+        Family::Triplet(_) => {
+            if wide {
+                tolerance_of(1e-13, 3e-13)
+            } else {
+                tolerance_of(1e-6, 2e-6)
+            }
+        }
         // A logit is a product over τ. Its rounding, ε/τ at most, is the softmax's rounding.
-        (Loss::Rrd(loss), F64) => {
-            let tau = loss.student_temperature.min(loss.teacher_temperature);
-            tolerance_of(5e-14, 1e-13 + 1e-16 / tau)
-        }
-        (Loss::Rrd(loss), F32 | F16 | BF16) => {
-            let tau = loss.student_temperature.min(loss.teacher_temperature);
-            tolerance_of(1e-6, 2e-6 + 1e-8 / tau)
-        }
-        (Loss::InfoNce(loss), F64) => tolerance_of(5e-14, 5e-14 + 1e-16 / loss.temperature),
-        (Loss::InfoNce(loss), F32 | F16 | BF16) => {
-            tolerance_of(1e-6, 1e-6 + 1e-8 / loss.temperature)
-        }
+        Family::Contrastive(Contrastive {
+            temperature,
+            target,
+        }) => match (target, wide) {
+            (Target::Teacher { temperature: other }, true) => {
+                tolerance_of(5e-14, 1e-13 + 1e-16 / temperature.min(other))
+            }
+            (Target::Teacher { temperature: other }, false) => {
+                tolerance_of(1e-6, 2e-6 + 1e-8 / temperature.min(other))
+            }
+            (Target::OwnKey, true) => tolerance_of(5e-14, 5e-14 + 1e-16 / temperature),
+            (Target::OwnKey, false) => tolerance_of(1e-6, 1e-6 + 1e-8 / temperature),
+        },
         // At a high T both softmaxes are nearly flat. The divergence falls as 1/T² and the
         // difference of probabilities as 1/T, but rounding does not fall.
-        (Loss::KdKl(loss), F64) => {
-            let t = loss.temperature.max(1.0);
-            tolerance_of(1e-14 * t * t, 1e-14 * t)
+        Family::Logits(logits) => {
+            let t = logits.temperature.max(1.0);
+            if wide {
+                tolerance_of(1e-14 * t * t, 1e-14 * t)
+            } else {
+                tolerance_of(1e-6 * (1.0 + 0.1 * t * t), 5e-7 * (1.0 + 0.5 * t))
+            }
         }
-        (Loss::KdKl(loss), F32 | F16 | BF16) => {
-            let t = loss.temperature.max(1.0);
-            tolerance_of(1e-6 * (1.0 + 0.1 * t * t), 5e-7 * (1.0 + 0.5 * t))
-        }
-        (loss, dtype) => panic!("no tolerance for {loss} on {dtype}: add an arm"),
     }
 }
 

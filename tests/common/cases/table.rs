@@ -79,6 +79,7 @@ const fn offset(offset: f64, spread: f64) -> Data {
 pub(super) fn all() -> Vec<Case> {
     let mut cases = Vec::new();
     relational(&mut cases);
+    sp(&mut cases);
     rrd(&mut cases);
     info_nce(&mut cases);
     kd_kl(&mut cases);
@@ -119,6 +120,14 @@ fn relational(cases: &mut Vec<Case>) {
         let label = format!("weights-{distance_weight}-{angle_weight}");
         cases.push(odd(loss.into(), &label));
     }
+}
+
+fn sp(cases: &mut Vec<Case>) {
+    let loss = Loss::from(Sp);
+    let shapes = RELATIONAL.iter();
+    cases.extend(shapes.map(|&[n, d, t]| case(loss, n, d).teacher_dim(t)));
+    let data = DEGENERATE.iter();
+    cases.extend(data.map(|&(label, data)| case(loss, 33, 16).data(data).label(label)));
 }
 
 /// RKD of more rows than the kernels count as a small batch. In order: distances that are alike,
