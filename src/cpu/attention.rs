@@ -10,9 +10,9 @@ use rayon::prelude::*;
 
 use super::buffer::Buffer;
 use super::embeddings::Embeddings;
-use super::simd::{Lanes, dispatch, unroll};
 use crate::element::Real;
 use crate::error::Result;
+use crate::simd::{Lanes, dispatch, unroll};
 
 /// Registers of rows that go together.
 const STRIP: usize = 4;

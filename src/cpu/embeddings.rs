@@ -4,11 +4,11 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::buffer::Buffer;
-use super::simd::{dispatch, row_stride};
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
 use crate::problem::Batch;
 use crate::rows::Rows;
+use crate::simd::{dispatch, row_stride};
 
 /// Rows a task works on.
 const BLOCK: usize = 16;

@@ -5,12 +5,12 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::buffer::Buffer;
-use super::simd::{Lanes, dispatch};
 use super::softmax::{CHUNK, largest, present, split_whole};
 use crate::element::{Element, Real};
 use crate::error::Result;
 use crate::loss::KdKl;
 use crate::problem::{Batch, Value};
+use crate::simd::{Lanes, dispatch};
 
 pub(super) fn kd_kl<T: Element>(
     loss: &KdKl,

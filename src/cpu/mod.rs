@@ -14,26 +14,102 @@ mod rkd_angle_tile;
 mod rkd_close;
 mod rkd_distance;
 mod rrd;
-pub(crate) mod simd;
 mod softmax;
 
-pub(crate) use relation::relation_matrix;
-pub(crate) use softmax::softmax;
+use half::{bf16, f16};
 
-use crate::element::Element;
+use crate::device::{Device, sealed::Sealed};
+use crate::element::{DType, Element};
 use crate::error::{Error, Result};
-use crate::loss::Loss;
+use crate::loss::{Enqueue, Family, InfoNce, KdKl, Relation, Rkd, Rrd, Target, Triplet};
 use crate::problem::{Batch, Problem, Value};
+use crate::rows::Rows;
 
-/// Evaluates any loss. Shapes have been checked.
-pub(crate) fn evaluate<T: Element>(
+/// The fast path for machines without a GPU: SIMD chosen at run time, rayon's current thread pool,
+/// the same bits whatever its number of threads. f64 is computed in f64, all else in f32 or better.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cpu;
+
+impl Sealed for Cpu {}
+
+/// Calls a generic function with the concrete type that `T` is, so that it is compiled in this
+/// crate, once for each type, and not in every crate that calls it.
+macro_rules! with_element {
+    ($T:ident, $function:ident, $inputs:tt, $reals:expr) => {
+        match $T::DTYPE {
+            DType::F64 => with_element!(f64, $function $inputs, $reals),
+            DType::F32 => with_element!(f32, $function $inputs, $reals),
+            DType::F16 => with_element!(f16, $function $inputs, $reals),
+            DType::BF16 => with_element!(bf16, $function $inputs, $reals),
+        }
+    };
+    ($element:ident, $function:ident ($($input:expr),*), $reals:expr) => {
+        $function::<$element>($($input,)* bytemuck::cast_slice_mut($reals))
+    };
+}
+
+impl<T: Element> Device<T> for Cpu {
+    type Gradient = T::Real;
+
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn evaluate(
+        &self,
+        problem: &Problem,
+        batch: Batch<'_, T>,
+        gradient: &mut [T::Real],
+    ) -> Result<Value> {
+        with_element!(T, evaluate, (problem, batch.cast()), gradient)
+    }
+
+    fn relation_matrix(
+        &self,
+        relation: Relation,
+        rows: Rows<'_, T>,
+        matrix: &mut [T::Real],
+    ) -> Result<()> {
+        with_element!(T, relation_matrix, (relation, rows.cast()), matrix)
+    }
+
+    fn softmax(
+        &self,
+        rows: Rows<'_, T>,
+        temperature: f64,
+        probabilities: &mut [T::Real],
+    ) -> Result<()> {
+        with_element!(T, softmax, (rows.cast(), temperature), probabilities)
+    }
+}
+
+#[inline(never)]
+fn evaluate<T: Element>(
     problem: &Problem,
     batch: Batch<'_, T>,
     gradient: &mut [T::Real],
 ) -> Result<Value> {
-    // One of the pool's threads takes it from here, so that each parallel step below starts from within
-    // the pool: from outside, every one of them would put the caller to sleep and wake it again.
+    // A thread of the pool does all of it, so that each parallel step below starts from within the
+    // pool. From outside, every step would put the caller to sleep and wake it again.
     rayon::scope(|_| evaluate_in_pool(problem, batch, gradient))
+}
+
+#[inline(never)]
+fn relation_matrix<T: Element>(
+    relation: Relation,
+    rows: Rows<'_, T>,
+    matrix: &mut [T::Real],
+) -> Result<()> {
+    relation::relation_matrix(relation, rows, matrix)
+}
+
+#[inline(never)]
+fn softmax<T: Element>(
+    rows: Rows<'_, T>,
+    temperature: f64,
+    probabilities: &mut [T::Real],
+) -> Result<()> {
+    softmax::softmax(rows, temperature, probabilities)
 }
 
 fn evaluate_in_pool<T: Element>(
@@ -41,20 +117,49 @@ fn evaluate_in_pool<T: Element>(
     batch: Batch<'_, T>,
     gradient: &mut [T::Real],
 ) -> Result<Value> {
-    let upstream = problem.upstream_factor();
-    match problem.loss() {
-        Loss::RkdDistance(loss) => rkd::rkd(&(*loss).into(), batch, upstream, gradient),
-        Loss::RkdAngle(loss) => rkd::rkd(&(*loss).into(), batch, upstream, gradient),
-        Loss::Rkd(loss) => rkd::rkd(loss, batch, upstream, gradient),
-        Loss::Rrd(loss) => match batch.queue {
-            Some(queue) => rrd::rrd(loss, batch, queue, upstream, gradient),
+    let (spec, upstream) = (problem.spec(), problem.upstream());
+    let normalize = spec.normalize;
+    let rkd = |t: Triplet| Rkd {
+        distance_weight: t.distance_weight,
+        angle_weight: t.angle_weight,
+        delta: t.delta,
+        normalize,
+    };
+    match spec.family {
+        Family::Pairwise(pairwise) => match pairwise.as_triplet() {
+            Some(triplet) => rkd::rkd(&rkd(triplet), batch, upstream, gradient),
+            None => todo!("generic"),
+        },
+        Family::Triplet(triplet) => rkd::rkd(&rkd(triplet), batch, upstream, gradient),
+        Family::Contrastive(contrastive) => match (contrastive.target, batch.queue) {
+            (Target::Teacher { temperature }, Some(queue)) => {
+                let loss = Rrd {
+                    student_temperature: contrastive.temperature,
+                    teacher_temperature: temperature,
+                    normalize,
+                    enqueue: Enqueue::Never,
+                };
+                rrd::rrd(&loss, batch, queue, upstream, gradient)
+            }
             // `Problem` lets no such batch through.
-            None => Err(Error::Missing {
+            (Target::Teacher { .. }, None) => Err(Error::Missing {
                 argument: "queue",
                 expected: "a queue of teacher keys",
             }),
+            (Target::OwnKey, _) => {
+                let loss = InfoNce {
+                    temperature: contrastive.temperature,
+                    normalize,
+                    enqueue: Enqueue::Never,
+                };
+                info_nce::info_nce(&loss, batch, upstream, gradient)
+            }
         },
-        Loss::InfoNce(loss) => info_nce::info_nce(loss, batch, upstream, gradient),
-        Loss::KdKl(loss) => kd_kl::kd_kl(loss, batch, upstream, gradient),
+        Family::Logits(logits) => {
+            let loss = KdKl {
+                temperature: logits.temperature,
+            };
+            kd_kl::kd_kl(&loss, batch, upstream, gradient)
+        }
     }
 }

@@ -8,11 +8,11 @@ use super::relation::{H_X, H_Y, R_X, R_Y, Relations};
 use super::rkd_angle;
 use super::rkd_close::ClosePairs;
 use super::rkd_distance::{DistancePenalty, half_distance};
-use super::simd::Lanes;
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
 use crate::loss::Rkd;
 use crate::problem::{Batch, Value};
+use crate::simd::Lanes;
 
 /// Side of the squares in which S is made symmetric.
 const SQUARE: usize = 64;

@@ -26,9 +26,9 @@ use super::pairs::for_all_pairs;
 use super::relation::{H_X, H_Y, R_X, ROWS, Relations};
 use super::rkd_angle_tile::{ENDS, Tile};
 use super::rkd_distance::half_distance;
-use super::simd::dispatch;
 use crate::element::Real;
 use crate::error::Result;
+use crate::simd::dispatch;
 
 /// Ends k whose rows stay in the first-level cache while the ends i pass by.
 const PANEL: usize = ROWS;

@@ -6,8 +6,8 @@
 use pulp::Simd;
 
 use super::relation::{H_X, H_Y, R_X, R_Y};
-use super::simd::unroll;
 use crate::element::Real;
+use crate::simd::unroll;
 
 /// Ends i in a tile of pairs, and ends k, as many: a tile is then on the diagonal or off it.
 pub(super) const ENDS: usize = 2;

@@ -28,10 +28,7 @@ pub(super) fn rrd<T: Element>(
     let (z, y) = Embeddings::<T::Real>::both(batch, entry)?;
     if !(z.finite && y.finite) {
         gradient.fill(T::Real::from_f64(f64::NAN));
-        return Ok(Value {
-            loss: f64::NAN,
-            kl: Some(f64::NAN),
-        });
+        return Ok(Value::with_terms(f64::NAN, [("kl", f64::NAN)]));
     }
     let keys = Keys {
         data: queue.keys(),
@@ -75,10 +72,10 @@ pub(super) fn rrd<T: Element>(
     let (cross_entropy, kl) = values
         .iter()
         .fold((0.0, 0.0), |sum, v| (sum.0 + v.0, sum.1 + v.1));
-    Ok(Value {
-        loss: cross_entropy / n as f64,
-        kl: Some(kl / n as f64),
-    })
+    Ok(Value::with_terms(
+        cross_entropy / n as f64,
+        [("kl", kl / n as f64)],
+    ))
 }
 
 /// For each row its product with one key: with its own where the batch has just been enqueued, next to

@@ -4,10 +4,10 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::buffer::Buffer;
-use super::simd::{Lanes, dispatch};
 use crate::element::{Element, Real};
 use crate::error::Result;
 use crate::rows::Rows;
+use crate::simd::{Lanes, dispatch};
 
 /// Elements added up before the sum moves on to f64.
 pub(super) const CHUNK: usize = 1024;
