@@ -88,8 +88,6 @@ pub mod guide {}
 mod check;
 mod checks;
 mod cpu;
-#[cfg(feature = "cuda")]
-pub mod cuda;
 mod device;
 mod element;
 mod error;
@@ -106,12 +104,12 @@ mod simd;
 
 pub use check::{Report, check};
 pub use cpu::Cpu;
-#[cfg(feature = "cuda")]
-pub use cuda::Cuda;
 pub use device::Device;
 pub use element::{DType, Element, Real};
 pub use error::{Error, Result};
 pub use evaluate::{relation_matrix, softmax};
+#[cfg(feature = "cuda")]
+pub use gpu::cuda::{self, Cuda};
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub use gpu::element::GpuElement;
 #[cfg(feature = "emulator")]
