@@ -7,8 +7,8 @@
 //   EXPORT_KERNEL_REGISTERS(name, threads, registers, Arguments, body)
 //       An entry point with a bound on the registers of a thread instead.
 //   ARGUMENTS(Arguments, field, ...)
-//       Stands after the struct that a kernel takes, and after each struct in it. It lists all fields
-//       in order, `padding` too.
+//       Stands after the struct that a kernel takes, and after each struct in it. It lists all
+//       fields in order, `padding` too.
 //   SHARED_ARRAY(type, name, count)          a static array in shared memory, 16-byte aligned
 //   DYNAMIC_SHARED(type, name)               the dynamic shared memory of the launch
 //   block_barrier(), warp_barrier()          __syncthreads(), __syncwarp()
@@ -103,7 +103,8 @@ DEVICE void enter_grid() {}
 
 // A constant table of the fields, for Rust to compare with its own.
 #define ARGUMENTS(Type, ...)                                                                       \
-    constexpr emulator::Field Type##_fields[] = {RELATA_FOR_EACH(RELATA_FIELD, Type, __VA_ARGS__)}; \
+    constexpr emulator::Field Type##_fields[] = {                                                  \
+        RELATA_FOR_EACH(RELATA_FIELD, Type, __VA_ARGS__)};                                         \
     static_assert(emulator::cover(Type##_fields, sizeof(Type)),                                    \
                   "every field of " #Type ", in order");                                           \
     constexpr emulator::Fields fields_of(const Type*) {                                            \
@@ -118,7 +119,8 @@ DEVICE void enter_grid() {}
 #define RELATA_FOR_EACH(macro, Type, ...)                                                          \
     RELATA_EXPAND(RELATA_FOR_EACH_NAME(macro, Type, __VA_ARGS__))
 #define RELATA_FOR_EACH_NAME(macro, Type, name, ...)                                               \
-    macro(Type, name) __VA_OPT__(RELATA_FOR_EACH_AGAIN RELATA_NO_ARGUMENTS(macro, Type, __VA_ARGS__))
+    macro(Type, name)                                                                              \
+        __VA_OPT__(RELATA_FOR_EACH_AGAIN RELATA_NO_ARGUMENTS(macro, Type, __VA_ARGS__))
 #define RELATA_FOR_EACH_AGAIN() RELATA_FOR_EACH_NAME
 #define RELATA_NO_ARGUMENTS ()
 #define RELATA_EXPAND(...)                                                                         \
