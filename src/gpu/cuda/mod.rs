@@ -1,15 +1,13 @@
-//! The CUDA kernels on a GPU, at three depths.
+//! The losses on a CUDA GPU, for data in three places.
 //!
-//! - [`Cuda`] is a [`Device`](crate::Device) like any other: host slices in, loss and gradient out. It
-//!   copies both ways and waits.
-//! - [`Evaluator`] takes slices that are on the GPU already. It owns its workspace; an evaluation is
-//!   launches on a stream and nothing else: nothing is allocated or copied and nobody waits. RRD's and
-//!   InfoNCE's [`Queue`] lives on the GPU too.
-//! - [`RawEvaluator`] and [`RawQueue`] take addresses and any stream of any library, in the context that is
-//!   current.
+//! | your data | use | what a call does |
+//! |---|---|---|
+//! | in host memory | [`Cuda`], a [`Device`](crate::Device) | copies to the GPU, computes, copies back, waits |
+//! | in slices on the GPU | [`Evaluator`], [`Queue`] | launches kernels on a stream: no allocation, no copy, no wait |
+//! | at addresses of any library | [`RawEvaluator`], [`RawQueue`] | the same, on any stream of the current context |
 //!
-//! The program starts without CUDA. What is missing, the driver, a GPU, kernels for the GPU, is a
-//! typed [`Error`](crate::Error) of the constructors.
+//! A program with this feature starts on a machine without CUDA. A missing driver, a missing GPU or
+//! missing kernels for the GPU are typed [`Error`](crate::Error)s of the constructors.
 
 mod context;
 mod driver;
@@ -27,7 +25,7 @@ mod raw_queue;
 
 use std::sync::Arc;
 
-/// The crate whose types [`Evaluator`] takes.
+/// The crate whose slices and streams [`Evaluator`] takes.
 pub use cudarc;
 use cudarc::driver::CudaStream;
 
@@ -41,16 +39,33 @@ use self::library::Library;
 use self::machine::CudaMachine;
 use crate::error::Result;
 
-/// The release of nvcc that compiled the kernels, and what for: `13.0` and `sm_80, sm_90a, compute_80`.
-#[must_use]
-pub fn build() -> (String, String) {
-    (images::toolkit().to_string(), images::targets())
+/// How the kernels in this program were compiled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BuildInfo {
+    /// The release of nvcc, such as `13.0`.
+    pub toolkit: String,
+    /// The targets, such as `sm_80`, `sm_90a`, `compute_80`: nvcc's names of GPUs and of PTX.
+    pub targets: Vec<String>,
 }
 
-/// A CUDA GPU, for data in host memory: copied there, computed, copied back, on the default stream of
-/// the GPU's primary context. [`f32`], [`half::f16`] and [`half::bf16`].
+/// How the kernels in this program were compiled. It needs no driver and no GPU.
+#[must_use]
+pub fn build() -> BuildInfo {
+    BuildInfo {
+        toolkit: images::toolkit().to_string(),
+        targets: images::all_targets()
+            .iter()
+            .map(|&target| target.to_owned())
+            .collect(),
+    }
+}
+
+/// A CUDA GPU as a [`Device`](crate::Device) for rows of [`f32`], [`half::f16`] or [`half::bf16`] in host
+/// memory.
 ///
-/// A trainer whose embeddings are on the GPU already wants an [`Evaluator`].
+/// An evaluation copies the rows to the GPU, computes and copies the results back, on the default stream
+/// of the GPU's primary context. If the embeddings are on the GPU already, use an [`Evaluator`].
 #[derive(Clone, Debug)]
 pub struct Cuda {
     stream: Arc<CudaStream>,
@@ -61,13 +76,13 @@ pub struct Cuda {
 crate::gpu::gpu_device!(Cuda, "cuda");
 
 impl Cuda {
-    /// The GPU of this number, from 0.
+    /// The GPU with this number, counted from 0.
     ///
     /// # Errors
     /// [`Error::NoDriver`](crate::Error::NoDriver), [`Error::NoSuchGpu`](crate::Error::NoSuchGpu),
     /// [`Error::UnsupportedGpu`](crate::Error::UnsupportedGpu),
-    /// [`Error::OldDriver`](crate::Error::OldDriver), or what else the driver says as
-    /// [`Error::Cuda`](crate::Error::Cuda).
+    /// [`Error::OldDriver`](crate::Error::OldDriver), or [`Error::Cuda`](crate::Error::Cuda) for any other
+    /// error of the driver.
     pub fn new(ordinal: usize) -> Result<Self> {
         let context = driver::context(ordinal)?;
         let gpu = Gpu::of(context.cu_device())?;
@@ -79,13 +94,13 @@ impl Cuda {
         })
     }
 
-    /// What its maker calls it.
+    /// The name that NVIDIA gives the GPU, such as `NVIDIA H100 80GB HBM3`.
     #[must_use]
-    pub fn gpu(&self) -> &str {
+    pub fn gpu_name(&self) -> &str {
         &self.gpu.name
     }
 
-    /// One evaluation's worth of the GPU.
+    /// The GPU for one evaluation.
     pub(crate) fn machine(&self) -> CudaMachine<'_> {
         CudaMachine::new(&self.stream, &self.gpu, self.library)
     }
