@@ -1,20 +1,21 @@
-// Computes   the rows of a batch as an attention kernel reads them, where it doesn't prepare them itself: z = x/‖x‖, or x
-//            as it is, or x as f16 times a power of two; and each row's scale, from products with a key to logits in
-//            base 2.
-// Buffers    one set or two (student and teacher), each: x [N, D] f32, f16 or bf16, aligned to its element; rows
-//            [N, pitch] f32 or f16, zero from D on; scales [N] f32.
-// Passes     one launch: the norm, then (from L1) the row. Before attention_simt for all its rows, before attention_mma
-//            for a batch's keys.
+// Computes   The rows of a batch in the form in which an attention kernel reads them: z = x/‖x‖, or
+//            x as it is, or x as f16 times a power of two. And each row's scale, from products with
+//            a key to logits in base 2. Only rows that the attention kernel does not prepare itself
+//            come here.
+// Buffers    One set or two (student and teacher). Each has x [N, D] f32, f16 or bf16, aligned to
+//            its element; rows [N, pitch] f32 or f16, zero from D on; scales [N] f32.
+// Passes     One launch: the norm, then the row again, from L1. It comes before attention_simt for
+//            all its rows, and before attention_mma for a batch's keys.
 // Grid       ⌈N/4⌉ × sets.
-// Block      128 threads: warp w takes row 4 · blockIdx.x + w; lane l elements 8 l .. 8 l + 7 of each 256 for the norm,
-//            l, l + 32, ... to write.
-// Shared     none.
+// Block      128 threads. Warp w takes row 4 · blockIdx.x + w. For the norm lane l takes elements
+//            8 l .. 8 l + 7 of each 256; to write it takes elements l, l + 32, ...
+// Shared     None.
 // Registers  at most 64.
-// Work       4 D flop a row (in f64 for f32); D elements read, pitch elements written.
-// Floor      latency: three reads of a short row, about 2 µs.
-// Numerics   kernels/common/attention_row.cuh. A zero row stays zero: its logits are 0. Of a row that holds a NaN or an
-//            infinity, all that is made of it is NaN, if not here then by the finishing pass.
-// Order      fixed: by lane, by warp.
+// Work       4 D flop a row, in f64 for f32; D elements read and pitch elements written.
+// Floor      Latency: three reads of a short row, about 2 µs.
+// Numerics   See common/attention_row.cuh. A zero row stays zero, so its logits are 0. If a row
+//            holds a NaN or an infinity, its loss and gradient are NaN: here or in the last pass.
+// Order      Fixed: by lane, by warp.
 // Reference  src/reference/mod.rs, Matrix::normalize.
 #include "common/attention_row.cuh"
 
@@ -23,7 +24,8 @@ namespace {
 constexpr unsigned THREADS = 128;
 constexpr unsigned WARPS = THREADS / WARP;
 
-struct Set {
+// The rows of the student or of the teacher.
+struct RowSet {
     const void* from;
     void* to;
     float* scales;
@@ -31,8 +33,9 @@ struct Set {
     uint32_t padding;
 };
 
+// Mirrored, with RowSet, in src/gpu/contrastive/arguments.rs.
 struct Arguments {
-    Set sets[2];
+    RowSet sets[2];
     uint32_t rows;
     uint32_t dim;
     uint32_t pitch;
@@ -43,15 +46,18 @@ struct Arguments {
 
 template <typename T>
 DEVICE void attention_rows(const Arguments& arguments) {
-    const Set& set = arguments.sets[blockIdx.y];
+    const RowSet& set = arguments.sets[blockIdx.y];
     const uint64_t row = static_cast<uint64_t>(blockIdx.x) * WARPS + warp_index();
     if (row >= arguments.rows) return;
     const uint32_t dim = arguments.dim, pitch = arguments.pitch;
     const T* x = static_cast<const T*>(set.from) + row * dim;
 
+    // Compute the row's length and scale
     const RowLength<T> length = length_of_row(x, dim);
-    const RowRecord record = record_of<T>(length, arguments.format, arguments.normalize != 0, set.per_temperature);
+    const RowRecord record =
+        record_of<T>(length, arguments.format, arguments.normalize != 0, set.per_temperature);
     if (lane_index() == 0) set.scales[row] = record.scale;
+    // Store the row
     const float lift = length.lift();
     for (uint32_t d = lane_index(); d < pitch; d += WARP) {
         const float element = d < dim ? to_float(x[d]) : 0;

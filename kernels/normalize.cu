@@ -1,16 +1,20 @@
-// Computes   z = x/‖x‖ of every row, and back: ∂L/∂x = (g − ⟨g, z⟩ z)/‖x‖. A row of zeros has no direction: z = 0, and
-//            its gradient is 0.
-// Buffers    x [N, D] f32, f16 or bf16, aligned to its element; z, gradient [N, D] f32; norms [N] f32: 1/‖x‖, or 0.
-// Passes     `normalize`: one launch for up to two matrices; `normalize_backward`: in place over the gradient.
+// Computes   z = x/‖x‖ of every row, and the way back: ∂L/∂x = (g − ⟨g, z⟩ z)/‖x‖. A row of zeros
+//            has no direction: z = 0, and its gradient is 0.
+// Buffers    x [N, D] f32, f16 or bf16, aligned to its element; z, gradient [N, D] f32; norms [N]
+//            f32: 1/‖x‖, or 0.
+// Passes     `normalize`: one launch for up to two matrices. `normalize_backward`: one launch, in
+//            place over the gradient.
 // Grid       (N, matrices).
 // Block      256 threads, side by side along the row.
-// Shared     64 bytes for reductions.
+// Shared     64 bytes, for reductions.
 // Registers  at most 64.
-// Work       2 flop in f64 and 2 in f32 an element forth, 5 back; element + 4 bytes an element forth, 12 back.
-// Floor      bandwidth, launch.
-// Numerics   squares and their sums in f64, where those of f32 neither overflow nor vanish; elements are divided by the norm,
-//            which has been rounded to f32: rows that lie on a line through the origin differ by these two roundings at most.
-// Order      fixed: by thread, warp, block.
+// Work       An element takes 2 flop in f64 and 2 in f32 forth, and 5 back; it takes element + 4
+//            bytes forth, and 12 back.
+// Floor      Bandwidth, launch.
+// Numerics   Squares and their sums are in f64, where those of f32 neither overflow nor vanish.
+//            Elements are divided by the norm, rounded to f32. So rows on one line through the
+//            origin differ by these two roundings at most.
+// Order      Fixed: by thread, warp, block.
 // Reference  src/reference/mod.rs, Matrix::normalize.
 #include "common/collective.cuh"
 #include "common/element.cuh"
@@ -19,6 +23,7 @@ namespace {
 
 constexpr unsigned THREADS = 256;
 
+// Mirrored, with BackwardArguments, in src/gpu/normalize.rs.
 struct Arguments {
     const void* rows[2];
     float* normalized[2];
@@ -32,21 +37,23 @@ DEVICE void normalize(const Arguments& arguments) {
     const uint32_t dim = arguments.dim[which];
     const uint64_t start = static_cast<uint64_t>(blockIdx.x) * dim;
     const T* x = static_cast<const T*>(arguments.rows[which]) + start;
+    // Norm
     double sum = 0;
     for (uint32_t d = threadIdx.x; d < dim; d += THREADS) {
         const double value = to_float(x[d]);
         sum = fma(value, value, sum);
     }
     sum = block_reduce<THREADS>(sum, Sum());
-    // NaN if the row isn't finite: no sum of squares of f32 leaves f64's range.
+    // NaN if the row is not finite. No sum of squares of f32 leaves the range of f64.
     const double norm = sqrt(sum) + sum * 0.0;
-    // A power of two near 1/norm and in f32's range, as the norm itself may not be.
+    // A power of two near 1/norm. It is in the range of f32, where the norm itself may not be.
     const int exponent = norm > 0 ? ilogb(norm) : 0;
     const float scale = ldexpf(1.0f, exponent < -125 ? 125 : exponent > 125 ? -125 : -exponent);
     const auto scaled = static_cast<float>(norm * scale);
-    // A quotient and no product with 1/norm: rows of one element are ±1, and not nearly.
+    // Store. We divide and do not multiply by 1/norm: so rows of one element become exactly ±1.
     for (uint32_t d = threadIdx.x; d < dim; d += THREADS)
-        arguments.normalized[which][start + d] = norm == 0 ? 0.0f : to_float(x[d]) * scale / scaled;
+        arguments.normalized[which][start + d] =
+            norm == 0 ? 0.0f : to_float(x[d]) * scale / scaled;
     if (threadIdx.x == 0 && arguments.norms[which] != nullptr)
         arguments.norms[which][blockIdx.x] = norm == 0 ? 0.0f : static_cast<float>(1 / norm);
 }

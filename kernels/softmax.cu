@@ -1,14 +1,16 @@
 // Computes   p = softmax(x/τ) of every row.
 // Buffers    x [N, D] f32, f16 or bf16, aligned to its element; p [N, D] f32.
-// Passes     one launch: the row's maximum and sum in one read, then a second read (from L2) and the write.
+// Passes     One launch: the row's maximum and sum in one read, then a second read, from L2, and
+//            the write.
 // Grid       N blocks.
 // Block      256 threads, side by side along the row: thread t takes elements t, t + 256, ...
-// Shared     64 bytes for reductions.
+// Shared     64 bytes, for reductions.
 // Registers  at most 64.
 // Work       4 D flop and D exponentials a row; D elements read, 4 D bytes written.
-// Floor      bandwidth: (element + 4) N D bytes.
-// Numerics   the maximum is subtracted before anything is scaled; sums in f32, by thread, then by tree.
-// Order      fixed: by thread, by warp, by block.
+// Floor      Bandwidth: (element + 4) N D bytes.
+// Numerics   The maximum is subtracted before anything is scaled. Sums are in f32, by thread, then
+//            by tree.
+// Order      Fixed: by thread, by warp, by block.
 // Reference  src/reference/mod.rs, softmax.
 #include "common/collective.cuh"
 #include "common/element.cuh"
@@ -18,6 +20,7 @@ namespace {
 
 constexpr unsigned THREADS = 256;
 
+// Mirrored in src/gpu/logits/softmax.rs.
 struct Arguments {
     const void* rows;
     float* probabilities;
@@ -32,9 +35,11 @@ DEVICE void softmax(const Arguments& arguments) {
     float* p = arguments.probabilities + start;
     const float scale = arguments.inverse_temperature * LOG2_E;
 
-    Softmax row;
+    // Maximum and sum
+    OnlineSoftmax row;
     for (uint32_t c = threadIdx.x; c < arguments.dim; c += THREADS) row.add(to_float(x[c]), scale);
     row = row.of_block<THREADS>(scale);
+    // Store
     const float inverse = 1.0f / row.sum;
     for (uint32_t c = threadIdx.x; c < arguments.dim; c += THREADS)
         p[c] = exp2_fast((to_float(x[c]) - row.maximum) * scale) * inverse;

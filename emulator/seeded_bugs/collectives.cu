@@ -67,7 +67,7 @@ DEVICE void scatter(const Arguments& arguments) {
     for (unsigned i = 0; i < 16; i++) values[i] = value * static_cast<float>(i + 1);
     const float held = warp_reduce_scatter<WARP>(values, Sum());
     for (unsigned i = 0; i < 16; i++) {
-        output<float>(arguments, 2 * i * THREADS + threadIdx.x) = from_holder<WARP, 16>(held, i);
+        output<float>(arguments, 2 * i * THREADS + threadIdx.x) = read_scattered<WARP, 16>(held, i);
         output<float>(arguments, (2 * i + 1) * THREADS + threadIdx.x) = warp_reduce(values[i], Sum());
     }
     output<float>(arguments, 32 * THREADS + threadIdx.x) = warp_any(threadIdx.x == THREADS - 1);

@@ -1,20 +1,23 @@
-// Copies from global to shared memory that go on while the thread does something else.
+// Asynchronous copies from global to shared memory: the thread goes on while they run.
 #pragma once
 
 #include "platform.cuh"
 
 #if defined(__CUDACC__)
 
-// 16 bytes, of which `valid` are read and the rest is zero; both addresses are multiples of 16.
+// Starts a copy of 16 bytes. The first `valid` of them are read, and the rest become zero. Both
+// addresses are multiples of 16.
 DEVICE void copy_async(void* shared, const void* global, unsigned valid) {
     const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid)
+                 : "memory");
 }
 
-// Makes a group of the thread's copies since the last.
+// Makes a group of the copies that this thread has started since its last group.
 DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits for all of the thread's groups but the last `IN_FLIGHT`. Other threads' copies are there after a barrier.
+// Waits for all groups of this thread except the last `IN_FLIGHT`. A barrier after it waits for the
+// copies of other threads.
 template <unsigned IN_FLIGHT>
 DEVICE void copy_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(IN_FLIGHT) : "memory");

@@ -1,23 +1,26 @@
-// How a row becomes what an attention kernel reads, and what a product with it is worth: found by whoever needs it, to
-// the same bits, so that no pass has to hand it to the next.
+// How a row becomes what an attention kernel reads, and the scale of a product with it. Each pass
+// that needs a row's length computes it itself. All passes get the same bits, so no pass has to
+// hand them to the next.
 #pragma once
 
 #include "collective.cuh"
 #include "element.cuh"
 
-// What an attention kernel reads. Mirrored in src/gpu/attention/kernel.rs.
+// The form in which an attention kernel reads rows. Mirrored in src/gpu/contrastive/kernel.rs.
 enum Format : uint32_t {
     // x/‖x‖ in f32, or x where rows are not normalised.
     F32 = 1,
-    // x times the power of two that brings ‖x‖ to [2^14, 2^15), in f16. Nothing is rounded but elements below 2^-28 ‖x‖,
-    // off by 2^-39 ‖x‖ at most, of f16 and bf16 alike; the rest of the way to a logit is an f32 factor on the product.
+    // x in f16, times the power of two that brings ‖x‖ to [2^14, 2^15). For f16 and bf16 alike,
+    // only elements below 2^-28 ‖x‖ are rounded, by at most 2^-39 ‖x‖. An f32 factor on the product
+    // does the rest of the way to a logit.
     SCALED_F16 = 2
 };
 
 // Consecutive elements of a row that one lane takes.
-constexpr unsigned PART = 8;
+constexpr unsigned PER_LANE = 8;
 
-// Squares of halves are exact in f32 and few; those of f32 are neither.
+// The type in which squares are summed. Squares of f16 and bf16 are exact in f32, and a row has few
+// of them. Those of f32 are neither, so they are summed in f64.
 template <typename T>
 struct SumOfSquares {
     using Type = float;
@@ -27,8 +30,9 @@ struct SumOfSquares<float> {
     using Type = double;
 };
 
-// A row's length, √squares/unit. No square overflows or vanishes: where the sum of the squares is far from 1, which of
-// bf16 it can be, elements are taken times a power of two, `unit`, that brings the largest to about 1.
+// A row's length, √squares/unit. No square overflows or vanishes: where the sum of the squares is
+// far from 1, as it can be for bf16, elements are multiplied by `unit` before they are squared.
+// `unit` is a power of two that brings the largest element to about 1.
 template <typename T>
 struct RowLength {
     using Real = typename SumOfSquares<T>::Type;
@@ -38,51 +42,60 @@ struct RowLength {
     float unit;
 
     static constexpr bool FAR_FROM_ONE = std::is_same_v<T, bf16>;
-    // Of squares of elements as they came: whether some may have been lost. Of zeros, and what is not finite, it says so.
+    // Whether squares may have been lost, given the sum of the squares of the elements as they
+    // came. It is true for zeros and for what is not finite.
     DEVICE static bool needs_unit(Real squares) {
         return FAR_FROM_ONE && !(squares > 0x1p-80f && squares < 0x1p80f);
     }
     DEVICE Real norm() const { return sqrt(squares); }
-    // From x · unit to SCALED_F16: a power of two, found without a root.
+    // The factor from x · unit to SCALED_F16: a power of two, found without a root.
     DEVICE float lift() const {
         const float sum = static_cast<float>(squares);
         const int exponent = static_cast<int>(float_to_bits(sum) >> 23) - 127;
         return sum > 0 ? bits_to_float(static_cast<uint32_t>(127 + 14 - (exponent >> 1)) << 23) : 1;
     }
-    // From products of a key with a row in SCALED_F16 to those with one of length 1. It doesn't matter for a row of
-    // zeros, but is above 0, and as small as others.
-    DEVICE float scale() const { return squares == 0 ? 0x1p-14f : static_cast<float>(1 / (norm() * lift())); }
+    // The factor from products of a key with a row in SCALED_F16 to products with that row at
+    // length
+    // 1. For a row of zeros it can be anything above 0 that is as small as those of other rows.
+    DEVICE float scale() const {
+        return squares == 0 ? 0x1p-14f : static_cast<float>(1 / (norm() * lift()));
+    }
 };
 
 // The power of two for a row whose largest element is `largest`.
 DEVICE float unit_of(float largest) {
     const int exponent = static_cast<int>(float_to_bits(largest) >> 23) - 126;
-    // So that the unit is in range itself.
+    // These bounds keep the unit itself in range.
     const int bounded = exponent < -125 ? -125 : exponent > 125 ? 125 : exponent;
     return bits_to_float(static_cast<uint32_t>(127 - bounded) << 23);
 }
 
-DEVICE float largest_of(const float (&part)[PART], float largest) {
+// The larger of `largest` and the magnitudes in `part`.
+DEVICE float largest_of(const float (&part)[PER_LANE], float largest) {
     UNROLL
-    for (unsigned i = 0; i < PART; i++) largest = fmaxf(largest, fabsf(part[i]));
+    for (unsigned i = 0; i < PER_LANE; i++) largest = fmaxf(largest, fabsf(part[i]));
     return largest;
 }
 
+// `sum` plus the squares of the elements in `part`, each times `unit`.
 template <typename Real>
-DEVICE Real squares_of(const float (&part)[PART], float unit, Real sum) {
+DEVICE Real squares_of(const float (&part)[PER_LANE], float unit, Real sum) {
     UNROLL
-    for (unsigned i = 0; i < PART; i++) {
+    for (unsigned i = 0; i < PER_LANE; i++) {
         const Real element = part[i] * unit;
         sum = fma(element, element, sum);
     }
     return sum;
 }
 
-// The lengths of COUNT rows of which each of LANES neighbouring lanes holds parts, or nothing but zeros: that of row
-// `held_value<LANES, COUNT>()` in each. What is in `parts` is multiplied by the units. Parts are added up by lane, then by
-// tree: the bits do not depend on LANES or COUNT.
+// The lengths of COUNT rows.
+//
+// Before: LANES neighbouring lanes share the rows; `parts[i]` are this lane's elements of row i,
+// and zeros beyond the row's end. After: each lane holds the length of row `scattered_index<LANES,
+// COUNT>()`, and `parts` are multiplied by the rows' units. A row is added up by lane, then by
+// tree, so its bits do not depend on LANES or COUNT.
 template <typename T, unsigned LANES, unsigned COUNT>
-DEVICE RowLength<T> lengths_of_parts(float (&parts)[COUNT][PART] SITE) {
+DEVICE RowLength<T> lengths_of_parts(float (&parts)[COUNT][PER_LANE] SITE) {
     using Length = RowLength<T>;
     using Real = typename Length::Real;
     const auto squares = [&] {
@@ -93,30 +106,34 @@ DEVICE RowLength<T> lengths_of_parts(float (&parts)[COUNT][PART] SITE) {
     };
     Length length = {squares(), 1};
     if (Length::FAR_FROM_ONE && warp_any(Length::needs_unit(length.squares) PASS_SITE)) {
+        // Find the units
         float largest[COUNT];
         UNROLL
         for (unsigned i = 0; i < COUNT; i++) largest[i] = largest_of(parts[i], 0);
         const float unit = unit_of(warp_reduce_scatter<LANES>(largest, Max() PASS_SITE));
         if (Length::needs_unit(length.squares)) length.unit = unit;
+        // Multiply the rows by them, and sum the squares again
         UNROLL
         for (unsigned i = 0; i < COUNT; i++) {
-            const float unit_of_row = from_holder<LANES, COUNT>(length.unit, i PASS_SITE);
+            const float unit_of_row = read_scattered<LANES, COUNT>(length.unit, i PASS_SITE);
             UNROLL
-            for (unsigned j = 0; j < PART; j++) parts[i][j] *= unit_of_row;
+            for (unsigned j = 0; j < PER_LANE; j++) parts[i][j] *= unit_of_row;
         }
         length.squares = squares();
     }
     return length;
 }
 
-// Elements d, d + 1, ... of a row; zeros from `dim` on.
+// The PER_LANE elements d, d + 1, ... of a row; zeros from `dim` on.
 template <typename T>
-DEVICE void load_part(const T* row, uint32_t dim, uint32_t d, bool aligned, float (&part)[PART]) {
+DEVICE void load_part(const T* row, uint32_t dim, uint32_t d, bool aligned,
+                      float (&part)[PER_LANE]) {
     UNROLL
-    for (unsigned c = 0; c < PART; c += CHUNK<T>) {
+    for (unsigned c = 0; c < PER_LANE; c += CHUNK<T>) {
         const uint32_t first = d + c, left = first < dim ? dim - first : 0;
         float chunk[CHUNK<T>];
-        unpack(fetch_chunk(row + (left > 0 ? first : 0), aligned, left < CHUNK<T> ? left : CHUNK<T>), chunk);
+        const uint32_t count = left < CHUNK<T> ? left : CHUNK<T>;
+        unpack(fetch_chunk(row + (left > 0 ? first : 0), aligned, count), chunk);
         UNROLL
         for (unsigned i = 0; i < CHUNK<T>; i++) part[c + i] = chunk[i];
     }
@@ -128,15 +145,15 @@ DEVICE bool rows_aligned(const T* rows, uint32_t dim) {
     return aligned16(rows) && dim % CHUNK<T> == 0;
 }
 
-// The length of a row, found by a warp.
+// The length of a row, in every lane. A warp calls it.
 template <typename T>
 DEVICE RowLength<T> length_of_row(const T* row, uint32_t dim SITE) {
     using Length = RowLength<T>;
     const bool aligned = rows_aligned(row, dim);
     const auto squares = [&](float unit) {
         typename Length::Real sum = 0;
-        for (uint32_t d = lane_index() * PART; d < dim; d += WARP * PART) {
-            float part[PART];
+        for (uint32_t d = lane_index() * PER_LANE; d < dim; d += WARP * PER_LANE) {
+            float part[PER_LANE];
             load_part(row, dim, d, aligned, part);
             sum = squares_of(part, unit, sum);
         }
@@ -145,8 +162,8 @@ DEVICE RowLength<T> length_of_row(const T* row, uint32_t dim SITE) {
     Length length = {squares(1), 1};
     if (Length::needs_unit(length.squares)) {
         float largest = 0;
-        for (uint32_t d = lane_index() * PART; d < dim; d += WARP * PART) {
-            float part[PART];
+        for (uint32_t d = lane_index() * PER_LANE; d < dim; d += WARP * PER_LANE) {
+            float part[PER_LANE];
             load_part(row, dim, d, aligned, part);
             largest = largest_of(part, largest);
         }
@@ -156,22 +173,25 @@ DEVICE RowLength<T> length_of_row(const T* row, uint32_t dim SITE) {
     return length;
 }
 
-// What a row's logits and its gradient are made with. All NaN where an element of the row is not finite.
+// The factors of a row's logits and of its gradient. All are NaN where an element of the row is not
+// finite.
 struct RowRecord {
-    // From products of a key with the row as attention reads it to logits in base 2.
+    // From products of a key with the row as attention reads it, to logits in base 2.
     float scale;
-    // From products with the row as it came to logits in base 2.
+    // From products of a key with the row as it came, to logits in base 2.
     double to_logit;
-    // 1/‖row‖, 0 for a zero row, 1 where rows are not normalised.
+    // 1/‖row‖; 0 for a zero row, and 1 where rows are not normalised.
     double inverse_norm;
 };
 
-// `per_temperature`: log2(e)/τ, or 1 for keys.
+// `per_temperature` is log2(e)/τ, or 1 for keys.
 template <typename T>
-DEVICE RowRecord record_of(const RowLength<T>& length, uint32_t format, bool normalize, float per_temperature) {
-    // 0, or NaN.
+DEVICE RowRecord record_of(const RowLength<T>& length, uint32_t format, bool normalize,
+                           float per_temperature) {
+    // 0, or NaN where an element is not finite.
     const double poison = static_cast<double>(length.squares) * 0;
-    const double inverse = length.squares == 0 ? 0 : length.unit / static_cast<double>(length.norm());
+    const double inverse =
+        length.squares == 0 ? 0 : length.unit / static_cast<double>(length.norm());
     const double unit = (normalize ? inverse : 1) + poison;
     if (format == F32) return {per_temperature, per_temperature * unit, unit};
     const float scale = per_temperature * length.scale();

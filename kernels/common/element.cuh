@@ -1,4 +1,5 @@
-// Elements of embeddings: f32, f16, bf16. The halves are bits that only become numbers as f32.
+// Elements of embeddings: f32, f16, bf16. f16 and bf16 are stored as bits, and arithmetic is in
+// f32.
 #pragma once
 
 #include "platform.cuh"
@@ -42,7 +43,7 @@ DEVICE float to_float(bf16 x) { return bits_to_float(static_cast<uint32_t>(x.bit
 DEVICE bf16 to_bf16(float x) {
     const uint32_t bits = float_to_bits(x);
     if (x != x) return {static_cast<uint16_t>(bits >> 16 | 0x40)};
-    // To the nearest, ties to even.
+    // Round to the nearest, ties to even.
     return {static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
 }
 
@@ -61,7 +62,7 @@ DEVICE bf16 from_float<bf16>(float x) {
     return to_bf16(x);
 }
 
-// Two f16 in a word, the first in the lower half.
+// Two numbers as f16 in a word, the first in the lower half.
 DEVICE uint32_t pack_f16(float low, float high) {
 #if defined(__CUDACC__)
     uint32_t pair;
@@ -72,26 +73,28 @@ DEVICE uint32_t pack_f16(float low, float high) {
 #endif
 }
 
-// 16 bytes: the widest load and store.
+// 16 bytes, the widest load and store.
 struct alignas(16) Bytes16 {
     uint32_t words[4];
 };
 
-// How many elements a load of 16 bytes takes.
+// Elements in 16 bytes.
 template <typename T>
 constexpr unsigned CHUNK = 16 / sizeof(T);
 
-DEVICE bool aligned16(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
+DEVICE bool aligned16(const void* address) {
+    return reinterpret_cast<uintptr_t>(address) % 16 == 0;
+}
 
-// 16 bytes of elements as they lie in memory: what is loaded long before it is used.
+// 16 bytes of elements as they lie in memory. They can be loaded long before they are unpacked.
 template <typename T>
 union Chunk {
     Bytes16 bytes;
     T elements[CHUNK<T>];
 };
 
-// The first `count` of the CHUNK elements at `from`, then zeros; at once where they lie on a multiple of 16 bytes and all
-// are wanted.
+// The first `count` of the CHUNK elements at `from`, then zeros. `aligned` says that `from` is a
+// multiple of 16 bytes and that `count` is 0 or CHUNK: they are then one load.
 template <typename T>
 DEVICE Chunk<T> fetch_chunk(const T* from, bool aligned, unsigned count) {
     Chunk<T> chunk = {};
@@ -106,24 +109,26 @@ DEVICE Chunk<T> fetch_chunk(const T* from, bool aligned, unsigned count) {
     return chunk;
 }
 
+// Converts a chunk to f32.
 template <typename T>
 DEVICE void unpack(const Chunk<T>& chunk, float (&to)[CHUNK<T>]) {
     UNROLL
     for (unsigned i = 0; i < CHUNK<T>; i++) to[i] = to_float(chunk.elements[i]);
 }
 
-// The CHUNK elements at `from`, which lie on a multiple of 16 bytes.
+// Loads the CHUNK elements at `from`, a multiple of 16 bytes, and converts them to f32.
 template <typename T>
 DEVICE void load_chunk(const T* from, float (&to)[CHUNK<T>]) {
     unpack<T>({*reinterpret_cast<const Bytes16*>(from)}, to);
 }
 
-// Four floats to an address on a multiple of 16 bytes.
+// Stores four floats to a multiple of 16 bytes.
 DEVICE void store4(float* to, float a, float b, float c, float d) {
-    *reinterpret_cast<Bytes16*>(to) = {{float_to_bits(a), float_to_bits(b), float_to_bits(c), float_to_bits(d)}};
+    *reinterpret_cast<Bytes16*>(to) = {
+        {float_to_bits(a), float_to_bits(b), float_to_bits(c), float_to_bits(d)}};
 }
 
-// The same, one by one where it isn't.
+// Stores four floats, one by one where the address is not aligned.
 DEVICE void store4(float* to, bool aligned, float a, float b, float c, float d) {
     if (aligned) {
         store4(to, a, b, c, d);
@@ -135,7 +140,7 @@ DEVICE void store4(float* to, bool aligned, float a, float b, float c, float d) 
     }
 }
 
-// 16 bytes that nobody reads again before much else has been: the first to leave the caches.
+// Loads and stores of 16 bytes that are not used again soon: the caches evict them first.
 #if defined(__CUDACC__)
 DEVICE Bytes16 load_streaming(const void* from) {
     const uint4 words = __ldcs(static_cast<const uint4*>(from));
@@ -146,10 +151,12 @@ DEVICE void store4_streaming(float* to, float a, float b, float c, float d) {
 }
 #else
 DEVICE Bytes16 load_streaming(const void* from) { return *static_cast<const Bytes16*>(from); }
-DEVICE void store4_streaming(float* to, float a, float b, float c, float d) { store4(to, a, b, c, d); }
+DEVICE void store4_streaming(float* to, float a, float b, float c, float d) {
+    store4(to, a, b, c, d);
+}
 #endif
 
-// Two floats to an address on a multiple of 8 bytes.
+// Stores two floats to a multiple of 8 bytes.
 DEVICE void store2(float* to, float a, float b) {
     struct alignas(8) Pair {
         float a, b;

@@ -1,4 +1,4 @@
-// Functions of numbers, alike on both sides to rounding.
+// Mathematical functions. GPU and host give the same results up to rounding.
 #pragma once
 
 #include "platform.cuh"
@@ -9,7 +9,7 @@ constexpr double LN_2_F64 = 0.69314718055994531;
 
 #if defined(__CUDACC__)
 
-// 2^x to 2 ulp, subnormal results flushed to 0.
+// 2^x, with an error of at most 2 ulp. Subnormal results are flushed to 0.
 DEVICE float exp2_fast(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -1,27 +1,30 @@
-// The maximum of a row and the sum of its exponentials, in one read (Milakov, Gimelshein: Online normalizer
-// calculation for softmax, arXiv 1805.02867).
+// The maximum of a row and the sum of its exponentials, in one read (Milakov, Gimelshein: Online
+// normalizer calculation for softmax, arXiv 1805.02867).
 #pragma once
 
 #include "collective.cuh"
 #include "math.cuh"
 
-struct Softmax {
-    // Of the elements, not yet scaled: their differences are what gets scaled, and those are small where it matters.
+// The softmax of the elements seen so far. A default one has seen none.
+struct OnlineSoftmax {
+    // The largest element, not scaled. Only differences of elements are scaled, and they are small
+    // where it matters.
     float maximum = -infinity();
-    // Of 2^((x - maximum) · scale).
+    // Σ 2^((x − maximum) · scale).
     float sum = 0;
 
+    // Adds an element. `scale` is log2(e)/τ.
     DEVICE void add(float x, float scale) {
         if (x > maximum) {
             sum = fmaf(sum, exp2_fast((maximum - x) * scale), 1.0f);
             maximum = x;
         } else {
-            // Also for a NaN, which makes the sum NaN and leaves the maximum alone.
+            // A NaN comes here too: it makes the sum NaN and leaves the maximum alone.
             sum += exp2_fast((x - maximum) * scale);
         }
     }
 
-    // Of several: one look at the maximum, and no branch for each.
+    // Adds several elements, with one branch for all.
     template <unsigned COUNT>
     DEVICE void add(const float (&x)[COUNT], float scale) {
         float largest = x[0];
@@ -35,15 +38,17 @@ struct Softmax {
         for (unsigned i = 0; i < COUNT; i++) sum += exp2_fast((x[i] - maximum) * scale);
     }
 
+    // The sum relative to another maximum.
     DEVICE float rescaled(float new_maximum, float scale) const {
-        // A thread without elements has -inf for a maximum and a sum of 0.
+        // A thread without elements has a maximum of −inf and a sum of 0.
         return sum == 0 ? 0 : sum * exp2_fast((maximum - new_maximum) * scale);
     }
 
-    // All threads' rows as one, in every thread.
+    // Merges those of all threads of the block. Before: each thread has seen some elements of the
+    // row. After: each thread has the softmax of the row. All threads call it: it holds barriers.
     template <unsigned THREADS>
-    DEVICE Softmax of_block(float scale SITE) const {
-        Softmax whole;
+    DEVICE OnlineSoftmax of_block(float scale SITE) const {
+        OnlineSoftmax whole;
         whole.maximum = block_reduce<THREADS>(maximum, Max() PASS_SITE);
         whole.sum = block_reduce<THREADS>(rescaled(whole.maximum, scale), Sum() PASS_SITE);
         return whole;

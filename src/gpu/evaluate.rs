@@ -1,11 +1,11 @@
 //! Host slices, evaluated on a machine: copied there, computed, copied back.
 
 use super::element::GpuElement;
+use super::logits::launch_softmax;
 use super::machine::Machine;
 use super::plan::{Addresses, Plan, QueueAddresses, grid_size, queue_layout};
 use super::queue;
 use super::relation::{launch as launch_relation, workspace_bytes};
-use super::softmax::launch as launch_softmax;
 use super::workspace::Layout;
 use crate::error::Result;
 use crate::loss::Relation;

@@ -232,13 +232,13 @@ kernels! {
         BF16: relata_contraction_small_batch_bf16,
     };
     /// KL of softened logits, and its gradient: a block for a row.
-    KD_KL: super::kd_kl::Arguments, 256 => by GpuDType {
+    KD_KL: super::logits::Arguments, 256 => by GpuDType {
         F32: relata_kd_kl_f32,
         F16: relata_kd_kl_f16,
         BF16: relata_kd_kl_bf16,
     };
     /// The same for rows of many classes.
-    KD_KL_LONG: super::kd_kl::Arguments, 512 => by GpuDType {
+    KD_KL_LONG: super::logits::Arguments, 512 => by GpuDType {
         F32: relata_kd_kl_long_f32,
         F16: relata_kd_kl_long_f16,
         BF16: relata_kd_kl_long_bf16,
@@ -284,14 +284,14 @@ kernels! {
         BF16: relata_rkd_relation_small_batch_bf16,
     };
     /// Rows as attention reads them, and their norms: a warp for a row.
-    ATTENTION_ROWS: super::attention::RowsArguments, 128 => by GpuDType {
+    ATTENTION_ROWS: super::contrastive::RowsArguments, 128 => by GpuDType {
         F32: relata_attention_rows_f32,
         F16: relata_attention_rows_f16,
         BF16: relata_attention_rows_bf16,
     };
     /// Attention of halves, rows of up to 64 elements: over a queue and over the rest of a batch, with weights as two
     /// f16 and as one; as one, of student and teacher side by side.
-    ATTENTION_MMA_64: super::attention::MmaArguments, 128 => by MmaVariant {
+    ATTENTION_MMA_64: super::contrastive::MmaArguments, 128 => by MmaVariant {
         Split: relata_attention_mma_64,
         SplitBatch: relata_attention_mma_64_batch,
         Half: relata_attention_mma_64_half,
@@ -299,7 +299,7 @@ kernels! {
         HalfPair: relata_attention_mma_64_half_pair,
     };
     /// The same, of up to 128.
-    ATTENTION_MMA_128: super::attention::MmaArguments, 128 => by MmaVariant {
+    ATTENTION_MMA_128: super::contrastive::MmaArguments, 128 => by MmaVariant {
         Split: relata_attention_mma_128,
         SplitBatch: relata_attention_mma_128_batch,
         Half: relata_attention_mma_128_half,
@@ -307,7 +307,7 @@ kernels! {
         HalfPair: relata_attention_mma_128_half_pair,
     };
     /// The same, of up to 256.
-    ATTENTION_MMA_256: super::attention::MmaArguments, 128 => by MmaVariant {
+    ATTENTION_MMA_256: super::contrastive::MmaArguments, 128 => by MmaVariant {
         Split: relata_attention_mma_256,
         SplitBatch: relata_attention_mma_256_batch,
         Half: relata_attention_mma_256_half,
@@ -315,12 +315,12 @@ kernels! {
         HalfPair: relata_attention_mma_256_half_pair,
     };
     /// Attention of f32 rows over keys of f32 or f16.
-    ATTENTION_SIMT: super::attention::SimtArguments, 256 => by KeyType {
+    ATTENTION_SIMT: super::contrastive::SimtArguments, 256 => by KeyType {
         F32: relata_attention_simt_f32,
         F16: relata_attention_simt_f16,
     };
     /// InfoNCE from the partial attentions: a block for a row.
-    INFO_NCE: super::attention::FinishArguments, 256 => by GpuDType {
+    INFO_NCE: super::contrastive::FinishArguments, 256 => by GpuDType {
         F32: relata_info_nce_f32,
         F16: relata_info_nce_f16,
         BF16: relata_info_nce_bf16,
@@ -338,13 +338,13 @@ kernels! {
         BF16: relata_write_keys_bf16,
     };
     /// RRD from the partial attentions: a block for a row.
-    RRD: super::attention::FinishArguments, 256 => by GpuDType {
+    RRD: super::contrastive::FinishArguments, 256 => by GpuDType {
         F32: relata_rrd_f32,
         F16: relata_rrd_f16,
         BF16: relata_rrd_bf16,
     };
     /// softmax(x/τ) of every row: a block for a row.
-    SOFTMAX: super::softmax::Arguments, 256 => by GpuDType {
+    SOFTMAX: super::logits::SoftmaxArguments, 256 => by GpuDType {
         F32: relata_softmax_f32,
         F16: relata_softmax_f16,
         BF16: relata_softmax_bf16,

@@ -16,15 +16,13 @@ pub(crate) mod machine;
 pub(crate) mod plan;
 pub(crate) mod workspace;
 
-mod attention;
-mod info_nce;
-mod kd_kl;
+mod contrastive;
+mod logits;
 mod normalize;
 pub(crate) mod queue;
 mod relation;
 mod rkd;
-mod rrd;
-mod softmax;
+mod tuning;
 
 pub(crate) use evaluate::{evaluate, relation_matrix, softmax};
 

@@ -1,44 +1,46 @@
-//! x/‖x‖ of every row and the way back, by kernels/normalize.cu.
+//! x/‖x‖ of every row, and the gradient back through it, by kernels/normalize.cu.
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Zeroable;
 
+use super::arguments::kernel_arguments;
 use super::kernels::{NORMALIZE, NORMALIZE_BACKWARD};
 use super::machine::Launcher;
 use super::plan::grid_size;
 use crate::element::DType;
 use crate::error::Result;
 
-/// Mirrors `Arguments` in kernels/normalize.cu.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub(crate) struct Arguments {
-    rows: [u64; 2],
-    normalized: [u64; 2],
-    norms: [u64; 2],
-    dim: [u32; 2],
+kernel_arguments! {
+    /// Mirrors `Arguments` in kernels/normalize.cu.
+    pub(crate) struct Arguments {
+        rows: [u64; 2],
+        normalized: [u64; 2],
+        norms: [u64; 2],
+        dim: [u32; 2],
+    }
+
+    /// Mirrors `BackwardArguments` in kernels/normalize.cu.
+    pub(crate) struct BackwardArguments {
+        normalized: u64,
+        norms: u64,
+        gradient: u64,
+        dim: u32,
+        padding: u32,
+    }
 }
 
-/// Mirrors `BackwardArguments` in kernels/normalize.cu.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub(crate) struct BackwardArguments {
-    normalized: u64,
-    norms: u64,
-    gradient: u64,
-    dim: u32,
-    padding: u32,
-}
-
-/// A matrix to normalise: `rows` `[N, D]`, `normalized` `[N, D]` f32, and 1/‖x‖ `[N]` f32 unless 0.
+/// A matrix to normalise, by addresses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Matrix {
+    /// x, `[N, D]`.
     pub(crate) rows: u64,
     pub(crate) dim: usize,
+    /// x/‖x‖, `[N, D]` f32, overwritten.
     pub(crate) normalized: u64,
+    /// 1/‖x‖, `[N]` f32, overwritten; or 0 where nothing needs it.
     pub(crate) norms: u64,
 }
 
-/// Normalises `count` rows of one matrix or two.
+/// Normalises the `count` rows of each of one or two matrices of elements of `dtype`.
 pub(crate) fn launch(
     launcher: &mut impl Launcher,
     dtype: DType,
@@ -61,7 +63,8 @@ pub(crate) fn launch(
     NORMALIZE.of(dtype).launch(launcher, grid, 0, &arguments)
 }
 
-/// Takes `gradient` `[N, D]` from the normalised rows back to the rows, in place.
+/// Turns the gradient with respect to the normalised rows into that with respect to the rows.
+/// `gradient`, `[N, D]` f32, is overwritten in place.
 pub(crate) fn launch_backward(
     launcher: &mut impl Launcher,
     [rows, dim]: [usize; 2],

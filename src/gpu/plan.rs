@@ -2,10 +2,10 @@
 
 use super::machine::{Launcher, Limits};
 use super::workspace::Layout;
-use super::{info_nce, kd_kl, queue, rkd, rrd};
+use super::{contrastive, logits, queue, rkd};
 use crate::element::DType;
 use crate::error::{Error, Result};
-use crate::loss::{Enqueue, Family, InfoNce, KdKl, Rkd, Rrd, Target, Triplet};
+use crate::loss::{Family, Rkd, Triplet};
 use crate::problem::Problem;
 
 /// Where a batch and its results lie.
@@ -42,9 +42,8 @@ pub(crate) struct Plan {
 #[allow(clippy::large_enum_variant, reason = "there is one for each evaluator")]
 enum Passes {
     Rkd(rkd::Plan),
-    InfoNce(info_nce::Plan),
-    KdKl(kd_kl::Plan),
-    Rrd(rrd::Plan),
+    Contrastive(contrastive::Plan),
+    Logits(logits::Plan),
 }
 
 impl Plan {
@@ -65,35 +64,15 @@ impl Plan {
                 None => todo!("generic"),
             },
             Family::Triplet(triplet) => Passes::Rkd(rkd(rkd_of(triplet), &mut layout)?),
-            Family::Contrastive(contrastive) => match contrastive.target {
-                Target::OwnKey => Passes::InfoNce(info_nce::Plan::new(
-                    &InfoNce {
-                        temperature: contrastive.temperature,
-                        normalize: spec.normalize,
-                        enqueue: Enqueue::Never,
-                    },
-                    problem,
-                    dtype,
-                    limits,
-                    &mut layout,
-                )?),
-                Target::Teacher { temperature } => Passes::Rrd(rrd::Plan::new(
-                    &Rrd {
-                        student_temperature: contrastive.temperature,
-                        teacher_temperature: temperature,
-                        normalize: spec.normalize,
-                        enqueue: Enqueue::Never,
-                    },
-                    problem,
-                    dtype,
-                    limits,
-                    &mut layout,
-                )?),
-            },
-            Family::Logits(logits) => Passes::KdKl(kd_kl::Plan::new(
-                &KdKl {
-                    temperature: logits.temperature,
-                },
+            Family::Contrastive(loss) => Passes::Contrastive(contrastive::Plan::new(
+                &loss,
+                problem,
+                dtype,
+                limits,
+                &mut layout,
+            )?),
+            Family::Logits(loss) => Passes::Logits(logits::Plan::new(
+                &loss,
                 problem,
                 dtype,
                 limits,
@@ -130,9 +109,8 @@ impl Plan {
     pub(crate) fn launch(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         match &self.passes {
             Passes::Rkd(plan) => plan.launch(launcher, at),
-            Passes::InfoNce(plan) => plan.launch(launcher, at),
-            Passes::KdKl(plan) => plan.launch(launcher, at),
-            Passes::Rrd(plan) => plan.launch(launcher, at),
+            Passes::Contrastive(plan) => plan.launch(launcher, at),
+            Passes::Logits(plan) => plan.launch(launcher, at),
         }
     }
 }

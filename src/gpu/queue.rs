@@ -1,24 +1,33 @@
-//! The ring of teacher keys as it lies on a device: `[capacity, pitch]` keys and a state, `[next, len]`;
-//! and how a batch enters it, by kernels/enqueue.cu.
+//! The queue of teacher keys on a device, and how a batch enters it.
+//!
+//! The queue is a ring. Its memory is a matrix of keys, `[capacity, pitch]`, and a state, `[next, len]`:
+//! the slot that the next key takes, and the number of keys. A new key takes the slot `next`; once the
+//! ring is full, that is the slot of the oldest key.
+//!
+//! A batch enters by two launches of kernels/enqueue.cu. The first computes the norms of the keys, and
+//! whether all elements are finite. The second writes the keys and moves `next` and `len`. If an
+//! element is not finite, the queue stays as it is.
 
-use bytemuck::{Pod, Zeroable};
 use half::f16;
 
+use super::arguments::kernel_arguments;
 use super::kernels::{MEASURE_KEYS, WRITE_KEYS};
 use super::machine::Launcher;
 use super::plan::{QueueAddresses, grid_size};
+use super::tuning::queue::{KEYS_PER_BLOCK, PITCH};
 use super::workspace::{self, Region};
 use crate::element::DType;
 use crate::error::{Error, Result};
 use crate::queue::Queue;
 
-/// Keys start on a multiple of 16 bytes and are copied 16 bytes at a time, in f16 and in f32.
+/// Elements from one key to the next. Keys start on a multiple of 16 bytes.
 pub(crate) const fn pitch(dim: usize) -> usize {
-    dim.next_multiple_of(8)
+    dim.next_multiple_of(PITCH)
 }
 
-/// What keys are stored as. Unit keys of a half-precision loss are f16 whichever half it is: their elements
-/// need no range, and f16 rounds them eight times finer than bf16.
+/// The type in which a queue stores keys, for a loss on rows of `dtype`. Normalised keys are f16 for
+/// rows of f16 and of bf16: their elements need no range, and f16 rounds them eight times finer than
+/// bf16. All other keys are f32.
 pub(crate) const fn key_type(dtype: DType, normalize: bool) -> DType {
     match dtype {
         DType::F16 | DType::BF16 if normalize => DType::F16,
@@ -26,22 +35,22 @@ pub(crate) const fn key_type(dtype: DType, normalize: bool) -> DType {
     }
 }
 
-/// How a queue lies in a device's memory.
+/// The layout of a queue in a device's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     pub(crate) capacity: usize,
     pub(crate) dim: usize,
-    /// Elements from one key to the next; those beyond `dim` are zero.
+    /// Elements from one key to the next. Those beyond `dim` are zero.
     pub(crate) pitch: usize,
     /// f32 or f16.
     pub(crate) element: DType,
 }
 
 impl Layout {
-    /// Bytes of the state: the slot the next key goes to, and the number of keys, as u32.
+    /// Bytes of the state: `next` and `len`, as u32.
     pub(crate) const STATE_BYTES: usize = 8;
 
-    /// For a loss on rows of `dtype`.
+    /// The layout for a loss on rows of `dtype`.
     pub(crate) fn new(capacity: usize, dim: usize, dtype: DType, normalize: bool) -> Self {
         Layout {
             capacity,
@@ -62,7 +71,7 @@ impl Layout {
             })
     }
 
-    /// The keys of a queue on the host, in the order of their slots.
+    /// The keys of a queue on the host in this layout, slot by slot.
     pub(crate) fn pack(&self, queue: &Queue<f32>) -> Result<Vec<u8>> {
         let mut bytes = bytemuck::allocation::try_zeroed_vec(self.bytes()?).map_err(|()| {
             Error::OutOfMemory {
@@ -85,29 +94,26 @@ impl Layout {
     }
 }
 
-/// Mirrors `Arguments` in kernels/enqueue.cu.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub(crate) struct Arguments {
-    batch: u64,
-    keys: u64,
-    state: u64,
-    norms: u64,
-    flag: u64,
-    counter: u64,
-    rows: u32,
-    dim: u32,
-    pitch: u32,
-    capacity: u32,
-    normalize: u32,
-    half: u32,
+kernel_arguments! {
+    /// Mirrors `Arguments` in kernels/enqueue.cu.
+    pub(crate) struct Arguments {
+        batch: u64,
+        keys: u64,
+        state: u64,
+        norms: u64,
+        flag: u64,
+        counter: u64,
+        rows: u32,
+        dim: u32,
+        pitch: u32,
+        capacity: u32,
+        normalize: u32,
+        half: u32,
+    }
 }
 
-/// Keys in a block of kernels/enqueue.cu.
-const KEYS_PER_BLOCK: u32 = 4;
-
-/// A batch entering a queue on the device: two launches, nothing of it on the host, so that a captured
-/// graph fills the ring further each time it runs. A batch with a NaN or an infinity does not enter.
+/// How a batch enters a queue on the device. Both launches work on the device alone, so a captured
+/// graph fills the ring further each time it runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(dead_code, reason = "for queues that live on a device")]
 pub(crate) struct EnqueuePlan {
@@ -122,7 +128,7 @@ pub(crate) struct EnqueuePlan {
 
 #[allow(dead_code, reason = "for queues that live on a device")]
 impl EnqueuePlan {
-    /// Batches of `rows` keys of `dtype`.
+    /// The plan for batches of `rows` keys of `dtype`.
     pub(crate) fn new(queue: Layout, rows: usize, dtype: DType, normalize: bool) -> Result<Self> {
         let mut layout = workspace::Layout::new();
         Ok(EnqueuePlan {
@@ -136,12 +142,12 @@ impl EnqueuePlan {
         })
     }
 
-    /// As [`Plan::workspace_bytes`](super::plan::Plan::workspace_bytes).
+    /// Bytes of the workspace, as of [`Plan::workspace_bytes`](super::plan::Plan::workspace_bytes).
     pub(crate) fn workspace_bytes(&self) -> usize {
         self.layout.bytes()
     }
 
-    /// Launches both passes on the batch at `batch`.
+    /// Launches both passes on the batch at the address `batch`.
     pub(crate) fn enqueue(
         &self,
         launcher: &mut impl Launcher,

@@ -1,31 +1,28 @@
-//! The relation of every two rows, by kernels/relation.cu.
+//! The public relation matrices, by kernels/relation.cu.
 
-use bytemuck::{Pod, Zeroable};
-
+use super::arguments::kernel_arguments;
 use super::kernels::RELATION;
 use super::machine::Launcher;
 use super::normalize;
 use super::plan::{grid_size, tile_pairs};
+use super::tuning::relation::SIDE;
 use crate::element::DType;
 use crate::error::Result;
 use crate::loss::Relation;
 
-/// Rows of a tile.
-const SIDE: usize = 64;
-
-/// Mirrors `Arguments` in kernels/relation.cu.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub(crate) struct Arguments {
-    rows: u64,
-    matrix: u64,
-    n: u32,
-    dim: u32,
-    relation: u32,
-    padding: u32,
+kernel_arguments! {
+    /// Mirrors `Arguments` in kernels/relation.cu.
+    pub(crate) struct Arguments {
+        rows: u64,
+        matrix: u64,
+        n: u32,
+        dim: u32,
+        relation: u32,
+        padding: u32,
+    }
 }
 
-/// Bytes of scratch memory.
+/// Bytes of scratch memory for rows of shape `[N, D]`.
 pub(crate) fn workspace_bytes(relation: Relation, [rows, dim]: [usize; 2]) -> usize {
     match relation {
         Relation::Cosine => rows.saturating_mul(dim).saturating_mul(size_of::<f32>()),
@@ -33,7 +30,8 @@ pub(crate) fn workspace_bytes(relation: Relation, [rows, dim]: [usize; 2]) -> us
     }
 }
 
-/// Overwrites `matrix` `[N, N]` f32.
+/// Computes the relation of every two rows of `input`, `[N, D]` of `dtype`. `matrix`, `[N, N]` f32, is
+/// overwritten.
 pub(crate) fn launch(
     launcher: &mut impl Launcher,
     dtype: DType,

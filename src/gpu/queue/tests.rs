@@ -1,4 +1,4 @@
-//! A queue on the emulator beside one on the host.
+//! Compares a queue on the emulator with one on the host.
 
 use half::bf16;
 
@@ -11,7 +11,7 @@ use crate::problem::{Batch, Problem};
 use crate::rows::Rows;
 use crate::shapes::Shapes;
 
-/// A queue on the emulator beside one on the host.
+/// A queue on the emulator, and one on the host with the same keys.
 struct Twins {
     machine: EmulatedMachine,
     layout: Layout,
@@ -83,7 +83,7 @@ impl Twins {
             [0; workspace::Layout::COUNTERS],
             "counters are left at 0"
         );
-        // The host refuses what is not finite, and keeps what it has.
+        // The host refuses a batch that is not finite, and keeps its keys.
         let refused = self
             .host
             .enqueue(Rows::new(batch, [rows, self.layout.dim]).expect("whole keys"))
@@ -99,7 +99,7 @@ impl Twins {
             .expect("as long");
         assert_eq!(state[1] as usize, self.host.len());
         if !self.host.is_empty() {
-            // The newest key lies before the slot that is next.
+            // The newest key lies in the slot before `next`.
             let slot = (state[0] as usize + self.layout.capacity - 1) % self.layout.capacity;
             let newest = &self.host.keys()[slot * self.layout.dim..][..self.layout.dim];
             assert_eq!(newest, self.host.recent(0));
@@ -116,7 +116,7 @@ impl Twins {
                 _ => bytemuck::pod_collect_to_vec(bytes),
             }
         };
-        // Both round x/‖x‖ in f64 to f32, by another last bit of the f64.
+        // Both compute x/‖x‖ in f64 and round it to f32. The last bit of the f64 may differ.
         let ulp = match self.layout.element {
             DType::F16 => 2f32.powi(-11),
             _ => 2f32.powi(-23),
@@ -131,9 +131,9 @@ impl Twins {
     }
 }
 
-/// Steps of training with the queue on the device: a loss sees the keys that have entered, however few of
-/// those that its plan was made for.
-fn evaluates_beside_a_filling_ring<T: GpuElement>(capacity: usize, dim: usize) {
+/// Trains for some steps with the queue on the device. The loss must see exactly the keys that have
+/// entered, though its plan is made for a full queue.
+fn evaluates_with_a_filling_queue<T: GpuElement>(capacity: usize, dim: usize) {
     let rows = 17;
     let mut twins = Twins::new(capacity, dim, T::DTYPE, true, 1);
     let loss = crate::Rrd::default();
@@ -191,7 +191,7 @@ fn evaluates_beside_a_filling_ring<T: GpuElement>(capacity: usize, dim: usize) {
         let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
         let error = norm(&mut got.iter().zip(&want).map(|(&g, w)| f64::from(g) - w))
             / norm(&mut want.iter().copied());
-        // Keys are rounded to f16, or not at all.
+        // Keys are rounded to f16, or not rounded.
         let within = if twins.layout.element == DType::F16 {
             3e-3
         } else {
@@ -204,12 +204,12 @@ fn evaluates_beside_a_filling_ring<T: GpuElement>(capacity: usize, dim: usize) {
 #[test]
 fn losses_see_the_keys_that_have_entered() {
     for (capacity, dim) in [(1000, 20), (500, 128), (60, 130), (200, 300)] {
-        evaluates_beside_a_filling_ring::<f32>(capacity, dim);
-        evaluates_beside_a_filling_ring::<f16>(capacity, dim);
+        evaluates_with_a_filling_queue::<f32>(capacity, dim);
+        evaluates_with_a_filling_queue::<f16>(capacity, dim);
     }
 }
 
-/// `rows` keys, no two alike.
+/// `rows` different keys.
 fn batch<T: GpuElement>(rows: usize, dim: usize, first: usize) -> Vec<T> {
     let element = |i: usize| ((first * dim + i) as f64 * 0.7).sin() * 3.0 + 0.1;
     (0..rows * dim).map(|i| T::from_f64(element(i))).collect()
@@ -220,7 +220,7 @@ fn fills_and_wraps<T: GpuElement>(seed: u64) {
         for (capacity, dim) in [(1, 1), (5, 7), (7, 130), (64, 16)] {
             let mut twins = Twins::new(capacity, dim, T::DTYPE, normalize, seed);
             let mut first = 0;
-            // In part, to the brim and beyond, then more than the ring holds.
+            // The ring is filled in part, then fully, then beyond; then batches exceed it.
             for rows in [2, 3, 1, 5, 9, 17, 130] {
                 twins.enqueue::<T>(&batch(rows, dim, first));
                 twins.assert_same();
@@ -231,7 +231,7 @@ fn fills_and_wraps<T: GpuElement>(seed: u64) {
 }
 
 #[test]
-fn a_queue_fills_and_wraps_as_the_hosts_does() {
+fn a_queue_fills_and_wraps_like_that_of_the_host() {
     for seed in [0, 1, 2] {
         fills_and_wraps::<f32>(seed);
         fills_and_wraps::<f16>(seed);
@@ -249,7 +249,7 @@ fn a_batch_that_is_not_finite_does_not_enter() {
             keys[at] = bad;
             twins.enqueue(&keys);
             twins.assert_same();
-            // And the flag has been lowered.
+            // The flag must be 0 again, so this batch enters.
             twins.enqueue::<f32>(&batch(4, 7, 8));
             twins.assert_same();
             assert_eq!(twins.host.len(), 7);
@@ -258,7 +258,7 @@ fn a_batch_that_is_not_finite_does_not_enter() {
 }
 
 #[test]
-fn keys_of_any_size_enter_as_unit_keys_and_zero_as_zero() {
+fn keys_of_any_length_enter_normalised_and_zero_stays_zero() {
     let mut twins = Twins::new(4, 3, DType::F32, true, 2);
     twins.enqueue::<f32>(&[
         3e38, -3e38, 3e38, 1e-45, 0.0, -1e-45, 0.0, -0.0, 0.0, 1e-20, 2e-20, 2e-20,

@@ -8,7 +8,7 @@ use crate::loss::{InfoNce, Loss, Rrd};
 use crate::problem::{Problem, WeightPrecision};
 use crate::shapes::Shapes;
 
-/// The names of what it was to launch.
+/// Collects the names of the kernels that it is asked to launch.
 struct Names(Vec<&'static str>);
 
 impl Launcher for Names {
@@ -47,11 +47,11 @@ fn launches(
 }
 
 #[test]
-fn rows_are_prepared_where_the_attention_does_not_do_it() {
+fn a_plan_prepares_rows_only_for_kernels_that_do_not() {
     use DType::{BF16, F16, F32};
     use WeightPrecision::{Half, Split};
     let (rrd, info_nce, queue) = (Rrd::default(), InfoNce::default(), Some(1000));
-    // Of halves beside a queue, two launches.
+    // f16 and bf16 with a queue take two launches.
     assert_eq!(
         launches(rrd, queue, 128, BF16, Split),
         ["relata_attention_mma_128", "relata_rrd_bf16"]
@@ -76,7 +76,7 @@ fn rows_are_prepared_where_the_attention_does_not_do_it() {
             "relata_rrd_f16"
         ]
     );
-    // The precision of weights matters to tensor cores alone.
+    // The precision of weights matters on tensor cores only.
     assert_eq!(
         launches(rrd, queue, 128, BF16, Half)[0],
         "relata_attention_mma_128_half_pair"

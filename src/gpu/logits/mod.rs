@@ -1,75 +1,75 @@
-//! KD's KL, by kernels/kd_kl.cu.
+//! The logits family on a GPU: KD, by kernels/kd_kl.cu, and the public softmax.
 
-use bytemuck::{Pod, Zeroable};
+mod softmax;
 
+pub(crate) use self::softmax::{Arguments as SoftmaxArguments, launch as launch_softmax};
+use super::arguments::kernel_arguments;
 use super::kernels::{ByDType, KD_KL, KD_KL_LONG};
 use super::machine::{Launcher, Limits};
 use super::plan::{Addresses, grid_size};
+use super::tuning::logits::{CHUNK, MAX_SHORT, REDUCTIONS};
 use super::workspace::{Layout, Region};
 use crate::element::DType;
 use crate::error::Result;
-use crate::loss::KdKl;
+use crate::loss::Logits;
 use crate::problem::Problem;
 
-/// Mirrors `Arguments` in kernels/kd_kl.cu.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub(crate) struct Arguments {
-    student: u64,
-    teacher: u64,
-    gradient: u64,
-    partials: u64,
-    value: u64,
-    counter: u64,
-    loss_factor: f64,
-    classes: u32,
-    inverse_temperature: f32,
-    gradient_factor: f32,
-    kept: u32,
+kernel_arguments! {
+    /// Mirrors `Arguments` in kernels/kd_kl.cu.
+    pub(crate) struct Arguments {
+        student: u64,
+        teacher: u64,
+        gradient: u64,
+        partials: u64,
+        value: u64,
+        counter: u64,
+        loss_factor: f64,
+        classes: u32,
+        inverse_temperature: f32,
+        gradient_factor: f32,
+        kept: u32,
+    }
 }
 
-/// How a block goes over a row.
+/// How a block goes over a row. It reads the row twice, and keeps its beginning in shared memory from
+/// the first reading to the second.
+///
+/// Short rows go to many small blocks: one block hides the beginning and the end of another. For a long
+/// row the bytes count: a block takes as much shared memory as there is. So few rows are in progress
+/// at once, and what does not fit in shared memory is still in L2 at the second reading. 1024 threads,
+/// or two blocks a multiprocessor, would have as many loads in flight, but two blocks would need twice
+/// the L2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Tile {
+struct RowTile {
     long: bool,
-    /// Chunks of 16 bytes of either row that a thread keeps in shared memory from the first reading to the second.
+    /// Chunks of 16 bytes that a thread keeps, of each of the two rows.
     kept: u32,
 }
 
-impl Tile {
-    const CHUNK: usize = 16;
-    /// The most that a short row keeps: 40 KiB, so that it is registers, 64 a thread, that hold a multiprocessor to four
-    /// blocks.
-    const MOST_SHORT: usize = 5;
-    /// What the kernels' reductions take beside it, rounded up.
-    const REDUCTIONS: usize = 1024;
-
-    /// Short rows go to many small blocks, which hide one another's beginnings and ends. For a long one it is bytes that
-    /// count: a block takes as much shared memory as there is, so that few rows are under way at once and what does not fit
-    /// is still in L2 when it is wanted again. 1024 threads, or two blocks a multiprocessor, would have as much
-    /// in flight; two blocks would need twice the L2.
+impl RowTile {
     fn new(classes: usize, dtype: DType, limits: Limits) -> Self {
-        let chunks = classes.div_ceil(Self::CHUNK / dtype.bytes());
+        let chunks = classes.div_ceil(CHUNK / dtype.bytes());
         let short = chunks.div_ceil(KD_KL.threads as usize);
-        if short <= Self::MOST_SHORT {
-            return Tile {
+        if short <= MAX_SHORT {
+            return RowTile {
                 long: false,
                 kept: short as u32,
             };
         }
-        let room = (limits.shared_per_block as usize).saturating_sub(Self::REDUCTIONS);
+        let room = (limits.shared_per_block as usize).saturating_sub(REDUCTIONS);
         let most = room / Self::bytes(KD_KL_LONG.threads);
-        Tile {
+        RowTile {
             long: true,
             kept: chunks.div_ceil(KD_KL_LONG.threads as usize).min(most) as u32,
         }
     }
 
-    /// What a block of `threads` keeps for each of `kept`: a chunk of student and teacher a thread.
+    /// Bytes that a block of `threads` threads keeps if each thread keeps one chunk of both rows.
     const fn bytes(threads: u32) -> usize {
-        2 * Self::CHUNK * threads as usize
+        2 * CHUNK * threads as usize
     }
 
+    /// Bytes of dynamic shared memory of a block.
     fn shared(&self) -> u32 {
         self.kept * Self::bytes(self.family().threads) as u32
     }
@@ -79,7 +79,7 @@ impl Tile {
     }
 }
 
-/// One launch, a block for a row.
+/// How KD runs: one launch, with a block for a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Plan {
     dtype: DType,
@@ -87,13 +87,13 @@ pub(crate) struct Plan {
     classes: u32,
     temperature: f64,
     upstream: f64,
-    tile: Tile,
+    tile: RowTile,
     partials: Region,
 }
 
 impl Plan {
     pub(crate) fn new(
-        loss: &KdKl,
+        loss: &Logits,
         problem: &Problem,
         dtype: DType,
         limits: Limits,
@@ -106,11 +106,12 @@ impl Plan {
             classes: grid_size("student_dim", shapes.student_dim)?,
             temperature: loss.temperature,
             upstream: problem.upstream(),
-            tile: Tile::new(shapes.student_dim, dtype, limits),
+            tile: RowTile::new(shapes.student_dim, dtype, limits),
             partials: layout.push::<f64>(&[shapes.rows])?,
         })
     }
 
+    /// Launches its one pass.
     pub(crate) fn launch(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         let (t, n) = (self.temperature, f64::from(self.rows));
         let arguments = Arguments {
@@ -140,9 +141,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keeps_what_fits_and_no_more() {
-        let kept = |classes, dtype| Tile::new(classes, dtype, Limits::HOPPER);
-        // All of a short row, however short.
+    fn a_tile_keeps_what_fits_in_shared_memory() {
+        let kept = |classes, dtype| RowTile::new(classes, dtype, Limits::HOPPER);
+        // A short row is kept whole.
         for classes in [1, 10, 1000, 5 * 256 * 4] {
             let tile = kept(classes, DType::F32);
             assert!(
@@ -154,25 +155,25 @@ mod tests {
                 "{classes}: {tile:?}"
             );
         }
-        // All of what fits into one multiprocessor, whose blocks are then smaller than it where they can be.
+        // A long row that fits in shared memory is kept whole too, and takes no more than it needs.
         assert_eq!(
             kept(32_000, DType::BF16),
-            Tile {
+            RowTile {
                 long: true,
                 kept: 8
             }
         );
-        // 226 KiB in steps of 16 KiB of 152 000 classes, which are 594 KiB.
+        // 226 KiB, in steps of 16 KiB, of 152 000 classes, which take 594 KiB.
         assert_eq!(
             kept(151_936, DType::BF16),
-            Tile {
+            RowTile {
                 long: true,
                 kept: 14
             }
         );
         assert_eq!(
             kept(usize::MAX, DType::F32),
-            Tile {
+            RowTile {
                 long: true,
                 kept: 14
             }
@@ -183,9 +184,9 @@ mod tests {
                 ..Limits::HOPPER
             };
             for classes in [6000, 20_000, 151_936] {
-                let shared = Tile::new(classes, DType::F32, limits).shared();
+                let shared = RowTile::new(classes, DType::F32, limits).shared();
                 assert!(
-                    shared <= bytes.saturating_sub(Tile::REDUCTIONS as u32),
+                    shared <= bytes.saturating_sub(REDUCTIONS as u32),
                     "{classes} in {bytes}: {shared}"
                 );
             }

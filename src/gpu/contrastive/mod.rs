@@ -1,0 +1,321 @@
+//! The contrastive family on a GPU: RRD and InfoNCE.
+//!
+//! Rows attend to keys, and the keys serve as values too. A loss says which rows attend
+//! ([`Queries`]) and to which keys ([`KeySource`]):
+//!
+//! | loss | queries | keys | last kernel |
+//! |---|---|---|---|
+//! | RRD | student and teacher | queue | kernels/rrd.cu |
+//! | InfoNCE with a queue | student | queue | kernels/info_nce.cu |
+//! | InfoNCE in the batch | student | teacher rows of the other samples | kernels/info_nce.cu |
+//!
+//! The passes:
+//!
+//! 1. kernels/attention_rows.cu prepares the rows and keys that the attention kernel does not
+//!    prepare itself.
+//! 2. kernels/attention_mma.cu or kernels/attention_simt.cu takes the rows over the keys. The keys
+//!    are split, and each split gives partial results.
+//! 3. The last kernel merges the splits, and computes the loss and the gradient.
+//!
+//! No matrix of rows × keys exists.
+
+mod arguments;
+mod kernel;
+
+use self::arguments::{AttentionCommon, Partials, RowSet, Stat};
+pub(crate) use self::arguments::{FinishArguments, MmaArguments, RowsArguments, SimtArguments};
+use self::kernel::{Kernel, KeySource, Queries, Weights, splits};
+use super::kernels::{ATTENTION_ROWS, ATTENTION_SIMT, INFO_NCE, RRD};
+use super::machine::{Launcher, Limits};
+use super::plan::{Addresses, grid_size};
+use super::queue;
+use super::tuning::contrastive::{KEYS, PREPARED_ROWS_PER_BLOCK};
+use super::workspace::{Layout, Region};
+use crate::element::DType;
+use crate::error::{Error, Result};
+use crate::loss::{Contrastive, Target};
+use crate::problem::Problem;
+
+/// The most blocks of a grid along y and z, by CUDA.
+const MAX_BLOCKS: usize = 65_535;
+
+/// How a contrastive loss runs: its kernels, its grids and its workspace.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Plan {
+    dtype: DType,
+    queries: Queries,
+    keys: KeySource,
+    kernel: Kernel,
+    weights: Weights,
+    normalize: bool,
+    rows: u32,
+    /// Slots of the queue, or rows of the batch.
+    key_count: u32,
+    dim: u32,
+    row_pitch: u32,
+    key_pitch: u32,
+    mean_pitch: u32,
+    /// Tiles of rows, splits of the keys, chunks of columns.
+    grid: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    shared: u32,
+    /// log2(e)/τ of student and teacher.
+    per_temperature: [f32; 2],
+    /// The factor of the gradient: upstream/(N τ), with the student's τ.
+    factor: f64,
+    /// The rows that `attention_rows` writes, and their scales: the student's, then the teacher's,
+    /// as far as they are prepared.
+    prepared: Region,
+    scales: Region,
+    /// `[splits, attending rows]`
+    stats: Region,
+    /// `[splits, attending rows, mean_pitch]`
+    means: Region,
+    losses: Region,
+}
+
+impl Plan {
+    pub(crate) fn new(
+        loss: &Contrastive,
+        problem: &Problem,
+        dtype: DType,
+        limits: Limits,
+        layout: &mut Layout,
+    ) -> Result<Self> {
+        let shapes = problem.shapes();
+        let normalize = problem.spec().normalize;
+        let (n, dim) = (shapes.rows, shapes.student_dim);
+        let rows = grid_size("rows", n)?;
+        let (queries, temperatures) = match loss.target {
+            Target::Teacher { temperature } => (Queries::Both, [loss.temperature, temperature]),
+            Target::OwnKey => (Queries::Student, [loss.temperature; 2]),
+        };
+        let (keys, key_count) = match shapes.queue {
+            Some(capacity) => (KeySource::Queue, grid_size("queue keys", capacity)?),
+            None => (KeySource::BatchExceptSelf, rows),
+        };
+        let kernel = Kernel::new(dim, dtype, normalize, keys, limits);
+        let attending = n.saturating_mul(queries.sets() as usize);
+        let prepared = prepared_sets(kernel, queries, keys) as usize;
+        let pitch = queue::pitch(dim);
+        let mean_pitch = dim.next_multiple_of(4);
+        let (row_tiles, columns) = (
+            attending.div_ceil(kernel.rows()),
+            dim.div_ceil(kernel.columns()),
+        );
+        if columns > MAX_BLOCKS {
+            return Err(Error::TooLarge {
+                argument: "student_dim",
+                most: MAX_BLOCKS * kernel.columns(),
+                got: dim,
+            });
+        }
+        let resident = limits.multiprocessors as usize * kernel.blocks_per_multiprocessor(limits);
+        let splits = splits(
+            row_tiles * columns,
+            (key_count as usize).div_ceil(KEYS),
+            resident,
+        );
+        Ok(Plan {
+            dtype,
+            queries,
+            keys,
+            kernel,
+            weights: Weights::new(problem.weight_precision(), queries, temperatures),
+            normalize,
+            factor: problem.upstream() / (f64::from(rows) * temperatures[0]),
+            rows,
+            key_count,
+            dim: grid_size("student_dim", dim)?,
+            row_pitch: grid_size("student_dim", pitch)?,
+            key_pitch: grid_size("student_dim", pitch)?,
+            mean_pitch: grid_size("student_dim", mean_pitch)?,
+            grid: [
+                grid_size("rows", row_tiles)?,
+                grid_size("splits", splits)?,
+                grid_size("student_dim", columns)?,
+            ],
+            shared: grid_size("student_dim", kernel.shared())?,
+            per_temperature: temperatures.map(|t| (std::f64::consts::LOG2_E / t) as f32),
+            prepared: layout.push::<u8>(&[prepared, n, pitch, kernel.element()])?,
+            scales: layout.push::<f32>(&[prepared, n])?,
+            stats: layout.push::<Stat>(&[splits, attending])?,
+            means: layout.push::<f32>(&[splits, attending, mean_pitch])?,
+            losses: layout.push::<f64>(&[2, n])?,
+        })
+    }
+
+    /// Launches all passes.
+    pub(crate) fn launch(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+        self.prepare(launcher, at)?;
+        self.attention_forward(launcher, at)?;
+        self.finish(launcher, at)
+    }
+
+    /// Prepares the rows that the attention kernel does not prepare itself, and a batch's keys.
+    fn prepare(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+        let sets = prepared_sets(self.kernel, self.queries, self.keys);
+        let [student_scale, teacher_scale] = self.per_temperature;
+        let student = RowSet {
+            from: at.student,
+            to: self.prepared.at(at.workspace),
+            scales: self.scales.at(at.workspace),
+            per_temperature: student_scale,
+            padding: 0,
+        };
+        let (to, scales) = self.last_prepared(at);
+        let teacher = RowSet {
+            from: at.teacher,
+            to,
+            scales,
+            per_temperature: match self.keys {
+                KeySource::Queue => teacher_scale,
+                KeySource::BatchExceptSelf => 1.0,
+            },
+            padding: 0,
+        };
+        let arguments = RowsArguments {
+            sets: match (sets, self.kernel.takes_prepared_rows()) {
+                (0, _) => return Ok(()),
+                (1, false) => [teacher; 2],
+                _ => [student, teacher],
+            },
+            rows: self.rows,
+            dim: self.dim,
+            pitch: self.row_pitch,
+            format: self.kernel.format() as u32,
+            normalize: self.normalize.into(),
+            padding: 0,
+        };
+        let grid = [self.rows.div_ceil(PREPARED_ROWS_PER_BLOCK), sets, 1];
+        ATTENTION_ROWS
+            .of(self.dtype)
+            .launch(launcher, grid, 0, &arguments)
+    }
+
+    /// Takes the rows over the keys.
+    fn attention_forward(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+        let (keys, key_scales) = self.last_prepared(at);
+        let common = AttentionCommon {
+            keys: match self.keys {
+                KeySource::Queue => at.queue.keys,
+                KeySource::BatchExceptSelf => keys,
+            },
+            state: at.queue.state,
+            stats: self.stats.at(at.workspace),
+            means: self.means.at(at.workspace),
+            row_count: self.attending(),
+            key_count: self.key_count,
+            dim: self.dim,
+            key_pitch: self.key_pitch,
+            mean_pitch: self.mean_pitch,
+            padding: 0,
+        };
+        match self.kernel {
+            Kernel::Mma(width) => {
+                let arguments = MmaArguments {
+                    common,
+                    student: at.student,
+                    teacher: match self.queries {
+                        Queries::Both => at.teacher,
+                        Queries::Student => 0,
+                    },
+                    key_scales,
+                    per_temperature: self.per_temperature,
+                    samples: self.rows,
+                    is_bf16: (self.dtype == DType::BF16).into(),
+                };
+                width.entry(self.keys, self.weights).launch(
+                    launcher,
+                    self.grid,
+                    self.shared,
+                    &arguments,
+                )
+            }
+            Kernel::Simt(key_type) => {
+                let arguments = SimtArguments {
+                    common,
+                    rows: self.prepared.at(at.workspace),
+                    scales: self.scales.at(at.workspace),
+                    row_pitch: self.row_pitch,
+                    skip_own_key: (self.keys == KeySource::BatchExceptSelf).into(),
+                };
+                ATTENTION_SIMT
+                    .of(key_type)
+                    .launch(launcher, self.grid, self.shared, &arguments)
+            }
+        }
+    }
+
+    /// Merges the splits, and computes the loss and the gradient. The teacher attends where its
+    /// softmax is the target, so the queries say which loss it is.
+    fn finish(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+        let arguments = FinishArguments {
+            student: at.student,
+            teacher: at.teacher,
+            partials: Partials {
+                stats: self.stats.at(at.workspace),
+                means: self.means.at(at.workspace),
+                rows: self.attending(),
+                splits: self.grid[1],
+                pitch: self.mean_pitch,
+                differences: self.kernel.gives_differences(self.weights).into(),
+                moments: matches!(self.kernel, Kernel::Mma(_)).into(),
+                padding: 0,
+            },
+            gradient: at.gradient,
+            losses: self.losses.at(at.workspace),
+            value: at.value,
+            counter: Layout::counter(0).at(at.workspace),
+            factor: self.factor,
+            per_temperature: self.per_temperature,
+            dim: self.dim,
+            normalized: self.normalize.into(),
+            format: self.kernel.format() as u32,
+            padding: 0,
+        };
+        let family = match self.queries {
+            Queries::Both => &RRD,
+            Queries::Student => &INFO_NCE,
+        };
+        family
+            .of(self.dtype)
+            .launch(launcher, [self.rows, 1, 1], 0, &arguments)
+    }
+
+    /// The last prepared set of rows, which is the teacher's where that is prepared, and its scales.
+    fn last_prepared(&self, at: &Addresses) -> (u64, u64) {
+        let sets = prepared_sets(self.kernel, self.queries, self.keys);
+        let before = u64::from(sets.saturating_sub(1) * self.rows);
+        let bytes = u64::from(self.row_pitch) * self.kernel.element() as u64;
+        (
+            self.prepared.at(at.workspace) + before * bytes,
+            self.scales.at(at.workspace) + before * size_of::<f32>() as u64,
+        )
+    }
+
+    /// Rows that attend.
+    fn attending(&self) -> u32 {
+        self.queries.sets() * self.rows
+    }
+}
+
+/// The number of sets of rows, of student and teacher, that are prepared before the attention.
+fn prepared_sets(kernel: Kernel, queries: Queries, keys: KeySource) -> u32 {
+    let rows = if kernel.takes_prepared_rows() {
+        queries.sets()
+    } else {
+        0
+    };
+    match keys {
+        KeySource::Queue => rows,
+        // The teacher's rows are the keys, so they are prepared once whether or not they attend.
+        KeySource::BatchExceptSelf => match queries {
+            Queries::Student => rows + 1,
+            Queries::Both => rows.max(1),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;
