@@ -1,24 +1,15 @@
 //! The fast path for machines without a GPU.
 
-mod attention;
 mod buffer;
-mod contraction;
+mod contrastive;
 mod embeddings;
-mod info_nce;
-mod kd_kl;
-mod pairs;
-mod relation;
-mod rkd;
-mod rkd_angle;
-mod rkd_angle_tile;
-mod rkd_close;
-mod rkd_distance;
-mod rrd;
+mod logits;
+mod pairwise;
 pub(crate) mod simd;
-mod softmax;
+mod triplet;
 
-pub(crate) use relation::relation_matrix;
-pub(crate) use softmax::softmax;
+pub(crate) use logits::softmax::softmax;
+pub(crate) use pairwise::relation::relation_matrix;
 
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -43,18 +34,18 @@ fn evaluate_in_pool<T: Element>(
 ) -> Result<Value> {
     let upstream = problem.upstream_factor();
     match problem.loss() {
-        Loss::RkdDistance(loss) => rkd::rkd(&(*loss).into(), batch, upstream, gradient),
-        Loss::RkdAngle(loss) => rkd::rkd(&(*loss).into(), batch, upstream, gradient),
-        Loss::Rkd(loss) => rkd::rkd(loss, batch, upstream, gradient),
+        Loss::RkdDistance(loss) => triplet::rkd(&(*loss).into(), batch, upstream, gradient),
+        Loss::RkdAngle(loss) => triplet::rkd(&(*loss).into(), batch, upstream, gradient),
+        Loss::Rkd(loss) => triplet::rkd(loss, batch, upstream, gradient),
         Loss::Rrd(loss) => match batch.queue {
-            Some(queue) => rrd::rrd(loss, batch, queue, upstream, gradient),
+            Some(queue) => contrastive::rrd::rrd(loss, batch, queue, upstream, gradient),
             // `Problem` lets no such batch through.
             None => Err(Error::Missing {
                 argument: "queue",
                 expected: "a queue of teacher keys",
             }),
         },
-        Loss::InfoNce(loss) => info_nce::info_nce(loss, batch, upstream, gradient),
-        Loss::KdKl(loss) => kd_kl::kd_kl(loss, batch, upstream, gradient),
+        Loss::InfoNce(loss) => contrastive::info_nce::info_nce(loss, batch, upstream, gradient),
+        Loss::KdKl(loss) => logits::kd_kl(loss, batch, upstream, gradient),
     }
 }

@@ -1,18 +1,20 @@
 //! Hinton's KL over given logits: a row at a time, which stays in the cache between its three sweeps
 //! (largest, sums, gradient), so memory is read once and written once.
 
+pub(super) mod softmax;
+
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::buffer::Buffer;
-use super::simd::{Lanes, dispatch};
-use super::softmax::{CHUNK, largest, present, split_whole};
+use crate::cpu::buffer::Buffer;
+use crate::cpu::simd::{Lanes, dispatch};
 use crate::element::{Element, Real};
 use crate::error::Result;
 use crate::loss::KdKl;
 use crate::problem::{Batch, Value};
+use softmax::{CHUNK, largest, present, split_whole};
 
-pub(super) fn kd_kl<T: Element>(
+pub(in crate::cpu) fn kd_kl<T: Element>(
     loss: &KdKl,
     batch: Batch<'_, T>,
     upstream: f64,

@@ -9,15 +9,16 @@
 use rayon::prelude::*;
 
 use super::attention::{Keys, attention_forward};
-use super::buffer::Buffer;
-use super::embeddings::{Embeddings, RowScaling};
-use crate::element::{Element, Real};
+use super::{dot, initial_maxima};
+use crate::cpu::buffer::Buffer;
+use crate::cpu::embeddings::{Embeddings, RowScaling};
+use crate::element::Element;
 use crate::error::Result;
 use crate::loss::Rrd;
 use crate::problem::{Batch, Value};
 use crate::queue::Queue;
 
-pub(super) fn rrd<T: Element>(
+pub(in crate::cpu) fn rrd<T: Element>(
     loss: &Rrd,
     batch: Batch<'_, T>,
     queue: &Queue<T::Real>,
@@ -79,28 +80,4 @@ pub(super) fn rrd<T: Element>(
         loss: cross_entropy / n as f64,
         kl: Some(kl / n as f64),
     })
-}
-
-/// For each row its product with one key: with its own where the batch has just been enqueued, next to
-/// which few others weigh anything at a small temperature.
-pub(super) fn initial_maxima<R: Real>(rows: &Embeddings<R>, queue: &Queue<R>) -> Vec<f64> {
-    (0..rows.rows)
-        .map(|i| initial_max(rows.row(i), queue.recent(rows.rows - 1 - i)))
-        .collect()
-}
-
-/// ⟨row, key⟩ less all that rounding can do to it. The maximum of the logits runs from here; begun above
-/// the product as it comes out in `R`, by many temperatures, it would leave no exponential.
-pub(super) fn initial_max<R: Real>(row: &[R], key: &[R]) -> f64 {
-    let lengths: f64 = row
-        .iter()
-        .zip(key)
-        .map(|(a, b)| (a.to_f64() * b.to_f64()).abs())
-        .sum();
-    dot(row, key) - lengths * R::EPSILON * (key.len() + 1) as f64
-}
-
-/// ⟨a, b⟩ in f64, over the length of `b`.
-pub(super) fn dot<R: Real>(a: &[R], b: &[R]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a.to_f64() * b.to_f64()).sum()
 }

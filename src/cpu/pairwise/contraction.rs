@@ -3,9 +3,9 @@
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::buffer::Buffer;
-use super::embeddings::Embeddings;
-use super::simd::{by_fours, dispatch, unroll};
+use crate::cpu::buffer::Buffer;
+use crate::cpu::embeddings::Embeddings;
+use crate::cpu::simd::{by_fours, dispatch, unroll};
 use crate::element::Real;
 use crate::error::Result;
 
@@ -18,7 +18,7 @@ const CHUNK: usize = 128;
 
 /// How Σ_j C_ij (x_i − x_j) is summed.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub(in crate::cpu) enum Form {
     /// As it stands. Right wherever rows lie.
     Differences,
     /// As (Σ_j C_ij) x_i − Σ_j C_ij x_j with centred rows: half the instructions. It cancels where
@@ -28,7 +28,7 @@ pub(super) enum Form {
 
 /// gradient_i = factor · Σ_j C_ij (x_i − x_j). `coefficients`, `[N, stride]`, has a zero diagonal and
 /// may be overwritten.
-pub(super) fn contract<R: Real, G: Real>(
+pub(in crate::cpu) fn contract<R: Real, G: Real>(
     form: Form,
     x: &Embeddings<R>,
     coefficients: &mut [R],

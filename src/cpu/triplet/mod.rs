@@ -1,18 +1,21 @@
 //! RKD, distance and angle: relation → penalty → contraction.
 
-use super::buffer::Buffer;
-use super::contraction::{Form, contract};
-use super::embeddings::{Embeddings, RowScaling};
-use super::pairs::{Block, for_all_pairs};
-use super::relation::{H_X, H_Y, R_X, R_Y, Relations};
-use super::rkd_angle;
-use super::rkd_close::ClosePairs;
-use super::rkd_distance::{DistancePenalty, half_distance};
-use super::simd::Lanes;
+mod angle;
+mod angle_tile;
+mod close;
+
+use crate::cpu::buffer::Buffer;
+use crate::cpu::embeddings::{Embeddings, RowScaling};
+use crate::cpu::pairwise::contraction::{Form, contract};
+use crate::cpu::pairwise::pairs::{Block, for_all_pairs};
+use crate::cpu::pairwise::relation::{H_X, H_Y, R_X, R_Y, Relations};
+use crate::cpu::pairwise::rkd_distance::{DistancePenalty, half_distance};
+use crate::cpu::simd::Lanes;
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
 use crate::loss::Rkd;
 use crate::problem::{Batch, Value};
+use close::ClosePairs;
 
 /// Side of the squares in which S is made symmetric.
 const SQUARE: usize = 64;
@@ -22,20 +25,20 @@ const SQUARE: usize = 64;
 mod trust {
     /// For angles in f32: the law of cosines loses about spread · ε, and where distances are alike the
     /// error stays within the bar.
-    pub(super) const SPREAD_F32_ANGLE: f64 = 1.75;
+    pub(in crate::cpu) const SPREAD_F32_ANGLE: f64 = 1.75;
     /// For distances in f32.
-    pub(super) const SPREAD_F32_DISTANCE: f64 = 4.0;
+    pub(in crate::cpu) const SPREAD_F32_DISTANCE: f64 = 4.0;
     /// For the contraction as a product, which is within the bar for distances but not for angles.
-    pub(super) const SPREAD_PRODUCT: f64 = 4.0;
+    pub(in crate::cpu) const SPREAD_PRODUCT: f64 = 4.0;
     /// In f32, the least mean penalty: below, the difference of the cosines is mostly rounding.
-    pub(super) const PENALTY_F32: f64 = 1e-4;
+    pub(in crate::cpu) const PENALTY_F32: f64 = 1e-4;
     /// In f64, for gradients that come back in f32: 2⁻⁵³ · 10⁸ is below their rounding.
-    pub(super) const SPREAD_F64_AS_F32: f64 = 1e8;
+    pub(in crate::cpu) const SPREAD_F64_AS_F32: f64 = 1e8;
     /// In f64, for gradients in f64: an error of 10⁻¹⁰.
-    pub(super) const SPREAD_F64: f64 = 1e6;
+    pub(in crate::cpu) const SPREAD_F64: f64 = 1e6;
 }
 
-pub(super) fn rkd<T: Element>(
+pub(in crate::cpu) fn rkd<T: Element>(
     loss: &Rkd,
     batch: Batch<'_, T>,
     upstream: f64,
@@ -89,7 +92,7 @@ fn attempt<T: Element, R: Real>(
     let nf = n as f64;
     let mut value = 0.0;
     if loss.angle_weight > 0.0 {
-        let mean = rkd_angle::penalize(loss.delta, &relations, &mut matrix)? / (nf * nf * nf);
+        let mean = angle::penalize(loss.delta, &relations, &mut matrix)? / (nf * nf * nf);
         if R::DTYPE == DType::F32 && mean < trust::PENALTY_F32 {
             return Ok(None);
         }

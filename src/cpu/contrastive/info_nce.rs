@@ -3,15 +3,15 @@
 use rayon::prelude::*;
 
 use super::attention::{Keys, attention_forward};
-use super::buffer::Buffer;
-use super::embeddings::{Embeddings, RowScaling};
-use super::rrd::{dot, initial_max, initial_maxima};
+use super::{dot, initial_max, initial_maxima};
+use crate::cpu::buffer::Buffer;
+use crate::cpu::embeddings::{Embeddings, RowScaling};
 use crate::element::Element;
 use crate::error::Result;
 use crate::loss::InfoNce;
 use crate::problem::{Batch, Value};
 
-pub(super) fn info_nce<T: Element>(
+pub(in crate::cpu) fn info_nce<T: Element>(
     loss: &InfoNce,
     batch: Batch<'_, T>,
     upstream: f64,

@@ -8,10 +8,10 @@
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::buffer::Buffer;
-use super::embeddings::Embeddings;
-use super::relation::Relations;
-use super::simd::dispatch;
+use crate::cpu::buffer::Buffer;
+use crate::cpu::embeddings::Embeddings;
+use crate::cpu::pairwise::relation::Relations;
+use crate::cpu::simd::dispatch;
 use crate::element::Real;
 use crate::error::{Error, Result};
 
@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 const SETS: usize = 16;
 
 /// The pairs set aside.
-pub(super) struct ClosePairs<R: Real> {
+pub(in crate::cpu) struct ClosePairs<R: Real> {
     /// The rows that are close to a row, in order, row by row.
     close: Vec<usize>,
     /// Where those of a row begin; N + 1.
@@ -34,7 +34,11 @@ impl<R: Real> ClosePairs<R> {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`]; the relations are as they were then.
-    pub(super) fn set_aside(relations: &mut Relations<R>, n: usize, limit: f64) -> Result<Self> {
+    pub(in crate::cpu) fn set_aside(
+        relations: &mut Relations<R>,
+        n: usize,
+        limit: f64,
+    ) -> Result<Self> {
         let (mut close, mut starts) = (Vec::new(), vec![0]);
         for i in 0..n {
             for j in (0..n).filter(|&j| relations.is_close(i, j, limit)) {
@@ -56,7 +60,7 @@ impl<R: Real> ClosePairs<R> {
     }
 
     /// Undoes [`set_aside`](Self::set_aside).
-    pub(super) fn put_back(&mut self, relations: &mut Relations<R>) {
+    pub(in crate::cpu) fn put_back(&mut self, relations: &mut Relations<R>) {
         self.swap(relations, |inverses| inverses);
     }
 
@@ -77,7 +81,7 @@ impl<R: Real> ClosePairs<R> {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`]
-    pub(super) fn penalize(
+    pub(in crate::cpu) fn penalize(
         &self,
         delta: f64,
         x: &Embeddings<R>,

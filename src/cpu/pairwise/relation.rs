@@ -3,9 +3,9 @@
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::buffer::Buffer;
-use super::embeddings::{Embeddings, RowScaling};
-use super::simd::{by_fours, dispatch, row_stride, unroll};
+use crate::cpu::buffer::Buffer;
+use crate::cpu::embeddings::{Embeddings, RowScaling};
+use crate::cpu::simd::{by_fours, dispatch, row_stride, unroll};
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
 use crate::relation::Relation;
@@ -13,9 +13,9 @@ use crate::rows::Rows;
 
 /// Relations have a multiple of this many rows; the last ones may be zero, as if their distances to
 /// all others were 0.
-pub(super) const ROWS: usize = 8;
+pub(in crate::cpu) const ROWS: usize = 8;
 /// Rows a task works on. Also the side of the squares that matrices are transposed by.
-pub(super) const BLOCK: usize = 16;
+pub(in crate::cpu) const BLOCK: usize = 16;
 /// Rows i and j of the tile of pairs whose sums are held in registers.
 const TILE_I: usize = 4;
 const TILE_J: usize = 3;
@@ -24,10 +24,10 @@ const TILE_J: usize = 3;
 const CHUNK: usize = 512;
 
 /// Which of the four numbers of a pair of rows: see [`Relations`].
-pub(super) const H_X: usize = 0;
-pub(super) const R_X: usize = 1;
-pub(super) const H_Y: usize = 2;
-pub(super) const R_Y: usize = 3;
+pub(in crate::cpu) const H_X: usize = 0;
+pub(in crate::cpu) const R_X: usize = 1;
+pub(in crate::cpu) const H_Y: usize = 2;
+pub(in crate::cpu) const R_Y: usize = 3;
 
 /// The distances of student and teacher. For every pair of rows h = ½d² and r = 1/d (0 where d = 0) of
 /// both.
@@ -35,24 +35,24 @@ pub(super) const R_Y: usize = 3;
 /// `[rows, lines, 4, PAD]`: the columns of a row in lines of `PAD`, and side by side the four lines
 /// that belong together, so that the penalties read a row as one stream. Rows and columns from N on
 /// are zero.
-pub(super) struct Relations<R: Real> {
+pub(in crate::cpu) struct Relations<R: Real> {
     data: Buffer<R>,
     /// N, or the next multiple of [`ROWS`].
-    pub(super) rows: usize,
+    pub(in crate::cpu) rows: usize,
     /// Lines in a row, by which rows lie apart; a matrix with one number a pair has rows of
     /// `lines · PAD`.
     lines: usize,
     /// Lines in a row that hold the columns up to N.
-    pub(super) used_lines: usize,
+    pub(in crate::cpu) used_lines: usize,
     /// The longest distance of student and teacher.
     longest: [f64; 2],
     /// The longest distance over the shortest that is not 0, in student or teacher; at least 1. Infinite
     /// where the square of some 1/d overflows, or nearly so, and in f32 where that of some d vanishes.
-    pub(super) spread: f64,
+    pub(in crate::cpu) spread: f64,
 }
 
 impl<R: Real> Relations<R> {
-    pub(super) fn new(x: &Embeddings<R>, y: &Embeddings<R>) -> Result<Self> {
+    pub(in crate::cpu) fn new(x: &Embeddings<R>, y: &Embeddings<R>) -> Result<Self> {
         let n = x.rows;
         let stride = row_stride::<R>(n);
         // d²: the student's above the diagonal, the teacher's below.
@@ -124,24 +124,24 @@ impl<R: Real> Relations<R> {
     }
 
     /// How many elements a matrix with one number a pair takes.
-    pub(super) fn size(n: usize) -> usize {
+    pub(in crate::cpu) fn size(n: usize) -> usize {
         n.next_multiple_of(ROWS).saturating_mul(row_stride::<R>(n))
     }
 
     /// The distance between rows of a matrix with one number a pair.
-    pub(super) fn stride(&self) -> usize {
+    pub(in crate::cpu) fn stride(&self) -> usize {
         self.lines * R::PAD
     }
 
     /// A row, `[lines, 4, PAD]`.
     #[inline(always)]
-    pub(super) fn row(&self, i: usize) -> &[R] {
+    pub(in crate::cpu) fn row(&self, i: usize) -> &[R] {
         &self.data[i * 4 * self.stride()..][..4 * self.stride()]
     }
 
     /// One number of one pair.
     #[inline(always)]
-    pub(super) fn get(&self, i: usize, j: usize, which: usize) -> R {
+    pub(in crate::cpu) fn get(&self, i: usize, j: usize, which: usize) -> R {
         self.row(i)[Self::at(j, which)]
     }
 
@@ -153,7 +153,7 @@ impl<R: Real> Relations<R> {
 
     /// Whether two rows that differ are closer than 1/`limit` of the longest distance, in student or teacher, or so close that
     /// the square of 1/d overflows.
-    pub(super) fn is_close(&self, i: usize, j: usize, limit: f64) -> bool {
+    pub(in crate::cpu) fn is_close(&self, i: usize, j: usize, limit: f64) -> bool {
         [R_X, R_Y]
             .into_iter()
             .zip(self.longest)
@@ -164,7 +164,12 @@ impl<R: Real> Relations<R> {
     }
 
     /// Puts others in the places of 1/d of student and teacher in row i, and gives those that were there.
-    pub(super) fn replace_inverses(&mut self, i: usize, j: usize, inverses: [R; 2]) -> [R; 2] {
+    pub(in crate::cpu) fn replace_inverses(
+        &mut self,
+        i: usize,
+        j: usize,
+        inverses: [R; 2],
+    ) -> [R; 2] {
         let start = i * 4 * self.stride();
         let mut replace =
             |which, inverse| std::mem::replace(&mut self.data[start + Self::at(j, which)], inverse);

@@ -15,18 +15,18 @@
 //! ```
 //!
 //! Vertices lie along the lanes: for a pair (i,k) the rows i and k of each matrix are read in order,
-//! h_ik is one number, and nothing is shuffled. `rkd_angle_tile` has the kernel.
+//! h_ik is one number, and nothing is shuffled. `angle_tile` has the kernel.
 
 use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use super::buffer::Buffer;
-use super::pairs::for_all_pairs;
-use super::relation::{H_X, H_Y, R_X, ROWS, Relations};
-use super::rkd_angle_tile::{ENDS, Tile};
-use super::rkd_distance::half_distance;
-use super::simd::dispatch;
+use super::angle_tile::{ENDS, Tile};
+use crate::cpu::buffer::Buffer;
+use crate::cpu::pairwise::pairs::for_all_pairs;
+use crate::cpu::pairwise::relation::{H_X, H_Y, R_X, ROWS, Relations};
+use crate::cpu::pairwise::rkd_distance::half_distance;
+use crate::cpu::simd::dispatch;
 use crate::element::Real;
 use crate::error::Result;
 
@@ -40,7 +40,7 @@ const ACUTE: f64 = 1.414;
 
 /// Adds up the penalty over all ordered triples, and leaves in `sums`, zero at first, what makes
 /// −r_ij (S_ij + S_ji) be N³/2 times ∂L/∂h_ij. Gives the sum of penalties.
-pub(super) fn penalize<R: Real>(
+pub(in crate::cpu) fn penalize<R: Real>(
     delta: f64,
     relations: &Relations<R>,
     sums: &mut [R],
