@@ -3,12 +3,13 @@
 
 use std::fmt;
 
-use crate::device::{Device, Reference};
+use crate::device::Device;
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
-use crate::loss::Loss;
+use crate::loss::Family;
 use crate::problem::{Batch, Problem};
 use crate::queue::Queue;
+use crate::reference::Reference;
 use crate::rows::Rows;
 
 /// Directions along which the gradient is compared with differences of the loss.
@@ -141,7 +142,7 @@ fn difference_error<T: Element>(
     };
 
     let unit = Unit::of(problem, batch, &x);
-    let least = LEAST_GRADIENT * problem.upstream_factor().abs() * unit.loss / unit.student;
+    let least = LEAST_GRADIENT * problem.upstream().abs() * unit.loss / unit.student;
     let gradient_unit = nonzero(norm(gradient).max(least));
     let step = 1e-5 * unit.student;
     let mut worst = 0.0f64;
@@ -151,7 +152,7 @@ fn difference_error<T: Element>(
             |t: f64| -> Vec<f64> { x.iter().zip(&direction).map(|(x, v)| x + t * v).collect() };
         let slope = (loss_at(&at(step))? - loss_at(&at(-step))?) / (2.0 * step);
         let along: f64 = gradient.iter().zip(&direction).map(|(g, v)| g * v).sum();
-        let error = (along - problem.upstream_factor() * slope).abs() / gradient_unit;
+        let error = (along - problem.upstream() * slope).abs() / gradient_unit;
         // `max` would pass over a NaN.
         worst = if error.is_nan() {
             error
@@ -198,13 +199,12 @@ impl Unit {
             loss,
             directed: normalize,
         };
-        let unit = match problem.loss() {
-            Loss::RkdDistance(loss) => relations(loss.normalize, 1.0),
-            Loss::RkdAngle(loss) => relations(loss.normalize, 1.0),
-            Loss::Rkd(loss) => relations(loss.normalize, loss.distance_weight + loss.angle_weight),
-            Loss::Rrd(loss) => softmax_of_keys(loss.student_temperature, loss.normalize),
-            Loss::InfoNce(loss) => softmax_of_keys(loss.temperature, loss.normalize),
-            Loss::KdKl(loss) => Unit {
+        let normalize = problem.spec().normalize;
+        let unit = match problem.spec().family {
+            Family::Pairwise(_) => relations(normalize, 1.0),
+            Family::Triplet(loss) => relations(normalize, loss.distance_weight + loss.angle_weight),
+            Family::Contrastive(loss) => softmax_of_keys(loss.temperature, normalize),
+            Family::Logits(loss) => Unit {
                 student: larger(loss.temperature * (x.len() as f64).sqrt()),
                 loss: loss.temperature * loss.temperature,
                 directed: false,
@@ -231,9 +231,10 @@ fn centred(x: &[f64], dim: usize) -> Vec<f64> {
 /// The same keys in f64.
 fn widen_queue<R: Real>(queue: &Queue<R>) -> Result<Queue<f64>> {
     let keys: Vec<f64> = queue.keys().iter().map(|k| k.to_f64()).collect();
-    let mut wide = Queue::new(queue.len(), queue.dim())?.normalize(false);
+    // The keys are normalised already, if they are to be.
+    let mut wide = Queue::new(queue.len(), queue.dim())?.with_normalize(false);
     wide.enqueue(Rows::new(&keys, [queue.len(), queue.dim()])?)?;
-    Ok(wide)
+    Ok(wide.with_normalize(queue.normalize()))
 }
 
 /// A direction from a fixed sequence (SplitMix64), of length 1. Where the loss sees directions alone it

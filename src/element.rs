@@ -6,8 +6,7 @@ use bytemuck::Pod;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use crate::cpu::simd::Lanes;
-use crate::on_host::OnHost;
+use crate::simd::Lanes;
 
 /// The type of an embedding's elements, as a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,7 +57,7 @@ impl fmt::Display for DType {
 /// An element of an embedding: `f64`, `f32`, [`half::f16`] or [`half::bf16`].
 ///
 /// The trait is sealed: kernels exist for these four and no others.
-pub trait Element: Pod + Send + Sync + fmt::Debug + PartialOrd + OnHost + sealed::Sealed {
+pub trait Element: Pod + Send + Sync + fmt::Debug + PartialOrd + sealed::Sealed {
     /// What sums of this type are accumulated in, and what its gradient comes back as: `f64` for
     /// `f64`, `f32` for the rest.
     type Real: Real;

@@ -98,6 +98,27 @@ pub enum Error {
         /// The name that came.
         got: String,
     },
+    /// A loss has no parameter of this name and kind.
+    #[error("{loss}: no parameter {name} takes {value}")]
+    UnknownParameter {
+        /// The loss.
+        loss: &'static str,
+        /// The name that came.
+        name: String,
+        /// The value that came.
+        value: String,
+    },
+    /// The keys of a queue are stored otherwise than the loss takes its rows.
+    #[error(
+        "queue: {loss} takes {} rows, but the queue stores {} keys",
+        normalized(*.normalize), normalized(!.normalize)
+    )]
+    QueueNormalization {
+        /// The loss.
+        loss: &'static str,
+        /// Whether the loss normalises its rows.
+        normalize: bool,
+    },
     /// The workspace or the result does not fit in memory.
     #[error("out of memory: {argument} needs {bytes} bytes")]
     OutOfMemory {
@@ -173,4 +194,8 @@ pub enum Error {
 fn number(number: f64) -> String {
     let digits = format!("{number:?}");
     digits.strip_suffix(".0").unwrap_or(&digits).to_owned()
+}
+
+fn normalized(normalize: bool) -> &'static str {
+    if normalize { "normalised" } else { "raw" }
 }

@@ -80,34 +80,43 @@
 pub mod guide {}
 
 mod check;
+mod checks;
 mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod device;
 mod element;
 mod error;
+mod evaluate;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod gpu;
 mod loss;
-mod on_host;
 mod problem;
 mod queue;
 mod reference;
-mod relation;
 mod rows;
+mod shapes;
+mod simd;
 
 pub use check::{Report, check};
+pub use cpu::Cpu;
 #[cfg(feature = "cuda")]
 pub use cuda::Cuda;
-pub use device::{Cpu, Device, Reference};
+pub use device::Device;
 pub use element::{DType, Element, Real};
 pub use error::{Error, Result};
+pub use evaluate::{relation_matrix, softmax};
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub use gpu::element::GpuElement;
 #[cfg(feature = "emulator")]
 pub use gpu::emulator::Emulator;
-pub use loss::{InfoNce, KdKl, Loss, Rkd, RkdAngle, RkdDistance, Rrd};
-pub use problem::{Batch, Evaluation, Problem, Shapes, Value, WeightPrecision};
-pub use queue::{Enqueue, Queue};
-pub use relation::{Relation, relation_matrix, softmax};
+pub use loss::{
+    Contrastive, Enqueue, Family, InfoNce, KdKl, Logits, Loss, Normalizer, Pairwise,
+    ParameterValue, Penalty, QueueUse, Relation, Rkd, RkdAngle, RkdDistance, Rrd, Sp, Spec, Target,
+    Triplet,
+};
+pub use problem::{Batch, Evaluation, Problem, Terms, Value, WeightPrecision};
+pub use queue::Queue;
+pub use reference::Reference;
 pub use rows::Rows;
+pub use shapes::Shapes;

@@ -1,48 +1,14 @@
-//! A loss with shapes it accepts, and what evaluating it takes and gives.
+//! A loss with shapes that it accepts; what its evaluation takes and gives.
 
-use crate::device::Device;
+use std::any::Any;
+
+use crate::checks::same;
 use crate::element::{Element, Real};
 use crate::error::{Error, Result};
-use crate::loss::Loss;
+use crate::loss::{Loss, Spec};
 use crate::queue::Queue;
 use crate::rows::Rows;
-
-/// The sizes of a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Shapes {
-    /// N: rows of student and teacher.
-    pub rows: usize,
-    /// D: elements in a row of the student.
-    pub student_dim: usize,
-    /// D_t: elements in a row of the teacher. Losses that compare the two spaces directly
-    /// (RRD, InfoNCE, KD) ask for D_t = D.
-    pub teacher_dim: usize,
-    /// The keys in the queue, where the loss has one. At least 1 when the loss is evaluated, which
-    /// for [`Enqueue::Before`](crate::Enqueue::Before) counts the batch itself.
-    pub queue: Option<usize>,
-}
-
-impl Shapes {
-    /// A batch of `rows` rows and no queue.
-    #[must_use]
-    pub const fn new(rows: usize, student_dim: usize, teacher_dim: usize) -> Self {
-        Shapes {
-            rows,
-            student_dim,
-            teacher_dim,
-            queue: None,
-        }
-    }
-
-    /// The same batch beside a queue of `keys` keys.
-    #[must_use]
-    pub const fn with_queue(self, keys: usize) -> Self {
-        Shapes {
-            queue: Some(keys),
-            ..self
-        }
-    }
-}
+use crate::shapes::Shapes;
 
 /// The inputs of one evaluation: student and teacher, and the queue where the loss has one.
 #[derive(Clone, Copy, Debug)]
@@ -66,12 +32,27 @@ impl<'a, T: Element> Batch<'a, T> {
         }
     }
 
-    /// The same rows beside `queue`.
+    /// The same rows with `queue`.
     #[must_use]
     pub fn with_queue(self, queue: &'a Queue<T::Real>) -> Self {
         Batch {
             queue: Some(queue),
             ..self
+        }
+    }
+
+    /// The same batch as elements of the type that `T` is.
+    pub(crate) fn cast<U: Element>(self) -> Batch<'a, U> {
+        let queue = self.queue.map(|queue| {
+            let queue: &dyn Any = queue;
+            queue
+                .downcast_ref()
+                .expect("a queue of the element's reals")
+        });
+        Batch {
+            student: self.student.cast(),
+            teacher: self.teacher.cast(),
+            queue,
         }
     }
 
@@ -87,36 +68,82 @@ impl<'a, T: Element> Batch<'a, T> {
     }
 }
 
-/// The loss's value, and the parts of it that have names of their own.
+/// The most terms that a loss reports.
+pub(crate) const MOST_TERMS: usize = 2;
+
+/// The named terms that a loss reports in addition to its value, as [`Spec::terms`] lists them:
+///
+/// - RRD: `kl`, the divergence KL(p‖q). It differs from the loss, a cross-entropy, by the entropy
+///   of the teacher's distribution, and has the same gradient.
+/// - RKD: `distance` and `angle`, its two parts, not weighted.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Terms([Option<(&'static str, f64)>; MOST_TERMS]);
+
+impl Terms {
+    /// The term of this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<f64> {
+        let found = self.iter().find(|&(known, _)| known == name);
+        found.map(|(_, value)| value)
+    }
+
+    /// All terms, in the order of [`Spec::terms`].
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        self.0.into_iter().flatten()
+    }
+}
+
+/// What an evaluation into the caller's memory gives: the loss and its terms.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Value {
     /// The loss. Not scaled by the upstream factor.
     pub loss: f64,
-    /// For RRD, the divergence KL(p‖q) beside the cross-entropy that [`loss`](Self::loss) is: they
-    /// differ by the entropy of the teacher's distribution and have the same gradient.
-    pub kl: Option<f64>,
+    /// The loss's named terms.
+    pub terms: Terms,
 }
 
 impl Value {
+    /// A loss without terms.
     pub(crate) fn new(loss: f64) -> Self {
-        Value { loss, kl: None }
+        Value::with_terms(loss, [])
+    }
+
+    /// A loss with its terms.
+    pub(crate) fn with_terms<const M: usize>(loss: f64, terms: [(&'static str, f64); M]) -> Self {
+        let mut all = Terms::default();
+        for (slot, term) in all.0.iter_mut().zip(terms) {
+            *slot = Some(term);
+        }
+        Value { loss, terms: all }
+    }
+
+    /// The term of this name.
+    #[must_use]
+    pub fn term(&self, name: &str) -> Option<f64> {
+        self.terms.get(name)
     }
 }
 
-/// What an evaluation gives: the loss and its gradient.
+/// What an evaluation gives: the loss, its terms and its gradient.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Evaluation<R> {
     /// The loss. Not scaled by the upstream factor.
     pub loss: f64,
-    /// For RRD, KL(p‖q); see [`Value::kl`].
-    pub kl: Option<f64>,
+    /// The loss's named terms.
+    pub terms: Terms,
     /// `[N, D]`, row-major: the upstream factor times ∂loss/∂student.
     pub gradient: Vec<R>,
 }
 
 impl<R: Real> Evaluation<R> {
+    /// The term of this name, for example `"kl"` of RRD.
+    #[must_use]
+    pub fn term(&self, name: &str) -> Option<f64> {
+        self.terms.get(name)
+    }
+
     /// ‖gradient‖, summed in f64.
     #[must_use]
     pub fn gradient_norm(&self) -> f64 {
@@ -159,7 +186,7 @@ pub enum WeightPrecision {
 /// ```
 /// use relata::{Batch, Cpu, RkdAngle, Rows, Shapes};
 /// # fn main() -> relata::Result<()> {
-/// let problem = RkdAngle::default().problem(Shapes::new(3, 2, 2))?.upstream(0.5).checked(true);
+/// let problem = RkdAngle::default().problem(Shapes::new(3, 2, 2))?.with_upstream(0.5).with_checked(true);
 /// let student = [0.0f32, 0.0, 1.0, 0.0, 0.0, 2.0];
 /// let teacher = [0.0f32, 0.0, 1.0, 1.0, 0.0, 2.0];
 /// let batch = Batch::new(Rows::new(&student, [3, 2])?, Rows::new(&teacher, [3, 2])?);
@@ -197,21 +224,21 @@ impl Problem {
     /// The upstream gradient: the factor the gradient comes multiplied by (1 at first). The loss's
     /// value is not scaled.
     #[must_use]
-    pub fn upstream(self, upstream: f64) -> Self {
+    pub fn with_upstream(self, upstream: f64) -> Self {
         Problem { upstream, ..self }
     }
 
     /// The checked mode (off at first): evaluating looks for NaN and infinities in the inputs and
     /// refuses the batch with [`Error::NotFinite`] instead of giving a NaN loss.
     #[must_use]
-    pub fn checked(self, checked: bool) -> Self {
+    pub fn with_checked(self, checked: bool) -> Self {
         Problem { checked, ..self }
     }
 
     /// How precise the softmax weights of RRD and InfoNCE are on a GPU, [`Split`](WeightPrecision::Split) at first. No
     /// effect on other losses.
     #[must_use]
-    pub fn weights(self, weights: WeightPrecision) -> Self {
+    pub fn with_weight_precision(self, weights: WeightPrecision) -> Self {
         Problem { weights, ..self }
     }
 
@@ -221,83 +248,52 @@ impl Problem {
         &self.loss
     }
 
+    /// What the loss is.
+    #[must_use]
+    pub fn spec(&self) -> Spec {
+        self.loss.spec()
+    }
+
     /// The shapes it is to be evaluated on.
     #[must_use]
     pub fn shapes(&self) -> Shapes {
         self.shapes
     }
 
-    /// The factor set by [`upstream`](Self::upstream).
+    /// The factor set by [`with_upstream`](Self::with_upstream).
     #[must_use]
-    pub fn upstream_factor(&self) -> f64 {
+    pub fn upstream(&self) -> f64 {
         self.upstream
     }
 
-    /// The precision set by [`weights`](Self::weights).
+    /// The precision set by [`with_weight_precision`](Self::with_weight_precision).
     #[must_use]
     pub fn weight_precision(&self) -> WeightPrecision {
         self.weights
     }
 
-    /// The loss and its gradient, in newly allocated memory.
-    ///
-    /// # Errors
-    /// If the batch's shapes are not the problem's; in the checked mode, [`Error::NotFinite`]; and
-    /// what the device may run into, [`Error::OutOfMemory`] for one.
-    pub fn evaluate<T: Element, D: Device<T>>(
-        &self,
-        device: &D,
-        batch: Batch<'_, T>,
-    ) -> Result<Evaluation<D::Gradient>> {
-        self.check(&batch)?;
-        let mut gradient = zeroed("gradient", self.gradient_len())?;
-        let value = device.evaluate(self, batch, &mut gradient)?;
-        Ok(Evaluation {
-            loss: value.loss,
-            kl: value.kl,
-            gradient,
-        })
-    }
-
-    /// The same with the gradient in memory of the caller's, `[N, D]`, which is overwritten. Saves
-    /// a trainer the allocation.
-    ///
-    /// # Errors
-    /// As [`evaluate`](Self::evaluate), and [`Error::Length`] if `gradient` does not hold N · D
-    /// elements. `gradient` is as it was when an error comes back.
-    pub fn evaluate_into<T: Element, D: Device<T>>(
-        &self,
-        device: &D,
-        batch: Batch<'_, T>,
-        gradient: &mut [D::Gradient],
-    ) -> Result<Value> {
-        self.check(&batch)?;
-        if gradient.len() != self.gradient_len() {
-            return Err(Error::Length {
-                argument: "gradient",
-                expected: self.gradient_len(),
-                got: gradient.len(),
-            });
+    /// A loss with its terms, in the order of [`Spec::terms`].
+    pub(crate) fn value(&self, loss: f64, values: impl IntoIterator<Item = f64>) -> Value {
+        let mut terms = Terms::default();
+        let named = self.spec().terms.iter().copied().zip(values);
+        for (slot, term) in terms.0.iter_mut().zip(named) {
+            *slot = Some(term);
         }
-        device.evaluate(self, batch, gradient)
+        Value { loss, terms }
     }
 
-    /// The evaluation of a batch that holds a NaN or an infinity, without looking at the batch.
-    pub(crate) fn not_a_number<R: Real>(&self) -> Result<Evaluation<R>> {
-        let mut gradient = zeroed("gradient", self.gradient_len())?;
-        gradient.fill(R::from_f64(f64::NAN));
-        Ok(Evaluation {
-            loss: f64::NAN,
-            kl: matches!(self.loss, Loss::Rrd(_)).then_some(f64::NAN),
-            gradient,
-        })
+    /// The value of a batch that holds a NaN or an infinity.
+    pub(crate) fn not_a_number(&self) -> Value {
+        self.value(f64::NAN, std::iter::repeat(f64::NAN))
     }
 
-    fn gradient_len(&self) -> usize {
+    /// N · D.
+    pub(crate) fn gradient_len(&self) -> usize {
         self.shapes.rows.saturating_mul(self.shapes.student_dim)
     }
 
-    fn check<T: Element>(&self, batch: &Batch<'_, T>) -> Result<()> {
+    /// Refuses a batch that the problem was not made for.
+    pub(crate) fn check<T: Element>(&self, batch: &Batch<'_, T>) -> Result<()> {
         let (want, got) = (self.shapes, batch.shapes());
         same("student rows", want.rows, got.rows)?;
         same("student_dim", want.student_dim, got.student_dim)?;
@@ -308,6 +304,13 @@ impl Problem {
             (Some(keys), Some(queue)) => {
                 same("queue keys", keys, queue.len())?;
                 same("queue_dim", want.student_dim, queue.dim())?;
+                let spec = self.spec();
+                if queue.normalize() != spec.normalize {
+                    return Err(Error::QueueNormalization {
+                        loss: spec.name,
+                        normalize: spec.normalize,
+                    });
+                }
             }
             (Some(_), None) => {
                 return Err(Error::Missing {
@@ -328,25 +331,4 @@ impl Problem {
         }
         Ok(())
     }
-}
-
-/// Refuses `got` unless it is `expected`.
-pub(crate) fn same(argument: &'static str, expected: usize, got: usize) -> Result<()> {
-    if expected == got {
-        Ok(())
-    } else {
-        Err(Error::Dimension {
-            argument,
-            expected,
-            got,
-        })
-    }
-}
-
-/// `len` zeros, or the error that says what there was no memory for.
-pub(crate) fn zeroed<R: Real>(argument: &'static str, len: usize) -> Result<Vec<R>> {
-    bytemuck::allocation::try_zeroed_vec(len).map_err(|()| Error::OutOfMemory {
-        argument,
-        bytes: len.saturating_mul(size_of::<R>()),
-    })
 }

@@ -1,21 +1,9 @@
-//! The memory of past teacher keys that RRD and InfoNCE compare with.
+//! The ring of past teacher keys that RRD and InfoNCE compare with.
 
-use crate::device::Device;
+use crate::checks::{not_empty, same, zeroed};
 use crate::element::{Element, Real};
-use crate::error::{Error, Result};
-use crate::problem::{Batch, Evaluation, Problem, same, zeroed};
+use crate::error::Result;
 use crate::rows::Rows;
-
-/// When a loss puts the teacher's rows of a batch into the queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Enqueue {
-    /// Before the loss: the batch's own keys are among those it is compared with.
-    Before,
-    /// After the loss.
-    After,
-    /// Not at all: the caller calls [`Queue::enqueue`].
-    Never,
-}
 
 /// A first-in first-out ring of `capacity` keys of length `dim`, empty at first.
 ///
@@ -49,11 +37,8 @@ impl<R: Real> Queue<R> {
     /// # Errors
     /// [`Error::Empty`] if either is 0, [`Error::OutOfMemory`] if there is no room for the ring.
     pub fn new(capacity: usize, dim: usize) -> Result<Self> {
-        for (argument, size) in [("queue capacity", capacity), ("queue_dim", dim)] {
-            if size == 0 {
-                return Err(Error::Empty { argument });
-            }
-        }
+        not_empty("queue capacity", capacity)?;
+        not_empty("queue_dim", dim)?;
         Ok(Queue {
             keys: zeroed("queue", capacity.saturating_mul(dim))?,
             capacity,
@@ -64,11 +49,18 @@ impl<R: Real> Queue<R> {
         })
     }
 
-    /// Whether keys are L2-normalised as they enter (on at first). Off, they are stored as they
-    /// come, to go with a loss whose own `normalize` is off.
+    /// Sets whether keys are L2-normalised as they enter; on at first. Off, they are stored as they
+    /// come, for a loss whose own `normalize` is off. An evaluation refuses a queue that differs
+    /// from its loss ([`Error::QueueNormalization`](crate::Error::QueueNormalization)).
     #[must_use]
-    pub fn normalize(self, normalize: bool) -> Self {
+    pub fn with_normalize(self, normalize: bool) -> Self {
         Queue { normalize, ..self }
+    }
+
+    /// Whether keys are L2-normalised as they enter.
+    #[must_use]
+    pub fn normalize(&self) -> bool {
+        self.normalize
     }
 
     /// The number of keys in the queue, K.
@@ -129,7 +121,7 @@ impl<R: Real> Queue<R> {
             let slot = &mut self.keys[self.next * self.dim..][..self.dim];
             T::widen(key, slot);
             if self.normalize {
-                normalize(slot);
+                normalize_row(slot);
             }
             self.next = (self.next + 1) % self.capacity;
             self.len = self.capacity.min(self.len + 1);
@@ -137,8 +129,8 @@ impl<R: Real> Queue<R> {
         Ok(())
     }
 
-    /// What putting in `rows` keys changes.
-    fn save(&self, rows: usize) -> Result<Saved<R>> {
+    /// A copy of what entering `rows` keys changes, for [`restore`](Self::restore).
+    pub(crate) fn save(&self, rows: usize) -> Result<Saved<R>> {
         let mut keys = zeroed("queue", rows.min(self.capacity).saturating_mul(self.dim))?;
         for (saved, slot) in keys.chunks_exact_mut(self.dim).zip(self.slots()) {
             saved.copy_from_slice(&self.keys[slot * self.dim..][..self.dim]);
@@ -150,8 +142,8 @@ impl<R: Real> Queue<R> {
         })
     }
 
-    /// Undoes what has been put in since.
-    fn restore(&mut self, saved: &Saved<R>) {
+    /// Undoes what has entered since [`save`](Self::save).
+    pub(crate) fn restore(&mut self, saved: &Saved<R>) {
         (self.next, self.len) = (saved.next, saved.len);
         for (key, slot) in saved.keys.chunks_exact(self.dim).zip(self.slots()) {
             self.keys[slot * self.dim..][..self.dim].copy_from_slice(key);
@@ -182,7 +174,7 @@ impl<R: Real> Queue<R> {
 }
 
 /// Keys that are about to be overwritten.
-struct Saved<R> {
+pub(crate) struct Saved<R> {
     keys: Vec<R>,
     next: usize,
     len: usize,
@@ -190,7 +182,7 @@ struct Saved<R> {
 
 /// Scales `row` to length 1, or leaves it if it is zero; the arithmetic is f64, and scaled so that
 /// no row's square overflows or vanishes.
-fn normalize<R: Real>(row: &mut [R]) {
+fn normalize_row<R: Real>(row: &mut [R]) {
     let largest = row.iter().fold(0.0, |m: f64, x| m.max(x.to_f64().abs()));
     if largest > 0.0 {
         let norm = row
@@ -202,44 +194,4 @@ fn normalize<R: Real>(row: &mut [R]) {
             *x = R::from_f64(x.to_f64() / largest / norm);
         }
     }
-}
-
-/// Evaluates a loss beside a queue that takes the batch's keys before or after it.
-pub(crate) fn evaluate_with_queue<T: Element, D: Device<T>>(
-    problem: impl Fn(usize) -> Result<Problem>,
-    enqueue: Enqueue,
-    device: &D,
-    student: Rows<'_, T>,
-    teacher: Rows<'_, T>,
-    queue: &mut Queue<T::Real>,
-) -> Result<Evaluation<D::Gradient>> {
-    let keys = match enqueue {
-        Enqueue::Before => queue
-            .capacity()
-            .min(queue.len().saturating_add(teacher.len())),
-        Enqueue::After | Enqueue::Never => queue.len(),
-    };
-    // Everything that can be refused is refused before the queue changes.
-    let problem = problem(keys)?;
-    same("queue_dim", student.dim(), queue.dim())?;
-    same("teacher rows", student.len(), teacher.len())?;
-    if teacher.check_finite("teacher").is_err() {
-        return problem.not_a_number();
-    }
-    if enqueue != Enqueue::Before {
-        let evaluation =
-            problem.evaluate(device, Batch::new(student, teacher).with_queue(queue))?;
-        if enqueue == Enqueue::After {
-            queue.enqueue(teacher)?;
-        }
-        return Ok(evaluation);
-    }
-    // What a device refuses it finds out when the batch is in.
-    let saved = queue.save(teacher.len())?;
-    queue.enqueue(teacher)?;
-    let evaluation = problem.evaluate(device, Batch::new(student, teacher).with_queue(queue));
-    if evaluation.is_err() {
-        queue.restore(&saved);
-    }
-    evaluation
 }

@@ -80,6 +80,17 @@ impl<'a, T: Element> Rows<'a, T> {
         self.data.chunks_exact(self.dim.max(1))
     }
 
+    /// The same rows as elements of the type that `T` is: for functions that are compiled once for
+    /// each element type.
+    pub(crate) fn cast<U: Element>(self) -> Rows<'a, U> {
+        debug_assert_eq!(T::DTYPE, U::DTYPE);
+        Rows {
+            data: bytemuck::cast_slice(self.data),
+            rows: self.rows,
+            dim: self.dim,
+        }
+    }
+
     /// Refuses rows that hold a NaN or an infinity: the checked mode.
     ///
     /// # Errors

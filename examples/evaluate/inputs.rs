@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use relata::Loss;
+use relata::{Family, Loss, QueueUse};
 
 use crate::failure::{Failure, Result};
 use crate::files;
@@ -75,10 +75,10 @@ impl Sources {
     pub(crate) fn inputs(&self, loss: &Loss) -> Inputs<'_> {
         let pair = match &self.pairs {
             Pairs::Files(pair) => pair,
-            Pairs::Digits(digits) => match loss {
-                Loss::Rrd(_) | Loss::InfoNce(_) => &digits.projection,
-                Loss::KdKl(_) => &digits.logits,
-                _ => &digits.embedding,
+            Pairs::Digits(digits) => match loss.spec().family {
+                Family::Pairwise(_) | Family::Triplet(_) => &digits.embedding,
+                Family::Contrastive(_) => &digits.projection,
+                Family::Logits(_) => &digits.logits,
             },
         };
         Inputs {
@@ -89,10 +89,11 @@ impl Sources {
     }
 
     fn keys(&self, loss: &Loss) -> Option<&Matrix> {
-        match (loss, &self.pairs) {
-            (Loss::Rrd(_), Pairs::Digits(digits)) => self.queue.as_ref().or(Some(&digits.queue)),
-            (Loss::Rrd(_) | Loss::InfoNce(_), _) => self.queue.as_ref(),
-            _ => None,
+        let given = self.queue.as_ref();
+        match (loss.spec().queue, &self.pairs) {
+            (QueueUse::Never, _) => None,
+            (QueueUse::Required, Pairs::Digits(digits)) => given.or(Some(&digits.queue)),
+            (QueueUse::Required, Pairs::Files(_)) | (QueueUse::Optional, _) => given,
         }
     }
 }

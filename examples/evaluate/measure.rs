@@ -6,21 +6,21 @@ use std::time::{Duration, Instant};
 use half::{bf16, f16};
 use relata::{
     Batch, Cpu, DType, Device, Element, Enqueue, Error, Loss, Problem, Queue, Reference, Rows,
-    Value, WeightPrecision,
+    Terms, Value, WeightPrecision,
 };
 
 use crate::devices::DeviceKind;
 use crate::failure::{Failure, Result};
 use crate::inputs::Matrix;
 use crate::output::spinner;
-use crate::plan::{Beside, Job, round};
+use crate::plan::{Job, QueueSetup, round};
 
 /// What evaluating a loss on a device gave.
 #[derive(Debug)]
 pub(crate) struct Measurement {
     pub(crate) value: f64,
-    /// KL(p‖q), for RRD.
-    pub(crate) kl: Option<f64>,
+    /// The loss's named terms.
+    pub(crate) terms: Terms,
     /// `[N, D]`; f64 holds every device's values exactly.
     pub(crate) gradient: Vec<f64>,
     pub(crate) seconds: f64,
@@ -151,12 +151,12 @@ where
     }
 }
 
-/// f64 where rounding to the job's type changes nothing the reference sees, else the job's type. Beside
-/// a queue it always may: keys are normalised in the type the queue is in.
+/// f64 where rounding to the job's type changes nothing that the reference sees, else the job's
+/// type. With a queue rounding may always show: keys are normalised in the type of the queue.
 fn widest_same(job: &Job) -> DType {
     let exact = |matrix: &Matrix| matrix.values.iter().all(|&x| round(x, job.dtype) == x);
     let (student, teacher, keys) = (job.inputs.student, job.inputs.teacher, job.inputs.keys);
-    if Beside::of(&job.loss, keys).is_none() && exact(student) && exact(teacher) {
+    if QueueSetup::of(&job.loss, keys).is_none() && exact(student) && exact(teacher) {
         DType::F64
     } else {
         job.dtype
@@ -190,13 +190,14 @@ impl<T: Element> Rounded<T> {
             queue: None,
             keys_refused: false,
         };
-        if let Some(beside) = Beside::of(&job.loss, job.inputs.keys) {
-            let mut queue = Queue::new(beside.capacity, teacher.dim)?.normalize(beside.normalize);
+        if let Some(setup) = QueueSetup::of(&job.loss, job.inputs.keys) {
+            let mut queue =
+                Queue::new(setup.capacity, teacher.dim)?.with_normalize(setup.normalize);
             if let Some(keys) = job.inputs.keys {
                 let shape = [keys.rows, keys.dim];
                 queue.enqueue(Rows::<T>::new(&elements::<T>(keys), shape)?)?;
             }
-            if beside.enqueue == Enqueue::Before {
+            if setup.enqueue == Enqueue::Before {
                 match queue.enqueue(rounded.teacher()?) {
                     Err(Error::NotFinite { .. }) => rounded.keys_refused = true,
                     enqueued => enqueued?,
@@ -224,13 +225,13 @@ impl<T: Element> Rounded<T> {
             batch = batch.with_queue(queue);
         }
         let problem = Problem::new(self.loss, batch.shapes())?
-            .checked(checked)
-            .weights(self.weights);
+            .with_checked(checked)
+            .with_weight_precision(self.weights);
         let mut gradient = vec![D::Gradient::default(); self.student.len()];
         let (value, seconds) = timed(|| problem.evaluate_into(device, batch, &mut gradient))?;
         Ok(Measurement {
             value: value.loss,
-            kl: value.kl,
+            terms: value.terms,
             gradient: gradient.iter().map(|g| g.to_f64()).collect(),
             seconds,
         })
@@ -239,16 +240,18 @@ impl<T: Element> Rounded<T> {
     /// What a trainer gets whose teacher is not finite: NaN, from a queue that stays as it is.
     fn evaluate_refused<D: Device<T>>(&self, device: &D) -> relata::Result<Measurement> {
         let (student, teacher) = (self.student()?, self.teacher()?);
-        let mut queue = match &self.queue {
-            Some(queue) => queue.clone(),
-            None => Queue::new(1, teacher.dim())?,
-        };
         let start = Instant::now();
-        let queue = matches!(self.loss, Loss::Rrd(_) | Loss::InfoNce(_)).then_some(&mut queue);
-        let evaluation = self.loss.evaluate(device, student, teacher, queue)?;
+        let evaluation = match &self.queue {
+            Some(queue) => {
+                let mut queue = queue.clone();
+                self.loss
+                    .evaluate_with_queue(device, student, teacher, &mut queue)?
+            }
+            None => self.loss.evaluate(device, student, teacher)?,
+        };
         Ok(Measurement {
             value: evaluation.loss,
-            kl: evaluation.kl,
+            terms: evaluation.terms,
             gradient: evaluation.gradient.iter().map(|g| g.to_f64()).collect(),
             seconds: start.elapsed().as_secs_f64(),
         })

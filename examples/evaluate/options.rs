@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use relata::{DType, Enqueue, Loss, WeightPrecision};
+use relata::{DType, Enqueue, Loss, ParameterValue, WeightPrecision};
 
 use crate::devices::DeviceKind;
 use crate::failure::{Failure, Result};
@@ -24,9 +24,7 @@ pub(crate) struct Options {
     /// Teacher's embeddings [N, D_t] (or logits)
     #[arg(long, value_name = "F", requires = "student")]
     pub(crate) teacher: Option<PathBuf>,
-    /// A loss: rkd-distance, rkd-angle, rkd, rrd, info-nce, kd-kl; may be repeated [default: all that
-    /// the shapes allow]
-    #[arg(long = "loss", value_name = "NAME", value_parser = str::parse::<Loss>)]
+    #[arg(long = "loss", value_name = "NAME", value_parser = str::parse::<Loss>, help = loss_help())]
     losses: Vec<Loss>,
     /// A device: reference, cpu and, built with the feature of that name, emulator (slow) and cuda; may
     /// be repeated [default: reference, cpu, and cuda if there is a GPU]. The table shows deviations
@@ -44,13 +42,13 @@ pub(crate) struct Options {
     no_normalize: bool,
     /// Huber's delta in rkd* [default: 1]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    pub(crate) delta: Option<f64>,
+    delta: Option<f64>,
     /// Weight of the distance loss in rkd [default: 1]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    pub(crate) distance_weight: Option<f64>,
+    distance_weight: Option<f64>,
     /// Weight of the angle loss in rkd [default: 2]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    pub(crate) angle_weight: Option<f64>,
+    angle_weight: Option<f64>,
     /// Past teacher keys [K, D], the oldest first, for rrd and info-nce; K is the queue's capacity
     /// [default: none: rrd starts from an empty queue, info-nce is in-batch]
     #[arg(long, value_name = "F")]
@@ -58,16 +56,16 @@ pub(crate) struct Options {
     /// Whether the teacher's rows enter the queue before the loss, after it or not at all (none)
     /// [default: before for rrd, after for info-nce]
     #[arg(long, value_name = "WHEN", value_parser = parse_enqueue)]
-    pub(crate) enqueue: Option<Enqueue>,
+    enqueue: Option<Enqueue>,
     /// Student's temperature in rrd [default: 0.1]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    pub(crate) student_temperature: Option<f64>,
+    student_temperature: Option<f64>,
     /// Teacher's temperature in rrd [default: 0.02]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    pub(crate) teacher_temperature: Option<f64>,
+    teacher_temperature: Option<f64>,
     /// Temperature in info-nce and kd-kl [default: 0.07 and 4]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    pub(crate) temperature: Option<f64>,
+    temperature: Option<f64>,
     /// How precise rrd's and info-nce's softmax weights are in f16 and bf16 on cuda and the emulator: split (two f16) or
     /// half (one, a third less work) [default: split]
     #[arg(long, value_name = "HOW", value_parser = parse_weights)]
@@ -129,12 +127,45 @@ impl Options {
         self.student.is_none()
     }
 
-    /// `--normalize` or `--no-normalize`, if either was given.
-    pub(crate) fn normalization(&self) -> Option<bool> {
-        match (self.normalize, self.no_normalize) {
-            (false, false) => None,
-            (normalize, _) => Some(normalize),
-        }
+    /// The losses' parameters that were given: the option, the parameter's name, and its value.
+    pub(crate) fn parameters(&self) -> Vec<(&'static str, &'static str, ParameterValue)> {
+        let number = |given: Option<f64>| given.map(ParameterValue::Number);
+        let flag = |given: bool, value| given.then_some(ParameterValue::Flag(value));
+        let all = [
+            ("--normalize", "normalize", flag(self.normalize, true)),
+            (
+                "--no-normalize",
+                "normalize",
+                flag(self.no_normalize, false),
+            ),
+            ("--delta", "delta", number(self.delta)),
+            (
+                "--distance-weight",
+                "distance_weight",
+                number(self.distance_weight),
+            ),
+            ("--angle-weight", "angle_weight", number(self.angle_weight)),
+            (
+                "--enqueue",
+                "enqueue",
+                self.enqueue.map(ParameterValue::Enqueue),
+            ),
+            (
+                "--student-temperature",
+                "student_temperature",
+                number(self.student_temperature),
+            ),
+            (
+                "--teacher-temperature",
+                "teacher_temperature",
+                number(self.teacher_temperature),
+            ),
+            ("--temperature", "temperature", number(self.temperature)),
+        ];
+        let given = all.into_iter();
+        given
+            .filter_map(|(option, name, value)| Some((option, name, value?)))
+            .collect()
     }
 
     /// Where the gradient goes, if anywhere. A gradient belongs to one loss on one device.
@@ -151,6 +182,14 @@ impl Options {
         }
         GradientFile::new(path).map(Some)
     }
+}
+
+fn loss_help() -> String {
+    let names: Vec<_> = Loss::all().iter().map(Loss::name).collect();
+    format!(
+        "A loss: {}; may be repeated [default: all that the shapes allow]",
+        names.join(", ")
+    )
 }
 
 /// Drops what is there already.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use relata::{DType, Element, Enqueue, Error, Loss, Problem, Rrd, Shapes, WeightPrecision};
+use relata::{
+    DType, Element, Enqueue, Error, Family, Loss, Problem, QueueUse, Rrd, Shapes, WeightPrecision,
+};
 
 use crate::devices::DeviceKind;
 use crate::failure::{Failure, Result, say};
@@ -48,7 +50,7 @@ fn note_slow(jobs: &[Job]) {
         let rows = job.inputs.student.rows as f64;
         rows.powi(3) * (job.inputs.student.dim as f64 + job.inputs.teacher.dim as f64)
     };
-    let of_triples = |job: &Job| matches!(job.loss, Loss::RkdAngle(_) | Loss::Rkd(_));
+    let of_triples = |job: &Job| matches!(job.loss.spec().family, Family::Triplet(_));
     let slow = |job: &&Job| job.device.is_reference() && of_triples(job) && products(job) > MANY;
     if let Some(job) = jobs.iter().find(slow) {
         let loss = job.loss;
@@ -78,74 +80,43 @@ fn select(options: &Options, sources: &Sources) -> Result<Vec<Loss>> {
     Ok(selected)
 }
 
-/// `loss` with the parameters that were given.
-fn configure(mut loss: Loss, options: &Options) -> Loss {
-    fn set<T: Copy>(parameter: &mut T, given: Option<T>) {
-        *parameter = given.unwrap_or(*parameter);
-    }
-    let normalize = options.normalization();
-    match &mut loss {
-        Loss::RkdDistance(loss) => {
-            set(&mut loss.delta, options.delta);
-            set(&mut loss.normalize, normalize);
-        }
-        Loss::RkdAngle(loss) => {
-            set(&mut loss.delta, options.delta);
-            set(&mut loss.normalize, normalize);
-        }
-        Loss::Rkd(loss) => {
-            set(&mut loss.delta, options.delta);
-            set(&mut loss.distance_weight, options.distance_weight);
-            set(&mut loss.angle_weight, options.angle_weight);
-            set(&mut loss.normalize, normalize);
-        }
-        Loss::Rrd(loss) => {
-            set(&mut loss.student_temperature, options.student_temperature);
-            set(&mut loss.teacher_temperature, options.teacher_temperature);
-            set(&mut loss.enqueue, options.enqueue);
-            set(&mut loss.normalize, normalize);
-        }
-        Loss::InfoNce(loss) => {
-            set(&mut loss.temperature, options.temperature);
-            set(&mut loss.enqueue, options.enqueue);
-            set(&mut loss.normalize, normalize);
-        }
-        Loss::KdKl(loss) => set(&mut loss.temperature, options.temperature),
-        _ => {}
-    }
-    loss
+/// `loss` with those of the parameters given that it has.
+fn configure(loss: Loss, options: &Options) -> Loss {
+    let given = options.parameters();
+    given.iter().fold(loss, |loss, &(_, name, value)| {
+        loss.with_parameter(name, value).unwrap_or(loss)
+    })
 }
 
-/// The queue of a loss that has one.
+/// The queue that a loss is evaluated with.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Beside {
+pub(crate) struct QueueSetup {
     /// The most keys it holds: as many as its file has.
     pub(crate) capacity: usize,
-    /// Whether keys are stored normalised, to go with rows that are.
+    /// Whether keys are stored normalised, as the loss takes its rows.
     pub(crate) normalize: bool,
     pub(crate) enqueue: Enqueue,
 }
 
-impl Beside {
-    /// The queue `loss` is evaluated beside. RRD always has one; InfoNCE if its keys were given.
+impl QueueSetup {
+    /// The queue that `loss` is evaluated with. A loss that can do without one has a queue if the
+    /// keys were given.
     pub(crate) fn of(loss: &Loss, keys: Option<&Matrix>) -> Option<Self> {
-        let capacity = keys.map(|keys| keys.rows);
-        let (capacity, normalize, enqueue) = match loss {
-            Loss::Rrd(loss) => {
-                let capacity = capacity.unwrap_or(Rrd::QUEUE_CAPACITY);
-                (capacity, loss.normalize, loss.enqueue)
-            }
-            Loss::InfoNce(loss) => (capacity?, loss.normalize, loss.enqueue),
-            _ => return None,
+        let given = keys.map(|keys| keys.rows);
+        let spec = loss.spec();
+        let capacity = match spec.queue {
+            QueueUse::Never => return None,
+            QueueUse::Optional => given?,
+            QueueUse::Required => given.unwrap_or(Rrd::QUEUE_CAPACITY),
         };
-        Some(Beside {
+        Some(QueueSetup {
             capacity,
-            normalize,
-            enqueue,
+            normalize: spec.normalize,
+            enqueue: spec.enqueue,
         })
     }
 
-    /// The keys in it when the loss looks.
+    /// The keys in the queue when the loss is computed.
     fn len(&self, stored: usize, batch: usize) -> usize {
         match self.enqueue {
             Enqueue::Before => self.capacity.min(stored.saturating_add(batch)),
@@ -158,7 +129,7 @@ impl Beside {
 fn check_shapes(loss: &Loss, inputs: &Inputs) -> relata::Result<()> {
     let (student, teacher, keys) = (inputs.student, inputs.teacher, inputs.keys);
     let mut shapes = Shapes::new(student.rows, student.dim, teacher.dim);
-    if let Some(queue) = Beside::of(loss, keys) {
+    if let Some(queue) = QueueSetup::of(loss, keys) {
         let stored = keys.map_or(0, |keys| keys.rows);
         shapes = shapes.with_queue(queue.len(stored, teacher.rows));
     }
@@ -175,51 +146,28 @@ fn check_shapes(loss: &Loss, inputs: &Inputs) -> relata::Result<()> {
 
 /// Says which of the options given none of `losses` has a use for.
 fn note_unused(options: &Options, sources: &Sources, losses: &[Loss]) {
-    let rkd = |loss: &Loss| matches!(loss, Loss::Rkd(_));
-    let rrd = |loss: &Loss| matches!(loss, Loss::Rrd(_));
-    let info_nce = |loss: &Loss| matches!(loss, Loss::InfoNce(_));
-    let kd_kl = |loss: &Loss| matches!(loss, Loss::KdKl(_));
-    let huber = |loss: &Loss| rkd(loss) || matches!(loss, Loss::RkdDistance(_) | Loss::RkdAngle(_));
-    let queued = |loss: &Loss| Beside::of(loss, sources.inputs(loss).keys).is_some();
-    let note = |option: &str, given: bool, uses: &dyn Fn(&Loss) -> bool| {
-        if given && !losses.iter().any(uses) {
-            say(
-                "note",
-                &format!("{option} is not used by any loss evaluated"),
-            );
+    let note = |option: &str, is_used: &dyn Fn(&Loss) -> bool| {
+        if !losses.iter().any(is_used) {
+            let text = format!("{option} is not used by any loss evaluated");
+            say("note", &text);
         }
     };
-    let normalization = options.normalization();
-    note("--normalize", normalization == Some(true), &|loss| {
-        !kd_kl(loss)
-    });
-    note("--no-normalize", normalization == Some(false), &|loss| {
-        !kd_kl(loss)
-    });
-    note("--delta", options.delta.is_some(), &huber);
-    note("--distance-weight", options.distance_weight.is_some(), &rkd);
-    note("--angle-weight", options.angle_weight.is_some(), &rkd);
-    note("--queue", options.queue.is_some(), &|loss| {
-        rrd(loss) || info_nce(loss)
-    });
-    note("--enqueue", options.enqueue.is_some(), &queued);
-    note("--weights", options.weights.is_some(), &|loss| {
-        rrd(loss) || info_nce(loss)
-    });
-    note(
-        "--student-temperature",
-        options.student_temperature.is_some(),
-        &rrd,
-    );
-    note(
-        "--teacher-temperature",
-        options.teacher_temperature.is_some(),
-        &rrd,
-    );
-    let given = options.temperature.is_some();
-    note("--temperature", given, &|loss| {
-        info_nce(loss) || kd_kl(loss)
-    });
+    let with_queue = |loss: &Loss| QueueSetup::of(loss, sources.inputs(loss).keys).is_some();
+    for (option, name, _) in options.parameters() {
+        note(option, &|loss| {
+            let known = loss.parameter(name).is_some();
+            // Without a queue no batch enters one.
+            known && (name != "enqueue" || with_queue(loss))
+        });
+    }
+    if options.queue.is_some() {
+        note("--queue", &|loss| loss.spec().queue != QueueUse::Never);
+    }
+    if options.weights.is_some() {
+        note("--weights", &|loss| {
+            matches!(loss.spec().family, Family::Contrastive(_))
+        });
+    }
 }
 
 /// NaN and infinities: a queue never holds them; student and teacher may, which makes the loss NaN and

@@ -3,7 +3,7 @@
 use comfy_table::{CellAlignment, LineStyle, TableStyle, presets};
 
 use crate::measure::{Deviation, Measurement};
-use crate::plan::{Beside, Job};
+use crate::plan::{Job, QueueSetup};
 
 /// One object on one line, its keys in a fixed order.
 pub(crate) fn json(job: &Job, measured: &Measurement) -> String {
@@ -18,9 +18,12 @@ pub(crate) fn json(job: &Job, measured: &Measurement) -> String {
         ("gradient_norm", number(measured.gradient_norm())),
         ("seconds", number(measured.seconds)),
     ];
-    if let Some(kl) = measured.kl {
-        fields.push(("kl", number(kl)));
-    }
+    fields.extend(
+        measured
+            .terms
+            .iter()
+            .map(|(name, value)| (name, number(value))),
+    );
     let fields: Vec<String> = fields
         .iter()
         .map(|(key, value)| format!("{}:{value}", string(key)))
@@ -48,7 +51,7 @@ const HEADER: [&str; 10] = [
     "dtype",
     "rows x dims",
     "value",
-    "kl",
+    "terms",
     "|gradient|",
     "loss dev.",
     "gradient dev.",
@@ -59,7 +62,8 @@ const HEADER: [&str; 10] = [
 const STYLE: TableStyle = presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none());
 
 const LEGEND: &str = "\
-rows x dims: N x D of the student, /D_t of the teacher, +K keys in the queue's file. kl: rrd's KL(p||q).
+rows x dims: N x D of the student, /D_t of the teacher, +K keys in the queue's file.
+terms: rrd's KL(p||q); the two parts of rkd, not weighted.
 loss dev. |L - L_ref|/|L_ref| and gradient dev. |g - g_ref|/|g_ref|: from the reference, in f64, on inputs
 rounded to the same dtype; - where it is not among the devices. time: loss and gradient, the median of
 repeated evaluations.";
@@ -89,7 +93,7 @@ impl Table {
             job.dtype.name().to_owned(),
             sizes(job),
             significant(measured.value),
-            measured.kl.map_or_else(none, significant),
+            terms(measured),
             significant(measured.gradient_norm()),
             value,
             gradient,
@@ -104,10 +108,21 @@ impl Table {
     }
 }
 
+/// The named terms, or a dash.
+fn terms(measured: &Measurement) -> String {
+    let each = |(name, value)| format!("{name} {}", significant(value));
+    let terms: Vec<String> = measured.terms.iter().map(each).collect();
+    if terms.is_empty() {
+        "-".to_owned()
+    } else {
+        terms.join(", ")
+    }
+}
+
 fn sizes(job: &Job) -> String {
     let (student, teacher) = (job.inputs.student, job.inputs.teacher);
     let sizes = format!("{} x {}/{}", student.rows, student.dim, teacher.dim);
-    match (Beside::of(&job.loss, job.inputs.keys), job.inputs.keys) {
+    match (QueueSetup::of(&job.loss, job.inputs.keys), job.inputs.keys) {
         (Some(_), keys) => format!("{sizes} +{}", keys.map_or(0, |keys| keys.rows)),
         (None, _) => sizes,
     }

@@ -13,9 +13,8 @@ use super::queue::Queue;
 use super::raw::{Buffers, RawEvaluator, no_queue};
 use crate::error::{Error, Result};
 use crate::gpu::element::GpuElement;
-use crate::loss::Loss;
+use crate::loss::Enqueue;
 use crate::problem::Problem;
-use crate::queue::Enqueue;
 
 /// A problem on a stream of a GPU, with its workspace.
 ///
@@ -204,11 +203,7 @@ impl<T: GpuElement> Evaluator<T> {
 
     /// When the batch enters the queue.
     fn when(&self) -> Enqueue {
-        match self.problem().loss() {
-            Loss::Rrd(loss) => loss.enqueue,
-            Loss::InfoNce(loss) => loss.enqueue,
-            _ => Enqueue::Never,
-        }
+        self.problem().spec().enqueue
     }
 }
 

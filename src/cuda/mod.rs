@@ -58,6 +58,8 @@ pub struct Cuda {
     library: &'static Library,
 }
 
+crate::gpu::gpu_device!(Cuda, "cuda");
+
 impl Cuda {
     /// The GPU of this number, from 0.
     ///

@@ -11,11 +11,11 @@ use super::evaluator::{bind, check};
 use super::memory::Memory;
 use super::raw::{RawEvaluator, no_queue};
 use super::raw_queue::RawQueue;
+use crate::checks::{not_empty, same};
 use crate::element::DType;
 use crate::error::Result;
 use crate::gpu::element::GpuElement;
-use crate::loss::not_empty;
-use crate::problem::{Problem, same};
+use crate::problem::Problem;
 use crate::rows::Rows;
 
 /// A [queue](crate::Queue) that lives on a GPU, for the batches of a problem: a ring of as many keys as the
@@ -177,7 +177,7 @@ impl<T: GpuElement> Queue<T> {
             DType::F16 => bytemuck::pod_read_unaligned::<f16>(&keys[2 * at..][..2]).to_f32(),
             _ => bytemuck::pod_read_unaligned(&keys[4 * at..][..4]),
         };
-        let mut host = crate::Queue::new(self.capacity(), dim)?.normalize(false);
+        let mut host = crate::Queue::new(self.capacity(), dim)?.with_normalize(false);
         let oldest = if len < self.capacity() { 0 } else { next };
         let mut key = vec![0.0; dim];
         for age in 0..len {
@@ -187,7 +187,7 @@ impl<T: GpuElement> Queue<T> {
             }
             host.enqueue(Rows::new(&key, [1, dim])?)?;
         }
-        Ok(host.normalize(self.raw.normalize))
+        Ok(host.with_normalize(self.raw.normalize))
     }
 
     /// Takes over the keys of a queue on the host, of which the newest stay if there is no room for all:
@@ -199,7 +199,7 @@ impl<T: GpuElement> Queue<T> {
     pub fn restore(&mut self, host: &crate::Queue<f32>) -> Result<()> {
         same("queue_dim", self.dim(), host.dim())?;
         // The oldest in the first slot.
-        let mut ordered = crate::Queue::new(self.capacity(), self.dim())?.normalize(false);
+        let mut ordered = crate::Queue::new(self.capacity(), self.dim())?.with_normalize(false);
         let keys = host.to_vec();
         let kept = host.len().min(self.capacity());
         let newest = &keys[(host.len() - kept) * self.dim()..];

@@ -90,7 +90,7 @@ impl RawEvaluator {
     /// # Errors
     /// None that [`new`](Self::new) has not had.
     pub fn set_upstream(&mut self, upstream: f64) -> Result<()> {
-        let problem = self.problem.upstream(upstream);
+        let problem = self.problem.with_upstream(upstream);
         self.plan = self
             .plan
             .with_upstream(&problem, self.dtype, self.place.gpu.limits)?;

@@ -12,7 +12,6 @@ use crate::error::{Error, Result};
 use crate::gpu::plan::{QueueAddresses, queue_layout};
 use crate::gpu::queue::{EnqueuePlan, Layout};
 use crate::gpu::workspace;
-use crate::loss::Loss;
 use crate::problem::Problem;
 
 /// A problem's queue in memory of any library: one buffer, which knows how far the ring is filled. A batch
@@ -44,11 +43,7 @@ impl RawQueue {
         let Some(layout) = queue_layout(problem, dtype) else {
             return Ok(None);
         };
-        let normalize = match problem.loss() {
-            Loss::Rrd(loss) => loss.normalize,
-            Loss::InfoNce(loss) => loss.normalize,
-            _ => true,
-        };
+        let normalize = problem.spec().normalize;
         let rows = problem.shapes().rows;
         Self::new(layout, normalize, rows, dtype, place).map(Some)
     }

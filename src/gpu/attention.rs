@@ -107,7 +107,7 @@ impl Plan {
             kernel,
             weights: Weights::new(problem.weight_precision(), keys, temperatures),
             normalize,
-            factor: problem.upstream_factor() / (f64::from(rows) * temperatures[0]),
+            factor: problem.upstream() / (f64::from(rows) * temperatures[0]),
             rows,
             key_count,
             dim: grid_size("student_dim", dim)?,

@@ -8,10 +8,9 @@ use super::relation::{launch as launch_relation, workspace_bytes};
 use super::softmax::launch as launch_softmax;
 use super::workspace::Layout;
 use crate::error::Result;
-use crate::loss::Loss;
-use crate::problem::{Batch, Problem, Value};
+use crate::loss::Relation;
+use crate::problem::{Batch, MOST_TERMS, Problem, Value};
 use crate::queue::Queue;
-use crate::relation::Relation;
 use crate::rows::Rows;
 
 /// Overwrites `gradient`.
@@ -31,7 +30,7 @@ pub(crate) fn evaluate<T: GpuElement, M: Machine>(
     let mut workspace = machine.allocate("workspace", plan.workspace_bytes())?;
     machine.write(&mut workspace, &[0; Layout::COUNTERS])?;
     let result = machine.allocate("gradient", size_of_val(gradient))?;
-    let value = machine.allocate("loss", 8)?;
+    let value = machine.allocate("loss", size_of::<[f32; 1 + MOST_TERMS]>())?;
     let addresses = Addresses {
         student: student.address,
         teacher: teacher.address,
@@ -44,16 +43,13 @@ pub(crate) fn evaluate<T: GpuElement, M: Machine>(
     };
     plan.launch(machine, &addresses)?;
 
-    let has_kl = matches!(problem.loss(), Loss::Rrd(_));
-    let mut loss_and_kl = [0.0f32; 2];
-    // No more than has been written.
-    let written = &mut loss_and_kl[..1 + usize::from(has_kl)];
-    machine.read(&value, bytemuck::cast_slice_mut(written))?;
+    let mut results = [0.0f32; 1 + MOST_TERMS];
+    // No more than the kernels have written.
+    let written = 1 + problem.spec().terms.len();
+    machine.read(&value, bytemuck::cast_slice_mut(&mut results[..written]))?;
     machine.read(&result, bytemuck::cast_slice_mut(gradient))?;
-    Ok(Value {
-        loss: loss_and_kl[0].into(),
-        kl: has_kl.then_some(loss_and_kl[1].into()),
-    })
+    let [loss, terms @ ..] = results.map(f64::from);
+    Ok(problem.value(loss, terms))
 }
 
 /// Overwrites `matrix`.

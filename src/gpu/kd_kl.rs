@@ -105,7 +105,7 @@ impl Plan {
             rows: grid_size("rows", shapes.rows)?,
             classes: grid_size("student_dim", shapes.student_dim)?,
             temperature: loss.temperature,
-            upstream: problem.upstream_factor(),
+            upstream: problem.upstream(),
             tile: Tile::new(shapes.student_dim, dtype, limits),
             partials: layout.push::<f64>(&[shapes.rows])?,
         })

@@ -24,3 +24,46 @@ mod rrd;
 mod softmax;
 
 pub(crate) use evaluate::{evaluate, relation_matrix, softmax};
+
+/// Makes a [`Device`](crate::Device) of a type whose `machine()` runs the kernels.
+macro_rules! gpu_device {
+    ($device:ty, $name:literal) => {
+        impl crate::device::sealed::Sealed for $device {}
+
+        impl<T: crate::gpu::element::GpuElement> crate::device::Device<T> for $device {
+            type Gradient = f32;
+
+            fn name(&self) -> &'static str {
+                $name
+            }
+
+            fn evaluate(
+                &self,
+                problem: &crate::problem::Problem,
+                batch: crate::problem::Batch<'_, T>,
+                gradient: &mut [f32],
+            ) -> crate::error::Result<crate::problem::Value> {
+                crate::gpu::evaluate(&mut self.machine(), problem, batch, gradient)
+            }
+
+            fn relation_matrix(
+                &self,
+                relation: crate::loss::Relation,
+                rows: crate::rows::Rows<'_, T>,
+                matrix: &mut [f32],
+            ) -> crate::error::Result<()> {
+                crate::gpu::relation_matrix(&mut self.machine(), relation, rows, matrix)
+            }
+
+            fn softmax(
+                &self,
+                rows: crate::rows::Rows<'_, T>,
+                temperature: f64,
+                probabilities: &mut [f32],
+            ) -> crate::error::Result<()> {
+                crate::gpu::softmax(&mut self.machine(), rows, temperature, probabilities)
+            }
+        }
+    };
+}
+pub(crate) use gpu_device;

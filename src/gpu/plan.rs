@@ -5,7 +5,7 @@ use super::workspace::Layout;
 use super::{info_nce, kd_kl, queue, rkd, rrd};
 use crate::element::DType;
 use crate::error::{Error, Result};
-use crate::loss::{Loss, Rkd};
+use crate::loss::{Enqueue, Family, InfoNce, KdKl, Rkd, Rrd, Target, Triplet};
 use crate::problem::Problem;
 
 /// Where a batch and its results lie.
@@ -52,22 +52,48 @@ impl Plan {
         let mut layout = Layout::new();
         let rkd =
             |loss: Rkd, layout: &mut Layout| rkd::Plan::new(&loss, problem, dtype, limits, layout);
-        let passes = match *problem.loss() {
-            Loss::RkdDistance(loss) => Passes::Rkd(rkd(loss.into(), &mut layout)?),
-            Loss::RkdAngle(loss) => Passes::Rkd(rkd(loss.into(), &mut layout)?),
-            Loss::Rkd(loss) => Passes::Rkd(rkd(loss, &mut layout)?),
-            Loss::InfoNce(loss) => Passes::InfoNce(info_nce::Plan::new(
-                &loss,
-                problem,
-                dtype,
-                limits,
-                &mut layout,
-            )?),
-            Loss::Rrd(loss) => {
-                Passes::Rrd(rrd::Plan::new(&loss, problem, dtype, limits, &mut layout)?)
-            }
-            Loss::KdKl(loss) => Passes::KdKl(kd_kl::Plan::new(
-                &loss,
+        let spec = problem.spec();
+        let rkd_of = |t: Triplet| Rkd {
+            distance_weight: t.distance_weight,
+            angle_weight: t.angle_weight,
+            delta: t.delta,
+            normalize: spec.normalize,
+        };
+        let passes = match spec.family {
+            Family::Pairwise(pairwise) => match pairwise.as_triplet() {
+                Some(triplet) => Passes::Rkd(rkd(rkd_of(triplet), &mut layout)?),
+                None => todo!("generic"),
+            },
+            Family::Triplet(triplet) => Passes::Rkd(rkd(rkd_of(triplet), &mut layout)?),
+            Family::Contrastive(contrastive) => match contrastive.target {
+                Target::OwnKey => Passes::InfoNce(info_nce::Plan::new(
+                    &InfoNce {
+                        temperature: contrastive.temperature,
+                        normalize: spec.normalize,
+                        enqueue: Enqueue::Never,
+                    },
+                    problem,
+                    dtype,
+                    limits,
+                    &mut layout,
+                )?),
+                Target::Teacher { temperature } => Passes::Rrd(rrd::Plan::new(
+                    &Rrd {
+                        student_temperature: contrastive.temperature,
+                        teacher_temperature: temperature,
+                        normalize: spec.normalize,
+                        enqueue: Enqueue::Never,
+                    },
+                    problem,
+                    dtype,
+                    limits,
+                    &mut layout,
+                )?),
+            },
+            Family::Logits(logits) => Passes::KdKl(kd_kl::Plan::new(
+                &KdKl {
+                    temperature: logits.temperature,
+                },
                 problem,
                 dtype,
                 limits,
@@ -87,7 +113,7 @@ impl Plan {
     ) -> Result<Self> {
         match self.passes {
             Passes::Rkd(plan) => Ok(Plan {
-                passes: Passes::Rkd(plan.with_upstream(problem.upstream_factor())),
+                passes: Passes::Rkd(plan.with_upstream(problem.upstream())),
                 layout: self.layout,
             }),
             _ => Self::new(problem, dtype, limits),
@@ -125,12 +151,7 @@ pub(crate) fn tile_pairs(rows: usize, side: usize) -> Result<u32> {
 
 /// How the queue of this problem lies in memory, if it has one.
 pub(crate) fn queue_layout(problem: &Problem, dtype: DType) -> Option<queue::Layout> {
-    let shapes = problem.shapes();
-    let normalize = match problem.loss() {
-        Loss::Rrd(loss) => loss.normalize,
-        Loss::InfoNce(loss) => loss.normalize,
-        _ => return None,
-    };
+    let (shapes, normalize) = (problem.shapes(), problem.spec().normalize);
     let layout = |capacity| queue::Layout::new(capacity, shapes.student_dim, dtype, normalize);
     shapes.queue.map(layout)
 }

@@ -8,7 +8,7 @@ use super::normalize;
 use super::plan::{grid_size, tile_pairs};
 use crate::element::DType;
 use crate::error::Result;
-use crate::relation::Relation;
+use crate::loss::Relation;
 
 /// Rows of a tile.
 const SIDE: usize = 64;

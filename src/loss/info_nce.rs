@@ -1,10 +1,4 @@
-use super::{check_temperature, loss};
-use crate::device::Device;
-use crate::element::Element;
-use crate::error::Result;
-use crate::problem::{Evaluation, Shapes};
-use crate::queue::{Enqueue, Queue, evaluate_with_queue};
-use crate::rows::Rows;
+use super::{Contrastive, Enqueue, Family, Parameter, Range, Spec, Target};
 
 /// InfoNCE with the student's row as anchor: tell the teacher's row of the same sample from others.
 ///
@@ -24,8 +18,10 @@ use crate::rows::Rows;
 pub struct InfoNce {
     /// τ; 0.07 by default.
     pub temperature: f64,
-    /// L2-normalise the rows of student and teacher, with the gradient through it; on by default. Off,
-    /// ⟨row, key⟩/τ has to be a finite number of [`Element::Real`](crate::Element::Real).
+    /// L2-normalise the rows of student and teacher, with the gradient through it; on by default.
+    /// Off, ⟨row, key⟩/τ has to be a finite number of [`Element::Real`](crate::Element::Real), and a
+    /// queue has to store its keys as they come
+    /// ([`Queue::with_normalize`](crate::Queue::with_normalize)).
     pub normalize: bool,
     /// When [`evaluate_with_queue`](InfoNce::evaluate_with_queue) puts the teacher's rows into the
     /// queue; after the loss by default, as the row's own key is among the logits already.
@@ -43,34 +39,23 @@ impl Default for InfoNce {
 }
 
 impl InfoNce {
-    pub(super) fn validate(&self) -> Result<()> {
-        check_temperature("temperature", self.temperature)
+    pub(super) fn spec(&self) -> Spec {
+        Spec {
+            same_dim: true,
+            enqueue: self.enqueue,
+            normalize: self.normalize,
+            ..Spec::new(Family::Contrastive(Contrastive {
+                temperature: self.temperature,
+                target: Target::OwnKey,
+            }))
+        }
     }
 
-    /// The loss against the keys in `queue` and the anchor's own, and its gradient with respect to
-    /// `student`; `teacher` is enqueued as [`enqueue`](InfoNce::enqueue) says. Non-finite teachers
-    /// are treated as in [`Rrd::evaluate`](crate::Rrd::evaluate).
-    ///
-    /// # Errors
-    /// A parameter or a shape that does not fit, by name, and an empty queue unless the batch is
-    /// enqueued before. The queue is as it was when an error comes back.
-    pub fn evaluate_with_queue<T: Element, D: Device<T>>(
-        &self,
-        device: &D,
-        student: Rows<'_, T>,
-        teacher: Rows<'_, T>,
-        queue: &mut Queue<T::Real>,
-    ) -> Result<Evaluation<D::Gradient>> {
-        let shapes = Shapes::new(student.len(), student.dim(), teacher.dim());
-        evaluate_with_queue(
-            |keys| self.problem(shapes.with_queue(keys)),
-            self.enqueue,
-            device,
-            student,
-            teacher,
-            queue,
-        )
+    pub(super) fn parameters(&mut self) -> Vec<Parameter<'_>> {
+        vec![
+            Parameter::number("temperature", Range::Temperature, &mut self.temperature),
+            Parameter::normalize(&mut self.normalize),
+            Parameter::enqueue(&mut self.enqueue),
+        ]
     }
 }
-
-loss!(InfoNce, pair);

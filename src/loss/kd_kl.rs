@@ -1,5 +1,4 @@
-use super::{check_temperature, loss};
-use crate::error::Result;
+use super::{Family, Logits, Parameter, Range, Spec};
 
 /// Hinton's knowledge distillation: the divergence between two softmaxes over classes.
 ///
@@ -23,9 +22,20 @@ impl Default for KdKl {
 }
 
 impl KdKl {
-    pub(super) fn validate(&self) -> Result<()> {
-        check_temperature("temperature", self.temperature)
+    pub(super) fn spec(&self) -> Spec {
+        Spec {
+            same_dim: true,
+            ..Spec::new(Family::Logits(Logits {
+                temperature: self.temperature,
+            }))
+        }
+    }
+
+    pub(super) fn parameters(&mut self) -> Vec<Parameter<'_>> {
+        vec![Parameter::number(
+            "temperature",
+            Range::Temperature,
+            &mut self.temperature,
+        )]
     }
 }
-
-loss!(KdKl, pair);

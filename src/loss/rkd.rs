@@ -1,5 +1,4 @@
-use super::{RkdAngle, RkdDistance, check_delta, check_weight, loss};
-use crate::error::Result;
+use super::{Family, Parameter, Range, RkdAngle, RkdDistance, Spec, Triplet};
 
 /// RKD distance and angle in one evaluation: the relation and the contraction are computed once.
 ///
@@ -7,8 +6,11 @@ use crate::error::Result;
 /// L = distance_weight · L_distance + angle_weight · L_angle
 /// ```
 ///
-/// See [`RkdDistance`](crate::RkdDistance) and [`RkdAngle`](crate::RkdAngle), which also name the paper.
-/// A part of weight 0 is not computed. Student `[N, D]`, teacher `[N, D_t]`, any D and D_t.
+/// [`RkdDistance`](crate::RkdDistance) and [`RkdAngle`](crate::RkdAngle) define the two parts and name
+/// the paper. An evaluation reports both parts, not weighted, as the terms `distance` and `angle`.
+/// A part of weight 0 is not computed: its term is 0.
+///
+/// Student `[N, D]`, teacher `[N, D_t]`, any D and D_t.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rkd {
     /// Weight of the distance loss. 1 by default, as the authors train metric learning.
@@ -17,9 +19,10 @@ pub struct Rkd {
     pub angle_weight: f64,
     /// δ of both Huber penalties; 1 by default.
     pub delta: f64,
-    /// L2-normalise the rows of both first, with the gradient through it; off by default.
-    /// Rows are rounded once more by that: in f32 those of an offset far beyond their spread, which do without it,
-    /// lose that ratio.
+    /// L2-normalise the rows of student and teacher first, with the gradient through it; off by
+    /// default. Normalising rounds each row once.
+    /// Where rows lie far from the origin compared with their mutual distances, leave it off:
+    /// distances lose about offset/spread of their relative precision by it.
     pub normalize: bool,
 }
 
@@ -32,10 +35,29 @@ impl Rkd {
         normalize: false,
     };
 
-    pub(super) fn validate(&self) -> Result<()> {
-        check_weight("distance_weight", self.distance_weight)?;
-        check_weight("angle_weight", self.angle_weight)?;
-        check_delta(self.delta)
+    pub(super) fn spec(&self) -> Spec {
+        Spec {
+            normalize: self.normalize,
+            terms: &["distance", "angle"],
+            ..Spec::new(Family::Triplet(Triplet {
+                delta: self.delta,
+                angle_weight: self.angle_weight,
+                distance_weight: self.distance_weight,
+            }))
+        }
+    }
+
+    pub(super) fn parameters(&mut self) -> Vec<Parameter<'_>> {
+        vec![
+            Parameter::number(
+                "distance_weight",
+                Range::NotNegative,
+                &mut self.distance_weight,
+            ),
+            Parameter::number("angle_weight", Range::NotNegative, &mut self.angle_weight),
+            Parameter::delta(&mut self.delta),
+            Parameter::normalize(&mut self.normalize),
+        ]
     }
 }
 
@@ -49,7 +71,6 @@ impl Default for Rkd {
         }
     }
 }
-
 /// The distance alone.
 impl From<RkdDistance> for Rkd {
     fn from(loss: RkdDistance) -> Self {
@@ -74,4 +95,3 @@ impl From<RkdAngle> for Rkd {
     }
 }
 
-loss!(Rkd, pair);

@@ -1,5 +1,4 @@
-use super::{check_delta, loss};
-use crate::error::Result;
+use super::{Family, Parameter, Spec, Triplet};
 
 /// RKD angle: the cosines of the angles that all triples of rows form, student against teacher.
 ///
@@ -18,9 +17,10 @@ use crate::error::Result;
 pub struct RkdAngle {
     /// δ of the Huber penalty; 1 by default.
     pub delta: f64,
-    /// L2-normalise the rows of both first, with the gradient through it; off by default.
-    /// Rows are rounded once more by that: in f32 those of an offset far beyond their spread, which do without it,
-    /// lose that ratio.
+    /// L2-normalise the rows of student and teacher first, with the gradient through it; off by
+    /// default. Normalising rounds each row once.
+    /// Where rows lie far from the origin compared with their mutual distances, leave it off:
+    /// distances lose about offset/spread of their relative precision by it.
     pub normalize: bool,
 }
 
@@ -34,9 +34,21 @@ impl Default for RkdAngle {
 }
 
 impl RkdAngle {
-    pub(super) fn validate(&self) -> Result<()> {
-        check_delta(self.delta)
+    pub(super) fn spec(&self) -> Spec {
+        Spec {
+            normalize: self.normalize,
+            ..Spec::new(Family::Triplet(Triplet {
+                delta: self.delta,
+                angle_weight: 1.0,
+                distance_weight: 0.0,
+            }))
+        }
+    }
+
+    pub(super) fn parameters(&mut self) -> Vec<Parameter<'_>> {
+        vec![
+            Parameter::delta(&mut self.delta),
+            Parameter::normalize(&mut self.normalize),
+        ]
     }
 }
-
-loss!(RkdAngle, pair);

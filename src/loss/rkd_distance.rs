@@ -1,5 +1,4 @@
-use super::{check_delta, loss};
-use crate::error::Result;
+use super::{Family, Normalizer, Pairwise, Parameter, Penalty, Relation, Spec};
 
 /// RKD distance: the student's pairwise distances, in units of their mean, against the teacher's.
 ///
@@ -18,10 +17,10 @@ use crate::error::Result;
 pub struct RkdDistance {
     /// δ of the Huber penalty; 1 by default.
     pub delta: f64,
-    /// L2-normalise the rows of both first, with the gradient through it; off by default, as in the
-    /// authors' code. (Some ports turn it on.)
-    /// Rows are rounded once more by that: in f32 those of an offset far beyond their spread, which do without it,
-    /// lose that ratio.
+    /// L2-normalise the rows of student and teacher first, with the gradient through it; off by
+    /// default, as in the authors' code. (Some ports turn it on.) Normalising rounds each row once.
+    /// Where rows lie far from the origin compared with their mutual distances, leave it off:
+    /// distances lose about offset/spread of their relative precision by it.
     pub normalize: bool,
 }
 
@@ -35,9 +34,21 @@ impl Default for RkdDistance {
 }
 
 impl RkdDistance {
-    pub(super) fn validate(&self) -> Result<()> {
-        check_delta(self.delta)
+    pub(super) fn spec(&self) -> Spec {
+        Spec {
+            normalize: self.normalize,
+            ..Spec::new(Family::Pairwise(Pairwise {
+                relation: Relation::Distance,
+                normalizer: Normalizer::Mean,
+                penalty: Penalty::Huber { delta: self.delta },
+            }))
+        }
+    }
+
+    pub(super) fn parameters(&mut self) -> Vec<Parameter<'_>> {
+        vec![
+            Parameter::delta(&mut self.delta),
+            Parameter::normalize(&mut self.normalize),
+        ]
     }
 }
-
-loss!(RkdDistance, pair);

@@ -1,26 +1,84 @@
 //! The definitions as the papers print them: f64, plain loops, no tricks.
 //!
-//! This is the specification. It is held against the official code's values and against central
-//! differences, and it never changes to make another device pass. What little it shares with the
-//! fast paths is the parameters of the losses.
+//! This is the specification. Tests compare it with the official code's values and with central
+//! differences. It never changes to make another device pass. It shares nothing with the fast paths
+//! but the parameters of the losses. Each loss has a file of its own.
 
 mod info_nce;
 mod kd_kl;
 mod rkd_angle;
 mod rkd_distance;
 mod rrd;
+mod sp;
 
-use crate::element::Element;
+use half::{bf16, f16};
+
+use crate::device::{Device, sealed::Sealed};
+use crate::element::{DType, Element};
 use crate::error::Result;
-use crate::loss::{Loss, Rkd};
+use crate::loss::{Loss, Relation, Rkd};
 use crate::problem::{Batch, Problem, Value};
-use crate::relation::Relation;
 use crate::rows::Rows;
 
 use rkd_angle::rkd_angle;
 
+/// The definitions as the papers print them, in f64 with plain loops: the specification that every
+/// other device is compared with.
+///
+/// It is slow: the angle loss takes O(N³D). It forms squares of lengths as they are printed, so
+/// rows longer than 1e154 or shorter than 1e-154 leave f64's range here, and not on
+/// [`Cpu`](crate::Cpu).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reference;
+
+impl Sealed for Reference {}
+
+impl<T: Element> Device<T> for Reference {
+    type Gradient = f64;
+
+    fn name(&self) -> &'static str {
+        "reference"
+    }
+
+    fn evaluate(
+        &self,
+        problem: &Problem,
+        batch: Batch<'_, T>,
+        gradient: &mut [f64],
+    ) -> Result<Value> {
+        // Compiled here, once for each type, and not in every crate that calls it.
+        match T::DTYPE {
+            DType::F64 => evaluate::<f64>(problem, batch.cast(), gradient),
+            DType::F32 => evaluate::<f32>(problem, batch.cast(), gradient),
+            DType::F16 => evaluate::<f16>(problem, batch.cast(), gradient),
+            DType::BF16 => evaluate::<bf16>(problem, batch.cast(), gradient),
+        }
+    }
+
+    fn relation_matrix(
+        &self,
+        relation: Relation,
+        rows: Rows<'_, T>,
+        matrix: &mut [f64],
+    ) -> Result<()> {
+        relation_matrix(relation, rows, matrix);
+        Ok(())
+    }
+
+    fn softmax(
+        &self,
+        rows: Rows<'_, T>,
+        temperature: f64,
+        probabilities: &mut [f64],
+    ) -> Result<()> {
+        softmax(rows, temperature, probabilities);
+        Ok(())
+    }
+}
+
 /// Evaluates any loss on inputs of any type, all of it in f64.
-pub(crate) fn evaluate<T: Element>(
+#[inline(never)]
+fn evaluate<T: Element>(
     problem: &Problem,
     batch: Batch<'_, T>,
     gradient: &mut [f64],
@@ -33,16 +91,10 @@ pub(crate) fn evaluate<T: Element>(
     });
     if !(student.is_finite() && teacher.is_finite()) {
         gradient.fill(f64::NAN);
-        return Ok(match problem.loss() {
-            Loss::Rrd(_) => Value {
-                loss: f64::NAN,
-                kl: Some(f64::NAN),
-            },
-            _ => Value::new(f64::NAN),
-        });
+        return Ok(problem.not_a_number());
     }
 
-    let norms = normalizes(problem.loss()).then(|| {
+    let norms = problem.spec().normalize.then(|| {
         teacher.normalize();
         student.normalize()
     });
@@ -50,6 +102,7 @@ pub(crate) fn evaluate<T: Element>(
         Loss::RkdDistance(loss) => rkd_distance::rkd_distance(loss.delta, &student, &teacher),
         Loss::RkdAngle(loss) => rkd_angle(loss.delta, &student, &teacher),
         Loss::Rkd(loss) => rkd(loss, &student, &teacher),
+        Loss::Sp(_) => sp::sp(&student, &teacher),
         Loss::Rrd(loss) => rrd::rrd(loss, &student, &teacher, &expect_queue(queue)),
         Loss::InfoNce(loss) => info_nce::info_nce(loss, &student, &teacher, queue.as_ref()),
         Loss::KdKl(loss) => kd_kl::kd_kl(loss, &student, &teacher),
@@ -58,17 +111,13 @@ pub(crate) fn evaluate<T: Element>(
         student.normalize_backward(&norms, &mut g);
     }
     for (out, g) in gradient.iter_mut().zip(g) {
-        *out = problem.upstream_factor() * g;
+        *out = problem.upstream() * g;
     }
     Ok(value)
 }
 
 /// The relation of every two rows.
-pub(crate) fn relation_matrix<T: Element>(
-    relation: Relation,
-    rows: Rows<'_, T>,
-    matrix: &mut [f64],
-) {
+fn relation_matrix<T: Element>(relation: Relation, rows: Rows<'_, T>, matrix: &mut [f64]) {
     let mut x = Matrix::new(rows);
     if relation == Relation::Cosine {
         x.normalize();
@@ -85,24 +134,12 @@ pub(crate) fn relation_matrix<T: Element>(
 }
 
 /// softmax(x_i/τ) of every row.
-pub(crate) fn softmax<T: Element>(rows: Rows<'_, T>, temperature: f64, probabilities: &mut [f64]) {
+fn softmax<T: Element>(rows: Rows<'_, T>, temperature: f64, probabilities: &mut [f64]) {
     for (row, p) in rows.iter().zip(probabilities.chunks_exact_mut(rows.dim())) {
         let logits: Vec<f64> = row.iter().map(|x| x.to_f64() / temperature).collect();
         for (p, log_p) in p.iter_mut().zip(log_softmax(&logits)) {
             *p = log_p.exp();
         }
-    }
-}
-
-/// Whether the loss takes its rows L2-normalised.
-fn normalizes(loss: &Loss) -> bool {
-    match loss {
-        Loss::RkdDistance(loss) => loss.normalize,
-        Loss::RkdAngle(loss) => loss.normalize,
-        Loss::Rkd(loss) => loss.normalize,
-        Loss::Rrd(loss) => loss.normalize,
-        Loss::InfoNce(loss) => loss.normalize,
-        Loss::KdKl(_) => false,
     }
 }
 
@@ -121,20 +158,22 @@ type Part = fn(f64, &Matrix, &Matrix) -> (Value, Vec<f64>);
 fn rkd(loss: &Rkd, student: &Matrix, teacher: &Matrix) -> (Value, Vec<f64>) {
     let mut value = 0.0;
     let mut gradient = vec![0.0; student.data.len()];
+    let mut terms = [("distance", 0.0), ("angle", 0.0)];
     let parts: [(f64, Part); 2] = [
         (loss.distance_weight, rkd_distance::rkd_distance),
         (loss.angle_weight, rkd_angle),
     ];
-    for (weight, part) in parts {
+    for ((weight, part), (_, term)) in parts.into_iter().zip(&mut terms) {
         if weight != 0.0 {
             let (v, g) = part(loss.delta, student, teacher);
+            *term = v.loss;
             value += weight * v.loss;
             for (sum, g) in gradient.iter_mut().zip(g) {
                 *sum += weight * g;
             }
         }
     }
-    (Value::new(value), gradient)
+    (Value::with_terms(value, terms), gradient)
 }
 
 /// A batch in f64, row-major.

@@ -21,10 +21,7 @@ pub(super) fn rrd(loss: &Rrd, z: &Matrix, y: &Matrix, queue: &Matrix) -> (Value,
             }
         }
     }
-    let value = Value {
-        loss: cross_entropy,
-        kl: Some(kl),
-    };
+    let value = Value::with_terms(cross_entropy, [("kl", kl)]);
     (value, gradient)
 }
 

@@ -10,9 +10,9 @@ use rayon::prelude::*;
 
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::Embeddings;
-use crate::cpu::simd::{Lanes, dispatch, unroll};
 use crate::element::Real;
 use crate::error::Result;
+use crate::simd::{Lanes, dispatch, unroll};
 
 /// Registers of rows that go together.
 const STRIP: usize = 4;

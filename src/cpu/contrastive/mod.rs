@@ -1,12 +1,43 @@
 //! Losses that compare queries with keys: RRD and InfoNCE.
 
 mod attention;
-pub(super) mod info_nce;
-pub(super) mod rrd;
+mod info_nce;
+mod rrd;
 
-use crate::cpu::embeddings::Embeddings;
-use crate::element::Real;
+use crate::cpu::embeddings::{Embeddings, RowScaling};
+use crate::element::{Element, Real};
+use crate::error::{Error, Result};
+use crate::loss::{Contrastive, Target};
+use crate::problem::Batch;
 use crate::queue::Queue;
+
+/// The loss, and the divergence KL(p‖q) where the target is the teacher's softmax. `None` if an
+/// input is not finite.
+pub(super) fn evaluate<T: Element>(
+    loss: &Contrastive,
+    normalize: bool,
+    batch: Batch<'_, T>,
+    upstream: f64,
+    gradient: &mut [T::Real],
+) -> Result<Option<(f64, Option<f64>)>> {
+    let scaling = RowScaling::normalized_if(normalize);
+    match (loss.target, batch.queue) {
+        (Target::Teacher { temperature }, Some(queue)) => {
+            let temperatures = [loss.temperature, temperature];
+            let value = rrd::rrd(temperatures, scaling, batch, queue, upstream, gradient)?;
+            Ok(value.map(|(cross_entropy, kl)| (cross_entropy, Some(kl))))
+        }
+        // `Problem` lets no such batch through.
+        (Target::Teacher { .. }, None) => Err(Error::Missing {
+            argument: "queue",
+            expected: "a queue of teacher keys",
+        }),
+        (Target::OwnKey, _) => {
+            let value = info_nce::info_nce(loss.temperature, scaling, batch, upstream, gradient)?;
+            Ok(value.map(|loss| (loss, None)))
+        }
+    }
+}
 
 /// For each row its product with one key: with its own where the batch has just been enqueued, next to
 /// which few others weigh anything at a small temperature.

@@ -14,26 +14,23 @@ use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::{Embeddings, RowScaling};
 use crate::element::Element;
 use crate::error::Result;
-use crate::loss::Rrd;
-use crate::problem::{Batch, Value};
+use crate::problem::Batch;
 use crate::queue::Queue;
 
-pub(in crate::cpu) fn rrd<T: Element>(
-    loss: &Rrd,
+/// The loss and the divergence, the means over the rows of H(p_i, q_i) and KL(p_i‖q_i). `None` if an
+/// input is not finite.
+pub(super) fn rrd<T: Element>(
+    temperatures: [f64; 2],
+    scaling: RowScaling,
     batch: Batch<'_, T>,
     queue: &Queue<T::Real>,
     upstream: f64,
     gradient: &mut [T::Real],
-) -> Result<Value> {
-    let entry = RowScaling::normalized_if(loss.normalize);
-    let (z, y) = Embeddings::<T::Real>::both(batch, entry)?;
-    if !(z.finite && y.finite) {
-        gradient.fill(T::Real::from_f64(f64::NAN));
-        return Ok(Value {
-            loss: f64::NAN,
-            kl: Some(f64::NAN),
-        });
-    }
+) -> Result<Option<(f64, f64)>> {
+    let [student_temperature, teacher_temperature] = temperatures;
+    let Some((z, y)) = Embeddings::<T::Real>::both(batch, scaling)? else {
+        return Ok(None);
+    };
     let keys = Keys {
         data: queue.keys(),
         len: queue.len(),
@@ -45,18 +42,18 @@ pub(in crate::cpu) fn rrd<T: Element>(
         keys,
         &initial_maxima(&z, queue),
         false,
-        loss.student_temperature,
+        student_temperature,
     )?;
     let teacher = attention_forward(
         &y,
         keys,
         &initial_maxima(&y, queue),
         false,
-        loss.teacher_temperature,
+        teacher_temperature,
     )?;
 
     let (n, dim) = (z.rows, z.dim);
-    let factor = upstream / (n as f64 * loss.student_temperature);
+    let factor = upstream / (n as f64 * student_temperature);
     let values: Vec<(f64, f64)> = gradient
         .par_chunks_exact_mut(dim)
         .enumerate()
@@ -68,16 +65,13 @@ pub(in crate::cpu) fn rrd<T: Element>(
                 *g = s - t;
             }
             z.write_gradient(i, factor, &g, out);
-            let cross_entropy = student.log_sum[i] - dot(z.row(i), o_t) / loss.student_temperature;
-            let entropy = teacher.log_sum[i] - dot(y.row(i), o_t) / loss.teacher_temperature;
+            let cross_entropy = student.log_sum[i] - dot(z.row(i), o_t) / student_temperature;
+            let entropy = teacher.log_sum[i] - dot(y.row(i), o_t) / teacher_temperature;
             Ok((cross_entropy, cross_entropy - entropy))
         })
         .collect::<Result<_>>()?;
     let (cross_entropy, kl) = values
         .iter()
         .fold((0.0, 0.0), |sum, v| (sum.0 + v.0, sum.1 + v.1));
-    Ok(Value {
-        loss: cross_entropy / n as f64,
-        kl: Some(kl / n as f64),
-    })
+    Ok(Some((cross_entropy / n as f64, kl / n as f64)))
 }

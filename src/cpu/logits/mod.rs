@@ -7,19 +7,20 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::cpu::buffer::Buffer;
-use crate::cpu::simd::{Lanes, dispatch};
 use crate::element::{Element, Real};
 use crate::error::Result;
-use crate::loss::KdKl;
-use crate::problem::{Batch, Value};
+use crate::loss::Logits;
+use crate::problem::Batch;
+use crate::simd::{Lanes, dispatch};
 use softmax::{CHUNK, largest, present, split_whole};
 
-pub(in crate::cpu) fn kd_kl<T: Element>(
-    loss: &KdKl,
+/// The loss. NaN if a logit is not finite.
+pub(super) fn evaluate<T: Element>(
+    loss: &Logits,
     batch: Batch<'_, T>,
     upstream: f64,
     gradient: &mut [T::Real],
-) -> Result<Value> {
+) -> Result<f64> {
     let (rows, classes) = (batch.student.len(), batch.student.dim());
     let temperature = loss.temperature;
     let padded = classes.next_multiple_of(T::Real::PAD);
@@ -43,7 +44,7 @@ pub(in crate::cpu) fn kd_kl<T: Element>(
         })
         .collect::<Result<Vec<f64>>>()?;
     let sum: f64 = sums.iter().sum();
-    Ok(Value::new(temperature * temperature / rows as f64 * sum))
+    Ok(temperature * temperature / rows as f64 * sum)
 }
 
 /// One row of logits of each.

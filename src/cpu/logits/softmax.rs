@@ -4,10 +4,10 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::cpu::buffer::Buffer;
-use crate::cpu::simd::{Lanes, dispatch};
 use crate::element::{Element, Real};
 use crate::error::Result;
 use crate::rows::Rows;
+use crate::simd::{Lanes, dispatch};
 
 /// Elements added up before the sum moves on to f64.
 pub(in crate::cpu) const CHUNK: usize = 1024;

@@ -5,9 +5,9 @@ use rayon::prelude::*;
 
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::Embeddings;
-use crate::cpu::simd::{by_fours, dispatch, unroll};
 use crate::element::Real;
 use crate::error::Result;
+use crate::simd::{by_fours, dispatch, unroll};
 
 /// Rows a task works on.
 const BLOCK: usize = 16;

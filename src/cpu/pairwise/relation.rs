@@ -5,11 +5,11 @@ use rayon::prelude::*;
 
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::{Embeddings, RowScaling};
-use crate::cpu::simd::{by_fours, dispatch, row_stride, unroll};
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
-use crate::relation::Relation;
+use crate::loss::Relation;
 use crate::rows::Rows;
+use crate::simd::{by_fours, dispatch, row_stride, unroll};
 
 /// Relations have a multiple of this many rows; the last ones may be zero, as if their distances to
 /// all others were 0.

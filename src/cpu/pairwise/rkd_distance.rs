@@ -4,8 +4,8 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::relation::{H_X, H_Y, R_X, R_Y, Relations};
-use crate::cpu::simd::{Lanes, dispatch};
 use crate::element::Real;
+use crate::simd::{Lanes, dispatch};
 
 /// The distance penalty of a batch, and what its slopes need to know of all pairs.
 pub(in crate::cpu) struct DistancePenalty {

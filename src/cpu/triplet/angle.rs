@@ -26,9 +26,9 @@ use crate::cpu::buffer::Buffer;
 use crate::cpu::pairwise::pairs::for_all_pairs;
 use crate::cpu::pairwise::relation::{H_X, H_Y, R_X, ROWS, Relations};
 use crate::cpu::pairwise::rkd_distance::half_distance;
-use crate::cpu::simd::dispatch;
 use crate::element::Real;
 use crate::error::Result;
+use crate::simd::dispatch;
 
 /// Ends k whose rows stay in the first-level cache while the ends i pass by.
 const PANEL: usize = ROWS;

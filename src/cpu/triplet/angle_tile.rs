@@ -6,8 +6,8 @@
 use pulp::Simd;
 
 use crate::cpu::pairwise::relation::{H_X, H_Y, R_X, R_Y};
-use crate::cpu::simd::unroll;
 use crate::element::Real;
+use crate::simd::unroll;
 
 /// Ends i in a tile of pairs, and ends k, as many: a tile is then on the diagonal or off it.
 pub(in crate::cpu) const ENDS: usize = 2;

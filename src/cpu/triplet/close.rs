@@ -11,9 +11,9 @@ use rayon::prelude::*;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::Embeddings;
 use crate::cpu::pairwise::relation::Relations;
-use crate::cpu::simd::dispatch;
 use crate::element::Real;
 use crate::error::{Error, Result};
+use crate::simd::dispatch;
 
 /// How many sets of vertices are summed separately. Fixed, so that the sums come out the same on any
 /// number of threads.

@@ -10,11 +10,11 @@ use crate::cpu::pairwise::contraction::{Form, contract};
 use crate::cpu::pairwise::pairs::{Block, for_all_pairs};
 use crate::cpu::pairwise::relation::{H_X, H_Y, R_X, R_Y, Relations};
 use crate::cpu::pairwise::rkd_distance::{DistancePenalty, half_distance};
-use crate::cpu::simd::Lanes;
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
-use crate::loss::Rkd;
-use crate::problem::{Batch, Value};
+use crate::loss::Triplet;
+use crate::problem::Batch;
+use crate::simd::Lanes;
 use close::ClosePairs;
 
 /// Side of the squares in which S is made symmetric.
@@ -38,46 +38,62 @@ mod trust {
     pub(in crate::cpu) const SPREAD_F64: f64 = 1e6;
 }
 
-pub(in crate::cpu) fn rkd<T: Element>(
-    loss: &Rkd,
+/// The loss, and its two parts, the distances' and the angles', which are not weighted (0 where the
+/// weight is 0). `None` if an input is not finite.
+pub(super) fn evaluate<T: Element>(
+    loss: &Triplet,
+    normalize: bool,
     batch: Batch<'_, T>,
     upstream: f64,
     gradient: &mut [T::Real],
-) -> Result<Value> {
-    let entry = if loss.normalize {
+) -> Result<Option<(f64, [f64; 2])>> {
+    let scaling = if normalize {
         RowScaling::Normalized
     } else {
         RowScaling::Scaled
     };
-    if <T::Real as Element>::DTYPE == DType::F32
-        && let Some(value) = attempt::<T, f32>(loss, entry, batch, upstream, gradient)?
-    {
-        return Ok(value);
+    if <T::Real as Element>::DTYPE == DType::F32 {
+        match attempt::<T, f32>(loss, scaling, batch, upstream, gradient)? {
+            Attempt::Done(value, parts) => return Ok(Some((value, parts))),
+            Attempt::NotFinite => return Ok(None),
+            Attempt::NeedsF64 => {}
+        }
     }
-    let value = attempt::<T, f64>(loss, entry, batch, upstream, gradient)?;
-    Ok(value.expect("f64 is always enough"))
+    match attempt::<T, f64>(loss, scaling, batch, upstream, gradient)? {
+        Attempt::Done(value, parts) => Ok(Some((value, parts))),
+        Attempt::NotFinite => Ok(None),
+        Attempt::NeedsF64 => unreachable!("f64 is always enough"),
+    }
 }
 
-/// Computes in `R`, unless that is f32 and the data ask for more: then `None`, and `gradient` is to be overwritten. In f64
-/// rows that are closer than it can do by the law of cosines are [set aside](ClosePairs).
+/// How an attempt in one precision ended.
+enum Attempt {
+    /// The loss and its parts; the gradient has been written.
+    Done(f64, [f64; 2]),
+    /// An input is not finite.
+    NotFinite,
+    /// The data need more than f32. The gradient has not been written, or is to be overwritten.
+    NeedsF64,
+}
+
+/// Computes in `R`. If that is f32 and the data need more, the answer is [`Attempt::NeedsF64`].
+/// In f64 pairs of rows that are too close for the law of cosines are left to [`ClosePairs`].
 fn attempt<T: Element, R: Real>(
-    loss: &Rkd,
-    entry: RowScaling,
+    loss: &Triplet,
+    scaling: RowScaling,
     batch: Batch<'_, T>,
     upstream: f64,
     gradient: &mut [T::Real],
-) -> Result<Option<Value>> {
-    let (x, y) = Embeddings::<R>::both(batch, entry)?;
-    if !(x.finite && y.finite) {
-        gradient.fill(T::Real::from_f64(f64::NAN));
-        return Ok(Some(Value::new(f64::NAN)));
-    }
+) -> Result<Attempt> {
+    let Some((x, y)) = Embeddings::<R>::both(batch, scaling)? else {
+        return Ok(Attempt::NotFinite);
+    };
     let n = x.rows;
     let mut relations = Relations::new(&x, &y)?;
     let trusted = trusted_spread::<T, R>(loss);
     let too_far = relations.spread > trusted;
     if R::DTYPE == DType::F32 && too_far {
-        return Ok(None);
+        return Ok(Attempt::NeedsF64);
     }
     let close = if too_far {
         Some((ClosePairs::set_aside(&mut relations, n, trusted)?, y))
@@ -90,12 +106,13 @@ fn attempt<T: Element, R: Real>(
     let mut matrix = Buffer::<R>::zeros(Relations::<R>::size(n))?;
 
     let nf = n as f64;
-    let mut value = 0.0;
+    let (mut value, mut angle) = (0.0, 0.0);
     if loss.angle_weight > 0.0 {
         let mean = angle::penalize(loss.delta, &relations, &mut matrix)? / (nf * nf * nf);
         if R::DTYPE == DType::F32 && mean < trust::PENALTY_F32 {
-            return Ok(None);
+            return Ok(Attempt::NeedsF64);
         }
+        angle = mean;
         value += loss.angle_weight * mean;
     }
     // Of what has been set aside: the gradient.
@@ -103,6 +120,7 @@ fn attempt<T: Element, R: Real>(
     if let Some((mut close, y)) = close {
         close.put_back(&mut relations);
         let (penalty, gradient) = close.penalize(loss.delta, &x, &y)?;
+        angle += penalty / (nf * nf * nf);
         value += loss.angle_weight * penalty / (nf * nf * nf);
         close_gradient = Some(gradient);
     }
@@ -149,11 +167,12 @@ fn attempt<T: Element, R: Real>(
             }
         }
     }
-    Ok(Some(Value::new(value)))
+    let distance = distance.map_or(0.0, |penalty| penalty.mean);
+    Ok(Attempt::Done(value, [distance, angle]))
 }
 
 /// The largest spread at which computing in `R` is good enough for a gradient in `T::Real`.
-fn trusted_spread<T: Element, R: Real>(loss: &Rkd) -> f64 {
+fn trusted_spread<T: Element, R: Real>(loss: &Triplet) -> f64 {
     match (R::DTYPE, <T::Real as Element>::DTYPE) {
         (DType::F32, _) if loss.angle_weight > 0.0 => trust::SPREAD_F32_ANGLE,
         (DType::F32, _) => trust::SPREAD_F32_DISTANCE,

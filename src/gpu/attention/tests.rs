@@ -5,7 +5,8 @@ use crate::error::Result;
 use crate::gpu::machine::{Launch, Launcher, Limits};
 use crate::gpu::plan::{Addresses, Plan, QueueAddresses};
 use crate::loss::{InfoNce, Loss, Rrd};
-use crate::problem::{Problem, Shapes, WeightPrecision};
+use crate::problem::{Problem, WeightPrecision};
+use crate::shapes::Shapes;
 
 /// The names of what it was to launch.
 struct Names(Vec<&'static str>);
@@ -30,7 +31,7 @@ fn launches(
         ..Shapes::new(64, dim, dim)
     };
     let problem = Problem::new(loss, shapes).expect("shapes that fit");
-    let problem = problem.weights(weights);
+    let problem = problem.with_weight_precision(weights);
     let plan = Plan::new(&problem, dtype, limits).expect("a plan");
     let nowhere = Addresses {
         student: 0,

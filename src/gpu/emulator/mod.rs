@@ -37,6 +37,8 @@ pub struct Emulator {
     seed: u64,
 }
 
+crate::gpu::gpu_device!(Emulator, "emulator");
+
 impl Emulator {
     /// The emulator with its first schedule.
     #[must_use]

@@ -7,8 +7,9 @@ use crate::gpu::element::GpuElement;
 use crate::gpu::emulator::{EmulatedMachine, Emulator, Memory};
 use crate::gpu::machine::Machine;
 use crate::gpu::plan::{Addresses, Plan};
-use crate::problem::{Batch, Problem, Shapes};
+use crate::problem::{Batch, Problem};
 use crate::rows::Rows;
+use crate::shapes::Shapes;
 
 /// A queue on the emulator beside one on the host.
 struct Twins {
@@ -35,7 +36,7 @@ impl Twins {
             .expect("room");
         let host = Queue::new(capacity, dim)
             .expect("a queue")
-            .normalize(normalize);
+            .with_normalize(normalize);
         Twins {
             machine,
             layout,

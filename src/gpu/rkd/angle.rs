@@ -3,7 +3,7 @@
 use super::small_batch::{VertexSplit, is_small_batch};
 use super::triple_partition::{PartialBuffers, TILE, Tiles, TriplePartition};
 use crate::gpu::machine::Limits;
-use crate::problem::Shapes;
+use crate::shapes::Shapes;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Angle {

@@ -30,7 +30,8 @@ use super::workspace::Layout;
 use crate::element::DType;
 use crate::error::Result;
 use crate::loss::Rkd;
-use crate::problem::{Problem, Shapes};
+use crate::problem::Problem;
+use crate::shapes::Shapes;
 
 /// How far the fast path is trusted. The bar is twice the error of the definition evaluated in f32.
 mod trust {
@@ -111,7 +112,7 @@ impl Plan {
             loss: *loss,
             dtype,
             shapes,
-            upstream: problem.upstream_factor(),
+            upstream: problem.upstream(),
             angle,
             distance,
             small_batch,

@@ -2,7 +2,7 @@
 
 use super::triple_partition::TILE;
 use crate::gpu::machine::Limits;
-use crate::problem::Shapes;
+use crate::shapes::Shapes;
 
 /// Up to so many rows it is launches that take the time: two fewer, the accurate path at once, and small tiles.
 const SMALL_BATCH_ROWS: usize = 256;

@@ -4,7 +4,7 @@ use super::angle::Angle;
 use super::triple_partition::{TILE, Tiles};
 use crate::error::Result;
 use crate::gpu::workspace::{Layout, Region};
-use crate::problem::Shapes;
+use crate::shapes::Shapes;
 
 /// Where things lie in the workspace; of student and teacher where there are two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,267 @@
+//! What a user calls: losses, problems and building blocks evaluated on a device.
+
+use crate::checks::{not_empty, same, zeroed};
+use crate::device::Device;
+use crate::element::{Element, Real};
+use crate::error::{Error, Result};
+use crate::loss::{
+    Enqueue, InfoNce, KdKl, Loss, Range, Relation, Rkd, RkdAngle, RkdDistance, Rrd, Sp,
+    for_each_loss,
+};
+use crate::problem::{Batch, Evaluation, Problem, Value};
+use crate::queue::Queue;
+use crate::rows::Rows;
+use crate::shapes::Shapes;
+
+impl Problem {
+    /// The loss and its gradient, in newly allocated memory.
+    ///
+    /// # Errors
+    /// If the batch's shapes are not the problem's; [`Error::QueueNormalization`]; in the checked
+    /// mode, [`Error::NotFinite`]; and what the device may run into, such as
+    /// [`Error::OutOfMemory`].
+    pub fn evaluate<T: Element, D: Device<T>>(
+        &self,
+        device: &D,
+        batch: Batch<'_, T>,
+    ) -> Result<Evaluation<D::Gradient>> {
+        self.check(&batch)?;
+        let mut gradient = zeroed("gradient", self.gradient_len())?;
+        let Value { loss, terms } = device.evaluate(self, batch, &mut gradient)?;
+        Ok(Evaluation {
+            loss,
+            terms,
+            gradient,
+        })
+    }
+
+    /// The same with the gradient in the caller's memory, `[N, D]`, which is overwritten. This
+    /// saves a trainer the allocation.
+    ///
+    /// # Errors
+    /// As [`evaluate`](Self::evaluate), and [`Error::Length`] if `gradient` does not hold N · D
+    /// elements. After an error `gradient` is as it was.
+    pub fn evaluate_into<T: Element, D: Device<T>>(
+        &self,
+        device: &D,
+        batch: Batch<'_, T>,
+        gradient: &mut [D::Gradient],
+    ) -> Result<Value> {
+        self.check(&batch)?;
+        if gradient.len() != self.gradient_len() {
+            return Err(Error::Length {
+                argument: "gradient",
+                expected: self.gradient_len(),
+                got: gradient.len(),
+            });
+        }
+        device.evaluate(self, batch, gradient)
+    }
+}
+
+impl Loss {
+    /// The loss of `student` against `teacher` and its gradient with respect to `student`. InfoNCE
+    /// compares within the batch.
+    ///
+    /// # Errors
+    /// A parameter or a shape that does not fit, by name; [`Error::Missing`] for a loss that
+    /// requires a queue. See [`Problem::evaluate`].
+    pub fn evaluate<T: Element, D: Device<T>>(
+        &self,
+        device: &D,
+        student: Rows<'_, T>,
+        teacher: Rows<'_, T>,
+    ) -> Result<Evaluation<D::Gradient>> {
+        let batch = Batch::new(student, teacher);
+        Problem::new(*self, batch.shapes())?.evaluate(device, batch)
+    }
+
+    /// The loss of `student` against `teacher` and the keys in `queue`, and its gradient with
+    /// respect to `student`. The teacher's rows enter the queue when the loss's `enqueue` says.
+    ///
+    /// A teacher with NaN or infinities makes the loss and the gradient NaN and does *not* enter
+    /// the queue: it would spoil every loss until it leaves the queue again.
+    ///
+    /// ```
+    /// use relata::{Cpu, Loss, Queue, QueueUse, Rows};
+    /// # fn main() -> relata::Result<()> {
+    /// let (student, teacher) = ([0.0f32, 1.0, 1.0, 1.0], [0.0f32, 2.0, 3.0, 0.0]);
+    /// let [student, teacher] = [Rows::new(&student, [2, 2])?, Rows::new(&teacher, [2, 2])?];
+    /// let mut queue = Queue::new(100, 2)?;
+    /// for loss in Loss::all() {
+    ///     let evaluation = match loss.spec().queue {
+    ///         QueueUse::Required => loss.evaluate_with_queue(&Cpu, student, teacher, &mut queue)?,
+    ///         QueueUse::Optional | QueueUse::Never => loss.evaluate(&Cpu, student, teacher)?,
+    ///     };
+    ///     assert_eq!(evaluation.gradient.len(), 4);
+    /// }
+    /// assert_eq!(queue.len(), 2);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// A parameter or a shape that does not fit, by name; [`Error::Unexpected`] for a loss that
+    /// takes no queue; an empty queue unless the batch enters before. After an error the queue is
+    /// as it was.
+    pub fn evaluate_with_queue<T: Element, D: Device<T>>(
+        &self,
+        device: &D,
+        student: Rows<'_, T>,
+        teacher: Rows<'_, T>,
+        queue: &mut Queue<T::Real>,
+    ) -> Result<Evaluation<D::Gradient>> {
+        let enqueue = self.spec().enqueue;
+        let keys = match enqueue {
+            Enqueue::Before => queue
+                .capacity()
+                .min(queue.len().saturating_add(teacher.len())),
+            Enqueue::After | Enqueue::Never => queue.len(),
+        };
+        // Everything that can be refused is refused before the queue changes.
+        let shapes = Shapes::new(student.len(), student.dim(), teacher.dim()).with_queue(keys);
+        let problem = Problem::new(*self, shapes)?;
+        same("queue_dim", student.dim(), queue.dim())?;
+        same("teacher rows", student.len(), teacher.len())?;
+        if teacher.check_finite("teacher").is_err() {
+            return not_a_number(&problem);
+        }
+        if enqueue != Enqueue::Before {
+            let batch = Batch::new(student, teacher).with_queue(queue);
+            let evaluation = problem.evaluate(device, batch)?;
+            if enqueue == Enqueue::After {
+                queue.enqueue(teacher)?;
+            }
+            return Ok(evaluation);
+        }
+        // A device can refuse only when the batch is in the queue already.
+        let saved = queue.save(teacher.len())?;
+        queue.enqueue(teacher)?;
+        let evaluation = problem.evaluate(device, Batch::new(student, teacher).with_queue(queue));
+        if evaluation.is_err() {
+            queue.restore(&saved);
+        }
+        evaluation
+    }
+}
+
+/// The evaluation of a batch that holds a NaN or an infinity.
+fn not_a_number<R: Real>(problem: &Problem) -> Result<Evaluation<R>> {
+    let mut gradient = zeroed("gradient", problem.gradient_len())?;
+    gradient.fill(R::from_f64(f64::NAN));
+    let Value { loss, terms } = problem.not_a_number();
+    Ok(Evaluation {
+        loss,
+        terms,
+        gradient,
+    })
+}
+
+/// Gives each loss its methods: `problem` for all, `evaluate` and `evaluate_with_queue` by its use
+/// of a queue.
+macro_rules! methods {
+    ($($module:ident $loss:ident $name:literal $doc:literal $queue:ident;)+) => {
+        $(
+            impl $loss {
+                /// This loss on batches of these shapes: all checks, once.
+                ///
+                /// # Errors
+                /// A parameter or a shape that does not fit, by name.
+                pub fn problem(self, shapes: Shapes) -> Result<Problem> {
+                    Problem::new(self, shapes)
+                }
+            }
+            methods!(@ $queue $loss);
+        )+
+    };
+    (@ Never $loss:ident) => {
+        impl $loss {
+            /// The loss of `student` against `teacher` and its gradient with respect to `student`.
+            ///
+            /// # Errors
+            /// A parameter or a shape that does not fit, by name. See [`Problem::evaluate`].
+            pub fn evaluate<T: Element, D: Device<T>>(
+                &self,
+                device: &D,
+                student: Rows<'_, T>,
+                teacher: Rows<'_, T>,
+            ) -> Result<Evaluation<D::Gradient>> {
+                Loss::from(*self).evaluate(device, student, teacher)
+            }
+        }
+    };
+    (@ Required $loss:ident) => {
+        impl $loss {
+            /// The loss of `student` against `teacher` and the keys in `queue`, and its gradient
+            /// with respect to `student`: see [`Loss::evaluate_with_queue`].
+            ///
+            /// # Errors
+            /// A parameter or a shape that does not fit, by name, and an empty queue unless the
+            /// batch enters before. After an error the queue is as it was.
+            pub fn evaluate_with_queue<T: Element, D: Device<T>>(
+                &self,
+                device: &D,
+                student: Rows<'_, T>,
+                teacher: Rows<'_, T>,
+                queue: &mut Queue<T::Real>,
+            ) -> Result<Evaluation<D::Gradient>> {
+                Loss::from(*self).evaluate_with_queue(device, student, teacher, queue)
+            }
+        }
+    };
+    (@ Optional $loss:ident) => {
+        methods!(@ Never $loss);
+        methods!(@ Required $loss);
+    };
+}
+for_each_loss!(methods);
+
+/// The relation of every two rows, `[N, N]`, symmetric. Distances are right however close rows lie
+/// compared to their lengths, which those from a Gram matrix are not.
+///
+/// ```
+/// # fn main() -> relata::Result<()> {
+/// use relata::{Cpu, Relation, Rows, relation_matrix};
+/// let points = [0.0f32, 0.0, 3.0, 4.0];
+/// let distances = relation_matrix(&Cpu, Relation::Distance, Rows::new(&points, [2, 2])?)?;
+/// assert_eq!(distances, [0.0, 5.0, 5.0, 0.0]);
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// [`Error::Empty`] without rows or columns, and [`Error::OutOfMemory`].
+pub fn relation_matrix<T: Element, D: Device<T>>(
+    device: &D,
+    relation: Relation,
+    rows: Rows<'_, T>,
+) -> Result<Vec<D::Gradient>> {
+    not_empty("rows", rows.len())?;
+    not_empty("dim", rows.dim())?;
+    let mut matrix = zeroed("matrix", rows.len().saturating_mul(rows.len()))?;
+    device.relation_matrix(relation, rows, &mut matrix)?;
+    Ok(matrix)
+}
+
+/// softmax(x_i/τ) of every row, `[N, D]`.
+///
+/// ```
+/// # fn main() -> relata::Result<()> {
+/// let p = relata::softmax(&relata::Cpu, relata::Rows::new(&[1.0f64, 1.0], [1, 2])?, 0.1)?;
+/// assert_eq!(p, [0.5, 0.5]);
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// [`Error::Empty`] without rows or columns, [`Error::Parameter`] for a temperature out of range,
+/// and [`Error::OutOfMemory`].
+pub fn softmax<T: Element, D: Device<T>>(
+    device: &D,
+    rows: Rows<'_, T>,
+    temperature: f64,
+) -> Result<Vec<D::Gradient>> {
+    not_empty("rows", rows.len())?;
+    not_empty("dim", rows.dim())?;
+    Range::Temperature.check("temperature", temperature)?;
+    let mut probabilities = zeroed("probabilities", rows.as_slice().len())?;
+    device.softmax(rows, temperature, &mut probabilities)?;
+    Ok(probabilities)
+}

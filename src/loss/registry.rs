@@ -1,0 +1,21 @@
+//! Every loss, once: the only list of losses in this crate.
+
+/// Calls `$callback!` with every loss: its module, type, name, one line of documentation, and
+/// whether it is evaluated with a queue ([`QueueUse`](super::QueueUse)).
+///
+/// [`Loss`](super::Loss) and all that goes over losses come from this list; so do the methods that
+/// evaluate one (`src/evaluate.rs`).
+macro_rules! for_each_loss {
+    ($callback:ident) => {
+        $callback! {
+            rkd_distance RkdDistance "rkd-distance" "RKD distance." Never;
+            rkd_angle RkdAngle "rkd-angle" "RKD angle." Never;
+            rkd Rkd "rkd" "RKD distance and angle, weighted." Never;
+            sp Sp "sp" "Similarity-preserving distillation." Never;
+            rrd Rrd "rrd" "Relational representation distillation." Required;
+            info_nce InfoNce "info-nce" "InfoNCE, in-batch or with a queue." Optional;
+            kd_kl KdKl "kd-kl" "Hinton's distillation of logits." Never;
+        }
+    };
+}
+pub(crate) use for_each_loss;

@@ -1,0 +1,203 @@
+//! What a loss is: all that other modules may ask about it.
+
+/// Everything there is to know about a loss with given parameters, in one place.
+///
+/// Devices, checks, queues, the command and the tests ask the spec. None of them asks which loss
+/// it belongs to.
+///
+/// ```
+/// use relata::{Family, Loss, QueueUse};
+/// # fn main() -> relata::Result<()> {
+/// let spec = "rrd".parse::<Loss>()?.spec();
+/// assert_eq!(spec.queue, QueueUse::Required);
+/// assert_eq!(spec.terms, ["kl"]);
+/// assert!(matches!(spec.family, Family::Contrastive(_)) && spec.normalize);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Spec {
+    /// The loss's name in the command, the benchmarks and the results, for example `"rkd-angle"`.
+    pub name: &'static str,
+    /// What a device computes.
+    pub family: Family,
+    /// Whether the rows of student and teacher must have the same width.
+    pub same_dim: bool,
+    /// Whether the loss is evaluated with a queue of past teacher keys.
+    pub queue: QueueUse,
+    /// When the teacher's rows of the batch enter the queue; `Never` for a loss without one.
+    pub enqueue: Enqueue,
+    /// Whether the rows of student and teacher (and the keys of the queue) are L2-normalised
+    /// first, with the gradient through it.
+    pub normalize: bool,
+    /// The names of the terms that an evaluation reports in addition to the loss: see
+    /// [`Terms`](crate::Terms).
+    pub terms: &'static [&'static str],
+}
+
+impl Spec {
+    /// A loss of this family that has no queue, takes rows as they come, of any width, and reports
+    /// nothing but its value. The registry sets the name and the use of the queue.
+    pub(super) const fn new(family: Family) -> Self {
+        Spec {
+            name: "",
+            family,
+            same_dim: false,
+            queue: QueueUse::Never,
+            enqueue: Enqueue::Never,
+            normalize: false,
+            terms: &[],
+        }
+    }
+}
+
+/// Whether a loss is evaluated with a queue of past teacher keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum QueueUse {
+    /// The loss has no use for a queue, and a queue is refused.
+    Never,
+    /// The loss is evaluated with a queue or within the batch.
+    Optional,
+    /// The loss is defined with a queue only.
+    Required,
+}
+
+/// When a loss puts the teacher's rows of a batch into the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Enqueue {
+    /// Before the loss is computed: the batch's own keys are among the keys that it sees.
+    Before,
+    /// After the loss is computed.
+    After,
+    /// Not at all: the caller calls [`Queue::enqueue`](crate::Queue::enqueue).
+    Never,
+}
+
+/// The algorithm that computes a loss. A device matches on this, exhaustively, and never on the
+/// loss.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Family {
+    /// Relations of pairs of rows: RKD's distance, SP.
+    Pairwise(Pairwise),
+    /// Angles of triples of rows, and distances of pairs on request: RKD's angle, RKD.
+    Triplet(Triplet),
+    /// A softmax over keys for each row: RRD, InfoNCE.
+    Contrastive(Contrastive),
+    /// A softmax over classes for each row of logits: KD.
+    Logits(Logits),
+}
+
+/// The pairwise family: `L = 1/N² Σ_ij penalty( r_ij(X)/s(X) − r_ij(Y)/s(Y) )`.
+///
+/// The sum runs over all i and j, the diagonal included. `r` is the relation and `s` its
+/// normalizer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pairwise {
+    /// r: how two rows relate.
+    pub relation: Relation,
+    /// s: the unit that a relation is measured in.
+    pub normalizer: Normalizer,
+    /// What a difference of two scaled relations costs.
+    pub penalty: Penalty,
+}
+
+/// How two rows relate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Relation {
+    /// ‖x_i − x_j‖, from differences.
+    Distance,
+    /// ‖x_i − x_j‖², from differences.
+    SquaredDistance,
+    /// ⟨x_i, x_j⟩
+    Dot,
+    /// ⟨x_i, x_j⟩/(‖x_i‖‖x_j‖); 0 where a row is zero.
+    Cosine,
+}
+
+/// The unit that relations are measured in. Where it is 0, the scaled relation counts as 0 and
+/// passes no gradient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Normalizer {
+    /// 1: relations enter as they are.
+    None,
+    /// The mean of r_ij over i ≠ j.
+    Mean,
+    /// The L2 norm of the relation's row i: √Σ_j r_ij².
+    RowL2,
+    /// The Frobenius norm of the relation: √Σ_ij r_ij².
+    Frobenius,
+}
+
+/// What a difference e of two scaled relations costs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Penalty {
+    /// ½e² up to δ, δ(|e| − ½δ) beyond.
+    Huber {
+        /// δ: where the penalty turns from quadratic to linear.
+        delta: f64,
+    },
+    /// e²
+    Squared,
+}
+
+/// The triplet family: the Huber penalty of the angles of all triples, and that of all distances
+/// in units of their mean, weighted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Triplet {
+    /// δ of both penalties.
+    pub delta: f64,
+    /// Weight of the angles; 0 leaves them out.
+    pub angle_weight: f64,
+    /// Weight of the distances; 0 leaves them out.
+    pub distance_weight: f64,
+}
+
+/// The contrastive family: `q_i = softmax(keys · x_i / τ)` against a target distribution.
+///
+/// The keys are those of the queue where there is one, and else the teacher's rows of the batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Contrastive {
+    /// τ of the student's softmax.
+    pub temperature: f64,
+    /// The distribution that q is compared with.
+    pub target: Target,
+}
+
+/// The target of a contrastive loss.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Target {
+    /// The teacher's softmax over the same keys: RRD.
+    Teacher {
+        /// τ of the teacher's softmax.
+        temperature: f64,
+    },
+    /// All weight on the row's own key, which takes part in addition to the keys of a queue:
+    /// InfoNCE.
+    OwnKey,
+}
+
+/// The logits family: the divergence of two softmaxes over classes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Logits {
+    /// T of both softmaxes.
+    pub temperature: f64,
+}
+
+impl Pairwise {
+    /// The same loss as the distance part of the triplet family, which devices have specialised
+    /// code for: RKD's distance.
+    pub(crate) fn as_triplet(self) -> Option<Triplet> {
+        match self {
+            Pairwise {
+                relation: Relation::Distance,
+                normalizer: Normalizer::Mean,
+                penalty: Penalty::Huber { delta },
+            } => Some(Triplet {
+                delta,
+                angle_weight: 0.0,
+                distance_weight: 1.0,
+            }),
+            _ => None,
+        }
+    }
+}
