@@ -1,6 +1,8 @@
 //! Losses over pairs of rows, and what they share with RKD's triples.
 
 pub(in crate::cpu) mod contraction;
+mod pair_sums;
+pub(in crate::cpu) mod pair_table;
 pub(in crate::cpu) mod pairs;
 pub(in crate::cpu) mod relation;
 pub(in crate::cpu) mod rkd_distance;

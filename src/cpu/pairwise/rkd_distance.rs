@@ -3,7 +3,7 @@
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::relation::{H_X, H_Y, R_X, R_Y, Relations};
+use super::pair_table::{PairField, PairTable};
 use crate::element::Real;
 use crate::simd::{Lanes, dispatch};
 
@@ -22,7 +22,7 @@ pub(in crate::cpu) struct DistancePenalty {
 }
 
 impl DistancePenalty {
-    pub(in crate::cpu) fn new<R: Real>(delta: f64, relations: &Relations<R>, n: usize) -> Self {
+    pub(in crate::cpu) fn new<R: Real>(delta: f64, relations: &PairTable<R>, n: usize) -> Self {
         let sums: Vec<(f64, f64)> = (0..n)
             .into_par_iter()
             .map(|i| {
@@ -145,12 +145,21 @@ fn for_halves<S: Simd, R: Real>(s: S, row: &[R], mut f: impl FnMut(S::f64s, S::f
         let registers = f64::vectors::<S>(lines);
         let per_line = registers.len() / 4;
         for v in 0..per_line {
-            let at = |which: usize| registers[which * per_line + v];
+            let at = |field: PairField| registers[field.line() * per_line + v];
             let half = |h, r| {
                 let half = f64::vmul(s, h, r);
                 f64::vmul(s, half, f64::vneg_mul_add(s, half, r, three_halves))
             };
-            f(half(at(H_X), at(R_X)), half(at(H_Y), at(R_Y)));
+            f(
+                half(
+                    at(PairField::StudentHalfSquare),
+                    at(PairField::StudentInverse),
+                ),
+                half(
+                    at(PairField::TeacherHalfSquare),
+                    at(PairField::TeacherInverse),
+                ),
+            );
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use pulp::Simd;
 
-use crate::cpu::pairwise::relation::{H_X, H_Y, R_X, R_Y};
+use crate::cpu::pairwise::pair_table::PairField;
 use crate::element::Real;
 use crate::simd::unroll;
 
@@ -173,10 +173,10 @@ impl<S: Simd, R: Real> End<S, R> {
     fn read(lines: &[R::Of<S>], v: usize) -> Self {
         let per_line = R::PAD / R::width::<S>();
         End {
-            hx: lines[H_X * per_line + v],
-            rx: lines[R_X * per_line + v],
-            hy: lines[H_Y * per_line + v],
-            ry: lines[R_Y * per_line + v],
+            hx: lines[PairField::StudentHalfSquare.line() * per_line + v],
+            rx: lines[PairField::StudentInverse.line() * per_line + v],
+            hy: lines[PairField::TeacherHalfSquare.line() * per_line + v],
+            ry: lines[PairField::TeacherInverse.line() * per_line + v],
         }
     }
 }

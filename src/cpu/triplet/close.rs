@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::Embeddings;
-use crate::cpu::pairwise::relation::Relations;
+use crate::cpu::pairwise::pair_table::PairTable;
 use crate::element::Real;
 use crate::error::{Error, Result};
 use crate::simd::dispatch;
@@ -35,7 +35,7 @@ impl<R: Real> ClosePairs<R> {
     /// # Errors
     /// [`Error::OutOfMemory`]; the relations are as they were then.
     pub(in crate::cpu) fn set_aside(
-        relations: &mut Relations<R>,
+        relations: &mut PairTable<R>,
         n: usize,
         limit: f64,
     ) -> Result<Self> {
@@ -60,12 +60,12 @@ impl<R: Real> ClosePairs<R> {
     }
 
     /// Undoes [`set_aside`](Self::set_aside).
-    pub(in crate::cpu) fn put_back(&mut self, relations: &mut Relations<R>) {
+    pub(in crate::cpu) fn put_back(&mut self, relations: &mut PairTable<R>) {
         self.swap(relations, |inverses| inverses);
     }
 
     /// Puts what `new` makes of the numbers kept in the relations' place, and keeps those.
-    fn swap(&mut self, relations: &mut Relations<R>, new: impl Fn([R; 2]) -> [R; 2]) {
+    fn swap(&mut self, relations: &mut PairTable<R>, new: impl Fn([R; 2]) -> [R; 2]) {
         for i in 0..self.starts.len() - 1 {
             for at in self.starts[i]..self.starts[i + 1] {
                 let kept: &mut [R; 2] = self.inverses[2 * at..]

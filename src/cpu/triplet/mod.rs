@@ -7,8 +7,8 @@ mod close;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::{Embeddings, RowScaling};
 use crate::cpu::pairwise::contraction::{Form, contract};
+use crate::cpu::pairwise::pair_table::{PairField, PairTable};
 use crate::cpu::pairwise::pairs::{Block, for_all_pairs};
-use crate::cpu::pairwise::relation::{H_X, H_Y, R_X, R_Y, Relations};
 use crate::cpu::pairwise::rkd_distance::{DistancePenalty, half_distance};
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
@@ -89,7 +89,7 @@ fn attempt<T: Element, R: Real>(
         return Ok(Attempt::NotFinite);
     };
     let n = x.rows;
-    let mut relations = Relations::new(&x, &y)?;
+    let mut relations = PairTable::new(&x, &y)?;
     let trusted = trusted_spread::<T, R>(loss);
     let too_far = relations.spread > trusted;
     if R::DTYPE == DType::F32 && too_far {
@@ -103,7 +103,7 @@ fn attempt<T: Element, R: Real>(
         None
     };
     // One number a pair: the angle's sums, then C.
-    let mut matrix = Buffer::<R>::zeros(Relations::<R>::size(n))?;
+    let mut matrix = Buffer::<R>::zeros(PairTable::<R>::size(n))?;
 
     let nf = n as f64;
     let (mut value, mut angle) = (0.0, 0.0);
@@ -186,7 +186,7 @@ fn trusted_spread<T: Element, R: Real>(loss: &Triplet) -> f64 {
 /// Turns the angle's sums S into the coefficients C, in place:
 /// C_ij = r_ij (minus_angle_factor · (S_ij + S_ji) + the distance's 2 ∂L/∂d_ij).
 struct Coefficients<'a, R: Real> {
-    relations: &'a Relations<R>,
+    relations: &'a PairTable<R>,
     minus_angle_factor: f64,
     distance: Option<(f64, &'a DistancePenalty)>,
 }
@@ -244,15 +244,21 @@ impl<R: Real> Coefficients<'_, R> {
             }
         });
         move |i, j, sum| {
-            let at = |which| self.relations.get(i, j, which).to_f64();
+            let at = |field| self.relations.get(i, j, field).to_f64();
             let angle = minus_angle_factor * sum.to_f64();
             let distance = distance.map_or(0.0, |slope| {
                 slope(
-                    half_distance(at(H_X), at(R_X)),
-                    half_distance(at(H_Y), at(R_Y)),
+                    half_distance(
+                        at(PairField::StudentHalfSquare),
+                        at(PairField::StudentInverse),
+                    ),
+                    half_distance(
+                        at(PairField::TeacherHalfSquare),
+                        at(PairField::TeacherInverse),
+                    ),
                 )
             });
-            R::from_f64(at(R_X) * (angle + distance))
+            R::from_f64(at(PairField::StudentInverse) * (angle + distance))
         }
     }
 }
