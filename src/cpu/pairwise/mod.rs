@@ -1,6 +1,8 @@
 //! Losses over pairs of rows, and what they share with RKD's triples.
 
 pub(in crate::cpu) mod contraction;
+mod generic;
+mod ops;
 mod pair_sums;
 pub(in crate::cpu) mod pair_table;
 pub(in crate::cpu) mod pairs;
@@ -27,6 +29,6 @@ pub(super) fn evaluate<T: Element>(
             let value = triplet::evaluate(&loss, normalize, batch, upstream, gradient)?;
             Ok(value.map(|(loss, _)| loss))
         }
-        None => todo!(),
+        None => generic::pairwise(loss, normalize, batch, upstream, gradient),
     }
 }

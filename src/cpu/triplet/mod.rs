@@ -1,4 +1,15 @@
-//! RKD, distance and angle: relation → penalty → contraction.
+//! RKD: the angle of all triples, and the distance of all pairs on request, in one evaluation.
+//!
+//! ```text
+//! x, y    rows of student and teacher, padded and scaled              embeddings
+//! h, r    ½d² and 1/d of every pair of both                           pairwise::pair_table
+//! S       sums of the angle penalty's slopes over all triples         angle, close
+//! μ       the mean distances and the mean slope of the distances      pairwise::rkd_distance
+//! C_ij    r_ij (−2w/N³ (S_ij + S_ji) + the distance's slope)          Coefficients
+//! g_i     Σ_j C_ij (x_i − x_j)                                        pairwise::contraction
+//! ```
+//!
+//! It is attempted in f32, and repeated in f64 where what was measured on the way asks for it.
 
 mod angle;
 mod angle_tile;
@@ -17,20 +28,20 @@ use crate::problem::Batch;
 use crate::simd::Lanes;
 use close::ClosePairs;
 
-/// Side of the squares in which S is made symmetric.
+/// Side of the squares that S + Sᵀ is formed in.
 const SQUARE: usize = 64;
 
-/// How far each way of computing is trusted, by the spread of the distances: the longest over the
-/// shortest. The bar is twice the error of the definition evaluated in f32 (tests/numerics.rs).
+/// Up to which spread of the distances, the longest over the shortest, each way of computing is
+/// used. The bar is twice the error of the definition evaluated in f32 (tests/numerics.rs).
 mod trust {
     /// For angles in f32: the law of cosines loses about spread · ε, and where distances are alike the
     /// error stays within the bar.
     pub(in crate::cpu) const SPREAD_F32_ANGLE: f64 = 1.75;
     /// For distances in f32.
     pub(in crate::cpu) const SPREAD_F32_DISTANCE: f64 = 4.0;
-    /// For the contraction as a product, which is within the bar for distances but not for angles.
+    /// For the contraction as a product. It is within the bar for distances and not for angles.
     pub(in crate::cpu) const SPREAD_PRODUCT: f64 = 4.0;
-    /// In f32, the least mean penalty: below, the difference of the cosines is mostly rounding.
+    /// In f32, the least mean penalty. Below it the difference of the cosines is mostly rounding.
     pub(in crate::cpu) const PENALTY_F32: f64 = 1e-4;
     /// In f64, for gradients that come back in f32: 2⁻⁵³ · 10⁸ is below their rounding.
     pub(in crate::cpu) const SPREAD_F64_AS_F32: f64 = 1e8;
@@ -89,16 +100,16 @@ fn attempt<T: Element, R: Real>(
         return Ok(Attempt::NotFinite);
     };
     let n = x.rows;
-    let mut relations = PairTable::new(&x, &y)?;
+    let mut table = PairTable::new(&x, &y)?;
     let trusted = trusted_spread::<T, R>(loss);
-    let too_far = relations.spread > trusted;
+    let too_far = table.spread > trusted;
     if R::DTYPE == DType::F32 && too_far {
         return Ok(Attempt::NeedsF64);
     }
     let close = if too_far {
-        Some((ClosePairs::set_aside(&mut relations, n, trusted)?, y))
+        Some((ClosePairs::find(&table, n, trusted)?, y))
     } else {
-        // The teacher's rows are needed no more.
+        // The teacher's rows are not needed any more.
         drop(y);
         None
     };
@@ -108,30 +119,36 @@ fn attempt<T: Element, R: Real>(
     let nf = n as f64;
     let (mut value, mut angle) = (0.0, 0.0);
     if loss.angle_weight > 0.0 {
-        let mean = angle::penalize(loss.delta, &relations, &mut matrix)? / (nf * nf * nf);
+        let sum = match &close {
+            None => angle::penalize(loss.delta, &table, &mut matrix)?,
+            Some((close, _)) => {
+                let masked = close.mask(&mut table)?;
+                angle::penalize(loss.delta, &masked, &mut matrix)?
+            }
+        };
+        let mean = sum / (nf * nf * nf);
         if R::DTYPE == DType::F32 && mean < trust::PENALTY_F32 {
             return Ok(Attempt::NeedsF64);
         }
         angle = mean;
         value += loss.angle_weight * mean;
     }
-    // Of what has been set aside: the gradient.
+    // The gradient of the triples of close pairs.
     let mut close_gradient = None;
-    if let Some((mut close, y)) = close {
-        close.put_back(&mut relations);
+    if let Some((close, y)) = close {
         let (penalty, gradient) = close.penalize(loss.delta, &x, &y)?;
         angle += penalty / (nf * nf * nf);
         value += loss.angle_weight * penalty / (nf * nf * nf);
         close_gradient = Some(gradient);
     }
     let distance = (loss.distance_weight > 0.0).then(|| {
-        let penalty = DistancePenalty::new(loss.delta, &relations, n);
+        let penalty = DistancePenalty::new(loss.delta, &table, n);
         value += loss.distance_weight * penalty.mean;
         penalty
     });
 
     let coefficients = Coefficients {
-        relations: &relations,
+        table: &table,
         minus_angle_factor: -2.0 * loss.angle_weight / (nf * nf * nf),
         distance: distance
             .as_ref()
@@ -139,24 +156,17 @@ fn attempt<T: Element, R: Real>(
     };
     for_all_pairs(
         &mut matrix,
-        relations.stride(),
+        table.stride(),
         SQUARE,
         |block| Ok(coefficients.within(block)),
         |a, b| Ok(coefficients.between(a, b)),
     )?;
-    let form = if loss.angle_weight == 0.0 && relations.spread <= trust::SPREAD_PRODUCT {
+    let form = if loss.angle_weight == 0.0 && table.spread <= trust::SPREAD_PRODUCT {
         Form::Product
     } else {
         Form::Differences
     };
-    contract(
-        form,
-        &x,
-        &mut matrix,
-        relations.stride(),
-        upstream,
-        gradient,
-    )?;
+    contract(form, &x, &mut matrix, table.stride(), upstream, gradient)?;
     if let Some(close) = close_gradient {
         let factor = upstream * loss.angle_weight / (nf * nf * nf);
         let mut row = vec![T::Real::ZERO; x.dim];
@@ -176,7 +186,7 @@ fn trusted_spread<T: Element, R: Real>(loss: &Triplet) -> f64 {
     match (R::DTYPE, <T::Real as Element>::DTYPE) {
         (DType::F32, _) if loss.angle_weight > 0.0 => trust::SPREAD_F32_ANGLE,
         (DType::F32, _) => trust::SPREAD_F32_DISTANCE,
-        // Distances alone do not go by the law of cosines.
+        // Distances alone do not need the law of cosines.
         _ if loss.angle_weight == 0.0 => f64::INFINITY,
         (_, DType::F32) => trust::SPREAD_F64_AS_F32,
         _ => trust::SPREAD_F64,
@@ -186,7 +196,7 @@ fn trusted_spread<T: Element, R: Real>(loss: &Triplet) -> f64 {
 /// Turns the angle's sums S into the coefficients C, in place:
 /// C_ij = r_ij (minus_angle_factor · (S_ij + S_ji) + the distance's 2 ∂L/∂d_ij).
 struct Coefficients<'a, R: Real> {
-    relations: &'a PairTable<R>,
+    table: &'a PairTable<R>,
     minus_angle_factor: f64,
     distance: Option<(f64, &'a DistancePenalty)>,
 }
@@ -194,7 +204,7 @@ struct Coefficients<'a, R: Real> {
 impl<R: Real> Coefficients<'_, R> {
     /// The pairs within a block.
     fn within(&self, block: &mut Block<'_, R>) -> f64 {
-        let stride = self.relations.stride();
+        let stride = self.table.stride();
         let of_pair = self.of_pair();
         for i in 0..block.rows {
             for j in 0..=i {
@@ -213,7 +223,7 @@ impl<R: Real> Coefficients<'_, R> {
 
     /// The pairs with one row in each block.
     fn between(&self, a: &mut Block<'_, R>, b: &mut Block<'_, R>) -> f64 {
-        let stride = self.relations.stride();
+        let stride = self.table.stride();
         let of_pair = self.of_pair();
         for i in 0..a.rows {
             for j in 0..b.rows {
@@ -226,7 +236,7 @@ impl<R: Real> Coefficients<'_, R> {
         0.0
     }
 
-    /// C_ij from S_ij + S_ji. In f64, so that few roundings come together.
+    /// C_ij from S_ij + S_ji, in f64, so that few roundings add up.
     fn of_pair(&self) -> impl Fn(usize, usize, R) -> R {
         let minus_angle_factor = self.minus_angle_factor;
         let distance = self.distance.map(|(weight, penalty)| {
@@ -244,7 +254,7 @@ impl<R: Real> Coefficients<'_, R> {
             }
         });
         move |i, j, sum| {
-            let at = |field| self.relations.get(i, j, field).to_f64();
+            let at = |field| self.table.get(i, j, field).to_f64();
             let angle = minus_angle_factor * sum.to_f64();
             let distance = distance.map_or(0.0, |slope| {
                 slope(
