@@ -14,7 +14,7 @@ that of a process that has its inputs. On a GPU an evaluation is timed by events
 
 Sources: RKD, github.com/lenscloth/RKD (metric/loss.py, metric/utils.py); RRD,
 github.com/giakoumoglou/distillers (RRD.py), without its copies of the queue; InfoNCE as in MoCo,
-github.com/facebookresearch/moco; KD as in RepDistiller, github.com/HobbitLong/RepDistiller.
+github.com/facebookresearch/moco; KD and SP as in RepDistiller, github.com/HobbitLong/RepDistiller.
 """
 
 import argparse
@@ -75,6 +75,17 @@ def rkd(x, y, queue, p):
     return p["distance_weight"] * distance + p["angle_weight"] * rkd_angle(x, y, queue, p)
 
 
+def similarities(x):
+    return F.normalize(x @ x.t())
+
+
+def sp(x, y, queue, p):
+    with torch.no_grad():
+        t = similarities(y)
+    difference = t - similarities(x)
+    return (difference * difference).sum() / (len(x) * len(x))
+
+
 def rrd(x, y, queue, p):
     student = torch.einsum("nc,kc->nk", x, queue) / p["student_temperature"]
     with torch.no_grad():
@@ -105,6 +116,7 @@ LOSSES = {
     "rkd-distance": rkd_distance,
     "rkd-angle": rkd_angle,
     "rkd": rkd,
+    "sp": sp,
     "rrd": rrd,
     "info-nce": info_nce,
     "kd-kl": kd_kl,
@@ -114,6 +126,7 @@ DEFAULTS = {
     "rkd-distance": {"delta": 1.0, "normalize": False},
     "rkd-angle": {"delta": 1.0, "normalize": False},
     "rkd": {"distance_weight": 1.0, "angle_weight": 2.0, "delta": 1.0, "normalize": False},
+    "sp": {},
     "rrd": {"student_temperature": 0.1, "teacher_temperature": 0.02, "normalize": True},
     "info-nce": {"temperature": 0.07, "normalize": True},
     "kd-kl": {"temperature": 4.0},

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A picture of a results file: the time of the RKD losses against the batch, relata's, PyTorch's and, on a gpu, the floor.
+"""A picture of a results file: the time of the RKD losses against the batch, relata's, PyTorch's and, on a GPU, the floor.
 
     benches/plot.py CSV [SVG]
 

@@ -2,7 +2,7 @@
 """The tables of the README from results files, so that no number in them was typed.
 
     benches/table.py [CSV]                     print it
-    benches/table.py [CSV] --write README.md   put it between its marks: <!-- results --> and <!-- /results --> for what
+    benches/table.py [CSV] --write README.md   put its headlines between its marks: <!-- results --> and <!-- /results --> for what
                                                `compare` recorded, <!-- gpu results --> and <!-- /gpu results --> for `cuda`
     benches/table.py [CSV] --check README.md   exit with 1 unless it stands there; without CSV, all tables there are
 
@@ -19,6 +19,15 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results"
 CPU, GPU = "results", "gpu results"
 NONE = "n/a"
+# What the README shows of a results file of `compare`.
+HEADLINES = [
+    "rkd-distance-512x512",
+    "rkd-angle-128x512",
+    "rkd-angle-512x512",
+    "rrd-256x128-k16384-own",
+    "info-nce-256x128-k16384",
+    "kd-kl-256x32000",
+]
 
 
 def newest():
@@ -118,13 +127,15 @@ def caption(kind, run, path):
     return f"Medians for loss and gradient, {run['dtype']}; {run['device']}, {run['threads']} threads, PyTorch {run['torch']}; {source}."
 
 
-def table(path):
-    """Which of the two it is, and the table."""
+def table(path, headlines=False):
+    """Which of the two it is, and the table; of `compare`'s, on request, the headlines alone."""
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows:
         sys.exit(f"table.py: expected results in {path}, got none")
     kind = GPU if "gpu" in rows[0] else CPU
+    if kind == CPU and headlines:
+        rows = [row for row in rows if row["case"] in HEADLINES]
     columns = COLUMNS[kind]
     lines = [[name for name, _ in columns], ["---"] + ["---:"] * (len(columns) - 1)]
     lines += [[cell(row) for _, cell in columns] for row in rows]
@@ -132,7 +143,7 @@ def table(path):
 
 
 def write(readme, path):
-    kind, text = table(path)
+    kind, text = table(path, headlines=True)
     parts = between(readme.read_text(encoding="utf-8"), kind, readme)
     if parts is None:
         sys.exit(f"table.py: expected <!-- {kind} --> in {readme}, got none")
@@ -147,7 +158,7 @@ def check(readme, path):
         if parts is None:
             continue
         source = path or named_in(parts[1], readme)
-        of_kind, wanted = table(source)
+        of_kind, wanted = table(source, headlines=True)
         if of_kind != kind and path:
             continue
         checked += 1

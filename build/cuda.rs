@@ -62,7 +62,7 @@ struct Image {
     exports: Vec<String>,
 }
 
-/// What src/cuda/images.rs includes.
+/// What src/gpu/cuda/images.rs includes.
 #[derive(Default)]
 struct Images {
     files: Vec<Image>,

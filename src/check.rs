@@ -1,5 +1,5 @@
-//! A device held against the reference, and the reference against itself: for a user to verify their
-//! own machine in one call.
+//! Compares a device with the reference and the reference with itself, so that a user can verify
+//! their own machine in one call.
 
 use std::fmt;
 
@@ -14,7 +14,8 @@ use crate::rows::Rows;
 
 /// Directions along which the gradient is compared with differences of the loss.
 const DIRECTIONS: u64 = 4;
-/// How short a gradient differences can still be held against, in units of one far from convergence.
+/// The shortest gradient that differences can be compared with, in units of a gradient far from
+/// convergence.
 const LEAST_GRADIENT: f64 = 1e-5;
 
 /// How far a device's result is from the definition.
@@ -29,13 +30,13 @@ pub struct Report {
     pub loss_error: f64,
     /// ‖gradient − reference‖ / ‖reference‖, or the difference itself where the reference is 0.
     pub gradient_error: f64,
-    /// The device's gradient against central differences of the *reference's* loss, along a few
-    /// directions: the largest deviation, in units of ‖gradient‖, or of a hundred-thousandth of what it is
-    /// far from convergence, where it is less.
+    /// The device's gradient compared with central differences of the *reference's* loss along a
+    /// few directions: the largest deviation. Its unit is ‖gradient‖, or, for a very short
+    /// gradient, a hundred-thousandth of the gradient's length far from convergence.
     pub difference_error: f64,
-    /// What the first two may be for [`passed`](Self::passed).
+    /// The most that the loss's and the gradient's errors may be for [`passed`](Self::passed).
     pub tolerance: f64,
-    /// What the last may be; differences are good to about 1e-6 by themselves.
+    /// The most that the difference's error may be. Differences are good to about 1e-6.
     pub difference_tolerance: f64,
 }
 
@@ -67,8 +68,8 @@ impl fmt::Display for Report {
 }
 
 /// Evaluates `problem` on `device` and on the [`Reference`], and takes central differences of the
-/// reference's loss. The reference is slow (O(N³D) for the angle loss): a batch of 64 checks as much as
-/// one of 1024.
+/// reference's loss. The reference is slow (O(N³D) for the angle loss): a batch of 64 checks as
+/// much as one of 1024.
 ///
 /// ```
 /// # fn main() -> relata::Result<()> {
@@ -112,8 +113,8 @@ pub fn check<T: Element, D: Device<T>>(
     })
 }
 
-/// Sums of f32 products over a batch agree to about 1e-6; f64 keeps 1e-9 wherever rows are not closer
-/// to each other than a millionth of the longest distance.
+/// Sums of f32 products over a batch agree to about 1e-6; f64 keeps 1e-9 wherever rows are not
+/// closer to each other than a millionth of the longest distance.
 fn tolerances(gradient: DType) -> (f64, f64) {
     match gradient {
         DType::F64 => (1e-9, 1e-5),
@@ -121,7 +122,8 @@ fn tolerances(gradient: DType) -> (f64, f64) {
     }
 }
 
-/// The largest |⟨gradient, v⟩ − (L(x + hv) − L(x − hv))/2h| / ‖gradient‖ over a few unit directions v.
+/// The largest |⟨gradient, v⟩ − (L(x + hv) − L(x − hv))/2h| / ‖gradient‖ over a few unit directions
+/// v.
 fn difference_error<T: Element>(
     problem: &Problem,
     batch: Batch<'_, T>,
@@ -163,13 +165,13 @@ fn difference_error<T: Element>(
     Ok(worst)
 }
 
-/// What changes of the student and of the loss are large or small against.
+/// The units in which changes of the student and of the loss are large or small.
 struct Unit {
-    /// The length of a change of the student that the loss takes for a large one.
+    /// The length of a change of the student that changes the loss by much.
     student: f64,
-    /// What the loss is when the student has nothing of the teacher's yet, to an order of magnitude.
+    /// The loss of a student that has learned nothing yet, to an order of magnitude.
     loss: f64,
-    /// Whether the loss sees the rows' directions alone, which a zero row has none of.
+    /// Whether the loss depends on the rows' directions alone. A zero row has no direction.
     directed: bool,
 }
 
@@ -237,8 +239,8 @@ fn widen_queue<R: Real>(queue: &Queue<R>) -> Result<Queue<f64>> {
     Ok(wide.with_normalize(queue.normalize()))
 }
 
-/// A direction from a fixed sequence (SplitMix64), of length 1. Where the loss sees directions alone it
-/// leaves out rows that are 0.
+/// A direction from a fixed sequence (SplitMix64), of length 1. It leaves out rows that are 0 if
+/// the loss depends on the rows' directions alone.
 fn unit_direction(x: &[f64], dim: usize, directed: bool, seed: u64) -> Vec<f64> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut direction: Vec<f64> = (0..x.len())

@@ -41,7 +41,8 @@ pub trait Device<T: Element>: sealed::Sealed {
         matrix: &mut [Self::Gradient],
     ) -> Result<()>;
 
-    /// Overwrites `probabilities` (`[N, D]`); neither N nor D is 0, and the temperature is in range.
+    /// Overwrites `probabilities` (`[N, D]`); neither N nor D is 0, and the temperature is in
+    /// range.
     #[doc(hidden)]
     fn softmax(
         &self,

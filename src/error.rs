@@ -179,10 +179,10 @@ pub enum Error {
         got: String,
     },
     /// The CUDA driver refused or failed at something else.
-    #[error("cuda: {doing}: {message}")]
+    #[error("cuda: {during}: {message}")]
     Cuda {
-        /// What was being done; for a launch, the kernel.
-        doing: &'static str,
+        /// What the crate was doing; for a launch, the kernel.
+        during: &'static str,
         /// The driver's number for it, a `CUresult`.
         code: u32,
         /// The driver's name for it, and its explanation.
@@ -190,7 +190,8 @@ pub enum Error {
     },
 }
 
-/// A number in as few digits as tell it from others: with an exponent where it would be hundreds of zeros without.
+/// A number in as few digits as tell it from others: with an exponent where it would be hundreds of
+/// zeros without.
 fn number(number: f64) -> String {
     let digits = format!("{number:?}");
     digits.strip_suffix(".0").unwrap_or(&digits).to_owned()

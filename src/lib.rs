@@ -1,14 +1,15 @@
-//! Relational distillation losses: how a student network's embeddings relate to one another, compared
-//! with how its teacher's do. One fused call gives the loss and its gradient with respect to the
-//! student.
+//! Relational distillation losses: how a student network's embeddings relate to one another,
+//! compared with how its teacher's do. One fused call returns the loss and its gradient with
+//! respect to the student.
 //!
 //! | loss | compares | from |
 //! |---|---|---|
 //! | [`RkdDistance`] | pairwise distances in units of their mean | Park et al., arXiv 1904.05068 |
 //! | [`RkdAngle`] | the cosines of all angles between triples | the same |
-//! | [`Rkd`] | both, weighted, sharing all but the penalties | the same |
+//! | [`Rkd`] | both, weighted; it computes the distances once | the same |
+//! | [`Sp`] | the rows of two Gram matrices, normalised | Tung & Mori, arXiv 1907.09682 |
 //! | [`Rrd`] | softmax similarities to a [`Queue`] of past teacher keys | Giakoumoglou & Stathaki, arXiv 2407.12073 |
-//! | [`InfoNce`] | the own teacher row against others, in-batch or with a queue | van den Oord et al., arXiv 1807.03748 |
+//! | [`InfoNce`] | the own teacher row with others, in-batch or with a queue | van den Oord et al., arXiv 1807.03748 |
 //! | [`KdKl`] | softened logits | Hinton et al., arXiv 1503.02531 |
 //!
 //! # Example
@@ -39,42 +40,47 @@
 //! let mut queue = Queue::<f32>::new(Rrd::QUEUE_CAPACITY, 2)?;
 //! let (student, teacher) = ([0.3f32, 0.1, -0.5, 0.2], [0.4f32, 0.0, -0.3, 0.3]);
 //! let (student, teacher) = (Rows::new(&student, [2, 2])?, Rows::new(&teacher, [2, 2])?);
-//! // Enqueues the teacher's rows, then compares with all keys in the queue.
-//! let evaluation = Rrd::default().evaluate(&Cpu, student, teacher, &mut queue)?;
-//! assert!(evaluation.kl.is_some_and(|kl| kl >= 0.0));
+//! // The teacher's rows enter the queue. The loss then compares with all keys in the queue.
+//! let evaluation = Rrd::default().evaluate_with_queue(&Cpu, student, teacher, &mut queue)?;
+//! assert!(evaluation.term("kl").is_some_and(|kl| kl >= 0.0));
 //! # Ok(()) }
 //! ```
 //!
 //! # Which loss, which weights
 //!
-//! The [`guide`]: losses, layers, weights and temperatures in the papers and in their code, what goes wrong, and how to move from
-//! PyTorch.
+//! The [`guide`] has losses, layers, weights and temperatures as the papers and their code use
+//! them. It says what goes wrong, and how to move from PyTorch.
 //!
 //! # Devices
 //!
-//! [`Cpu`] is the fast path: SIMD chosen at run time, rayon's thread pool, O(N²) memory for the angle
-//! loss, the queue streamed. [`Reference`] is the specification: the definitions as printed, f64, plain
-//! loops. A device is chosen by passing it; [`check`] holds one against the other and against central
-//! differences. Inputs are [`f64`], [`f32`], [`half::f16`] or [`half::bf16`] ([`Element`]); half types
-//! are computed in f32, and their gradients come back in f32.
+//! [`Cpu`] is the fast path: SIMD chosen at run time, rayon's thread pool, O(N²) memory for the
+//! angle loss, and no N × K matrix for a queue. [`Reference`] is the specification: the definitions
+//! as printed, in f64 with plain loops. You choose a device by passing it. [`check`] compares a
+//! device with the reference and with central differences.
 //!
-//! With the feature `cuda`, `Cuda` is a GPU, and the module of that name is for data that lies on one; with the feature
-//! `emulator`, `Emulator` runs the same kernels on the CPU, thread for thread.
+//! Inputs are [`f64`], [`f32`], [`half::f16`] or [`half::bf16`] ([`Element`]). Half types are
+//! computed in f32, and their gradients are f32.
 //!
-//! For tensors of candle, burn and tch there are adapters, crates of their own: `relata-candle`, `relata-burn`, `relata-tch`.
+//! The feature `cuda` adds `Cuda`, a GPU, and the module `cuda` for data that lies on one. The
+//! feature `emulator` adds `Emulator`, which runs the same kernels on the CPU, thread for thread.
+//!
+//! The crates `relata-candle`, `relata-burn` and `relata-tch` take tensors of these frameworks.
 //!
 //! # What is promised
 //!
-//! - The same input gives the same bits, run after run, on any number of threads.
-//! - Duplicate rows, a batch of one, rows far from the origin or all but equal: finite and right. A NaN
-//!   or an infinity in the input makes the loss NaN; [`Problem::checked`] names the first bad row instead.
+//! - The same input gives the same bits, on every run and any number of threads.
+//! - Duplicate rows, a batch of one, rows far from the origin or nearly equal give finite and right
+//!   results. A NaN or an infinity in the input makes the loss NaN;
+//!   [`Problem::with_checked`] names the first bad row instead.
 //! - Bad arguments are a typed [`Error`] that names the argument, what was expected and what came.
 //!   Nothing has been written or enqueued then.
 //!
-//! [`Problem`] is a loss with shapes that have been checked; it takes an upstream gradient factor and
-//! can write into memory of the caller's ([`Problem::evaluate_into`]).
+//! A [`Problem`] is a loss with shapes that have been checked. Use it to scale the gradient, to
+//! reject NaN inputs, or to write the gradient into your own buffer.
 
-/// Read only by rustdoc; the same text as `docs/guide.md`.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+/// The text of `docs/guide.md`. Only rustdoc reads it.
 #[cfg(doc)]
 #[doc = include_str!("../docs/guide.md")]
 pub mod guide {}
@@ -82,8 +88,6 @@ pub mod guide {}
 mod check;
 mod checks;
 mod cpu;
-#[cfg(feature = "cuda")]
-pub mod cuda;
 mod device;
 mod element;
 mod error;
@@ -100,12 +104,12 @@ mod simd;
 
 pub use check::{Report, check};
 pub use cpu::Cpu;
-#[cfg(feature = "cuda")]
-pub use cuda::Cuda;
 pub use device::Device;
 pub use element::{DType, Element, Real};
 pub use error::{Error, Result};
 pub use evaluate::{relation_matrix, softmax};
+#[cfg(feature = "cuda")]
+pub use gpu::cuda::{self, Cuda};
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub use gpu::element::GpuElement;
 #[cfg(feature = "emulator")]

@@ -155,12 +155,13 @@ impl<R: Real> Evaluation<R> {
     }
 }
 
-/// How precisely RRD's and InfoNCE's softmax weights enter the products with the keys, on a GPU or the emulator and of
-/// rows in f16 or bf16: tensor cores take halves. Of f32, of rows with more than 256 elements or with `normalize` off, and
-/// on [`Cpu`](crate::Cpu) and [`Reference`](crate::Reference) it has no effect: weights are not rounded there.
+/// How precise the softmax weights of RRD and InfoNCE are when they are multiplied with the keys.
 ///
-/// Error of the gradient of RRD relative to its length, by the divergence of student and teacher: N = 4, D = 128,
-/// τ = 0.1, a queue of 16384 keys as it is stored, in the emulator:
+/// It has an effect on a GPU and in the emulator, for rows in f16 or bf16 with at most 256 elements
+/// and `normalize` on: tensor cores take halves. Everywhere else weights are not rounded.
+///
+/// The table has the error of RRD's gradient relative to its length, by the divergence of student
+/// and teacher. N = 4, D = 128, τ = 0.1, a queue of 16384 keys, in the emulator:
 ///
 /// | KL(p‖q) | `Split` | `Half` |
 /// |---|---|---|
@@ -168,16 +169,17 @@ impl<R: Real> Evaluation<R> {
 /// | 4e-3 | 1.0e-6 | 4.0e-5 |
 /// | 4e-5 | 8.5e-6 | 4.3e-5 |
 ///
-/// The loss and the divergence do not depend on it. What rounding a queue's keys to f16 does to the gradient, 2e-4, is not in
-/// these: it is the same for both.
+/// The loss and the divergence do not depend on it. The table leaves out what rounding the queue's
+/// keys to f16 does to the gradient, 2e-4, which is the same for both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum WeightPrecision {
-    /// Each weight as the sum of two f16: as good as f32, for 12 N K D floating-point operations.
+    /// Each weight is the sum of two f16, as good as f32, for 12 N K D floating-point operations.
     #[default]
     Split,
-    /// Each weight as one f16, for 8 N K D. In RRD, unless the teacher's temperature is the higher, the student's weights are
-    /// rounded less the teacher's, so that the gradient, their difference, does not lose digits as the student converges.
+    /// Each weight is one f16, for 8 N K D. RRD rounds the student's weight less the teacher's,
+    /// unless the teacher's temperature is the higher: the gradient is their difference, and so it
+    /// does not lose digits as the student converges.
     Half,
 }
 
@@ -221,22 +223,22 @@ impl Problem {
         })
     }
 
-    /// The upstream gradient: the factor the gradient comes multiplied by (1 at first). The loss's
-    /// value is not scaled.
+    /// Sets the upstream gradient: the factor that the gradient is multiplied by; 1 at first. The
+    /// loss's value is not scaled.
     #[must_use]
     pub fn with_upstream(self, upstream: f64) -> Self {
         Problem { upstream, ..self }
     }
 
-    /// The checked mode (off at first): evaluating looks for NaN and infinities in the inputs and
-    /// refuses the batch with [`Error::NotFinite`] instead of giving a NaN loss.
+    /// Sets the checked mode; off at first. An evaluation then looks for NaN and infinities in the
+    /// inputs and refuses the batch with [`Error::NotFinite`] instead of giving a NaN loss.
     #[must_use]
     pub fn with_checked(self, checked: bool) -> Self {
         Problem { checked, ..self }
     }
 
-    /// How precise the softmax weights of RRD and InfoNCE are on a GPU, [`Split`](WeightPrecision::Split) at first. No
-    /// effect on other losses.
+    /// Sets how precise the softmax weights of RRD and InfoNCE are on a GPU;
+    /// [`Split`](WeightPrecision::Split) at first. It has no effect on other losses.
     #[must_use]
     pub fn with_weight_precision(self, weights: WeightPrecision) -> Self {
         Problem { weights, ..self }

@@ -8,8 +8,8 @@ use crate::rows::Rows;
 /// A first-in first-out ring of `capacity` keys of length `dim`, empty at first.
 ///
 /// Keys are L2-normalised as they enter (a zero row stays zero). Only keys that have entered take
-/// part in a loss: there is no initial noise. Any number of rows may be enqueued at once; it need not
-/// divide the capacity, and of more rows than the capacity the last ones stay.
+/// part in a loss: there is no initial noise. Any number of rows may enter at once. The number need
+/// not divide the capacity; of more rows than the capacity, the last ones stay.
 ///
 /// ```
 /// # fn main() -> relata::Result<()> {
@@ -94,7 +94,7 @@ impl<R: Real> Queue<R> {
         &self.keys[..self.len * self.dim]
     }
 
-    /// A copy of the keys, the oldest first: what to save, and to enqueue again to restore.
+    /// A copy of the keys, the oldest first. Save it, and enqueue it again to restore the queue.
     #[must_use]
     pub fn to_vec(&self) -> Vec<R> {
         let (newer, older) = self.keys().split_at(self.oldest() * self.dim);
@@ -107,7 +107,7 @@ impl<R: Real> Queue<R> {
         self.len = 0;
     }
 
-    /// Adds `keys` `[B, D]`, in order, over the oldest ones where there is no room.
+    /// Adds `keys` `[B, D]`, in order. Where there is no room, they replace the oldest keys.
     ///
     /// # Errors
     /// [`Error::Dimension`] if the keys are not of length D; [`Error::NotFinite`] if one holds a NaN
@@ -180,8 +180,8 @@ pub(crate) struct Saved<R> {
     len: usize,
 }
 
-/// Scales `row` to length 1, or leaves it if it is zero; the arithmetic is f64, and scaled so that
-/// no row's square overflows or vanishes.
+/// Scales `row` to length 1, or leaves it if it is zero. The arithmetic is f64, scaled so that no
+/// row's square overflows or vanishes.
 fn normalize_row<R: Real>(row: &mut [R]) {
     let largest = row.iter().fold(0.0, |m: f64, x| m.max(x.to_f64().abs()));
     if largest > 0.0 {

@@ -90,8 +90,8 @@ pub(crate) fn dispatch<K: WithSimd>(kernel: K) -> K::Output {
     Arch::new().dispatch(kernel)
 }
 
-/// Calls `f` with 0, 1, … N − 1, N at most 8, each call written out: what `f` indexes by its argument
-/// is then a register, where a loop that the compiler leaves rolled would make it memory.
+/// Calls `f` with 0, 1, … N − 1, N at most 8, each call written out: what `f` indexes by its
+/// argument is then a register, where a loop that the compiler leaves rolled would make it memory.
 #[inline(always)]
 pub(crate) fn unroll<const N: usize>(mut f: impl FnMut(usize)) {
     const { assert!(N <= 8) };
@@ -121,9 +121,9 @@ pub(crate) fn unroll<const N: usize>(mut f: impl FnMut(usize)) {
     }
 }
 
-/// Calls `f` with every number of a range, four calls written out at a time. Where a loop comes round,
-/// the compiler moves what it adds up back to the registers it began with, and a move of 64 bytes takes
-/// as long as an addition.
+/// Calls `f` with every number of a range, four calls written out at a time. Where a loop comes
+/// round, the compiler moves what it adds up back to the registers it began with, and a move of 64
+/// bytes takes as long as an addition.
 #[inline(always)]
 pub(crate) fn by_fours(range: Range<usize>, mut f: impl FnMut(usize)) {
     let whole = range.start + range.len() / 4 * 4;
@@ -273,8 +273,8 @@ lanes!(
     exp exp_f64
 );
 
-/// 1/k! for k from `DEGREE` down to 0: the Taylor polynomial of eʳ by Horner's rule. On |r| ≤ ½ ln 2
-/// its remainder is a tenth of a unit in the last place (degree 7 in f32, 13 in f64).
+/// 1/k! for k from `DEGREE` down to 0: the Taylor polynomial of eʳ by Horner's rule. On |r| ≤ ½ ln
+/// 2 its remainder is a tenth of a unit in the last place (degree 7 in f32, 13 in f64).
 const fn inverse_factorials<const TERMS: usize>() -> [f64; TERMS] {
     let mut coefficients = [1.0; TERMS];
     let mut k = 1;

@@ -1,13 +1,15 @@
-//! Is RKD right however close rows lie to one another? Beside the definition: pairs, clusters within clusters, in student
-//! and in teacher; the whole gradient, and each row's for itself, since a close pair's is larger by far than all others.
+//! Is RKD right however close rows lie? Compares the CPU path with the reference on close pairs and
+//! on clusters within clusters, in the student and in the teacher. Compares the whole gradient, and
+//! also each row's, because the gradient of a close pair is far larger than all others.
 
 mod common;
 
 use common::Input;
 use common::compare::relative_error;
-use relata::{Cpu, Element, Loss, Reference, Rkd, RkdAngle, RkdDistance, Shapes};
+use common::losses::rkd_losses;
+use relata::{Cpu, Element, Loss, Reference, Rkd, Shapes};
 
-/// The rows that lie close, by how much closer than the rest.
+/// Each range of rows that lie close, with the factor by which they are closer than the rest.
 type Clusters = &'static [(std::ops::Range<usize>, f64)];
 
 const N: usize = 13;
@@ -19,18 +21,19 @@ const CLUSTERS: [Clusters; 8] = [
     &[(0..2, 1e-60)],
     // The square of 1/d overflows.
     &[(0..2, 1e-156)],
-    // One within the other, and one apart from them.
+    // Clusters within a cluster, and one apart from them.
     &[(0..5, 1e-9), (1..4, 1e-9), (2..4, 1e-5), (7..9, 1e-14)],
     // All rows, as two clusters.
     &[(0..6, 1e-11), (6..N, 1e-8)],
-    // Nothing is close beside the rest, since there is no rest.
+    // All rows are close, so no pair is close compared with the rest.
     &[(0..N, 1e-30)],
 ];
 
 /// What the gradient is multiplied by.
 const UPSTREAM: f64 = 0.5;
 
-/// Moves rows of a cluster to the first of them, `to` times that, and what they were times how close they are to be.
+/// Draws each cluster together. Its first row becomes `to` times itself; every other row becomes
+/// the first plus `closer` times the cluster's factor times itself.
 fn draw_together(rows: &mut [f64], dim: usize, clusters: Clusters, to: f64, closer: f64) {
     for (cluster, apart) in clusters {
         let (first, others) = rows[cluster.start * dim..cluster.end * dim].split_at_mut(dim);
@@ -45,10 +48,10 @@ fn draw_together(rows: &mut [f64], dim: usize, clusters: Clusters, to: f64, clos
     }
 }
 
-/// Some ten times what they are off by.
+/// About ten times the measured errors.
 struct Tolerance {
     loss: f64,
-    /// Of all of it, and of each row for itself.
+    /// Of the whole gradient, and of each row's.
     gradient: f64,
 }
 
@@ -57,8 +60,8 @@ const IN_F64: Tolerance = Tolerance {
     gradient: 1e-9,
 };
 
-fn check<T: Element>(loss: Loss, input: &Input, what: &str, tolerance: &Tolerance) {
-    let problem = input.problem(loss).upstream(UPSTREAM);
+fn assert_right<T: Element>(loss: Loss, input: &Input, what: &str, tolerance: &Tolerance) {
+    let problem = input.problem(loss).with_upstream(UPSTREAM);
     let got = input.run::<T, _>(&Cpu, &problem);
     let want = input.run::<T, _>(&Reference, &problem);
     let name = format!("{loss} in {}, {:?}, {what}", T::DTYPE, input.shapes);
@@ -86,28 +89,21 @@ fn check<T: Element>(loss: Loss, input: &Input, what: &str, tolerance: &Toleranc
 }
 
 fn losses(normalize: bool) -> [Loss; 3] {
-    [
-        RkdAngle {
-            normalize,
-            ..RkdAngle::default()
-        }
-        .into(),
-        RkdDistance {
-            normalize,
-            ..RkdDistance::default()
-        }
-        .into(),
-        Rkd {
-            angle_weight: 0.5,
-            delta: 0.3,
-            normalize,
-            ..Rkd::default()
-        }
-        .into(),
-    ]
+    let [distance, angle, _] = rkd_losses(Rkd {
+        normalize,
+        ..Rkd::default()
+    });
+    let weighted = Rkd {
+        angle_weight: 0.5,
+        delta: 0.3,
+        normalize,
+        ..Rkd::default()
+    };
+    [angle, distance, weighted.into()]
 }
 
-/// By how much closer still than the clusters say the student's and the teacher's are: not at all, as they say, duplicates.
+/// A factor on top of the clusters' for the student's rows and one for the teacher's: `None` for no
+/// clusters, 1 for the clusters as they are, 0 for duplicates.
 const CLOSER: [[Option<f64>; 2]; 5] = [
     [None, Some(1.0)],
     [Some(1.0), None],
@@ -133,7 +129,7 @@ fn input(
     input
 }
 
-/// About the origin, where there are numbers that are close.
+/// Near the origin, where f64 has numbers that are close.
 #[test]
 fn rkd_is_right_however_close_rows_lie() {
     for (seed, clusters) in CLUSTERS.into_iter().enumerate() {
@@ -142,14 +138,14 @@ fn rkd_is_right_however_close_rows_lie() {
                 let input = input(seed as u64, dims, clusters, 0.0, closer);
                 let what = format!("{clusters:?} {closer:?}");
                 for loss in losses(false) {
-                    check::<f64>(loss, &input, &what, &IN_F64);
+                    assert_right::<f64>(loss, &input, &what, &IN_F64);
                 }
             }
         }
     }
 }
 
-/// In f32 too, as far as there are numbers.
+/// The same in f32, as close as f32 has numbers.
 #[test]
 fn rkd_is_right_however_close_rows_lie_in_f32() {
     const CLOSE: [Clusters; 2] = [
@@ -165,13 +161,14 @@ fn rkd_is_right_however_close_rows_lie_in_f32() {
             let input = input(seed as u64, [16, 7], clusters, 0.0, closer);
             let what = format!("{clusters:?} {closer:?}");
             for loss in losses(false) {
-                check::<f32>(loss, &input, &what, &tolerance);
+                assert_right::<f32>(loss, &input, &what, &tolerance);
             }
         }
     }
 }
 
-/// Rows that are normalised first are close where their directions are. How close that is depends on their last digits.
+/// Normalised rows are close if their directions are. How close they are depends on their last
+/// digits.
 #[test]
 fn rkd_of_close_directions_is_right() {
     const CLOSE: [Clusters; 2] = [&[(0..2, 4e-7)], &[(0..4, 5e-7), (6..9, 3e-7)]];
@@ -184,7 +181,7 @@ fn rkd_of_close_directions_is_right() {
             let input = input(seed as u64, [16, 7], clusters, 1.0, *closer);
             let what = format!("{clusters:?} {closer:?}");
             for loss in losses(true) {
-                check::<f64>(loss, &input, &what, &tolerance);
+                assert_right::<f64>(loss, &input, &what, &tolerance);
             }
         }
     }

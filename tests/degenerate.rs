@@ -1,14 +1,21 @@
-//! Is hostile data answered rightly or clearly? Duplicates, batches of one, equal rows, NaN, infinities,
-//! zero rows, offsets and scales, on every device and in every type.
+//! Is hostile data answered correctly or with a clear error? Duplicates, batches of one row, equal
+//! rows, NaN, infinities, zero rows, offsets and scales, on every device and in every type.
 
+mod common;
+
+use common::compare::norm;
+use common::losses::rkd_losses;
+use common::{Input, cast, on_every_device, rounded};
 use half::{bf16, f16};
 use relata::{
     Batch, Cpu, DType, Device, Element, Error, Evaluation, InfoNce, KdKl, Loss, Problem, Queue,
-    Real, Reference, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes, softmax,
+    QueueUse, Real, Reference, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes, softmax,
 };
 
 const N: usize = 9;
 const D: usize = 5;
+/// Keys of the losses that need a queue.
+const KEYS: usize = 7;
 
 fn numbers(len: usize, seed: f64) -> Vec<f64> {
     (0..len)
@@ -16,10 +23,7 @@ fn numbers(len: usize, seed: f64) -> Vec<f64> {
         .collect()
 }
 
-fn cast<T: Element>(values: &[f64]) -> Vec<T> {
-    values.iter().map(|&v| T::from_f64(v)).collect()
-}
-
+/// `loss` on rows of `dim` elements, with a queue only if the loss needs one.
 fn evaluate<T: Element, Dev: Device<T>>(
     device: &Dev,
     loss: Loss,
@@ -27,56 +31,27 @@ fn evaluate<T: Element, Dev: Device<T>>(
     y: &[f64],
     dim: usize,
 ) -> Evaluation<Dev::Gradient> {
-    let (x, y) = (cast::<T>(x), cast::<T>(y));
-    let n = x.len() / dim;
-    let mut batch = Batch::new(
-        Rows::new(&x, [n, dim]).unwrap(),
-        Rows::new(&y, [n, dim]).unwrap(),
-    );
-    let keys = cast::<T>(&numbers(7 * dim, 3.0));
-    let mut queue = Queue::new(7, dim).unwrap();
-    queue.enqueue(Rows::new(&keys, [7, dim]).unwrap()).unwrap();
-    if matches!(loss, Loss::Rrd(_)) {
-        batch = batch.with_queue(&queue);
-    }
-    let problem = Problem::new(loss, batch.shapes()).unwrap();
-    problem.evaluate(device, batch).unwrap()
+    let shapes = Shapes::new(x.len() / dim, dim, dim);
+    let input = Input {
+        shapes: match loss.spec().queue {
+            QueueUse::Required => shapes.with_queue(KEYS),
+            QueueUse::Optional | QueueUse::Never => shapes,
+        },
+        student: x.to_vec(),
+        teacher: y.to_vec(),
+        keys: rounded::<T>(&numbers(KEYS * dim, 3.0)),
+    };
+    input.evaluate::<T, Dev>(device, loss)
 }
 
 fn finite<R: Real>(evaluation: &Evaluation<R>) -> bool {
     evaluation.loss.is_finite() && evaluation.gradient.iter().all(|g| g.to_f64().is_finite())
 }
 
-/// Calls `$check::<T>` for every element type on every device.
-macro_rules! everywhere {
-    ($check:ident) => {
-        $check::<f64, _>(&Reference);
-        $check::<f64, _>(&Cpu);
-        $check::<f32, _>(&Reference);
-        $check::<f32, _>(&Cpu);
-        $check::<f16, _>(&Cpu);
-        $check::<bf16, _>(&Cpu);
-        #[cfg(feature = "emulator")]
-        {
-            $check::<f32, _>(&relata::Emulator::new());
-            $check::<f16, _>(&relata::Emulator::new().seed(1));
-            $check::<bf16, _>(&relata::Emulator::new().seed(2));
-        }
-    };
-}
-
-fn rkd_losses() -> [Loss; 3] {
-    [
-        RkdDistance::default().into(),
-        RkdAngle::default().into(),
-        Rkd::default().into(),
-    ]
-}
-
 #[test]
-fn a_batch_of_one_has_no_relations() {
-    fn check<T: Element, Dev: Device<T>>(device: &Dev) {
-        for loss in rkd_losses() {
+fn rkd_of_a_batch_of_one_is_zero_and_every_loss_is_finite() {
+    fn assert_no_relations<T: Element, Dev: Device<T>>(device: &Dev) {
+        for loss in rkd_losses(Rkd::default()) {
             let got = evaluate::<T, _>(device, loss, &numbers(D, 1.0), &numbers(D, 2.0), D);
             assert_eq!(got.loss, 0.0, "{loss}");
             assert!(got.gradient.iter().all(|g| g.to_f64() == 0.0), "{loss}");
@@ -86,12 +61,12 @@ fn a_batch_of_one_has_no_relations() {
             assert!(finite(&got), "{loss}");
         }
     }
-    everywhere!(check);
+    on_every_device!(assert_no_relations);
 }
 
 #[test]
-fn duplicates_are_finite_and_agree_with_the_reference() {
-    fn check<T: Element, Dev: Device<T>>(device: &Dev) {
+fn losses_of_duplicates_are_finite_and_agree_with_the_reference() {
+    fn assert_right_with_duplicates<T: Element, Dev: Device<T>>(device: &Dev) {
         for (in_student, in_teacher) in [(true, false), (false, true), (true, true)] {
             let (mut x, mut y) = (numbers(N * D, 1.0), numbers(N * D, 2.0));
             for (rows, duplicate) in [(&mut x, in_student), (&mut y, in_teacher)] {
@@ -104,10 +79,10 @@ fn duplicates_are_finite_and_agree_with_the_reference() {
                 let want = evaluate::<T, _>(&Reference, loss, &x, &y, D);
                 assert!(finite(&got), "{loss}");
                 let error = (got.loss - want.loss).abs() / want.loss;
-                // A GPU's queue holds the keys of half types as f16, which rounds similarities by 2⁻¹² and
-                // logits by that over τ_t.
+                // A GPU's queue holds the keys of half types as f16. That rounds similarities by
+                // 2⁻¹² and logits by 2⁻¹²/τ_t.
                 let halved = device.name() == "emulator" && T::DTYPE != DType::F32;
-                let tolerance = if halved && matches!(loss, Loss::Rrd(_)) {
+                let tolerance = if halved && loss.spec().queue == QueueUse::Required {
                     1e-3
                 } else {
                     1e-5
@@ -116,12 +91,12 @@ fn duplicates_are_finite_and_agree_with_the_reference() {
             }
         }
     }
-    everywhere!(check);
+    on_every_device!(assert_right_with_duplicates);
 }
 
 #[test]
-fn rows_whose_squared_distances_vanish_agree_with_the_reference() {
-    fn check<T: Element>(spread: f64) {
+fn rkd_agrees_with_the_reference_if_squared_distances_vanish() {
+    fn assert_right_at_spread<T: Element>(spread: f64) {
         const D: usize = 512;
         let rows = |seed| {
             let mut rows = numbers(N * D, seed);
@@ -131,7 +106,7 @@ fn rows_whose_squared_distances_vanish_agree_with_the_reference() {
             rows
         };
         let (x, y) = (rows(1.0), rows(2.0));
-        for loss in rkd_losses() {
+        for loss in rkd_losses(Rkd::default()) {
             let got = evaluate::<T, _>(&Cpu, loss, &x, &y, D);
             let want = evaluate::<f64, _>(&Reference, loss, &x, &y, D);
             assert!(finite(&got), "{loss} at {spread:e}");
@@ -140,15 +115,16 @@ fn rows_whose_squared_distances_vanish_agree_with_the_reference() {
         }
     }
     for spread in [1e-15, 1e-19, 1e-21, 1e-23, 1e-25, 1e-30] {
-        check::<f32>(spread);
-        check::<f64>(spread);
+        assert_right_at_spread::<f32>(spread);
+        assert_right_at_spread::<f64>(spread);
     }
 }
 
-// Two rows pull at each other with a force that does not fade with their distance, and are no duplicates.
+// The gradient between two close rows does not fade with their distance. They are not duplicates.
 #[test]
-fn two_rows_all_but_equal_have_a_direction() {
-    // Many, and without a pattern: all other distances are alike, and f32 would do for them.
+fn rkd_distance_of_two_nearly_equal_rows_has_a_direction() {
+    // Many dimensions without a pattern: all other distances are alike, and f32 is exact enough for
+    // them.
     const D: usize = 64;
     let numbers = |seed: f64| -> Vec<f64> {
         let at = |i: usize| (i as f64 + seed).powi(2);
@@ -170,10 +146,11 @@ fn two_rows_all_but_equal_have_a_direction() {
     }
 }
 
-// Squares of 1/d beyond f32's range; where cosines with so short an edge are made of no digits, the pair counts as one.
+// Squares of 1/d exceed f32's range. If the cosines with so short an edge have no digits left, the
+// kernels count the pair as one row.
 #[cfg(feature = "emulator")]
 #[test]
-fn kernels_are_finite_however_close_two_rows_are() {
+fn rkd_angle_kernels_are_finite_however_close_two_rows_are() {
     for (n, dim) in [(20, 7), (260, 5)] {
         for apart in [1e-8, 1e-12, 1e-16, 1e-18, 1e-20, 1e-25, 1e-37] {
             let x = numbers(n * dim, 1.0);
@@ -187,7 +164,7 @@ fn kernels_are_finite_however_close_two_rows_are() {
                 let got = problem.evaluate(&relata::Emulator::new(), batch).unwrap();
                 let want = problem.evaluate(&Reference, batch).unwrap();
                 assert!(finite(&got), "{n} rows, two {apart:e} apart");
-                // What is in doubt is the triples with that edge at their vertex.
+                // Only the triples with that edge at their vertex may be wrong.
                 let triples = if apart < 1e-9 {
                     6.0 / (n * n) as f64
                 } else {
@@ -205,11 +182,11 @@ fn kernels_are_finite_however_close_two_rows_are() {
     }
 }
 
-// f32 has no 1/d of subnormal distances: where all are so, the kernels have no number to give and say so; where a pair is, it
-// pulls as it should or not at all.
+// f32 cannot hold 1/d of a subnormal distance. If all distances are subnormal, the loss is NaN. If
+// one distance is, the loss counts that pair correctly or not at all.
 #[cfg(feature = "emulator")]
 #[test]
-fn kernels_know_no_subnormal_distances() {
+fn rkd_kernels_give_nan_if_all_distances_are_subnormal() {
     const D: usize = 7;
     let emulator = relata::Emulator::new();
     for n in [20, 260] {
@@ -217,7 +194,7 @@ fn kernels_know_no_subnormal_distances() {
         let tiny: Vec<f64> = x.iter().map(|x| x * 1e-40).collect();
         let mut close = x.clone();
         close[..2 * D].iter_mut().for_each(|x| *x *= 1e-40);
-        for loss in rkd_losses() {
+        for loss in rkd_losses(Rkd::default()) {
             for (x, y) in [(&tiny, &y), (&y, &tiny)] {
                 let got = evaluate::<f32, _>(&emulator, loss, x, y, D);
                 assert!(got.loss.is_nan(), "{loss} of {n} rows: {}", got.loss);
@@ -235,21 +212,21 @@ fn kernels_know_no_subnormal_distances() {
 }
 
 #[test]
-fn equal_rows_have_no_gradient() {
-    fn check<T: Element, Dev: Device<T>>(device: &Dev) {
+fn rkd_of_equal_rows_has_no_gradient() {
+    fn assert_no_gradient<T: Element, Dev: Device<T>>(device: &Dev) {
         let x = numbers(D, 1.0).repeat(N);
-        for loss in rkd_losses() {
+        for loss in rkd_losses(Rkd::default()) {
             let got = evaluate::<T, _>(device, loss, &x, &numbers(N * D, 2.0), D);
             assert!(finite(&got) && got.loss > 0.0, "{loss}");
             assert!(got.gradient.iter().all(|g| g.to_f64() == 0.0), "{loss}");
         }
     }
-    everywhere!(check);
+    on_every_device!(assert_no_gradient);
 }
 
 #[test]
-fn what_is_not_finite_makes_the_loss_nan() {
-    fn check<T: Element, Dev: Device<T>>(device: &Dev) {
+fn losses_of_inputs_that_are_not_finite_are_nan() {
+    fn assert_nan<T: Element, Dev: Device<T>>(device: &Dev) {
         for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             for at in [0, 2 * D + 3, N * D - 1] {
                 for loss in Loss::all() {
@@ -265,12 +242,12 @@ fn what_is_not_finite_makes_the_loss_nan() {
             }
         }
     }
-    everywhere!(check);
+    on_every_device!(assert_nan);
 }
 
 #[test]
-fn a_zero_row_has_no_direction() {
-    fn check<T: Element, Dev: Device<T>>(device: &Dev) {
+fn rrd_and_info_nce_give_a_zero_row_no_gradient() {
+    fn assert_no_direction<T: Element, Dev: Device<T>>(device: &Dev) {
         let mut x = numbers(N * D, 1.0);
         x[2 * D..3 * D].fill(0.0);
         let losses: [Loss; 2] = [Rrd::default().into(), InfoNce::default().into()];
@@ -282,11 +259,11 @@ fn a_zero_row_has_no_direction() {
             assert!(got.gradient[0].to_f64() != 0.0, "{loss}");
         }
     }
-    everywhere!(check);
+    on_every_device!(assert_no_direction);
 }
 
 #[test]
-fn squares_beyond_f16_do_not_overflow() {
+fn losses_are_finite_if_squares_overflow_f16() {
     let x: Vec<f64> = numbers(N * D, 1.0).iter().map(|x| x * 3000.0).collect();
     for loss in Loss::all() {
         let got = evaluate::<f16, _>(&Cpu, loss, &x, &numbers(N * D, 2.0), D);
@@ -301,30 +278,30 @@ fn squares_beyond_f16_do_not_overflow() {
 }
 
 #[test]
-fn an_offset_far_beyond_the_spread_costs_nothing() {
-    fn check<Dev: Device<f32>>(device: &Dev) {
+fn rkd_stays_exact_at_an_offset_far_beyond_the_spread() {
+    fn assert_exact<Dev: Device<f32>>(device: &Dev) {
         // Rounded to f32 before they are compared: offset 1e3, spread 1e-3.
         let x: Vec<f64> = numbers(N * D, 1.0)
             .iter()
             .map(|x| f64::from((1e3 + 1e-3 * x) as f32))
             .collect();
-        for loss in rkd_losses() {
+        for loss in rkd_losses(Rkd::default()) {
             let got = evaluate::<f32, _>(device, loss, &x, &numbers(N * D, 2.0), D);
             let want = evaluate::<f32, _>(&Reference, loss, &x, &numbers(N * D, 2.0), D);
             let error = (got.loss - want.loss).abs() / want.loss;
             assert!(error <= 1e-6, "{loss}: off by {error:e}");
         }
     }
-    check(&Cpu);
+    assert_exact(&Cpu);
     #[cfg(feature = "emulator")]
-    check(&relata::Emulator::new());
+    assert_exact(&relata::Emulator::new());
 }
 
 #[test]
-fn scale_does_not_matter() {
-    fn check<T: Element, Dev: Device<T>>(device: &Dev, scales: &[f64], tolerance: f64) {
+fn rkd_does_not_depend_on_scale() {
+    fn assert_scale_free<T: Element, Dev: Device<T>>(device: &Dev, scales: &[f64], tolerance: f64) {
         let (x, y) = (numbers(N * D, 1.0), numbers(N * D, 2.0));
-        for loss in rkd_losses() {
+        for loss in rkd_losses(Rkd::default()) {
             let want = evaluate::<f64, _>(&Cpu, loss, &x, &y, D);
             for &scale in scales {
                 let x: Vec<f64> = x.iter().map(|x| x * scale).collect();
@@ -340,14 +317,14 @@ fn scale_does_not_matter() {
             }
         }
     }
-    check::<f64, _>(&Cpu, &[1e-150, 1e-30, 1e30, 1e150], 1e-12);
-    check::<f32, _>(&Cpu, &[1e-30, 1e30], 1e-6);
+    assert_scale_free::<f64, _>(&Cpu, &[1e-150, 1e-30, 1e30, 1e150], 1e-12);
+    assert_scale_free::<f32, _>(&Cpu, &[1e-30, 1e30], 1e-6);
     #[cfg(feature = "emulator")]
-    check::<f32, _>(&relata::Emulator::new(), &[1e-30, 1e30], 1e-6);
+    assert_scale_free::<f32, _>(&relata::Emulator::new(), &[1e-30, 1e30], 1e-6);
 }
 
 #[test]
-fn the_checked_mode_names_the_first_bad_row() {
+fn checked_mode_names_the_first_bad_row() {
     let mut x = cast::<f32>(&numbers(N * D, 1.0));
     let y = x.clone();
     x[4 * D + 2] = f32::NAN;
@@ -355,7 +332,7 @@ fn the_checked_mode_names_the_first_bad_row() {
     let rows = |data| Rows::new(data, [N, D]).unwrap();
     let problem = Problem::new(KdKl::default(), Shapes::new(N, D, D))
         .unwrap()
-        .checked(true);
+        .with_checked(true);
     let error = problem
         .evaluate(&Cpu, Batch::new(rows(&x), rows(&y)))
         .unwrap_err();
@@ -376,10 +353,11 @@ fn the_checked_mode_names_the_first_bad_row() {
     ));
 }
 
-// Products of a thousand or a million times the temperature: their rounding alone decides where all exponentials vanish.
+// The products are a thousand or a million times the temperature. Their rounding alone decides
+// whether all exponentials vanish.
 #[test]
-fn raw_rows_of_any_length_have_a_softmax() {
-    fn check<T: Element>(length: f64) {
+fn rrd_and_info_nce_of_raw_rows_of_any_length_are_right() {
+    fn assert_right_at_length<T: Element>(length: f64) {
         let x: Vec<f64> = numbers(N * D, 1.0).iter().map(|x| x * length).collect();
         let y: Vec<f64> = numbers(N * D, 2.0).iter().map(|y| y * length).collect();
         let (x, y) = (cast::<T>(&x), cast::<T>(&y));
@@ -393,17 +371,17 @@ fn raw_rows_of_any_length_have_a_softmax() {
             ..Rrd::default()
         };
         let queues: Vec<_> = [1, 3, 4 * N]
-            .map(|capacity| Queue::new(capacity, D).unwrap().normalize(false))
+            .map(|capacity| Queue::new(capacity, D).unwrap().with_normalize(false))
             .into_iter()
             .map(|mut queue| queue.enqueue(y).map(|()| queue).unwrap())
             .collect();
-        let beside = queues
+        let with_queues = queues
             .iter()
             .map(|queue| Batch::new(x, y).with_queue(queue));
-        let batches: Vec<_> = beside
+        let batches: Vec<_> = with_queues
             .clone()
             .map(|batch| (Loss::from(rrd), batch))
-            .chain(beside.map(|batch| (info_nce.into(), batch)))
+            .chain(with_queues.map(|batch| (info_nce.into(), batch)))
             .chain([(info_nce.into(), Batch::new(x, y))])
             .collect();
         for (loss, batch) in batches {
@@ -411,7 +389,7 @@ fn raw_rows_of_any_length_have_a_softmax() {
             let got = problem.evaluate(&Cpu, batch).unwrap();
             let want = problem.evaluate(&Reference, batch).unwrap();
             let shapes = batch.shapes();
-            // What a logit is rounded by, and the loss with it.
+            // The rounding of a logit, and so of the loss.
             let largest_logit = 10.0 * D as f64 * length * length / 0.02;
             let rounding = largest_logit * if T::DTYPE == DType::F64 { 1e-15 } else { 5e-7 };
             let error = (got.loss - want.loss).abs();
@@ -421,34 +399,31 @@ fn raw_rows_of_any_length_have_a_softmax() {
                 got.loss,
                 want.loss
             );
-            let difference: f64 = got
-                .gradient
-                .iter()
-                .zip(&want.gradient)
-                .map(|(g, w)| (g.to_f64() - w).powi(2))
-                .sum();
-            let error = difference.sqrt();
+            let difference = got.gradient.iter().zip(&want.gradient);
+            let difference: Vec<f64> = difference.map(|(g, w)| g.to_f64() - w).collect();
+            let error = norm(&difference);
             assert!(
                 error <= 1e-5 * (want.gradient_norm() + length),
-                "{loss} {shapes:?}: gradient off by {error:e} beside {:e}",
+                "{loss} {shapes:?}: gradient off by {error:e}, length {:e}",
                 want.gradient_norm()
             );
         }
     }
     for length in [1.0, 1e3, 1e4] {
-        check::<f32>(length);
-        check::<f16>(length);
-        check::<bf16>(length);
+        assert_right_at_length::<f32>(length);
+        assert_right_at_length::<f16>(length);
+        assert_right_at_length::<bf16>(length);
     }
     for length in [1e3, 1e8, 1e9] {
-        check::<f64>(length);
+        assert_right_at_length::<f64>(length);
     }
 }
 
-// Classes do not fill the last register of a row: what fills it up must not take part, whatever the logits' size.
+// The classes do not fill the last register of a row. The padding must not count, whatever the size
+// of the logits.
 #[test]
-fn classes_are_counted_at_any_temperature_and_size_of_logits() {
-    fn check<T: Element>(logits: &[f64], temperature: f64) {
+fn kd_and_softmax_are_right_at_any_temperature_and_size_of_logits() {
+    fn assert_right_on<T: Element>(logits: &[f64], temperature: f64) {
         let classes = logits.len() / 2;
         let [x, y] = [&logits[..classes], &logits[classes..]].map(cast::<T>);
         let [x, y] = [&x, &y].map(|rows| Rows::new(rows, [1, classes]).unwrap());
@@ -480,20 +455,20 @@ fn classes_are_counted_at_any_temperature_and_size_of_logits() {
     for classes in [1, 5, 16, 37] {
         let logits = numbers(2 * classes, 1.0);
         let scaled = |by: f64| -> Vec<f64> { logits.iter().map(|x| x * by).collect() };
-        // The difference of the two rows' maxima, which the loss has to have, is rounded with the logits.
-        check::<f32>(&scaled(1.0), 1e-30);
-        check::<f64>(&scaled(1.0), 1e-30);
-        check::<f16>(&scaled(1e4), 1e-9);
-        check::<f32>(&scaled(1e11), 4.0);
-        check::<f64>(&scaled(1e25), 4.0);
-        // A row of a vocabulary with a mask, and one that is masked altogether.
+        // The loss needs the difference of the two rows' maxima, which is rounded with the logits.
+        assert_right_on::<f32>(&scaled(1.0), 1e-30);
+        assert_right_on::<f64>(&scaled(1.0), 1e-30);
+        assert_right_on::<f16>(&scaled(1e4), 1e-9);
+        assert_right_on::<f32>(&scaled(1e11), 4.0);
+        assert_right_on::<f64>(&scaled(1e25), 4.0);
+        // A row of a vocabulary with a mask, and a row that is all masked.
         let mut masked = logits.clone();
         for (at, x) in masked.iter_mut().enumerate() {
             if at % classes % 3 == 1 {
                 *x = f64::from(f32::MIN);
             }
         }
-        check::<f32>(&masked, 1.0);
-        check::<f32>(&vec![f64::from(f32::MIN); 2 * classes], 4.0);
+        assert_right_on::<f32>(&masked, 1.0);
+        assert_right_on::<f32>(&vec![f64::from(f32::MIN); 2 * classes], 4.0);
     }
 }

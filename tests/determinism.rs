@@ -3,31 +3,32 @@
 mod common;
 
 use common::compare::assert_same_bits;
-use common::{Input, cast, for_every_dtype, losses, shapes_of};
+use common::losses::{losses, shapes_of};
+use common::{Input, cast, for_every_dtype};
 use rayon::ThreadPoolBuilder;
 use relata::{
-    Batch, Cpu, Device, Element, Evaluation, Loss, Real, Reference, Relation, Rows, Shapes,
+    Cpu, Device, Element, Evaluation, Family, Loss, Real, Reference, Relation, Rows, Shapes,
     relation_matrix, softmax,
 };
 
-/// Shapes that several threads share: more rows than a block of any kind, and none its multiple. The
-/// second for losses on which the first would take long, the third for a queue of several parts.
+/// Shapes that several threads share: more rows than a block of any kind, and no multiple of one.
+/// The queue has several parts.
 const LARGE: [usize; 4] = [150, 37, 70, 9001];
 
-/// Every loss on inputs that all of its paths see work on.
+/// Every loss on inputs that exercise all of its paths.
 fn cases() -> Vec<(Loss, Input)> {
     let mut cases = Vec::new();
     for loss in losses() {
         for (seed, sizes) in [LARGE, [5, 3, 2, 7]].into_iter().enumerate() {
             for mut shapes in shapes_of(&loss, sizes) {
-                if matches!(loss, Loss::KdKl(_)) && sizes == LARGE {
+                if matches!(loss.spec().family, Family::Logits(_)) && sizes == LARGE {
                     // More classes than are added up at a time.
                     shapes = Shapes::new(9, 2500, 2500);
                 }
                 let mut input = Input::normal(seed as u64, shapes);
                 cases.push((loss, input.clone()));
-                if let Loss::RkdAngle(_) | Loss::Rkd(_) = loss {
-                    // Every other row nearly the one before: so much closer that no law of cosines will do.
+                if matches!(loss.spec().family, Family::Triplet(_)) {
+                    // Every other row is nearly the one before: too close for the law of cosines.
                     for pair in input.student.chunks_exact_mut(2 * shapes.student_dim) {
                         let (one, other) = pair.split_at_mut(shapes.student_dim);
                         other.copy_from_slice(one);
@@ -46,8 +47,8 @@ fn assert_same<R: Real>(label: &str, got: &Evaluation<R>, want: &Evaluation<R>) 
     assert_same_bits(label, &got.gradient, &want.gradient);
     assert_same_bits(label, &[got.loss], &[want.loss]);
     assert_eq!(
-        got.kl.map(f64::to_bits),
-        want.kl.map(f64::to_bits),
+        got.term("kl").map(f64::to_bits),
+        want.term("kl").map(f64::to_bits),
         "{label}"
     );
 }
@@ -57,8 +58,8 @@ fn label<T: Element>(loss: &Loss, input: &Input) -> String {
 }
 
 #[test]
-fn the_same_on_any_number_of_threads() {
-    fn check<T: Element>(pools: &[rayon::ThreadPool], loss: Loss, input: &Input) {
+fn cpu_gives_the_same_bits_on_any_number_of_threads() {
+    fn assert_same_in<T: Element>(pools: &[rayon::ThreadPool], loss: Loss, input: &Input) {
         let problem = input.problem(loss);
         let label = label::<T>(&loss, input);
         let outside = input.run::<T, _>(&Cpu, &problem);
@@ -75,13 +76,13 @@ fn the_same_on_any_number_of_threads() {
         pool.expect("threads")
     });
     for (loss, input) in cases() {
-        check::<f32>(&pools, loss, &input);
-        check::<f64>(&pools, loss, &input);
+        assert_same_in::<f32>(&pools, loss, &input);
+        assert_same_in::<f64>(&pools, loss, &input);
     }
 }
 
 #[test]
-fn the_same_reference_on_any_number_of_threads() {
+fn reference_gives_the_same_bits_on_any_number_of_threads() {
     let pools = [1, 3].map(|threads| {
         let pool = ThreadPoolBuilder::new().num_threads(threads).build();
         pool.expect("threads")
@@ -99,8 +100,8 @@ fn the_same_reference_on_any_number_of_threads() {
 }
 
 #[test]
-fn the_same_whatever_was_computed_before() {
-    // Workspace is kept and used again: what another loss left in it must not show.
+fn cpu_gives_the_same_bits_whatever_it_computed_before() {
+    // The workspace is kept and used again. The numbers of another loss in it must not show.
     let cases = cases();
     let alone: Vec<_> = cases
         .iter()
@@ -121,7 +122,7 @@ fn the_same_whatever_was_computed_before() {
     let pool = pool.expect("a thread");
     pool.install(|| {
         for ((loss, input), alone) in cases.iter().zip(&alone).rev() {
-            // NaN is what would be noticed.
+            // NaN that stayed in the workspace would show.
             let mut spoilt = input.clone();
             spoilt.student.fill(f64::NAN);
             let problem = input.problem(*loss);
@@ -134,33 +135,26 @@ fn the_same_whatever_was_computed_before() {
 
 #[test]
 fn evaluate_into_overwrites_all_of_it() {
-    fn check<T: Element, D: Device<T>>(device: &D, loss: Loss, input: &Input) {
-        let (student, teacher) = (cast::<T>(&input.student), cast::<T>(&input.teacher));
-        let shapes = input.shapes;
-        let queue = input.queue::<T>();
-        let mut batch = Batch::new(
-            Rows::new(&student, [shapes.rows, shapes.student_dim]).expect("whole rows"),
-            Rows::new(&teacher, [shapes.rows, shapes.teacher_dim]).expect("whole rows"),
-        );
-        batch.queue = queue.as_ref();
-        let problem = input.problem(loss).upstream(1.5);
-        let want = problem.evaluate(device, batch).expect("a valid batch");
+    fn assert_overwrites<T: Element, D: Device<T>>(device: &D, loss: Loss, input: &Input) {
+        let problem = input.problem(loss).with_upstream(1.5);
+        let inputs = input.inputs::<T>(&problem);
+        let want = inputs.evaluate(device);
         let label = format!("{} on {}", label::<T>(&loss, input), device.name());
         for garbage in [f64::NAN, 1e30] {
             let garbage = <D::Gradient as Element>::from_f64(garbage);
             let mut gradient = vec![garbage; want.gradient.len()];
             let value = problem
-                .evaluate_into(device, batch, &mut gradient)
+                .evaluate_into(device, inputs.batch(), &mut gradient)
                 .expect("a valid batch");
             assert_same_bits(&label, &gradient, &want.gradient);
             assert_same_bits(&label, &[value.loss], &[want.loss]);
-            assert_eq!(value.kl, want.kl, "{label}");
+            assert_eq!(value.term("kl"), want.term("kl"), "{label}");
             assert!(gradient.iter().all(|g| g.to_f64().is_finite()), "{label}");
         }
     }
     fn on_both<T: Element>(loss: Loss, input: &Input) {
-        check::<T, _>(&Cpu, loss, input);
-        check::<T, _>(&Reference, loss, input);
+        assert_overwrites::<T, _>(&Cpu, loss, input);
+        assert_overwrites::<T, _>(&Reference, loss, input);
     }
     for (loss, input) in cases() {
         if input.shapes.rows < 100 {
@@ -182,8 +176,8 @@ fn evaluate_into_overwrites_all_of_it() {
 }
 
 #[test]
-fn building_blocks_are_the_same_on_any_number_of_threads() {
-    fn check<T: Element>(pools: &[rayon::ThreadPool]) {
+fn building_blocks_give_the_same_bits_on_any_number_of_threads() {
+    fn assert_same_in<T: Element>(pools: &[rayon::ThreadPool]) {
         let data = cast::<T>(&Input::normal(8, Shapes::new(150, 37, 1)).student);
         let rows = Rows::new(&data, [150, 37]).expect("whole rows");
         let relations = [
@@ -208,5 +202,5 @@ fn building_blocks_are_the_same_on_any_number_of_threads() {
         let pool = ThreadPoolBuilder::new().num_threads(threads).build();
         pool.expect("threads")
     });
-    for_every_dtype!(check(&pools));
+    for_every_dtype!(assert_same_in(&pools));
 }

@@ -1,5 +1,5 @@
-//! Every case of the table in every element type, the CPU path against the reference on the same numbers;
-//! and what the comparison stands on: the comparers, the tolerances, the conversions.
+//! The CPU path against the reference on every case of the table in every element type; and the
+//! parts that this comparison needs: the comparers, the tolerances, the conversions, and `check`.
 
 mod common;
 
@@ -14,22 +14,24 @@ use common::for_every_dtype;
 use common::tolerances::{Tolerance, tolerance};
 use half::{bf16, f16};
 use relata::{
-    Batch, Cpu, DType, Element, InfoNce, Loss, Problem, Queue, Reference, RkdAngle, Rows, check,
+    Batch, Cpu, DType, Element, InfoNce, Loss, Problem, Queue, QueueUse, Reference, RkdAngle, Rows,
+    check,
 };
 
 #[test]
-fn every_case_in_every_dtype() {
-    fn on_the_cpu<T: Element>(case: &Case) -> bool {
+fn cpu_agrees_with_the_reference_on_every_case_in_every_dtype() {
+    fn assert_cpu_right<T: Element>(case: &Case) -> bool {
         assert_right::<T, _>(&Cpu, case)
     }
     let mut meaningful = 0;
     let mut all = 0;
     for case in cases::tests() {
-        let with_gradient = for_every_dtype!(on_the_cpu(&case));
+        let with_gradient = for_every_dtype!(assert_cpu_right(&case));
         all += with_gradient.len();
         meaningful += with_gradient.iter().filter(|&&is| is).count();
     }
-    // N = 1, identical rows and a student at its teacher have no gradient; most have.
+    // N = 1, identical rows and a student at its teacher have no gradient; most other cases have
+    // one.
     assert!(meaningful > all * 3 / 4, "{meaningful} of {all}");
 }
 
@@ -38,7 +40,8 @@ fn tolerances_cover_every_loss_and_dtype() {
     for loss in Loss::all() {
         for dtype in DType::ALL {
             let Tolerance { loss: a, gradient } = tolerance(&loss, dtype);
-            // Between one rounding of the type it is computed in, and a number that says something.
+            // At least one rounding of the type of the computation, and small enough to mean
+            // something.
             let (least, most) = match dtype {
                 DType::F64 => (f64::EPSILON, 1e-11),
                 _ => (f64::from(f32::EPSILON), 1e-5),
@@ -51,7 +54,7 @@ fn tolerances_cover_every_loss_and_dtype() {
 }
 
 #[test]
-fn comparers_refuse_what_they_should() {
+fn comparers_refuse_nan_and_errors_beyond_their_budget() {
     let refuses = |compare: fn()| catch_unwind(compare).is_err();
     let nan = f64::NAN;
     assert!(relative_error(&[nan], &[1.0]).is_nan());
@@ -106,8 +109,8 @@ fn comparers_refuse_what_they_should() {
 }
 
 #[test]
-fn conversions_are_exact_up_and_nearest_down() {
-    fn round_trips<T: Element>() {
+fn elements_widen_exactly_and_round_to_the_nearest() {
+    fn assert_round_trips<T: Element>() {
         for value in [0.0, -0.0, 1.0, -2.5, 0.15625, 448.0, 2f64.powi(-14)] {
             let element = T::from_f64(value);
             assert_eq!(element.to_f64().to_bits(), value.to_bits(), "{}", T::DTYPE);
@@ -124,7 +127,7 @@ fn conversions_are_exact_up_and_nearest_down() {
             );
         }
     }
-    for_every_dtype!(round_trips());
+    for_every_dtype!(assert_round_trips());
     // To the nearest, ties to even: 1 + 2⁻¹¹ lies between two f16, 1 + 2⁻⁸ between two bf16.
     assert_eq!(
         <f16 as Element>::from_f64(1.0 + 2f64.powi(-11)),
@@ -147,7 +150,7 @@ fn conversions_are_exact_up_and_nearest_down() {
 }
 
 #[test]
-fn every_half_widens_as_its_value() {
+fn every_f16_and_bf16_widens_to_its_value() {
     for bits in 0..=u16::MAX {
         let (half, brain) = (f16::from_bits(bits), bf16::from_bits(bits));
         let mut wide = [0.0f32; 2];
@@ -164,8 +167,8 @@ fn every_half_widens_as_its_value() {
 }
 
 #[test]
-fn check_passes_what_is_right_and_reports_its_size() {
-    fn passes<T: Element>(case: &Case) {
+fn check_passes_the_cpu_on_ordinary_cases() {
+    fn assert_passes<T: Element>(case: &Case) {
         let inputs = case.inputs::<T>();
         let report = check(&inputs.problem, &Cpu, inputs.batch()).expect("a case that fits");
         assert!(report.passed(), "{} in {}: {report}", case.name, T::DTYPE);
@@ -173,23 +176,24 @@ fn check_passes_what_is_right_and_reports_its_size() {
         assert!(report.gradient_error <= report.tolerance);
         assert!(report.loss.is_finite() && report.reference_loss.is_finite());
     }
-    // The ordinary ones: a few rows, no degenerate data.
+    // Ordinary cases: 3 to 19 rows, no degenerate data.
     let ordinary = |case: &Case| {
         case.data == cases::Data::Gaussian && (3..20).contains(&case.rows) && case.student_dim > 2
     };
     let mut checked = 0;
     for case in cases::tests().filter(ordinary) {
-        for_every_dtype!(passes(&case));
+        for_every_dtype!(assert_passes(&case));
         checked += 1;
     }
     assert!(checked > 10, "{checked}");
 }
 
-// What is right everywhere must not fail where the data make differences of the loss hard to take.
+/// The reference is right on any data. So `check` must pass it even if the data make differences of
+/// the loss inexact.
 #[test]
 fn check_passes_the_reference_on_any_data() {
     const DIM: usize = 6;
-    fn evaluate(what: &str, student: &[f64], teacher: &[f64]) {
+    fn assert_passes(what: &str, student: &[f64], teacher: &[f64]) {
         let [student, teacher] =
             [student, teacher].map(|rows| Rows::new(rows, [20, DIM]).expect("whole rows"));
         let mut queue = Queue::new(20, DIM).expect("a queue");
@@ -204,12 +208,12 @@ fn check_passes_the_reference_on_any_data() {
         };
         for loss in Loss::all().into_iter().chain([raw.into(), sharp.into()]) {
             let mut batch = Batch::new(student, teacher);
-            if matches!(loss, Loss::Rrd(_)) {
+            if loss.spec().queue == QueueUse::Required {
                 batch = batch.with_queue(&queue);
             }
             let problem = Problem::new(loss, batch.shapes())
                 .expect("shapes that fit")
-                .upstream(0.5);
+                .with_upstream(0.5);
             let report = check(&problem, &Reference, batch).expect("a result");
             assert!(report.passed(), "{what}, {loss:?}: {report}");
         }
@@ -220,20 +224,20 @@ fn check_passes_the_reference_on_any_data() {
     };
     let (x, y) = (noise(1.0), noise(2.0));
     let changed = |by: &dyn Fn(f64) -> f64| -> Vec<f64> { x.iter().map(|&x| by(x)).collect() };
-    evaluate("a student like any other", &x, &y);
-    evaluate("far from the origin", &changed(&|x| 1e3 + x * 1e-2), &y);
-    evaluate("short rows", &changed(&|x| x * 1e-6), &y);
-    evaluate("shorter rows", &changed(&|x| x * 1e-30), &y);
+    assert_passes("a student like any other", &x, &y);
+    assert_passes("far from the origin", &changed(&|x| 1e3 + x * 1e-2), &y);
+    assert_passes("short rows", &changed(&|x| x * 1e-6), &y);
+    assert_passes("shorter rows", &changed(&|x| x * 1e-30), &y);
     for length in [1e2, 1e3, 1e4, 1e30] {
-        evaluate("long rows", &changed(&|x| x * length), &y);
+        assert_passes("long rows", &changed(&|x| x * length), &y);
     }
-    evaluate("rows all the same", &x[..DIM].repeat(20), &y);
-    evaluate("no length", &vec![0.0; 20 * DIM], &y);
-    evaluate("a student that has converged", &y, &y);
+    assert_passes("rows all the same", &x[..DIM].repeat(20), &y);
+    assert_passes("no length", &vec![0.0; 20 * DIM], &y);
+    assert_passes("a student that has converged", &y, &y);
 }
 
 #[test]
-fn check_fails_what_is_not_a_number() {
+fn check_fails_a_loss_that_is_nan() {
     let mut student = [0.0f32, 0.5, 1.0, 0.25, -1.0, 0.75];
     let teacher = [1.0f32, 0.0, 0.0, 1.0, 0.5, 0.5];
     student[3] = f32::NAN;

@@ -1,5 +1,5 @@
-//! The CUDA kernels, run by the emulator: every case of the table in every element type against the
-//! reference, under several schedules, which must not show in a single bit.
+//! The CUDA kernels in the emulator: every case of the table in every element type against the
+//! reference, under several schedules, which must not change a single bit.
 
 #![cfg(feature = "emulator")]
 
@@ -8,73 +8,56 @@ mod common;
 use std::panic::catch_unwind;
 
 use common::cases::{self, Case};
-use common::compare::{assert_gradient, assert_loss, assert_same_bits, assert_zero};
-use common::compare_to_reference::assert_many_rows_right;
-use common::tolerances::{conditioning, tolerance};
+use common::compare::{assert_gradient, assert_same_bits, assert_zero};
+use common::compare_to_reference::{Comparison, assert_many_rows_right};
 use common::{Input, Random, cast};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use relata::{
-    Emulator, Evaluation, GpuElement, KdKl, Loss, Reference, Rkd, RkdDistance, Rows, Shapes,
+    Emulator, Family, GpuElement, KdKl, Loss, Reference, Rkd, RkdDistance, Rows, Shapes,
     relation_matrix, softmax,
 };
 
-/// Schedules. Under those that 4 divides, inputs lie on aligned addresses, under others not.
+/// Schedules. A seed that 4 divides puts the inputs on aligned addresses, and any other seed does
+/// not.
 const SEEDS: [u64; 4] = [0, 1, 2, 4];
 
-/// Those with keys have their own tests, in `emulator_attention.rs`: what rounding the keys costs is part
-/// of the comparison.
-fn without_keys(loss: &Loss) -> bool {
-    !matches!(loss, Loss::Rrd(_) | Loss::InfoNce(_))
+/// Losses with keys have their own tests, in `emulator_attention/`: there the comparison accounts
+/// for the rounding of the keys.
+fn has_no_keys(loss: &Loss) -> bool {
+    !matches!(loss.spec().family, Family::Contrastive(_))
 }
 
-/// `evaluate` under every schedule: the same bits under all, wherever inputs lie.
-fn under_all_schedules(
-    name: &str,
-    evaluate: impl Fn(&Emulator) -> Evaluation<f32>,
-) -> Evaluation<f32> {
-    let first = evaluate(&Emulator::new().seed(SEEDS[0]));
+/// Asserts that the kernels are right, and give the same bits under every schedule and wherever the
+/// inputs lie.
+fn assert_right_under_all_schedules<T: GpuElement>(comparison: &Comparison<'_, T, Emulator>) {
+    let evaluate = |seed| comparison.inputs.evaluate(&Emulator::new().seed(seed));
+    let first = evaluate(SEEDS[0]);
     for &seed in &SEEDS[1..] {
-        let name = format!("{name}, seed {seed}");
-        let again = evaluate(&Emulator::new().seed(seed));
+        let name = format!("{}, seed {seed}", comparison.name);
+        let again = evaluate(seed);
         assert_same_bits(&name, &again.gradient, &first.gradient);
         assert_same_bits(&name, &[again.loss], &[first.loss]);
     }
-    first
+    comparison.assert_right(&first);
 }
 
-fn against_reference<T: GpuElement>(case: &Case) {
-    let inputs = case.inputs::<T>();
-    let name = format!("{} in {}", case.name, T::DTYPE);
-    let want = inputs
-        .problem
-        .evaluate(&Reference, inputs.batch())
-        .expect("a case that fits");
-    let got = under_all_schedules(&name, |emulator| {
-        let got = inputs.problem.evaluate(emulator, inputs.batch());
-        got.unwrap_or_else(|error| panic!("{name}: {error}"))
-    });
-    let tolerance = tolerance(&case.loss, T::DTYPE);
-    let conditioning = conditioning(case, T::DTYPE);
-    let of_loss = tolerance.loss * conditioning.loss;
-    assert_loss(&name, got.loss, want.loss, of_loss);
-    let of_gradient = tolerance.gradient * conditioning.gradient;
-    let dim = case.student_dim;
-    assert_gradient(&name, &got.gradient, &want.gradient, dim, of_gradient);
+fn assert_case_right<T: GpuElement>(case: &Case) {
+    assert_right_under_all_schedules(&Comparison::<T, _>::of_case(&Emulator::new(), case));
 }
 
 #[test]
-fn every_case_in_every_dtype() {
+fn kernels_agree_with_the_reference_on_every_case_in_every_dtype() {
     let cases: Vec<Case> = cases::tests()
-        .filter(|case| without_keys(&case.loss))
+        .filter(|case| has_no_keys(&case.loss))
         .collect();
     assert!(cases.len() > 50, "{}", cases.len());
-    // All that fail, not only the first: each has said why.
+    // Reports all failures, not only the first: each one has printed its reason.
     let fails = |case: &&Case| {
         let all = || {
-            against_reference::<f32>(case);
-            against_reference::<f16>(case);
-            against_reference::<bf16>(case);
+            assert_case_right::<f32>(case);
+            assert_case_right::<f16>(case);
+            assert_case_right::<bf16>(case);
         };
         catch_unwind(all).is_err()
     };
@@ -86,10 +69,11 @@ fn every_case_in_every_dtype() {
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
-/// Rows of one element are ±1 once they are normalised, to the bit, and so is what lies on a line through the origin: duplicates.
+/// Normalised rows of one element are ±1, to the bit. So rows on one line through the origin become
+/// duplicates.
 #[test]
-fn normalized_rows_of_one_line_coincide() {
-    fn check<T: GpuElement>(n: usize, [dim, teacher_dim]: [usize; 2], loss: Rkd) {
+fn rkd_takes_normalized_rows_of_one_line_for_duplicates() {
+    fn assert_right<T: GpuElement>(n: usize, [dim, teacher_dim]: [usize; 2], loss: Rkd) {
         let mut input = Input::normal(4, Shapes::new(n, dim, teacher_dim));
         for (rows, dim) in [(&mut input.student, dim), (&mut input.teacher, teacher_dim)] {
             let (first, others) = rows.split_at_mut(dim);
@@ -101,28 +85,25 @@ fn normalized_rows_of_one_line_coincide() {
                     .for_each(|(x, first)| *x = factor * first);
             }
         }
-        let want = input.evaluate::<T, _>(&Reference, loss);
-        let got = input.evaluate::<T, _>(&Emulator::new(), loss);
-        let name = format!(
-            "{loss:?}, {n} rows, {dim} to {teacher_dim}, in {}",
-            T::DTYPE
-        );
-        assert_loss(&name, got.loss, want.loss, 3e-7);
-        assert_gradient(&name, &got.gradient, &want.gradient, dim, 2e-6);
+        let name = format!("{loss:?}, {n} rows, {dim} to {teacher_dim}");
+        let inputs = input.inputs::<T>(&input.problem(loss));
+        let emulator = Emulator::new();
+        let comparison = Comparison::new(&emulator, &name, inputs);
+        comparison.within(3e-7, 2e-6).assert();
     }
     let normalized = Rkd {
         normalize: true,
         ..Rkd::default()
     };
     for (n, dims) in [(40, [6, 1]), (40, [1, 3]), (33, [40, 7]), (260, [9, 1])] {
-        check::<f32>(n, dims, normalized);
-        check::<f16>(n, dims, normalized);
-        check::<bf16>(n, dims, normalized);
+        assert_right::<f32>(n, dims, normalized);
+        assert_right::<f16>(n, dims, normalized);
+        assert_right::<bf16>(n, dims, normalized);
     }
 }
 
 #[test]
-fn many_rows_in_every_dtype() {
+fn kernels_agree_with_the_cpu_on_many_rows_in_every_dtype() {
     fn right<T: GpuElement>(case: &Case) {
         assert_many_rows_right::<T, _>(&Emulator::new(), case);
     }
@@ -133,52 +114,45 @@ fn many_rows_in_every_dtype() {
     });
 }
 
-/// More rows than go to the accurate path at once: the fast one, which the table takes in f32 alone. Fewer, of which the
-/// relation has tiles of 12: rows and dimensions that fill none of them.
+/// 260 rows are too many for the small-batch kernels, so the fast path takes them; the table has
+/// that in f32 alone. 101 rows are a batch whose relation has tiles of 12, and neither rows nor
+/// dimensions fill the tiles.
 #[test]
-fn rkd_of_many_rows_in_half_types() {
-    fn check<T: GpuElement>(n: usize, dims: [usize; 2]) {
+fn rkd_distance_of_large_batches_is_right_in_half_types() {
+    fn assert_right<T: GpuElement>(n: usize, dims: [usize; 2]) {
         let input = Input::normal(9, Shapes::new(n, dims[0], dims[1]));
         let loss = RkdDistance::default();
-        let tolerance = tolerance(&loss.into(), T::DTYPE);
-        let want = input.evaluate::<T, _>(&Reference, loss);
-        let name = format!("{n} rows in {}", T::DTYPE);
-        let got = under_all_schedules(&name, |emulator| input.evaluate::<T, _>(emulator, loss));
-        assert_loss(&name, got.loss, want.loss, tolerance.loss);
-        assert_gradient(
-            &name,
-            &got.gradient,
-            &want.gradient,
-            dims[0],
-            tolerance.gradient,
-        );
+        let inputs = input.inputs::<T>(&input.problem(loss));
+        let emulator = Emulator::new();
+        let comparison = Comparison::new(&emulator, &format!("{n} rows"), inputs);
+        assert_right_under_all_schedules(&comparison);
     }
     for (n, dims) in [(260, [6, 10]), (101, [137, 264])] {
-        check::<f16>(n, dims);
-        check::<bf16>(n, dims);
+        assert_right::<f16>(n, dims);
+        assert_right::<bf16>(n, dims);
     }
 }
 
-/// Around a warp's 32, a block's 256, and the elements of 16 bytes; and a few odd ones.
+/// Near a warp's 32 threads, a block's 256, and the elements of 16 bytes; and odd ones.
 const DIMS: [usize; 12] = [1, 2, 7, 8, 31, 255, 256, 257, 1000, 2047, 2048, 5003];
 
 #[test]
-fn kd_of_any_number_of_classes() {
-    fn check<T: GpuElement>(n: usize, classes: usize) {
+fn kd_is_right_for_any_number_of_classes() {
+    fn assert_right<T: GpuElement>(n: usize, classes: usize) {
         let input = Input::normal(classes as u64, Shapes::new(n, classes, classes));
         let loss = KdKl::default();
-        let name = format!("{n} x {classes} in {}", T::DTYPE);
-        let want = input.evaluate::<T, _>(&Reference, loss);
-        let got = under_all_schedules(&name, |emulator| input.evaluate::<T, _>(emulator, loss));
-        assert_loss(&name, got.loss, want.loss, 1e-6);
-        assert_gradient(&name, &got.gradient, &want.gradient, classes, 1e-6);
+        let inputs = input.inputs::<T>(&input.problem(loss));
+        let emulator = Emulator::new();
+        let comparison = Comparison::new(&emulator, &format!("{n} x {classes}"), inputs);
+        assert_right_under_all_schedules(&comparison.within(1e-6, 1e-6));
     }
-    // Long rows, which are kept whole or in part, beginning anywhere between two boundaries of 16 bytes.
+    // The kernel keeps long rows whole or in part. They start anywhere between two multiples of 16
+    // bytes.
     for classes in DIMS.into_iter().chain([10_251, 21_003, 41_005]) {
         for n in [1, 3] {
-            check::<f32>(n, classes);
-            check::<f16>(n, classes);
-            check::<bf16>(n, classes);
+            assert_right::<f32>(n, classes);
+            assert_right::<f16>(n, classes);
+            assert_right::<bf16>(n, classes);
         }
     }
 }
@@ -199,7 +173,7 @@ fn kd_of_a_logit_that_is_not_finite_is_nan() {
                 let emulator = Emulator::new().seed(seed);
                 let got = input.evaluate::<f32, _>(&emulator, KdKl::default());
                 assert!(got.loss.is_nan(), "{bad} at {at}: {}", got.loss);
-                // The other rows have nothing to do with it.
+                // The gradients of the other rows do not depend on that logit.
                 let row = at / 300;
                 let other = (row + 1) % 3 * 300;
                 assert!(
@@ -213,7 +187,7 @@ fn kd_of_a_logit_that_is_not_finite_is_nan() {
 }
 
 #[test]
-fn kd_of_the_teacher_itself_is_nothing() {
+fn kd_of_the_teacher_itself_is_zero() {
     let mut input = Input::normal(6, Shapes::new(3, 1000, 1000));
     input.student = input.teacher.clone();
     for temperature in [0.25, 4.0] {
@@ -225,7 +199,7 @@ fn kd_of_the_teacher_itself_is_nothing() {
 }
 
 #[test]
-fn kd_of_logits_as_large_as_they_come() {
+fn kd_is_right_for_the_largest_logits_of_f16() {
     // f16's largest is 65504: neither it nor differences of two may overflow.
     let mut random = Random::new(7);
     let mut input = Input::normal(7, Shapes::new(4, 70, 70));
@@ -235,21 +209,20 @@ fn kd_of_logits_as_large_as_they_come() {
     (input.student[0], input.student[1]) = (65504.0, -65504.0);
     for temperature in [1.0, 4.0, 5e4] {
         let loss = KdKl { temperature };
-        let want = input.evaluate::<f16, _>(&Reference, loss);
-        let name = format!("T = {temperature}");
-        let got = under_all_schedules(&name, |emulator| input.evaluate::<f16, _>(emulator, loss));
-        assert_loss(&name, got.loss, want.loss, 1e-6);
-        assert_gradient(&name, &got.gradient, &want.gradient, 70, 1e-5);
+        let inputs = input.inputs::<f16>(&input.problem(loss));
+        let emulator = Emulator::new();
+        let comparison = Comparison::new(&emulator, &format!("T = {temperature}"), inputs);
+        assert_right_under_all_schedules(&comparison.within(1e-6, 1e-5));
     }
 }
 
 #[test]
-fn an_upstream_factor_scales_the_gradient_alone() {
-    for loss in Loss::all().into_iter().filter(without_keys) {
+fn upstream_factor_scales_only_the_gradient() {
+    for loss in Loss::all().into_iter().filter(has_no_keys) {
         let input = Input::normal(8, Shapes::new(6, 20, 20));
         let problem = input.problem(loss);
         let once = input.run::<f32, _>(&Emulator::new(), &problem);
-        let twice = input.run::<f32, _>(&Emulator::new(), &problem.upstream(2.0));
+        let twice = input.run::<f32, _>(&Emulator::new(), &problem.with_upstream(2.0));
         assert_eq!(once.loss, twice.loss, "{loss}");
         let doubled: Vec<f32> = once.gradient.iter().map(|g| 2.0 * g).collect();
         assert_same_bits(loss.name(), &twice.gradient, &doubled);
@@ -257,8 +230,8 @@ fn an_upstream_factor_scales_the_gradient_alone() {
 }
 
 #[test]
-fn softmax_of_any_size() {
-    fn check<T: GpuElement>(n: usize, dim: usize, temperature: f64) {
+fn softmax_is_right_for_any_size() {
+    fn assert_right<T: GpuElement>(n: usize, dim: usize, temperature: f64) {
         let input = Input::normal(dim as u64, Shapes::new(n, dim, 1));
         let data = cast::<T>(&input.student);
         let rows = Rows::new(&data, [n, dim]).expect("whole rows");
@@ -273,17 +246,17 @@ fn softmax_of_any_size() {
     }
     for dim in DIMS {
         for temperature in [0.05, 1.0, 20.0] {
-            check::<f32>(3, dim, temperature);
-            check::<f16>(1, dim, temperature);
-            check::<bf16>(2, dim, temperature);
+            assert_right::<f32>(3, dim, temperature);
+            assert_right::<f16>(1, dim, temperature);
+            assert_right::<bf16>(2, dim, temperature);
         }
     }
 }
 
 #[test]
-fn relation_matrices_of_any_size() {
+fn relation_matrices_are_right_for_any_size() {
     use relata::Relation::{Cosine, Distance, Dot, SquaredDistance};
-    fn check<T: GpuElement>(n: usize, dim: usize) {
+    fn assert_right<T: GpuElement>(n: usize, dim: usize) {
         let input = Input::normal(n as u64, Shapes::new(n, dim, 1));
         let data = cast::<T>(&input.student);
         let rows = Rows::new(&data, [n, dim]).expect("whole rows");
@@ -308,8 +281,8 @@ fn relation_matrices_of_any_size() {
         [65, 130],
         [130, 3],
     ] {
-        check::<f32>(n, dim);
-        check::<f16>(n, dim);
-        check::<bf16>(n, dim);
+        assert_right::<f32>(n, dim);
+        assert_right::<f16>(n, dim);
+        assert_right::<bf16>(n, dim);
     }
 }

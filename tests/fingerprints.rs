@@ -29,7 +29,7 @@ impl Hash {
 fn hash<R: Real>(evaluation: &Evaluation<R>) -> u64 {
     let mut hash = Hash::new();
     hash.add(evaluation.loss);
-    if let Some(kl) = evaluation.kl {
+    if let Some(kl) = evaluation.term("kl") {
         hash.add(kl);
     }
     for element in &evaluation.gradient {
@@ -62,8 +62,7 @@ fn emulated(case: &Case) {
 #[ignore = "prints fingerprints to compare two revisions"]
 fn print() {
     for case in cases::tests() {
-        let small = case.rows <= 65;
-        if small {
+        if case.rows <= 65 {
             common::for_every_dtype!(lines(&case));
             #[cfg(feature = "emulator")]
             emulated(&case);

@@ -1,9 +1,10 @@
-//! The values and gradients that the official code gives (or, where `golden.json` says so, its
-//! mathematics), in f64: seven of losses this crate has, three of losses made from its building blocks.
+//! The values and gradients of the official code in f64. `golden.json` says where its mathematics
+//! were used instead. Seven cases are losses of this crate. Three are losses made of its building
+//! blocks.
 
 mod common;
 
-use common::compare::{assert_gradient, assert_loss};
+use common::compare::{assert_gradient, assert_loss, norm};
 use relata::{
     Batch, Cpu, Device, InfoNce, KdKl, Loss, Problem, Queue, Reference, Relation, Rkd, RkdAngle,
     RkdDistance, Rows, Rrd, relation_matrix, softmax,
@@ -61,9 +62,9 @@ impl Golden {
     }
 }
 
-/// Holds `loss` on both devices against a case. The official code adds up in another order, which is worth
-/// a few units in the last place.
-fn check(case: &str, loss: impl Into<Loss>, student: &str, teacher: &str, queue: bool) {
+/// Compares `loss` on both devices with a case. The official code adds in another order, which
+/// changes a few units in the last place.
+fn assert_golden(case: &str, loss: impl Into<Loss>, student: &str, teacher: &str, queue: bool) {
     let loss = loss.into();
     let golden = Golden::load();
     let (student, teacher) = (golden.input(student), golden.input(teacher));
@@ -87,27 +88,27 @@ fn check(case: &str, loss: impl Into<Loss>, student: &str, teacher: &str, queue:
 }
 
 #[test]
-fn rkd_distance() {
-    check("rkd_d", RkdDistance::default(), "student", "teacher", false);
+fn rkd_distance_gives_the_golden_values() {
+    assert_golden("rkd_d", RkdDistance::default(), "student", "teacher", false);
 }
 
 #[test]
-fn rkd_distance_of_normalised_rows() {
+fn rkd_distance_of_normalised_rows_gives_the_golden_values() {
     let loss = RkdDistance {
         normalize: true,
         ..RkdDistance::default()
     };
-    check("rkd_d_l2norm", loss, "student", "teacher", false);
+    assert_golden("rkd_d_l2norm", loss, "student", "teacher", false);
 }
 
 #[test]
-fn rkd_angle() {
-    check("rkd_a", RkdAngle::default(), "student", "teacher", false);
+fn rkd_angle_gives_the_golden_values() {
+    assert_golden("rkd_a", RkdAngle::default(), "student", "teacher", false);
 }
 
 #[test]
-fn rkd_as_for_classification() {
-    check(
+fn rkd_as_for_classification_gives_the_golden_values() {
+    assert_golden(
         "rkd_25d_50a",
         Rkd::CLASSIFICATION,
         "student",
@@ -117,8 +118,8 @@ fn rkd_as_for_classification() {
 }
 
 #[test]
-fn kd() {
-    check(
+fn kd_gives_the_golden_values() {
+    assert_golden(
         "kd_T4",
         KdKl::default(),
         "student_logits",
@@ -128,8 +129,8 @@ fn kd() {
 }
 
 #[test]
-fn rrd_with_a_queue() {
-    check(
+fn rrd_with_a_queue_gives_the_golden_values() {
+    assert_golden(
         "rrd_queue_ts0.1_tt0.02",
         Rrd::default(),
         "student",
@@ -139,8 +140,8 @@ fn rrd_with_a_queue() {
 }
 
 #[test]
-fn info_nce_in_batch() {
-    check(
+fn info_nce_in_batch_gives_the_golden_values() {
+    assert_golden(
         "infonce_inbatch_t0.07",
         InfoNce::default(),
         "student",
@@ -150,7 +151,7 @@ fn info_nce_in_batch() {
 }
 
 #[test]
-fn every_case_is_checked() {
+fn every_golden_case_has_a_test() {
     let golden = Golden::load();
     let cases = golden.0["cases"].as_object().expect("cases");
     let source = include_str!("golden.rs");
@@ -173,12 +174,8 @@ fn relation<D: Device64>(device: &D, relation: Relation, x: &Matrix) -> Matrix {
     Matrix { data, dim }
 }
 
-fn norm(x: &[f64]) -> f64 {
-    x.iter().map(|x| x * x).sum::<f64>().sqrt()
-}
-
-/// Similarity-preserving (Tung & Mori; RepDistiller's `SP.py`): the mean square of the difference of the
-/// Gram matrices, whose rows are L2-normalised.
+/// Similarity-preserving (Tung & Mori; RepDistiller's `SP.py`): the mean square of the difference
+/// of the Gram matrices, whose rows are L2-normalised.
 fn similarity_preserving<D: Device64>(device: &D, x: &Matrix, y: &Matrix) -> f64 {
     let gram = |x: &Matrix| -> Vec<f64> {
         let gram = relation(device, Relation::Dot, x);
@@ -191,9 +188,9 @@ fn similarity_preserving<D: Device64>(device: &D, x: &Matrix, y: &Matrix) -> f64
     squares.sum::<f64>() / g.len() as f64
 }
 
-/// Probabilistic knowledge transfer (Passalis & Tefas; RepDistiller's `PKT.py`): cosines, moved to 0…1
-/// and each row divided by its sum, compared by KL, averaged over all pairs. The code adds ε to every
-/// norm and to both probabilities.
+/// Probabilistic knowledge transfer (Passalis & Tefas; RepDistiller's `PKT.py`): cosines, moved to
+/// 0…1 and each row divided by its sum, compared by KL, averaged over all pairs. The code adds ε to
+/// every norm and to both probabilities.
 fn probabilistic_transfer<D: Device64>(device: &D, x: &Matrix, y: &Matrix) -> f64 {
     const EPSILON: f64 = 1e-7;
     let probabilities = |x: &Matrix| -> Vec<f64> {
@@ -224,8 +221,9 @@ fn probabilistic_transfer<D: Device64>(device: &D, x: &Matrix, y: &Matrix) -> f6
     terms.sum::<f64>() / p.len() as f64
 }
 
-/// DIST (Huang et al.; hunto's `dist_kd.py`): one minus Pearson's correlation of the softmaxes, the mean
-/// over samples and the mean over classes, added, times τ². ε = 1e-8 goes to the product of the norms.
+/// DIST (Huang et al.; hunto's `dist_kd.py`): one minus Pearson's correlation of the softmaxes, the
+/// mean over samples and the mean over classes, added, times τ². ε = 1e-8 goes to the product of
+/// the norms.
 fn distillation_from_stronger<D: Device64>(device: &D, x: &Matrix, y: &Matrix) -> f64 {
     const TAU: f64 = 1.0;
     let transposed = |x: &Matrix| -> Matrix {
@@ -262,9 +260,9 @@ fn distillation_from_stronger<D: Device64>(device: &D, x: &Matrix, y: &Matrix) -
     TAU * TAU * (uncorrelated(&q, &p) + uncorrelated(&transposed(&q), &transposed(&p)))
 }
 
-/// Holds a composed loss against a case, and the case's gradient against differences of the composed
+/// Compares a composed loss with a case, and the case's gradient with differences of the composed
 /// loss: (8 (L(h) − L(−h)) − (L(2h) − L(−2h)))/12h, whose error is of the order h⁴.
-fn check_composed(
+fn assert_composed(
     case: &str,
     student: &str,
     teacher: &str,
@@ -290,24 +288,24 @@ fn check_composed(
     assert_gradient(case, &differences, &gradient, x.dim, 1e-9);
 }
 
-fn check_composed_on<D: Device64>(device: &D) {
-    check_composed("sp", "student", "teacher", |x, y| {
+fn assert_all_composed<D: Device64>(device: &D) {
+    assert_composed("sp", "student", "teacher", |x, y| {
         similarity_preserving(device, x, y)
     });
-    check_composed("pkt_eps1e-7", "student", "teacher", |x, y| {
+    assert_composed("pkt_eps1e-7", "student", "teacher", |x, y| {
         probabilistic_transfer(device, x, y)
     });
-    check_composed("dist_tau1", "student_logits", "teacher_logits", |x, y| {
+    assert_composed("dist_tau1", "student_logits", "teacher_logits", |x, y| {
         distillation_from_stronger(device, x, y)
     });
 }
 
 #[test]
-fn losses_composed_on_the_reference() {
-    check_composed_on(&Reference);
+fn losses_composed_on_the_reference_give_the_golden_values() {
+    assert_all_composed(&Reference);
 }
 
 #[test]
-fn losses_composed_on_the_cpu() {
-    check_composed_on(&Cpu);
+fn losses_composed_on_the_cpu_give_the_golden_values() {
+    assert_all_composed(&Cpu);
 }

@@ -3,12 +3,14 @@
 mod common;
 
 use common::compare::norm;
-use common::{Input, Random, losses, normalizes, shapes_of};
+use common::losses::{losses, normalizes, shapes_of};
+use common::{Input, Random};
 use relata::{
-    Cpu, Device, InfoNce, KdKl, Loss, Problem, Reference, Rkd, RkdAngle, RkdDistance, Rrd, Shapes,
+    Cpu, Device, Family, InfoNce, KdKl, Loss, Problem, Reference, Rkd, RkdAngle, RkdDistance, Rrd,
+    Shapes,
 };
 
-/// N, D, D_t, K: the smallest, and several that are nothing's multiple.
+/// N, D, D_t, K: the smallest, and some that are no multiple of any block.
 const SIZES: [[usize; 4]; 5] = [
     [1, 3, 2, 4],
     [2, 1, 3, 1],
@@ -19,9 +21,10 @@ const SIZES: [[usize; 4]; 5] = [
 
 /// The step. Differences are then off by about step² from truncation, and ε/step from rounding.
 const STEP: f64 = 1e-5;
-/// Relative to the gradient's length; a hundred times the above.
+/// Relative to the length of the gradient; a hundred times the error of the differences.
 const TOLERANCE: f64 = 1e-8;
-/// Where the gradient is zero or nearly so, rounding of the loss over the step is all there is.
+/// If the gradient is zero or nearly zero, the differences are the rounding of the loss over the
+/// step.
 const FLOOR: f64 = 1e-9;
 
 /// (L(x + h) − L(x − h))/2h for every element of the student, times the upstream factor.
@@ -35,15 +38,16 @@ fn differences(problem: &Problem, input: &Input) -> Vec<f64> {
             };
             let slope = (loss_at(STEP) - loss_at(-STEP)) / (2.0 * STEP);
             moved.student[at] = input.student[at];
-            problem.upstream_factor() * slope
+            problem.upstream() * slope
         })
         .collect()
 }
 
-/// Holds the gradients of both devices against the differences; gives the length of the gradient.
+/// Asserts that the gradients of both devices agree with the differences; gives the length of the
+/// gradient.
 #[track_caller]
-fn check(problem: &Problem, input: &Input) -> f64 {
-    fn held<D: Device<f64, Gradient = f64>>(
+fn assert_gradients(problem: &Problem, input: &Input) -> f64 {
+    fn assert_on<D: Device<f64, Gradient = f64>>(
         device: &D,
         problem: &Problem,
         input: &Input,
@@ -63,19 +67,19 @@ fn check(problem: &Problem, input: &Input) -> f64 {
         );
     }
     let want = differences(problem, input);
-    held(&Reference, problem, input, &want);
-    held(&Cpu, problem, input, &want);
+    assert_on(&Reference, problem, input, &want);
+    assert_on(&Cpu, problem, input, &want);
     norm(&want)
 }
 
 #[test]
-fn of_every_loss_with_every_option() {
+fn gradients_agree_with_differences_for_every_loss_and_option() {
     for loss in losses() {
         let mut steepest = 0.0f64;
         for (seed, sizes) in SIZES.iter().enumerate() {
             for shapes in shapes_of(&loss, *sizes) {
                 let input = Input::normal(seed as u64, shapes);
-                steepest = steepest.max(check(&input.problem(loss), &input));
+                steepest = steepest.max(assert_gradients(&input.problem(loss), &input));
             }
         }
         // There was something to compare: not all gradients were flat.
@@ -84,24 +88,24 @@ fn of_every_loss_with_every_option() {
 }
 
 #[test]
-fn times_the_upstream_factor() {
+fn gradients_scale_with_the_upstream() {
     for loss in Loss::all() {
         for shapes in shapes_of(&loss, [5, 4, 6, 9]) {
             let input = Input::normal(11, shapes);
-            let once = check(&input.problem(loss), &input);
+            let once = assert_gradients(&input.problem(loss), &input);
             for upstream in [-2.5, 1e-3] {
-                let scaled = check(&input.problem(loss).upstream(upstream), &input);
+                let scaled = assert_gradients(&input.problem(loss).with_upstream(upstream), &input);
                 let ratio = scaled / once / upstream.abs();
                 assert!((ratio - 1.0).abs() < 1e-9, "{loss}: {ratio}");
             }
-            let none = input.problem(loss).upstream(0.0);
-            assert_eq!(check(&none, &input), 0.0);
+            let none = input.problem(loss).with_upstream(0.0);
+            assert_eq!(assert_gradients(&none, &input), 0.0);
         }
     }
 }
 
 #[test]
-fn at_every_temperature() {
+fn gradients_agree_with_differences_at_every_temperature() {
     for temperature in [0.05, 0.3, 1.0, 4.0, 8.0] {
         let other = 0.7 * temperature;
         let losses: [Loss; 4] = [
@@ -127,13 +131,14 @@ fn at_every_temperature() {
         for loss in losses {
             for shapes in shapes_of(&loss, [4, 6, 6, 12]) {
                 let mut input = Input::normal(5, shapes);
-                // At a temperature of 0.05 the differences' step has to be small against the logits'.
-                if matches!(loss, Loss::KdKl(_)) {
+                // At a temperature of 0.05 the differences' step has to be small against the
+                // logits'.
+                if matches!(loss.spec().family, Family::Logits(_)) {
                     let scale = 2.0 * temperature.min(1.0);
                     input.student.iter_mut().for_each(|x| *x *= scale);
                     input.teacher.iter_mut().for_each(|y| *y *= scale);
                 }
-                let steepness = check(&input.problem(loss), &input);
+                let steepness = assert_gradients(&input.problem(loss), &input);
                 assert!(steepness > 1e-6, "{loss:?}: flat, {steepness:e}");
             }
         }
@@ -177,7 +182,7 @@ fn cosines(x: &[f64], dim: usize) -> Vec<f64> {
     cosines
 }
 
-/// The shares of relations that differ by at most δ and by more.
+/// The fraction of the relations that differ by at most δ, and the fraction that differ by more.
 fn branches(relation: fn(&[f64], usize) -> Vec<f64>, input: &Input, delta: f64) -> [f64; 2] {
     let x = relation(&input.student, input.shapes.student_dim);
     let y = relation(&input.teacher, input.shapes.teacher_dim);
@@ -191,13 +196,14 @@ fn branches(relation: fn(&[f64], usize) -> Vec<f64>, input: &Input, delta: f64) 
 }
 
 #[test]
-fn on_both_branches_of_the_huber_penalty() {
-    // Points on a line have distances of all sizes, and in the plane angles of all sizes; in forty
-    // dimensions everything is at about the same distance and at right angles. So δ = 1 has both sides.
+fn gradients_agree_with_differences_on_both_branches_of_the_huber_penalty() {
+    // Points on a line have distances of all sizes, and points in the plane have angles of all
+    // sizes. In forty dimensions all distances are about the same and all angles are right. So with
+    // δ = 1 some relations lie on each branch.
     let line = Input::normal(1, Shapes::new(12, 1, 40));
     let plane = Input::normal(2, Shapes::new(8, 2, 3));
     let space = Input::normal(3, Shapes::new(9, 6, 4));
-    let of_normalised = |input: &Input| {
+    let with_normalised_rows = |input: &Input| {
         let mut input = input.clone();
         for (x, dim) in [
             (&mut input.student, input.shapes.student_dim),
@@ -216,39 +222,40 @@ fn on_both_branches_of_the_huber_penalty() {
                 continue; // on a line, normalised rows are all ±1
             }
             let seen = if normalize {
-                of_normalised(input)
+                with_normalised_rows(input)
             } else {
                 input.clone()
             };
             let shares = branches(scaled_distances, &seen, delta);
             assert!(shares[0].min(shares[1]) > 0.03, "δ = {delta}: {shares:?}");
             let loss = RkdDistance { delta, normalize };
-            assert!(check(&input.problem(loss), input) > 1e-3);
+            assert!(assert_gradients(&input.problem(loss), input) > 1e-3);
         }
         for (input, delta) in [(&plane, 1.0), (&space, 0.5), (&space, 0.1)] {
             let seen = if normalize {
-                of_normalised(input)
+                with_normalised_rows(input)
             } else {
                 input.clone()
             };
             let shares = branches(cosines, &seen, delta);
             assert!(shares[0].min(shares[1]) > 0.03, "δ = {delta}: {shares:?}");
             let loss = RkdAngle { delta, normalize };
-            assert!(check(&input.problem(loss), input) > 1e-3);
+            assert!(assert_gradients(&input.problem(loss), input) > 1e-3);
             let both = Rkd {
                 distance_weight: 0.5,
                 angle_weight: 3.0,
                 delta,
                 normalize,
             };
-            assert!(check(&input.problem(both), input) > 1e-3);
+            assert!(assert_gradients(&input.problem(both), input) > 1e-3);
         }
     }
 }
 
 #[test]
-fn of_rows_of_very_different_lengths() {
-    // The gradient through a normalisation goes as 1/‖x‖: differences need a step of each row's own.
+fn gradients_of_normalised_rows_scale_inversely_with_the_rows() {
+    // The gradient through a normalisation goes as 1/‖x‖, so differences would need a step for each
+    // row. This compares with the gradient of the rows before they were stretched.
     let mut random = Random::new(9);
     for loss in losses().into_iter().filter(normalizes) {
         for shapes in shapes_of(&loss, [6, 5, 5, 8]) {
@@ -258,7 +265,7 @@ fn of_rows_of_very_different_lengths() {
             for (row, factor) in stretched.student.chunks_mut(5).zip(factors) {
                 row.iter_mut().for_each(|x| *x *= factor);
             }
-            check(&unit.problem(loss), &unit);
+            assert_gradients(&unit.problem(loss), &unit);
             let want = unit.evaluate::<f64, _>(&Reference, loss).gradient;
             for got in [
                 stretched.evaluate::<f64, _>(&Reference, loss).gradient,

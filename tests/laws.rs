@@ -1,9 +1,9 @@
-//! What holds of the losses whatever the numbers: symmetries, minima and limits.
+//! Laws that hold for any numbers: symmetries, minima and limits of the losses.
 
 mod common;
 
 use common::compare::{norm, relative_error};
-use common::{Input, Random, losses, normalizes, shapes_of};
+use common::{Input, Random, losses};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use relata::{
@@ -11,7 +11,7 @@ use relata::{
     RkdDistance, Rows, Rrd, Shapes,
 };
 
-/// The same cases every time: a law that breaks is to break for everyone.
+/// The same cases in each run: a law that breaks for one person breaks for everyone.
 fn config(cases: u32) -> ProptestConfig {
     ProptestConfig {
         rng_seed: RngSeed::Fixed(20_190_406),
@@ -20,9 +20,10 @@ fn config(cases: u32) -> ProptestConfig {
     }
 }
 
-/// Asserts that a loss is `loss` and its gradient `gradient`, to the rounding of f64 with a margin for
-/// what a small batch of random rows may amplify it by: edges that are much shorter than others. What is
-/// that small itself counts as of size 0.01, which is what these losses and their slopes are like.
+/// Asserts that a loss is `loss` and its gradient `gradient`, to the rounding of f64, with a
+/// margin: edges that are much shorter than others amplify the rounding in a small batch of random
+/// rows. Errors are relative to the value plus 0.01, the usual size of these losses and of their
+/// slopes.
 fn assert_is(what: &str, got: &Evaluation<f64>, loss: f64, gradient: &[f64]) {
     let off = (got.loss - loss).abs() / (loss.abs() + 0.01);
     let within = off <= 1e-10;
@@ -50,23 +51,18 @@ fn on_both(input: &Input, loss: impl Into<Loss> + Copy) -> [Evaluation<f64>; 2] 
     ]
 }
 
-/// The three RKD losses, with a δ that both branches of the penalty get to see.
-fn rkd_losses(normalize: bool) -> [Loss; 3] {
-    let delta = 0.5;
-    [
-        RkdDistance { delta, normalize }.into(),
-        RkdAngle { delta, normalize }.into(),
-        Rkd {
-            distance_weight: 1.5,
-            angle_weight: 0.5,
-            delta,
-            normalize,
-        }
-        .into(),
-    ]
+/// The three RKD losses, with a δ that puts relations on both branches of the penalty.
+fn rkd(normalize: bool) -> [Loss; 3] {
+    losses::rkd_losses(Rkd {
+        distance_weight: 1.5,
+        angle_weight: 0.5,
+        delta: 0.5,
+        normalize,
+    })
 }
 
-/// A batch for the relational losses, of enough rows for angles, and enough dimensions for them to vary.
+/// A batch for the relational losses, of enough rows for angles, and enough dimensions for them to
+/// vary.
 fn relational() -> impl Strategy<Value = Input> {
     (3..12usize, 2..9usize, 1..9usize, any::<u64>())
         .prop_map(|(n, d, d_t, seed)| Input::normal(seed, Shapes::new(n, d, d_t)))
@@ -74,11 +70,11 @@ fn relational() -> impl Strategy<Value = Input> {
 
 /// Any loss with a batch that it accepts.
 fn any_loss() -> impl Strategy<Value = (Loss, Input)> {
-    let loss = prop::sample::select(losses());
+    let loss = prop::sample::select(losses::losses());
     let sizes = (1..10usize, 1..9usize, 1..9usize, 1..20usize);
     (loss, sizes, any::<prop::sample::Index>(), any::<u64>()).prop_map(
         |(loss, (n, d, d_t, k), which, seed)| {
-            let shapes = shapes_of(&loss, [n, d, d_t, k]);
+            let shapes = losses::shapes_of(&loss, [n, d, d_t, k]);
             (loss, Input::normal(seed, shapes[which.index(shapes.len())]))
         },
     )
@@ -113,7 +109,7 @@ proptest! {
         for row in moved.teacher.chunks_mut(shift.len()) {
             row.iter_mut().zip(&shift).for_each(|(y, s)| *y += s);
         }
-        for loss in rkd_losses(false) {
+        for loss in rkd(false) {
             for (a, b) in on_both(&input, loss).iter().zip(&on_both(&moved, loss)) {
                 assert_is("translated", b, a.loss, &a.gradient);
             }
@@ -121,12 +117,12 @@ proptest! {
     }
 
     #[test]
-    fn rkd_turns_with_the_student(input in relational(), seed: u64, normalize: bool) {
+    fn rkd_gradient_rotates_with_the_student(input in relational(), seed: u64, normalize: bool) {
         let dim = input.shapes.student_dim;
         let mut turned = input.clone();
         rotate(&mut turned.student, dim, seed);
         rotate(&mut turned.teacher, input.shapes.teacher_dim, !seed);
-        for loss in rkd_losses(normalize) {
+        for loss in rkd(normalize) {
             for (a, b) in on_both(&input, loss).iter().zip(&on_both(&turned, loss)) {
                 let mut want = a.gradient.clone();
                 rotate(&mut want, dim, seed);
@@ -141,7 +137,7 @@ proptest! {
         let mut scaled = input.clone();
         scaled.student.iter_mut().for_each(|x| *x *= by);
         scaled.teacher.iter_mut().for_each(|y| *y *= by_teacher);
-        for loss in rkd_losses(normalize) {
+        for loss in rkd(normalize) {
             for (a, mut b) in on_both(&input, loss).iter().zip(on_both(&scaled, loss)) {
                 b.gradient.iter_mut().for_each(|g| *g *= by);
                 assert_is("scaled", &b, a.loss, &a.gradient);
@@ -150,9 +146,9 @@ proptest! {
     }
 
     #[test]
-    fn rkd_does_not_move_the_batch(input in relational()) {
+    fn rkd_gradients_sum_to_zero(input in relational()) {
         let dim = input.shapes.student_dim;
-        for loss in rkd_losses(false) {
+        for loss in rkd(false) {
             for evaluation in on_both(&input, loss) {
                 for d in 0..dim {
                     let column = evaluation.gradient.iter().skip(d).step_by(dim);
@@ -164,7 +160,7 @@ proptest! {
     }
 
     #[test]
-    fn rows_in_another_order_give_the_same((loss, input) in any_loss(), by in 1..9usize) {
+    fn losses_ignore_the_order_of_rows((loss, input) in any_loss(), by in 1..9usize) {
         let n = input.shapes.rows;
         let turned = |x: &[f64]| -> Vec<f64> {
             let dim = x.len() / n;
@@ -198,17 +194,17 @@ proptest! {
                 prop_assert_eq!(evaluation.gradient_norm(), 0.0);
             }
         }
-        for loss in rkd_losses(false) {
+        for loss in rkd(false) {
             let evaluation = same.evaluate::<f64, _>(&Reference, loss);
             prop_assert_eq!(evaluation.loss, 0.0);
             prop_assert_eq!(evaluation.gradient_norm(), 0.0);
         }
-        // RKD only sees shape; and the law of cosines rounds.
+        // RKD depends on the shape alone. The law of cosines rounds, so the loss is not exactly 0.
         let mut similar = same.clone();
         rotate(&mut similar.teacher, dim, seed);
         similar.teacher.iter_mut().for_each(|y| *y = 3.0 * *y + 1.0);
         for input in [&same, &similar] {
-            for loss in rkd_losses(false) {
+            for loss in rkd(false) {
                 for evaluation in on_both(input, loss) {
                     prop_assert!(evaluation.loss >= 0.0 && evaluation.loss <= 1e-20, "{loss}: {evaluation:?}");
                     prop_assert!(evaluation.gradient_norm() <= 1e-10, "{loss}: {evaluation:?}");
@@ -218,50 +214,47 @@ proptest! {
     }
 
     #[test]
-    fn divergences_are_not_negative((loss, input) in any_loss()) {
+    fn losses_and_divergences_are_not_negative((loss, input) in any_loss()) {
         for evaluation in on_both(&input, loss) {
-            match loss {
-                Loss::Rrd(_) => {
-                    let kl = evaluation.kl.expect("RRD's KL");
-                    prop_assert!(kl >= -1e-13, "{kl:e}");
-                    // The cross-entropy is larger by the entropy, which is at most ln K.
-                    let entropy = evaluation.loss - kl;
-                    let most = (input.shapes.queue.expect("keys") as f64).ln();
-                    prop_assert!(entropy >= -1e-13 && entropy <= most + 1e-13, "{entropy} of {most}");
-                }
-                _ => {
-                    prop_assert!(evaluation.loss >= -1e-13, "{}", evaluation.loss);
-                    prop_assert_eq!(evaluation.kl, None);
-                }
+            if losses::has_kl(&loss) {
+                let kl = evaluation.term("kl").expect("RRD's KL");
+                prop_assert!(kl >= -1e-13, "{kl:e}");
+                // The cross-entropy is larger by the entropy, which is at most ln K.
+                let entropy = evaluation.loss - kl;
+                let most = (input.shapes.queue.expect("keys") as f64).ln();
+                prop_assert!(entropy >= -1e-13 && entropy <= most + 1e-13, "{entropy} of {most}");
+            } else {
+                prop_assert!(evaluation.loss >= -1e-13, "{}", evaluation.loss);
+                prop_assert_eq!(evaluation.term("kl"), None);
             }
         }
     }
 
     #[test]
-    fn gradients_are_across_normalised_rows(
-        (loss, input) in any_loss().prop_filter("normalises", |(loss, _)| normalizes(loss))
+    fn gradients_are_orthogonal_to_normalised_rows(
+        (loss, input) in any_loss().prop_filter("normalises", |(loss, _)| losses::normalizes(loss))
     ) {
         let dim = input.shapes.student_dim;
         for evaluation in on_both(&input, loss) {
             for (g, x) in evaluation.gradient.chunks(dim).zip(input.student.chunks(dim)) {
                 let along: f64 = g.iter().zip(x).map(|(g, x)| g * x).sum();
-                // Of what was projected out only rounding is left.
+                // The normalisation projects this component out, so only rounding is left.
                 prop_assert!(along.abs() <= 1e-9 * (1.0 + norm(g) * norm(x)), "{along:e}");
             }
         }
     }
 
     #[test]
-    fn upstream_scales_the_gradient_and_not_the_loss((loss, input) in any_loss(), upstream in -5.0..5.0) {
+    fn upstream_factor_scales_the_gradient_and_not_the_loss((loss, input) in any_loss(), upstream in -5.0..5.0) {
         let once = on_both(&input, loss);
-        let problem = input.problem(loss).upstream(upstream);
+        let problem = input.problem(loss).with_upstream(upstream);
         let scaled = [
             input.run::<f64, _>(&Reference, &problem),
             input.run::<f64, _>(&Cpu, &problem),
         ];
         for (a, b) in once.iter().zip(&scaled) {
             prop_assert_eq!(a.loss.to_bits(), b.loss.to_bits());
-            prop_assert_eq!(a.kl, b.kl);
+            prop_assert_eq!(a.term("kl"), b.term("kl"));
             let want: Vec<f64> = a.gradient.iter().map(|g| upstream * g).collect();
             if norm(&want) > 1e-12 {
                 let error = relative_error(&b.gradient, &want);
@@ -271,7 +264,7 @@ proptest! {
     }
 
     #[test]
-    fn rkd_is_the_weighted_sum(input in relational(), weights in (0.0..30.0, 0.0..60.0), normalize: bool) {
+    fn rkd_is_the_weighted_sum_of_distance_and_angle(input in relational(), weights in (0.0..30.0, 0.0..60.0), normalize: bool) {
         let delta = 0.7;
         let (distance_weight, angle_weight) = weights;
         let both = Rkd { distance_weight, angle_weight, delta, normalize };
@@ -307,7 +300,7 @@ fn rrd(student_temperature: f64, teacher_temperature: f64) -> Rrd {
 proptest! {
     #![proptest_config(config(30))]
 
-    /// A teacher sharp enough sees only its own key, which is then the target.
+    /// The softmax of a sharp teacher has only the own key, which is then the target.
     #[test]
     fn rrd_of_a_sharp_teacher_is_info_nce(dim in 4..9usize, past in 1..20usize, tau in 0.05..1.0, seed: u64) {
         // A row at a time, as each row's negatives are all keys but its own.
@@ -316,14 +309,14 @@ proptest! {
         let without = queue_of(&input.keys, dim);
         let student = Rows::new(&input.student, [1, dim]).expect("a row");
         let teacher = Rows::new(&input.teacher, [1, dim]).expect("a row");
-        fn check<D: Device<f64, Gradient = f64>>(
+        fn assert_law<D: Device<f64, Gradient = f64>>(
             device: &D,
             tau: f64,
             [student, teacher]: [Rows<'_, f64>; 2],
             [with_own, without]: [&Queue<f64>; 2],
         ) {
             let sharp = rrd(tau, 1e-7)
-                .evaluate(device, student, teacher, &mut with_own.clone())
+                .evaluate_with_queue(device, student, teacher, &mut with_own.clone())
                 .expect("a valid batch");
             let info_nce = InfoNce { temperature: tau, enqueue: Enqueue::Never, ..InfoNce::default() };
             let want = info_nce
@@ -331,14 +324,14 @@ proptest! {
                 .expect("a valid batch");
             assert_is("τ_t → 0", &sharp, want.loss, &want.gradient);
             // No entropy is left. (Logits over τ_t lose as many digits as it is small.)
-            let entropy = sharp.loss - sharp.kl.expect("RRD's KL");
+            let entropy = sharp.loss - sharp.term("kl").expect("RRD's KL");
             assert!(entropy.abs() <= 1e-7, "{entropy:e}");
         }
-        check(&Reference, tau, [student, teacher], [&with_own, &without]);
-        check(&Cpu, tau, [student, teacher], [&with_own, &without]);
+        assert_law(&Reference, tau, [student, teacher], [&with_own, &without]);
+        assert_law(&Cpu, tau, [student, teacher], [&with_own, &without]);
     }
 
-    /// A teacher flat enough weighs all keys the same.
+    /// A flat teacher gives all keys the same weight.
     #[test]
     fn rrd_of_a_flat_teacher_has_a_uniform_target(n in 1..6usize, dim in 1..9usize, k in 1..20usize, seed: u64) {
         let tau = 0.2;
@@ -351,7 +344,7 @@ proptest! {
                 want -= log_q.iter().sum::<f64>() / (k * n) as f64;
             }
             prop_assert!((evaluation.loss - want).abs() <= 1e-10 * (1.0 + want));
-            let entropy = evaluation.loss - evaluation.kl.expect("RRD's KL");
+            let entropy = evaluation.loss - evaluation.term("kl").expect("RRD's KL");
             prop_assert!((entropy - (k as f64).ln()).abs() <= 1e-10);
         }
     }
@@ -373,7 +366,7 @@ proptest! {
     }
 }
 
-/// log softmax(⟨x, key⟩/(‖x‖τ)), written once more and plainly.
+/// log softmax(⟨x, key⟩/(‖x‖τ)), by the formula.
 fn log_softmax_of_similarities(x: &[f64], keys: &[f64], tau: f64) -> Vec<f64> {
     let logits: Vec<f64> = keys
         .chunks(x.len())

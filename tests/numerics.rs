@@ -1,107 +1,80 @@
-//! How exact is f32? On every kind of data the gradient of the CPU path, and of the kernels, may be off by at most twice what
-//! the definition evaluated directly in f32 is off by, both against f64. Prints what it measures:
-//! `cargo test --test numerics -- --nocapture`.
+//! How exact is f32? On every kind of data the gradient of the CPU path, and of the kernels, may be
+//! off by at most twice the error of the definition evaluated directly in f32. Both errors are
+//! against f64.
+//! `cargo test --test numerics -- --nocapture` prints what is measured.
 
 mod common;
 
+use common::cases::Data;
 use common::compare::assert_same_bits;
 #[cfg(feature = "emulator")]
 use common::measured::Measured;
 use common::measured::{Errors, assert_within_budget, mean_of};
-use common::tolerances::naive;
-use common::{Input, Random, cast, losses, shapes_of};
+use common::{Input, cast, losses, naive};
 use relata::{
-    Cpu, Device, Element, Evaluation, InfoNce, KdKl, Loss, Reference, RkdAngle, RkdDistance, Rrd,
-    Shapes,
+    Cpu, Device, Element, Evaluation, Family, InfoNce, KdKl, Loss, Reference, RkdAngle,
+    RkdDistance, Rrd, Shapes,
 };
 
-/// Errors are root mean squares over so many batches; fewer for the angle loss, whose reference takes
-/// O(N³D).
+/// Errors are root mean squares over so many batches. The angle loss has fewer, because its
+/// reference takes O(N³D).
 const SEEDS: u64 = 12;
 const ANGLE_SEEDS: u64 = 3;
-#[derive(Clone, Copy, Debug)]
-enum Student {
-    Gaussian,
-    /// Eight centres, and rows about them.
-    Clusters {
-        spread: f64,
-    },
-    /// So many times farther from the origin than from each other.
-    Offset {
-        ratio: f64,
-    },
-    /// The teacher's rows and a little noise.
-    NearTeacher {
-        noise: f64,
-    },
-    Scaled {
-        factor: f64,
-    },
-}
 
-const STUDENTS: [Student; 9] = [
-    Student::Gaussian,
-    Student::Clusters { spread: 5e-2 },
-    Student::Clusters { spread: 1e-3 },
-    Student::Clusters { spread: 1e-5 },
-    Student::Offset { ratio: 1e4 },
-    Student::NearTeacher { noise: 1e-3 },
-    Student::NearTeacher { noise: 0.15 },
-    Student::Scaled { factor: 1e-12 },
-    Student::Scaled { factor: 1e12 },
+const STUDENTS: [Data; 9] = [
+    Data::Gaussian,
+    Data::Clusters { spread: 5e-2 },
+    Data::Clusters { spread: 1e-3 },
+    Data::Clusters { spread: 1e-5 },
+    Data::Translated { distance: 1e4 },
+    Data::NearTeacher { noise: 1e-3 },
+    Data::NearTeacher { noise: 0.15 },
+    Data::Scaled { factor: 1e-12 },
+    Data::Scaled { factor: 1e12 },
 ];
 
-impl Student {
-    fn input(self, seed: u64, [n, dim, mut dim_t]: [usize; 3]) -> Input {
-        if matches!(self, Student::NearTeacher { .. }) {
-            dim_t = dim;
-        }
-        let mut input = Input::normal(seed, Shapes::new(n, dim, dim_t));
-        let centres = Random::new(!seed).normals(8 * dim);
-        let teacher = &input.teacher;
-        for (at, x) in input.student.iter_mut().enumerate() {
-            *x = match self {
-                Student::Gaussian => *x,
-                Student::Clusters { spread } => {
-                    centres[at / dim % 8 * dim + at % dim] + spread * *x
-                }
-                Student::Offset { ratio } => *x + ratio * centres[at % dim],
-                Student::NearTeacher { noise } => teacher[at] + noise * *x,
-                Student::Scaled { factor } => factor * *x,
-            };
-        }
-        input
+/// A batch of N, D, D_t. A student near its teacher has the teacher's width.
+fn input_of(student: Data, seed: u64, [n, dim, mut dim_t]: [usize; 3]) -> Input {
+    if matches!(student, Data::NearTeacher { .. }) {
+        dim_t = dim;
     }
+    Input::of_data(seed, Shapes::new(n, dim, dim_t), student)
 }
+
+type Direct = fn(&[f32], &[f32], [usize; 3]) -> (f32, Vec<f32>);
+
+/// RKD's two losses, each with its direct evaluation.
+const RKD: [(Loss, Direct); 2] = [
+    (
+        Loss::RkdDistance(RkdDistance {
+            delta: 1.0,
+            normalize: false,
+        }),
+        naive::rkd_distance,
+    ),
+    (
+        Loss::RkdAngle(RkdAngle {
+            delta: 1.0,
+            normalize: false,
+        }),
+        naive::rkd_angle,
+    ),
+];
 
 /// Both RKD losses on every kind of student.
 fn rkd(device: &impl Device<f32, Gradient = f32>, shape: [usize; 3]) {
-    type Direct = fn(&[f32], &[f32], [usize; 3]) -> (f32, Vec<f32>);
-    let both: [(Loss, Direct); 2] = [
-        (RkdDistance::default().into(), naive::rkd_distance),
-        (RkdAngle::default().into(), naive::rkd_angle),
-    ];
     let mut table = Vec::new();
-    for (loss, direct) in both {
+    for (loss, direct) in RKD {
         for student in STUDENTS {
-            let seeds = match loss {
-                Loss::RkdAngle(_) => ANGLE_SEEDS,
-                _ => SEEDS,
+            let seeds = match loss.spec().family {
+                Family::Triplet(_) => ANGLE_SEEDS,
+                Family::Pairwise(_) | Family::Contrastive(_) | Family::Logits(_) => SEEDS,
             };
             table.push(mean_of(format!("{loss} {student:?}"), seeds, |seed| {
-                let input = student.input(seed, shape);
+                let input = input_of(student, seed, shape);
                 let shapes = input.shapes;
-                let right = input.evaluate::<f32, _>(&Reference, loss);
-                let got = input.evaluate::<f32, _>(device, loss);
-                let (naive, naive_gradient) = direct(
-                    &cast::<f32>(&input.student),
-                    &cast::<f32>(&input.teacher),
-                    [shapes.rows, shapes.student_dim, shapes.teacher_dim],
-                );
-                (
-                    Errors::of(got.loss, &got.gradient, &right),
-                    Errors::of(f64::from(naive), &naive_gradient, &right),
-                )
+                let shape = [shapes.rows, shapes.student_dim, shapes.teacher_dim];
+                measure(device, &input, loss, |x, y, _| direct(x, y, shape))
             }));
         }
     }
@@ -112,7 +85,7 @@ fn rkd(device: &impl Device<f32, Gradient = f32>, shape: [usize; 3]) {
 }
 
 /// The device's and a direct evaluation's errors on one batch.
-fn compare(
+fn measure(
     device: &impl Device<f32, Gradient = f32>,
     input: &Input,
     loss: Loss,
@@ -132,14 +105,14 @@ fn compare(
     )
 }
 
-/// Moves the student to its teacher and a little noise.
+/// Moves the student to its teacher, plus a little noise.
 fn approach(input: &mut Input, noise: f64) {
     for (x, y) in input.student.iter_mut().zip(&input.teacher) {
         *x = y + noise * *x;
     }
 }
 
-/// A student so far from its teacher that KL(p‖q) is about `kl`, which is checked.
+/// A student near its teacher. Asserts that KL(p‖q) is about `kl`.
 fn at_divergence(
     mut input: Input,
     kl: f64,
@@ -169,27 +142,27 @@ fn rrd(device: &impl Device<f32, Gradient = f32>) {
             let name = format!("rrd {n}x{dim} K {keys} tau {tau:?}");
             table.push(mean_of(name, SEEDS, |seed| {
                 let input = Input::normal(seed, shapes);
-                compare(device, &input, loss.into(), |x, y, keys| {
+                measure(device, &input, loss.into(), |x, y, keys| {
                     naive::rrd(x, y, keys, dim, tau)
                 })
             }));
         }
-        // One temperature for both, so that the student converges as it comes near its teacher.
+        // Both have one temperature, so that a student near its teacher has converged.
         let loss = Rrd {
             student_temperature: 0.1,
             teacher_temperature: 0.1,
             ..Rrd::default()
         };
         for (kl, noise) in [(0.2, 0.87), (4e-3, 0.103), (4e-5, 0.0103)] {
-            // Normals of fewer dimensions are less alike: the same noise is a larger divergence.
+            // Normals of fewer dimensions are less alike: the same noise gives a larger divergence.
             let noise = if dim == 40 { noise * 0.5 } else { noise };
             let name = format!("rrd {n}x{dim} K {keys} KL {kl}");
             table.push(mean_of(name, SEEDS, |seed| {
                 let input = at_divergence(Input::normal(seed, shapes), kl, noise, |input| {
                     let evaluation = input.evaluate::<f32, _>(&Reference, loss);
-                    evaluation.kl.expect("RRD's KL")
+                    evaluation.term("kl").expect("RRD's KL")
                 });
-                compare(device, &input, loss.into(), |x, y, keys| {
+                measure(device, &input, loss.into(), |x, y, keys| {
                     naive::rrd(x, y, keys, dim, [0.1, 0.1])
                 })
             }));
@@ -205,8 +178,9 @@ fn info_nce(device: &impl Device<f32, Gradient = f32>) {
             queue: keys,
             ..Shapes::new(n, dim, dim)
         };
-        // The second of each pair is the noise between student and teacher: none related, or so near
-        // that the own key has most of the softmax, but not all of it.
+        // The second of each pair is the noise between student and teacher. `None`: they are not
+        // related. Otherwise they are so near that the own key has most of the softmax, but not
+        // all.
         for (temperature, noise) in [
             (0.07, None),
             (0.07, Some(1.0)),
@@ -224,7 +198,7 @@ fn info_nce(device: &impl Device<f32, Gradient = f32>) {
                 if let Some(noise) = noise {
                     approach(&mut input, noise);
                 }
-                compare(device, &input, loss.into(), |x, y, keys| {
+                measure(device, &input, loss.into(), |x, y, keys| {
                     naive::info_nce(x, y, keys, dim, temperature as f32)
                 })
             }));
@@ -258,7 +232,7 @@ fn kd_kl(device: &impl Device<f32, Gradient = f32>) {
                         loss / (temperature * temperature)
                     });
                 }
-                compare(device, &input, loss.into(), |x, y, _| {
+                measure(device, &input, loss.into(), |x, y, _| {
                     naive::kd_kl(x, y, classes, temperature as f32)
                 })
             }));
@@ -268,13 +242,13 @@ fn kd_kl(device: &impl Device<f32, Gradient = f32>) {
 }
 
 #[test]
-fn the_cpu_is_as_exact_on_rkd_as_its_definition_in_f32() {
+fn cpu_is_as_exact_on_rkd_as_its_definition_in_f32() {
     rkd(&Cpu, [64, 128, 96]);
     rkd(&Cpu, [48, 40, 40]);
 }
 
 #[test]
-fn the_cpu_is_as_exact_as_the_definitions_in_f32() {
+fn cpu_is_as_exact_on_rrd_info_nce_and_kd_as_their_definitions_in_f32() {
     rrd(&Cpu);
     info_nce(&Cpu);
     kd_kl(&Cpu);
@@ -282,22 +256,22 @@ fn the_cpu_is_as_exact_as_the_definitions_in_f32() {
 
 #[cfg(feature = "emulator")]
 #[test]
-fn the_kernels_are_as_exact_as_the_definitions_in_f32() {
+fn kernels_are_as_exact_on_rkd_and_kd_as_their_definitions_in_f32() {
     let emulator = relata::Emulator::new();
     rkd(&emulator, [64, 128, 96]);
     rkd(&emulator, [48, 40, 40]);
     kd_kl(&emulator);
 }
 
-/// A pair of rows so many times as far apart as the rest, near the origin, where f32 has numbers for it: how far the accurate
-/// kernels carry, beside the definition in f32 (docs/decisions/0008).
+/// How close may two rows be for the accurate kernels? The pair lies near the origin, where f32 has
+/// numbers for small distances. Compares with the definition in f32 (docs/decisions/0008).
 #[cfg(feature = "emulator")]
 #[test]
 fn rkd_kernels_carry_to_a_spread_of_1e7() {
     let loss = RkdAngle::default();
     let shape @ [n, dim, _] = [33, 16, 16];
     println!("apart, in   loss off by   gradient   the definition in f32, loss   gradient");
-    // With what the gradient may be off by where the definition is not the measure.
+    // `most`: the error that the gradient may have if the definition is not the measure.
     for (apart, most) in [
         (1e-5, None),
         (1e-6, None),
@@ -342,31 +316,22 @@ fn rkd_kernels_carry_to_a_spread_of_1e7() {
     }
 }
 
-/// More rows than go straight to the accurate kernels, with lengths so alike that the fast ones are
-/// trusted, or not. The reference would take minutes: the CPU path in f64 stands in for it.
+/// Too many rows for the small-batch kernels. The lengths are either so alike that the fast kernels
+/// are trusted, or not. The reference would take minutes, so the CPU path in f64 takes its place.
 #[cfg(feature = "emulator")]
 #[test]
 fn rkd_kernels_for_many_rows_are_as_exact_as_its_definition_in_f32() {
-    let rows = |values: &[f64]| cast::<f32>(values);
     let mut table = Vec::new();
     for (student, shape) in [
-        (Student::Gaussian, [260, 192, 160]),
-        (Student::Clusters { spread: 5e-2 }, [260, 24, 20]),
+        (Data::Gaussian, [260, 192, 160]),
+        (Data::Clusters { spread: 5e-2 }, [260, 24, 20]),
     ] {
-        let input = student.input(7, shape);
-        let (x, y) = (rows(&input.student), rows(&input.teacher));
-        let rounded = Input {
-            student: x.iter().map(|&x| f64::from(x)).collect(),
-            teacher: y.iter().map(|&y| f64::from(y)).collect(),
-            ..input.clone()
-        };
-        for loss in [RkdDistance::default().into(), RkdAngle::default().into()] {
-            let right = rounded.evaluate::<f64, _>(&Cpu, loss);
+        let input = input_of(student, 7, shape);
+        let [x, y] = [&input.student, &input.teacher].map(|rows| cast::<f32>(rows));
+        for (loss, direct) in RKD {
+            let right = input.rounded::<f32>().evaluate::<f64, _>(&Cpu, loss);
             let got = input.evaluate::<f32, _>(&relata::Emulator::new(), loss);
-            let (value, gradient) = match loss {
-                Loss::RkdAngle(_) => naive::rkd_angle(&x, &y, shape),
-                _ => naive::rkd_distance(&x, &y, shape),
-            };
+            let (value, gradient) = direct(&x, &y, shape);
             table.push(Measured {
                 name: format!("{loss} {student:?} {shape:?}"),
                 device: Errors::of(got.loss, &got.gradient, &right),
@@ -377,36 +342,29 @@ fn rkd_kernels_for_many_rows_are_as_exact_as_its_definition_in_f32() {
     assert_within_budget("RKD on the emulator, many rows", &table);
 }
 
-/// What a device makes of `input` rounded to `T`, taken as `T` and taken as f32.
+/// The evaluations of `input`, rounded to `T`, as `T` and as f32.
 fn in_both<T: Element<Real = f32>>(input: &Input, loss: Loss) -> [Evaluation<f32>; 2] {
-    let rounded =
-        |values: &[f64]| -> Vec<f64> { values.iter().map(|&v| T::from_f64(v).to_f64()).collect() };
-    let same_values = Input {
-        student: rounded(&input.student),
-        teacher: rounded(&input.teacher),
-        ..input.clone()
-    };
     [
         input.evaluate::<T, _>(&Cpu, loss),
-        same_values.evaluate::<f32, _>(&Cpu, loss),
+        input.rounded::<T>().evaluate::<f32, _>(&Cpu, loss),
     ]
 }
 
 #[test]
-fn half_types_are_computed_in_f32() {
-    fn check<T: Element<Real = f32>>() {
-        for loss in losses() {
-            for shapes in shapes_of(&loss, [19, 21, 5, 40]) {
+fn cpu_computes_half_types_in_f32() {
+    fn assert_same_as_f32<T: Element<Real = f32>>() {
+        for loss in losses::losses() {
+            for shapes in losses::shapes_of(&loss, [19, 21, 5, 40]) {
                 let [half, single] = in_both::<T>(&Input::normal(3, shapes), loss);
                 let label = format!("{loss:?} on {shapes:?} in {}", T::DTYPE);
                 assert_same_bits(&label, &half.gradient, &single.gradient);
                 assert_same_bits(&label, &[half.loss], &[single.loss]);
-                assert_eq!(half.kl, single.kl, "{label}");
+                assert_eq!(half.term("kl"), single.term("kl"), "{label}");
                 assert!(half.gradient_norm() > 0.0, "{label}: nothing was compared");
             }
         }
         assert_eq!(Device::<T>::name(&Cpu), "cpu");
     }
-    check::<half::f16>();
-    check::<half::bf16>();
+    assert_same_as_f32::<half::f16>();
+    assert_same_as_f32::<half::bf16>();
 }

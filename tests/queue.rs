@@ -1,15 +1,16 @@
-//! The queue against the simplest model of one, and what a loss does to it.
+//! The queue against a simple model, and the changes that a loss makes to it.
 
 mod common;
 
 use std::collections::VecDeque;
 
-use common::compare::{assert_same_bits, assert_zero};
+use common::compare::{assert_same_bits, assert_zero, norm};
 use common::{Random, cast, for_every_dtype};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use relata::{
-    Cpu, Element, Enqueue, Error, Evaluation, InfoNce, Loss, Queue, Real, Reference, Rows, Rrd,
+    Cpu, Element, Enqueue, Error, Evaluation, InfoNce, Loss, Queue, QueueUse, Real, Reference,
+    Rows, Rrd,
 };
 
 fn rows<T: Element>(data: &[T], dim: usize) -> Rows<'_, T> {
@@ -25,7 +26,7 @@ struct Model {
 impl Model {
     fn enqueue(&mut self, batch: &[f64], dim: usize) {
         for key in batch.chunks(dim) {
-            let norm = key.iter().map(|x| x * x).sum::<f64>().sqrt();
+            let norm = norm(key);
             let unit = if norm == 0.0 { 1.0 } else { norm };
             self.keys.push_back(key.iter().map(|x| x / unit).collect());
             if self.keys.len() > self.capacity {
@@ -43,7 +44,7 @@ proptest! {
     })]
 
     #[test]
-    fn is_first_in_first_out(
+    fn queue_is_first_in_first_out(
         capacity in 1..12usize,
         dim in 1..5usize,
         batches in prop::collection::vec(0..30usize, 0..12),
@@ -78,7 +79,7 @@ proptest! {
 
     /// Saved and restored: the same keys, of the same age, so that the next ones push out the same.
     #[test]
-    fn survives_a_round_trip(capacity in 1..9usize, first in 0..20usize, then in 0..20usize, seed: u64) {
+    fn queue_survives_a_round_trip(capacity in 1..9usize, first in 0..20usize, then in 0..20usize, seed: u64) {
         let dim = 3;
         let mut random = Random::new(seed);
         let mut queue = Queue::<f32>::new(capacity, dim).expect("a queue");
@@ -86,9 +87,9 @@ proptest! {
 
         let saved = queue.to_vec();
         // They are normalised; normalising them again may round.
-        let mut restored = Queue::<f32>::new(capacity, dim).expect("a queue").normalize(false);
+        let mut restored = Queue::<f32>::new(capacity, dim).expect("a queue").with_normalize(false);
         restored.enqueue(rows(&saved, dim)).expect("finite keys");
-        let mut restored = restored.normalize(true);
+        let mut restored = restored.with_normalize(true);
         assert_same_bits("restored", &restored.to_vec(), &saved);
 
         let next = cast::<f32>(&random.normals(then * dim));
@@ -99,18 +100,19 @@ proptest! {
 }
 
 #[test]
-fn keys_come_in_at_length_one() {
-    fn check<T: Element>() {
+fn queue_normalises_keys_of_any_length() {
+    fn assert_normalises<T: Element>() {
         let mut queue = Queue::<T::Real>::new(4, 5).expect("a queue");
         let mut keys = Random::new(1).normals(20);
-        // Squares that overflow f16 or f32, and such as vanish in them.
+        // Squares that overflow in f16 or f32, and squares that vanish in them.
         keys[..5].fill(300.0);
         keys[5..10].fill(6e-5);
         keys[10..15].fill(0.0);
         let elements = cast::<T>(&keys);
         queue.enqueue(rows(&elements, 5)).expect("finite keys");
         for (i, key) in queue.keys().chunks(5).enumerate() {
-            let norm: f64 = key.iter().map(|k| k.to_f64().powi(2)).sum::<f64>().sqrt();
+            let wide: Vec<f64> = key.iter().map(|k| k.to_f64()).collect();
+            let norm = norm(&wide);
             let want = if i == 2 { 0.0 } else { 1.0 };
             assert!((norm - want).abs() <= 3e-7, "{}: key {i}: {norm}", T::DTYPE);
         }
@@ -118,13 +120,13 @@ fn keys_come_in_at_length_one() {
 
         let mut raw = Queue::<T::Real>::new(4, 5)
             .expect("a queue")
-            .normalize(false);
+            .with_normalize(false);
         raw.enqueue(rows(&elements, 5)).expect("finite keys");
         let mut want = vec![T::Real::from_f64(0.0); 20];
         T::widen(&elements, &mut want);
         assert_same_bits("as they come", raw.keys(), &want);
     }
-    for_every_dtype!(check());
+    for_every_dtype!(assert_normalises());
     // Of any size that the type holds.
     let mut queue = Queue::<f64>::new(2, 2).expect("a queue");
     queue
@@ -138,7 +140,7 @@ fn keys_come_in_at_length_one() {
     }
 }
 
-/// All that can be seen of a queue.
+/// All that a queue shows.
 fn contents<R: Real>(queue: &Queue<R>) -> (Vec<f64>, Vec<f64>, usize) {
     let wide = |keys: &[R]| keys.iter().map(|k| k.to_f64()).collect();
     (wide(&queue.to_vec()), wide(queue.keys()), queue.len())
@@ -154,7 +156,7 @@ fn filled(capacity: usize) -> Queue<f32> {
 }
 
 #[test]
-fn refuses_what_would_spoil_it_and_stays_as_it_was() {
+fn queue_refuses_bad_keys_and_stays_as_it_was() {
     for capacity in [3, 4, 10] {
         let mut queue = filled(capacity);
         let before = contents(&queue);
@@ -201,7 +203,7 @@ fn refuses_what_would_spoil_it_and_stays_as_it_was() {
     }
 }
 
-/// The losses with a queue, as one.
+/// The losses with a queue, under one method.
 #[derive(Clone, Copy, Debug)]
 enum Queued {
     Rrd,
@@ -222,7 +224,7 @@ impl Queued {
                     enqueue,
                     ..Rrd::default()
                 };
-                loss.evaluate(&Cpu, student, teacher, queue)
+                loss.evaluate_with_queue(&Cpu, student, teacher, queue)
             }
             Queued::InfoNce => {
                 let loss = InfoNce {
@@ -238,7 +240,7 @@ impl Queued {
 const BOTH: [Queued; 2] = [Queued::Rrd, Queued::InfoNce];
 
 #[test]
-fn enqueues_before_or_after_or_not() {
+fn losses_enqueue_before_or_after_or_never() {
     let mut random = Random::new(4);
     for loss in BOTH {
         // A queue that the batch fits in, one that it makes wrap, and one that it fills.
@@ -257,19 +259,19 @@ fn enqueues_before_or_after_or_not() {
             with_batch.enqueue(teacher).expect("finite keys");
 
             let mut queue = start.clone();
-            let beside_past = evaluate(Enqueue::Never, &mut queue);
+            let with_past = evaluate(Enqueue::Never, &mut queue);
             assert_eq!(contents(&queue), contents(&start));
 
             let mut queue = start.clone();
-            assert_eq!(evaluate(Enqueue::After, &mut queue), beside_past);
+            assert_eq!(evaluate(Enqueue::After, &mut queue), with_past);
             assert_eq!(contents(&queue), contents(&with_batch));
 
             let mut queue = start.clone();
-            let beside_own = evaluate(Enqueue::Before, &mut queue);
+            let with_own = evaluate(Enqueue::Before, &mut queue);
             assert_eq!(contents(&queue), contents(&with_batch));
-            assert_eq!(beside_own, evaluate(Enqueue::Never, &mut with_batch));
+            assert_eq!(with_own, evaluate(Enqueue::Never, &mut with_batch));
             assert_ne!(
-                beside_own, beside_past,
+                with_own, with_past,
                 "{loss:?}: the own keys make no difference"
             );
         }
@@ -279,7 +281,7 @@ fn enqueues_before_or_after_or_not() {
 }
 
 #[test]
-fn an_empty_queue_will_do_only_if_the_batch_goes_in_first() {
+fn losses_take_an_empty_queue_only_if_the_batch_enters_first() {
     for loss in BOTH {
         let (x, y) = (
             [0.5f32, 1.0, 0.0, -1.0, 0.5, 0.25],
@@ -302,7 +304,7 @@ fn an_empty_queue_will_do_only_if_the_batch_goes_in_first() {
 }
 
 #[test]
-fn an_error_leaves_the_queue_as_it_was() {
+fn errors_leave_the_queue_as_it_was() {
     let x = cast::<f32>(&Random::new(5).normals(12));
     for loss in BOTH {
         for enqueue in [Enqueue::Before, Enqueue::After, Enqueue::Never] {
@@ -346,7 +348,7 @@ fn an_error_leaves_the_queue_as_it_was() {
             ..Rrd::default()
         };
         assert!(
-            rrd.evaluate(&Reference, rows(&x, 3), rows(&x, 3), &mut queue)
+            rrd.evaluate_with_queue(&Reference, rows(&x, 3), rows(&x, 3), &mut queue)
                 .is_err()
         );
         let info_nce = InfoNce {
@@ -359,22 +361,23 @@ fn an_error_leaves_the_queue_as_it_was() {
     }
 }
 
-// A device may refuse a batch after it has entered: here for rows longer than the kernels can count, on a GPU for want of memory.
+// A device may refuse a batch after its keys have entered: here because the rows are longer than
+// the kernels can count, on a GPU because memory ran out.
 #[cfg(feature = "emulator")]
 #[test]
-fn an_error_of_the_device_leaves_the_queue_as_it_was() {
+fn errors_of_the_device_leave_the_queue_as_it_was() {
     let dim = 65_535 * 128 + 1;
     let batch = vec![7.0f32; dim];
-    // Keys of the past, and where they are when there is room and when there is none.
+    // The batch finds room in the queue, or it pushes keys out.
     for past in [1, 3] {
-        let mut queue = Queue::new(2, dim).expect("a queue").normalize(false);
+        let mut queue = Queue::new(2, dim).expect("a queue").with_normalize(false);
         for key in 0..past {
             let key = vec![key as f32; dim];
             queue.enqueue(rows(&key, dim)).expect("finite keys");
         }
         let before = (queue.to_vec(), queue.keys().to_vec());
         let error = Rrd::default()
-            .evaluate(
+            .evaluate_with_queue(
                 &relata::Emulator::new(),
                 rows(&batch, dim),
                 rows(&batch, dim),
@@ -390,62 +393,54 @@ fn an_error_of_the_device_leaves_the_queue_as_it_was() {
     }
 }
 
-// Code that has one way for all losses gets what each gives by itself, and leaves behind the same queue.
+// A loss with a use for a queue takes it, with and without the enum; another refuses it.
 #[test]
-fn any_loss_takes_a_queue_or_none_as_it_does_by_itself() {
+fn loss_enum_evaluates_as_the_loss_itself_does() {
     let mut random = Random::new(9);
     let [x, y] = [(); 2].map(|()| cast::<f32>(&random.normals(15)));
     let (student, teacher) = (rows(&x, 3), rows(&y, 3));
-    for all in Loss::all() {
-        let start = filled(6);
-        let (mut by_itself, mut queue) = (start.clone(), start.clone());
-        let want = match all {
-            Loss::Rrd(loss) => Some(loss.evaluate(&Cpu, student, teacher, &mut by_itself)),
-            Loss::InfoNce(loss) => {
-                Some(loss.evaluate_with_queue(&Cpu, student, teacher, &mut by_itself))
+    let start = filled(6);
+    for loss in Loss::all() {
+        let mut queue = start.clone();
+        let with = loss.evaluate_with_queue(&Cpu, student, teacher, &mut queue);
+        let without = loss.evaluate(&Cpu, student, teacher);
+        match loss.spec().queue {
+            QueueUse::Never => {
+                let (argument, loss) = ("queue", loss.name());
+                assert_eq!(with, Err(Error::Unexpected { argument, loss }));
+                assert_eq!(contents(&queue), contents(&start), "{loss}");
+                assert!(without.is_ok(), "{loss}");
             }
-            _ => None,
-        };
-        let got = all.evaluate(&Cpu, student, teacher, Some(&mut queue));
-        match want {
-            Some(want) => {
-                assert_eq!(got, want, "{all}");
-                assert_ne!(contents(&queue), contents(&start), "{all}: it enters");
+            QueueUse::Optional => {
+                assert_ne!(contents(&queue), contents(&start), "{loss}: it enters");
+                assert!(with.is_ok() && without.is_ok(), "{loss}");
             }
-            None => {
-                let (argument, loss) = ("queue", all.name());
-                assert_eq!(got, Err(Error::Unexpected { argument, loss }));
-            }
-        }
-        assert_eq!(contents(&queue), contents(&by_itself), "{all}");
-
-        let want = match all {
-            Loss::RkdDistance(loss) => Some(loss.evaluate(&Cpu, student, teacher)),
-            Loss::RkdAngle(loss) => Some(loss.evaluate(&Cpu, student, teacher)),
-            Loss::Rkd(loss) => Some(loss.evaluate(&Cpu, student, teacher)),
-            Loss::InfoNce(loss) => Some(loss.evaluate(&Cpu, student, teacher)),
-            Loss::KdKl(loss) => Some(loss.evaluate(&Cpu, student, teacher)),
-            _ => None,
-        };
-        let got = all.evaluate(&Cpu, student, teacher, None);
-        match want {
-            Some(want) => assert_eq!(got, want, "{all}"),
-            None => assert!(
-                matches!(
-                    got,
+            QueueUse::Required => {
+                assert_ne!(contents(&queue), contents(&start), "{loss}: it enters");
+                assert!(with.is_ok(), "{loss}");
+                let missing = matches!(
+                    without,
                     Err(Error::Missing {
                         argument: "queue",
                         ..
                     })
-                ),
-                "{all}: {got:?}"
-            ),
+                );
+                assert!(missing, "{loss}");
+            }
         }
     }
+    let [mut own, mut queue] = [(); 2].map(|()| start.clone());
+    let loss = Rrd::default();
+    let want = loss.evaluate_with_queue(&Cpu, student, teacher, &mut own);
+    let got = Loss::from(loss).evaluate_with_queue(&Cpu, student, teacher, &mut queue);
+    assert_eq!((got, contents(&queue)), (want, contents(&own)));
+    let loss = InfoNce::default();
+    let got = Loss::from(loss).evaluate(&Cpu, student, teacher);
+    assert_eq!(got, loss.evaluate(&Cpu, student, teacher));
 }
 
 #[test]
-fn a_teacher_that_is_not_finite_stays_out() {
+fn queue_stays_as_it_was_if_the_teacher_is_not_finite() {
     let x = cast::<f32>(&Random::new(6).normals(12));
     for loss in BOTH {
         for enqueue in [Enqueue::Before, Enqueue::After, Enqueue::Never] {
@@ -458,13 +453,13 @@ fn a_teacher_that_is_not_finite_stays_out() {
                     .evaluate(enqueue, rows(&x, 3), rows(&y, 3), &mut queue)
                     .expect("a NaN is a result");
                 assert!(evaluation.loss.is_nan(), "{loss:?} {enqueue:?}");
-                assert_eq!(evaluation.kl.is_some(), matches!(loss, Queued::Rrd));
-                assert!(evaluation.kl.is_none_or(f64::is_nan));
+                assert_eq!(evaluation.term("kl").is_some(), matches!(loss, Queued::Rrd));
+                assert!(evaluation.term("kl").is_none_or(f64::is_nan));
                 assert_eq!(evaluation.gradient.len(), x.len());
                 assert!(evaluation.gradient.iter().all(|g| g.is_nan()));
                 assert_eq!(contents(&queue), before);
 
-                // A bad student does the queue no harm: its keys are the teacher's.
+                // A bad student does not harm the queue: the keys are the teacher's.
                 let (mut bad_x, good_y) = (x.clone(), x.clone());
                 bad_x[2] = bad;
                 let evaluation = loss

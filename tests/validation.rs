@@ -1,11 +1,13 @@
-//! Every error there is, reached through the public interface: what it names, expects and got.
+//! Every error, reached through the public interface: the argument it names, the value it expects
+//! and the value it got.
 
 mod common;
 
-use common::{Input, for_every_dtype, losses, shapes_of};
+use common::losses::{losses, rkd_losses, shapes_of};
+use common::{Input, for_every_dtype};
 use relata::{
-    Batch, Cpu, DType, Element, Error, InfoNce, KdKl, Loss, Problem, Queue, Reference, Relation,
-    Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes, relation_matrix, softmax,
+    Batch, Cpu, DType, Element, Error, InfoNce, KdKl, Loss, Problem, Queue, QueueUse, Reference,
+    Relation, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes, relation_matrix, softmax,
 };
 
 fn rows<T: Element>(data: &[T], shape: [usize; 2]) -> Rows<'_, T> {
@@ -21,7 +23,7 @@ fn refused<T>(result: relata::Result<T>) -> Error {
 }
 
 #[test]
-fn a_slice_of_another_length() {
+fn rows_refuse_a_slice_of_another_length() {
     for (len, shape, expected) in [
         (5, [2, 3], 6),
         (7, [2, 3], 6),
@@ -48,16 +50,16 @@ fn a_slice_of_another_length() {
     assert_eq!(rows::<f32>(&[], [3, 0]).iter().len(), 0);
 }
 
-// Whose place, in an unsigned integer that wraps, is that of row 0.
+// The offset of this row, in an unsigned integer that wraps, is that of row 0.
 #[test]
 #[should_panic(expected = "row 9223372036854775808 of 2")]
-fn a_row_that_is_not_there() {
+fn rows_panic_on_a_row_beyond_the_last() {
     let data = [1.0f32, 2.0, 3.0, 4.0];
     let _ = rows(&data, [2, 2]).row(1 << 63);
 }
 
 #[test]
-fn an_empty_dimension() {
+fn problems_queues_and_building_blocks_refuse_an_empty_dimension() {
     for loss in losses() {
         for shapes in shapes_of(&loss, [3, 4, 4, 5]) {
             for (argument, shapes) in [
@@ -114,25 +116,24 @@ fn an_empty_dimension() {
 }
 
 #[test]
-fn dimensions_that_do_not_match() {
-    // Losses that compare the two spaces want them of one dimension; the relational ones do not mind.
+fn problems_refuse_dimensions_that_do_not_match() {
+    // Losses that compare the two spaces need one dimension for both; relational losses do not.
     for loss in losses() {
         let shapes = Shapes::new(3, 4, 6);
-        let shapes = match loss {
-            Loss::Rrd(_) => shapes.with_queue(5),
-            _ => shapes,
+        let shapes = match loss.spec().queue {
+            QueueUse::Required => shapes.with_queue(5),
+            QueueUse::Optional | QueueUse::Never => shapes,
         };
         let result = Problem::new(loss, shapes);
-        match loss {
-            Loss::RkdDistance(_) | Loss::RkdAngle(_) | Loss::Rkd(_) => assert!(result.is_ok()),
-            _ => {
-                let want = Error::Dimension {
-                    argument: "teacher_dim",
-                    expected: 4,
-                    got: 6,
-                };
-                assert_eq!(refused(result), want, "{loss}");
-            }
+        if loss.spec().same_dim {
+            let want = Error::Dimension {
+                argument: "teacher_dim",
+                expected: 4,
+                got: 6,
+            };
+            assert_eq!(refused(result), want, "{loss}");
+        } else {
+            assert!(result.is_ok());
         }
     }
     // A problem's shapes are those of the batch.
@@ -162,7 +163,7 @@ fn dimensions_that_do_not_match() {
     }
     let error = refused(evaluate([2, 2], [3, 4]));
     assert_eq!(error.to_string(), "student rows: expected 3, got 2");
-    // And of the queue.
+    // Its queue is that of the batch too.
     let (x, loss) = ([0.5f32; 6], Rrd::default());
     let problem = loss
         .problem(Shapes::new(2, 3, 3).with_queue(4))
@@ -182,7 +183,7 @@ fn dimensions_that_do_not_match() {
         };
         assert_eq!(refused(problem.evaluate(&Cpu, batch)), want);
     }
-    // The batch as a whole, where it makes its own problem.
+    // `evaluate` makes its own problem and checks the whole batch.
     let error = refused(RkdAngle::default().evaluate(&Cpu, rows(&x, [2, 3]), rows(&x, [3, 2])));
     assert_eq!(
         error,
@@ -195,7 +196,7 @@ fn dimensions_that_do_not_match() {
 }
 
 #[test]
-fn a_gradient_of_another_length() {
+fn evaluate_into_refuses_a_gradient_of_another_length() {
     let x = [0.5f32, 1.0, 2.0, 4.0, 3.0, 0.0];
     let batch = Batch::new(rows(&x, [3, 2]), rows(&x, [3, 2]));
     let problem = KdKl::default()
@@ -217,7 +218,7 @@ fn a_gradient_of_another_length() {
 }
 
 #[test]
-fn a_queue_missing_or_in_the_way() {
+fn problems_refuse_a_missing_or_unexpected_queue() {
     let error = refused(Rrd::default().problem(Shapes::new(2, 3, 3)));
     let want = Error::Missing {
         argument: "queue",
@@ -229,7 +230,7 @@ fn a_queue_missing_or_in_the_way() {
         "queue: expected a queue of teacher keys, got none"
     );
     for loss in losses() {
-        if let Loss::Rrd(_) | Loss::InfoNce(_) = loss {
+        if loss.spec().queue != QueueUse::Never {
             continue;
         }
         let error = refused(Problem::new(loss, Shapes::new(2, 3, 3).with_queue(4)));
@@ -244,7 +245,7 @@ fn a_queue_missing_or_in_the_way() {
     let (x, mut queue) = ([0.5f32; 6], Queue::new(4, 3).expect("a queue"));
     queue.enqueue(rows(&x, [2, 3])).expect("keys");
     let batch = Batch::new(rows(&x, [2, 3]), rows(&x, [2, 3]));
-    // InfoNCE takes either, but what its problem was made for.
+    // InfoNCE takes a queue or none, but only as its problem was made.
     let in_batch = InfoNce::default()
         .problem(batch.shapes())
         .expect("shapes that fit");
@@ -272,25 +273,12 @@ fn a_queue_missing_or_in_the_way() {
 }
 
 #[test]
-fn a_parameter_out_of_range() {
-    let delta = |delta| -> [Loss; 3] {
-        [
-            RkdDistance {
-                delta,
-                ..RkdDistance::default()
-            }
-            .into(),
-            RkdAngle {
-                delta,
-                ..RkdAngle::default()
-            }
-            .into(),
-            Rkd {
-                delta,
-                ..Rkd::default()
-            }
-            .into(),
-        ]
+fn problems_refuse_a_parameter_out_of_range() {
+    let delta = |delta| {
+        rkd_losses(Rkd {
+            delta,
+            ..Rkd::default()
+        })
     };
     let temperatures = |temperature| -> [(Loss, &str); 4] {
         [
@@ -322,7 +310,7 @@ fn a_parameter_out_of_range() {
         ]
     };
     #[track_caller]
-    fn check(loss: Loss, name: &str, value: f64) {
+    fn assert_refused(loss: Loss, name: &str, value: f64) {
         let shapes = shapes_of(&loss, [2, 3, 3, 4])[0];
         let Error::Parameter {
             argument,
@@ -341,10 +329,10 @@ fn a_parameter_out_of_range() {
     }
     for bad in [0.0, -0.0, -1.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
         for loss in delta(bad) {
-            check(loss, "delta", bad);
+            assert_refused(loss, "delta", bad);
         }
         for (loss, name) in temperatures(bad) {
-            check(loss, name, bad);
+            assert_refused(loss, name, bad);
         }
         let x = [0.5f32; 6];
         let error = refused(softmax(&Cpu, rows(&x, [2, 3]), bad));
@@ -361,14 +349,14 @@ fn a_parameter_out_of_range() {
             distance_weight: bad,
             ..Rkd::default()
         };
-        check(distance.into(), "distance_weight", bad);
+        assert_refused(distance.into(), "distance_weight", bad);
         let angle = Rkd {
             angle_weight: bad,
             ..Rkd::default()
         };
-        check(angle.into(), "angle_weight", bad);
+        assert_refused(angle.into(), "angle_weight", bad);
     }
-    // The ends of the ranges are in them.
+    // The ranges contain their ends.
     for good in [1e-30, 1e30] {
         for (loss, _) in temperatures(good) {
             assert!(Problem::new(loss, shapes_of(&loss, [2, 3, 3, 4])[0]).is_ok());
@@ -383,7 +371,7 @@ fn a_parameter_out_of_range() {
         ..Rkd::default()
     };
     assert!(none.problem(Shapes::new(2, 3, 3)).is_ok());
-    // In digits that can be read.
+    // The message has readable digits.
     for (delta, got) in [
         (-1.0, "-1"),
         (-0.25, "-0.25"),
@@ -403,8 +391,8 @@ fn a_parameter_out_of_range() {
 }
 
 #[test]
-fn the_checked_mode_names_the_first_bad_element() {
-    fn check<T: Element>() {
+fn checked_mode_names_the_first_bad_element() {
+    fn assert_names<T: Element>() {
         for loss in Loss::all() {
             for shapes in shapes_of(&loss, [5, 3, 3, 4]) {
                 for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
@@ -416,16 +404,11 @@ fn the_checked_mode_names_the_first_bad_element() {
                         };
                         values[row * 3 + column] = bad;
                         values[14] = f64::NAN; // not the first
-                        let (x, y) = (
-                            common::cast::<T>(&input.student),
-                            common::cast::<T>(&input.teacher),
-                        );
-                        let queue = input.queue::<T>();
-                        let mut batch = Batch::new(rows(&x, [5, 3]), rows(&y, [5, 3]));
-                        batch.queue = queue.as_ref();
                         let problem = input.problem(loss);
+                        let inputs = input.inputs::<T>(&problem);
+                        let batch = inputs.batch();
                         assert!(problem.evaluate(&Cpu, batch).expect("a NaN").loss.is_nan());
-                        let error = refused(problem.checked(true).evaluate(&Cpu, batch));
+                        let error = refused(problem.with_checked(true).evaluate(&Cpu, batch));
                         let Error::NotFinite {
                             argument: a,
                             row: r,
@@ -440,12 +423,12 @@ fn the_checked_mode_names_the_first_bad_element() {
                     }
                 }
                 let input = Input::normal(2, shapes);
-                let problem = input.problem(loss).checked(true);
+                let problem = input.problem(loss).with_checked(true);
                 assert!(input.run::<T, _>(&Cpu, &problem).loss.is_finite());
             }
         }
     }
-    for_every_dtype!(check());
+    for_every_dtype!(assert_names());
     let mut x = [0.5f32; 6];
     x[4] = f32::INFINITY;
     let error = refused(rows(&x, [3, 2]).check_finite("student"));
@@ -459,7 +442,7 @@ fn the_checked_mode_names_the_first_bad_element() {
 }
 
 #[test]
-fn an_unknown_name() {
+fn loss_names_parse_and_unknown_names_are_refused() {
     let names: Vec<&str> = Loss::all().iter().map(Loss::name).collect();
     assert_eq!(
         names,
@@ -490,7 +473,7 @@ fn an_unknown_name() {
 }
 
 #[test]
-fn more_memory_than_there_is() {
+fn queues_refuse_more_memory_than_the_machine_has() {
     let error = refused(Queue::<f32>::new(usize::MAX, 2));
     assert_eq!(
         error,

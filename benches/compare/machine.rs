@@ -109,8 +109,8 @@ fn simd() -> &'static str {
     std::env::consts::ARCH
 }
 
-/// The share of the cores' time, from 0 to 1, that something takes while this sleeps a moment: others'
-/// work. 0 where the system does not tell.
+/// The share of the cores' time, from 0 to 1, that something takes while this sleeps a moment:
+/// others' work. 0 where the system does not tell.
 pub(crate) fn busy() -> f64 {
     let before = ticks();
     std::thread::sleep(MOMENT);

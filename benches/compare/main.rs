@@ -35,8 +35,8 @@ const TURN: Duration = Duration::from_millis(50);
 const PAUSE: Duration = Duration::from_millis(30);
 /// However long a case takes, it gets so many turns.
 const FEWEST_TURNS: usize = 5;
-/// Others may take this share of the cores. Threads that wait for each other at barriers, PyTorch's more
-/// than ours, lose far more than that share to them.
+/// Others may take this share of the cores. Threads that wait for each other at barriers, PyTorch's
+/// more than ours, lose far more than that share to them.
 const QUIET: f64 = 0.05;
 /// What two f32 implementations of one formula may differ by, relative to PyTorch's.
 const LOSS_TOLERANCE: f64 = 1e-4;

@@ -1,5 +1,5 @@
-//! Peak memory: what one evaluation adds to a process that has its inputs, in a fresh process each, as
-//! memory once had is rarely given back.
+//! Peak memory: what one evaluation adds to a process that has its inputs, in a fresh process each,
+//! as memory once had is rarely given back.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -11,8 +11,8 @@ use crate::ours::Ours;
 use crate::torch::{Files, Torch};
 use crate::{Options, Result};
 
-/// Has glibc return freed memory at once, on both sides: what the making of the inputs has left behind
-/// would otherwise be used again, and not counted.
+/// Has glibc return freed memory at once, on both sides: what the making of the inputs has left
+/// behind would otherwise be used again, and not counted.
 const ENVIRONMENT: [(&str, &str); 2] = [
     ("MALLOC_MMAP_THRESHOLD_", "65536"),
     ("MALLOC_TRIM_THRESHOLD_", "65536"),

@@ -84,8 +84,8 @@ impl fmt::Display for Measurement {
     }
 }
 
-/// The heading of the lines that measurements print as: medians, from the 20th to the 80th percentile
-/// in per cent of the median, memory.
+/// The heading of the lines that measurements print as: medians, from the 20th to the 80th
+/// percentile in per cent of the median, memory.
 pub(crate) fn heading() -> String {
     columns([
         "case",
@@ -174,8 +174,8 @@ impl Record {
         ]);
     }
 
-    /// In the machine's folder, today's date for a name. A run later on the same day takes the place of
-    /// one before.
+    /// In the machine's folder, today's date for a name. A run later on the same day takes the
+    /// place of one before.
     pub(crate) fn write(&self, options: &Options) -> Result<PathBuf> {
         let machine = options.machine.clone();
         let machine = machine.unwrap_or_else(|| self.machine.slug());

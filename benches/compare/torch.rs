@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use relata::Loss;
+use relata::{Loss, ParameterValue};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -122,7 +122,7 @@ impl Torch {
         self.ask(&json!({
             "do": "open",
             "loss": case.loss.name(),
-            "parameters": parameters(&case.loss)?,
+            "parameters": parameters(&case.loss),
             "student": files.student,
             "teacher": files.teacher,
             "queue": files.queue,
@@ -190,25 +190,15 @@ fn number(value: &Value) -> Result<f64> {
         .ok_or_else(|| format!("expected a number, got {value}").into())
 }
 
-fn parameters(loss: &Loss) -> Result<Value> {
-    Ok(match loss {
-        Loss::RkdDistance(p) => json!({ "delta": p.delta, "normalize": p.normalize }),
-        Loss::RkdAngle(p) => json!({ "delta": p.delta, "normalize": p.normalize }),
-        Loss::Rkd(p) => json!({
-            "distance_weight": p.distance_weight,
-            "angle_weight": p.angle_weight,
-            "delta": p.delta,
-            "normalize": p.normalize,
-        }),
-        Loss::Rrd(p) => json!({
-            "student_temperature": p.student_temperature,
-            "teacher_temperature": p.teacher_temperature,
-            "normalize": p.normalize,
-        }),
-        Loss::InfoNce(p) => json!({ "temperature": p.temperature, "normalize": p.normalize }),
-        Loss::KdKl(p) => json!({ "temperature": p.temperature }),
-        other => return Err(format!("baseline_pytorch.py has no {other}").into()),
-    })
+/// The loss's parameters by name. PyTorch's side takes the queue as it is.
+fn parameters(loss: &Loss) -> Value {
+    let all = loss.parameters().into_iter();
+    let known = all.filter_map(|(name, value)| match value {
+        ParameterValue::Number(number) => Some((name.to_owned(), json!(number))),
+        ParameterValue::Flag(flag) => Some((name.to_owned(), json!(flag))),
+        ParameterValue::Enqueue(_) => None,
+    });
+    Value::Object(known.collect())
 }
 
 /// What PyTorch keeps for the backward pass of the angle loss: 2N²D + 2N³ floats. Other losses keep

@@ -55,7 +55,7 @@ impl Gpu {
         let cycles = f64::from(attribute(MULTIPROCESSORS)?) * f64::from(attribute(CLOCK)?) * 1e3;
         let memory_clock = f64::from(attribute(MEMORY_CLOCK)?) * 1e3;
         Ok(Gpu {
-            name: cuda.gpu().to_owned(),
+            name: cuda.gpu_name().to_owned(),
             driver: driver()?,
             memory: context.total_mem()?,
             l2_bytes: attribute(L2)? as usize,

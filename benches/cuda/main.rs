@@ -100,7 +100,7 @@ fn main() -> ExitCode {
         }
     };
     if options.probe {
-        println!("{}", cuda.gpu());
+        println!("{}", cuda.gpu_name());
         return ExitCode::SUCCESS;
     }
     match run(&options, &cuda) {

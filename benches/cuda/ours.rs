@@ -42,7 +42,7 @@ impl<T: GpuElement + DeviceRepr> Ours<T> {
     pub(crate) fn new(gpu: &Gpu, case: &Case, weights: WeightPrecision) -> Result<Self> {
         let stream = quiet_stream(gpu)?;
         let mut inputs = case.inputs::<T>();
-        inputs.problem = case.evaluating_only().weights(weights);
+        inputs.problem = case.evaluating_only().with_weight_precision(weights);
         let mut evaluator = Evaluator::<T>::new(&stream, &inputs.problem)?;
         let bytes = case.elements() as usize * size_of::<T>();
         let copies = (COLD * gpu.l2_bytes).div_ceil(bytes).clamp(1, MOST_COPIES);
@@ -218,7 +218,7 @@ pub(crate) fn once<T: GpuElement + DeviceRepr>(
 ) -> Result<()> {
     let stream = quiet_stream(gpu)?;
     let mut inputs = case.inputs::<T>();
-    inputs.problem = case.evaluating_only().weights(weights);
+    inputs.problem = case.evaluating_only().with_weight_precision(weights);
     let mut evaluator = Evaluator::<T>::new(&stream, &inputs.problem)?;
     let mut batch = OnGpu::new(&stream, &inputs)?;
     batch.launch(&mut evaluator)?;

@@ -202,14 +202,14 @@ impl Record {
         // Where there is no repository, who built the program says which revision it is.
         let revision =
             std::env::var("RELATA_REVISION").unwrap_or_else(|_| Machine::of(1, "").revision);
-        let (toolkit, targets) = relata::cuda::build();
+        let built = relata::cuda::build();
         Record {
             run: vec![
                 ("date", today()),
                 ("gpu", gpu.name.clone()),
                 ("driver", gpu.driver.clone()),
-                ("toolkit", toolkit),
-                ("targets", targets),
+                ("toolkit", built.toolkit),
+                ("targets", built.targets.join(", ")),
                 ("relata", env!("CARGO_PKG_VERSION").to_owned()),
                 ("revision", revision),
                 ("torch", torch.unwrap_or_else(|| NONE.to_owned())),

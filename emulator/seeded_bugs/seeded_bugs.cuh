@@ -9,7 +9,7 @@ namespace {
 
 constexpr unsigned THREADS = 64;
 
-// Mirrored in src/gpu/emulator/tests/mod.rs.
+// src/gpu/emulator/tests/mod.rs declares it too.
 struct Arguments {
     const void* input;
     void* output;
@@ -18,6 +18,7 @@ struct Arguments {
     // 0 for none.
     uint32_t bug;
 };
+ARGUMENTS(Arguments, input, output, counter, count, bug);
 
 template <typename T>
 DEVICE const T& input(const Arguments& arguments, uint64_t at) {

@@ -31,8 +31,8 @@ impl DeviceKind {
         DeviceKind::Cuda,
     ];
 
-    /// Those that run where none is asked for and can compute in `dtype`: the emulator, which is slow by
-    /// design, has to be asked for, and cuda is there if a GPU is.
+    /// Those that run where none is asked for and can compute in `dtype`: the emulator, which is
+    /// slow by design, has to be asked for, and cuda is there if a GPU is.
     pub(crate) fn at_hand(dtype: Option<DType>) -> Vec<DeviceKind> {
         let mut at_hand = DeviceKind::BUILT_IN.to_vec();
         at_hand.retain(|device| device.takes(dtype) && device.is_at_hand());

@@ -7,7 +7,8 @@ use std::io::Write;
 pub(crate) enum Failure {
     /// An argument, a file or a value is not what was expected; the line that says so.
     Refused(String),
-    /// There is nothing more to do: the help was printed, or the reader of standard output has gone.
+    /// There is nothing more to do: the help was printed, or the reader of standard output has
+    /// gone.
     Quiet,
 }
 

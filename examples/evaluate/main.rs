@@ -1,5 +1,5 @@
-//! Embeddings in, losses and gradients out: evaluates the losses of a student against a teacher on every
-//! device at hand. Without arguments it does so on the real embeddings in `examples/data`.
+//! Embeddings in, losses and gradients out: evaluates the losses of a student against a teacher on
+//! every device at hand. Without arguments it does so on the real embeddings in `examples/data`.
 //!
 //! ```sh
 //! cargo run --release --example evaluate

@@ -9,12 +9,12 @@ use crate::devices::DeviceKind;
 use crate::failure::{Failure, Result};
 use crate::files::GradientFile;
 
-/// Evaluates distillation losses of a student against a teacher, and their gradients with respect to
-/// the student.
+/// Evaluates distillation losses of a student against a teacher, and their gradients with respect
+/// to the student.
 ///
-/// Without files it runs on the real embeddings in examples/data. Prints a table, or with --json one
-/// object a line. Files are .npy (f16, f32, f64; C order) or .safetensors (F16, BF16, F32, F64; as
-/// FILE.safetensors:TENSOR, where a file with one tensor may leave the name out).
+/// Without files it runs on the real embeddings in examples/data. Prints a table, or with --json
+/// one object a line. Files are .npy (f16, f32, f64; C order) or .safetensors (F16, BF16, F32, F64;
+/// as FILE.safetensors:TENSOR, where a file with one tensor may leave the name out).
 #[derive(Debug, Parser)]
 #[command(name = "evaluate", version, after_help = AFTER_HELP)]
 pub(crate) struct Options {
@@ -26,9 +26,9 @@ pub(crate) struct Options {
     pub(crate) teacher: Option<PathBuf>,
     #[arg(long = "loss", value_name = "NAME", value_parser = str::parse::<Loss>, help = loss_help())]
     losses: Vec<Loss>,
-    /// A device: reference, cpu and, built with the feature of that name, emulator (slow) and cuda; may
-    /// be repeated [default: reference, cpu, and cuda if there is a GPU]. The table shows deviations
-    /// where the reference, which is slow, is among them
+    /// A device: reference, cpu and, built with the feature of that name, emulator (slow) and cuda;
+    /// may be repeated [default: reference, cpu, and cuda if there is a GPU]. The table shows
+    /// deviations where the reference, which is slow, is among them
     #[arg(long = "device", value_name = "NAME", value_parser = DeviceKind::parse)]
     devices: Vec<DeviceKind>,
     /// Round the inputs to f64, f32, f16 or bf16 [default: f64 for the reference, else f32]
@@ -66,12 +66,12 @@ pub(crate) struct Options {
     /// Temperature in info-nce and kd-kl [default: 0.07 and 4]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     temperature: Option<f64>,
-    /// How precise rrd's and info-nce's softmax weights are in f16 and bf16 on cuda and the emulator: split (two f16) or
-    /// half (one, a third less work) [default: split]
+    /// How precise rrd's and info-nce's softmax weights are in f16 and bf16 on cuda and the
+    /// emulator: split (two f16) or half (one, a third less work) [default: split]
     #[arg(long, value_name = "HOW", value_parser = parse_weights)]
     pub(crate) weights: Option<WeightPrecision>,
-    /// Write the gradient [N, D] to this .npy file: f64 for the reference, else f32. Takes one --loss
-    /// and one --device
+    /// Write the gradient [N, D] to this .npy file: f64 for the reference, else f32. Takes one
+    /// --loss and one --device
     #[arg(long, value_name = "OUT.npy")]
     gradient: Option<PathBuf>,
     /// Print one JSON object a line, and nothing else, to standard output

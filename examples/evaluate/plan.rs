@@ -43,7 +43,8 @@ pub(crate) fn plan<'a>(options: &Options, sources: &'a Sources) -> Result<Vec<Jo
     Ok(jobs)
 }
 
-/// Says so where the reference, which forms every triple of rows, takes minutes rather than seconds.
+/// Says so where the reference, which forms every triple of rows, takes minutes rather than
+/// seconds.
 fn note_slow(jobs: &[Job]) {
     const MANY: f64 = 5e11;
     let products = |job: &Job| {
@@ -170,8 +171,8 @@ fn note_unused(options: &Options, sources: &Sources, losses: &[Loss]) {
     }
 }
 
-/// NaN and infinities: a queue never holds them; student and teacher may, which makes the loss NaN and
-/// is worth a warning, unless they are to be refused.
+/// NaN and infinities: a queue never holds them; student and teacher may, which makes the loss NaN
+/// and is worth a warning, unless they are to be refused.
 fn check_finite(options: &Options, jobs: &[Job]) -> Result<()> {
     let mut warnings = BTreeSet::new();
     for job in jobs {

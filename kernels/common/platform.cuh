@@ -4,6 +4,8 @@
 //   EXPORT_KERNEL(name, threads, blocks, Arguments, body)   an entry point: `body(arguments)` run by blocks of `threads`,
 //                                                           once the launches before it are done
 //   EXPORT_KERNEL_REGISTERS(name, threads, registers, Arguments, body)   the same, by how many registers a thread may have
+//   ARGUMENTS(Arguments, field, ...)                        behind the struct that a kernel takes, and behind each struct in
+//                                                           it: all its fields in order, `padding` too
 //   SHARED_ARRAY(type, name, count)                         a static array in shared memory, 16-byte aligned
 //   DYNAMIC_SHARED(type, name)                              the launch's dynamic shared memory
 //   block_barrier(), warp_barrier()                         __syncthreads(), __syncwarp()
@@ -54,6 +56,9 @@ DEVICE void enter_grid() {
     EXPORT_KERNEL(name, threads, 1, Arguments, __VA_ARGS__)
 #endif
 
+// Only the emulator reads the list.
+#define ARGUMENTS(Type, ...) static_assert(sizeof(Type) > 0, "")
+
 #define SHARED_ARRAY(type, name, count) __shared__ alignas(16) type name[count]
 #define DYNAMIC_SHARED(type, name)                                                                      \
     extern __shared__ __align__(128) unsigned char relata_dynamic_shared[];                             \
@@ -84,9 +89,32 @@ DEVICE void enter_grid() {}
         enter_grid();                                                                                   \
         __VA_ARGS__(*static_cast<const Arguments*>(arguments));                                         \
     }                                                                                                   \
-    extern "C" const emulator::Kernel name = {threads, sizeof(Arguments), name##_run}
+    extern "C" const emulator::Kernel name = {threads, sizeof(Arguments), emulator::fields<Arguments>(0), name##_run}
 #define EXPORT_KERNEL_REGISTERS(name, threads, registers, Arguments, ...)                               \
     EXPORT_KERNEL(name, threads, 1, Arguments, __VA_ARGS__)
+
+// A constant table of the fields, for Rust to compare with its own.
+#define ARGUMENTS(Type, ...)                                                                            \
+    constexpr emulator::Field Type##_fields[] = {RELATA_FOR_EACH(RELATA_FIELD, Type, __VA_ARGS__)};     \
+    static_assert(emulator::cover(Type##_fields, sizeof(Type)), "every field of " #Type ", in order");   \
+    constexpr emulator::Fields fields_of(const Type*) {                                                 \
+        return {Type##_fields, sizeof Type##_fields / sizeof(emulator::Field)};                         \
+    }                                                                                                   \
+    static_assert(true, "")
+#define RELATA_FIELD(Type, name) emulator::field<decltype(Type::name)>(#name, offsetof(Type, name)),
+
+// macro(Type, a) macro(Type, b) ... for up to 256 names: the preprocessor looks at a macro's result again as often as
+// RELATA_EXPAND says, and each time RELATA_FOR_EACH_AGAIN takes the next name.
+#define RELATA_FOR_EACH(macro, Type, ...) RELATA_EXPAND(RELATA_FOR_EACH_NAME(macro, Type, __VA_ARGS__))
+#define RELATA_FOR_EACH_NAME(macro, Type, name, ...)                                                    \
+    macro(Type, name) __VA_OPT__(RELATA_FOR_EACH_AGAIN RELATA_NO_ARGUMENTS(macro, Type, __VA_ARGS__))
+#define RELATA_FOR_EACH_AGAIN() RELATA_FOR_EACH_NAME
+#define RELATA_NO_ARGUMENTS ()
+#define RELATA_EXPAND(...) RELATA_EXPAND_64(RELATA_EXPAND_64(RELATA_EXPAND_64(RELATA_EXPAND_64(__VA_ARGS__))))
+#define RELATA_EXPAND_64(...) RELATA_EXPAND_16(RELATA_EXPAND_16(RELATA_EXPAND_16(RELATA_EXPAND_16(__VA_ARGS__))))
+#define RELATA_EXPAND_16(...) RELATA_EXPAND_4(RELATA_EXPAND_4(RELATA_EXPAND_4(RELATA_EXPAND_4(__VA_ARGS__))))
+#define RELATA_EXPAND_4(...) RELATA_EXPAND_1(RELATA_EXPAND_1(RELATA_EXPAND_1(RELATA_EXPAND_1(__VA_ARGS__))))
+#define RELATA_EXPAND_1(...) __VA_ARGS__
 
 #define SHARED_ARRAY(type, name, count)                                                                 \
     static const emulator::Site name##_site{#name, __FILE__, __LINE__};                                 \

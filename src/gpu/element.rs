@@ -14,12 +14,43 @@ impl GpuElement for f32 {}
 impl GpuElement for f16 {}
 impl GpuElement for bf16 {}
 
-/// Where kernels of this type stand in a [family](super::kernels::Family).
-pub(crate) const fn index(dtype: DType) -> usize {
-    match dtype {
-        // Unreachable through `GpuElement`, which has no f64.
-        DType::F32 | DType::F64 => 0,
-        DType::F16 => 1,
-        DType::BF16 => 2,
+/// A type of element that kernels are compiled for: [`DType`] without f64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GpuDType {
+    F32,
+    F16,
+    BF16,
+}
+
+impl GpuDType {
+    /// The type `T`. An f64 does not compile.
+    pub(crate) const fn of<T: GpuElement>() -> Self {
+        const {
+            match T::DTYPE {
+                DType::F32 => GpuDType::F32,
+                DType::F16 => GpuDType::F16,
+                DType::BF16 => GpuDType::BF16,
+                DType::F64 => panic!("no kernel takes f64"),
+            }
+        }
+    }
+
+    /// The size of an element.
+    pub(crate) const fn bytes(self) -> usize {
+        match self {
+            GpuDType::F32 => 4,
+            GpuDType::F16 | GpuDType::BF16 => 2,
+        }
+    }
+}
+
+impl From<DType> for GpuDType {
+    fn from(dtype: DType) -> Self {
+        match dtype {
+            DType::F32 => GpuDType::F32,
+            DType::F16 => GpuDType::F16,
+            DType::BF16 => GpuDType::BF16,
+            DType::F64 => unreachable!("GpuElement has no f64"),
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::kernels::{Family, KD_KL, KD_KL_LONG};
+use super::kernels::{ByDType, KD_KL, KD_KL_LONG};
 use super::machine::{Launcher, Limits};
 use super::plan::{Addresses, grid_size};
 use super::workspace::{Layout, Region};
@@ -74,7 +74,7 @@ impl Tile {
         self.kept * Self::bytes(self.family().threads) as u32
     }
 
-    fn family(&self) -> &'static Family<Arguments> {
+    fn family(&self) -> &'static ByDType<Arguments> {
         if self.long { &KD_KL_LONG } else { &KD_KL }
     }
 }

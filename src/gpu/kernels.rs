@@ -1,12 +1,16 @@
 //! Every entry point of kernels/*.cu, with the struct it takes.
+//!
+//! A kernel that is compiled once is a [`Kernel`]. A kernel that is compiled several times is a
+//! family, [`ByVariant`]: an enum says which of its entry points a launch takes. Most families have
+//! an entry point for each type of element, [`ByDType`].
 
+use std::fmt;
 use std::marker::PhantomData;
 
 use bytemuck::Pod;
 
-use super::element::index;
+use super::element::GpuDType;
 use super::machine::{Launch, Launcher};
-use crate::element::DType;
 use crate::error::Result;
 
 /// What the emulator knows of a kernel. Mirrors `emulator::Kernel` in emulator/emulator.h.
@@ -16,26 +20,54 @@ use crate::error::Result;
 pub(crate) struct Emulated {
     pub(crate) threads: u32,
     pub(crate) arguments_bytes: u32,
+    pub(crate) arguments: super::emulator::CppFields,
     pub(crate) run: unsafe extern "C" fn(*const std::ffi::c_void),
 }
 
-/// An entry point.
+/// A function of a .cu file that can be launched.
 #[derive(Debug)]
 pub(crate) struct EntryPoint {
     /// Its symbol in the fatbin.
     pub(crate) name: &'static str,
     /// The size of the struct it takes.
     pub(crate) arguments_bytes: usize,
+    /// The fields of that struct.
+    #[cfg(feature = "emulator")]
+    pub(crate) arguments: &'static [super::arguments::Field],
     #[cfg(feature = "emulator")]
     pub(crate) emulated: &'static Emulated,
 }
 
-/// A kernel, compiled for one type of element or, where it doesn't depend on that, once.
-#[derive(Debug)]
-pub(crate) struct Family<A: 'static> {
-    pub(crate) threads: u32,
-    entries: &'static [EntryPoint],
-    arguments: PhantomData<A>,
+impl EntryPoint {
+    /// An entry point that takes an `A`.
+    #[cfg(test)]
+    #[cfg(feature = "emulator")]
+    pub(crate) const fn new<A: super::arguments::ArgumentType>(
+        name: &'static str,
+        emulated: &'static Emulated,
+    ) -> Self {
+        EntryPoint {
+            name,
+            arguments_bytes: size_of::<A>(),
+            arguments: A::FIELDS,
+            emulated,
+        }
+    }
+
+    /// The same without its fields.
+    const fn bare<A: Pod>(
+        name: &'static str,
+        #[cfg(feature = "emulator")] emulated: &'static Emulated,
+    ) -> Self {
+        EntryPoint {
+            name,
+            arguments_bytes: size_of::<A>(),
+            #[cfg(feature = "emulator")]
+            arguments: &[],
+            #[cfg(feature = "emulator")]
+            emulated,
+        }
+    }
 }
 
 /// A kernel that takes an `A`.
@@ -46,29 +78,8 @@ pub(crate) struct Kernel<A> {
     arguments: PhantomData<A>,
 }
 
-impl<A: Pod> Family<A> {
-    /// The kernel for elements of this type.
-    pub(crate) fn of(&self, dtype: DType) -> Kernel<A> {
-        self.nth(index(dtype) % self.entries.len())
-    }
-
-    /// The kernel of a family of one.
-    pub(crate) fn only(&self) -> Kernel<A> {
-        debug_assert_eq!(self.entries.len(), 1);
-        self.nth(0)
-    }
-
-    /// The kernel of a family whose members differ by something else.
-    pub(crate) fn nth(&self, index: usize) -> Kernel<A> {
-        Kernel {
-            entry: &self.entries[index],
-            threads: self.threads,
-            arguments: PhantomData,
-        }
-    }
-}
-
 impl<A: Pod> Kernel<A> {
+    /// Launches `grid` blocks with `shared` bytes of dynamic shared memory each.
     pub(crate) fn launch(
         &self,
         launcher: &mut impl Launcher,
@@ -86,101 +97,256 @@ impl<A: Pod> Kernel<A> {
     }
 }
 
+/// A family: a kernel that takes an `A`, compiled once for each value of `V`.
+pub(crate) struct ByVariant<V, A> {
+    /// The threads of a block.
+    pub(crate) threads: u32,
+    entry: fn(V) -> &'static EntryPoint,
+    arguments: PhantomData<A>,
+}
+
+/// A kernel that is compiled for each type of element.
+pub(crate) type ByDType<A> = ByVariant<GpuDType, A>;
+
+impl<V, A> ByVariant<V, A> {
+    /// The kernel of this variant.
+    pub(crate) fn of(&self, variant: impl Into<V>) -> Kernel<A> {
+        Kernel {
+            entry: (self.entry)(variant.into()),
+            threads: self.threads,
+            arguments: PhantomData,
+        }
+    }
+}
+
+impl<V, A> fmt::Debug for ByVariant<V, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ByVariant").finish_non_exhaustive()
+    }
+}
+
+/// The entry points of an attention kernel on tensor cores: the keys and how weights are rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MmaVariant {
+    /// Over a queue, each weight as the sum of two f16.
+    Split,
+    /// Over the other rows of the batch, each weight as the sum of two f16.
+    SplitBatch,
+    /// Over a queue, each weight as one f16.
+    Half,
+    /// Over the other rows of the batch, each weight as one f16.
+    HalfBatch,
+    /// Over a queue, a sample's student row and teacher row together: the difference of their
+    /// weights as one f16, and the teacher's weight as one f16.
+    HalfPair,
+}
+
+/// The type of the keys that the attention kernel without tensor cores reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KeyType {
+    F32,
+    F16,
+}
+
+impl From<crate::element::DType> for KeyType {
+    fn from(dtype: crate::element::DType) -> Self {
+        match dtype {
+            crate::element::DType::F16 => KeyType::F16,
+            _ => KeyType::F32,
+        }
+    }
+}
+
+/// Declares the kernels and their entry points: `once`, or one for each variant of an enum. `$threads`
+/// is the number of threads of a block.
 macro_rules! kernels {
-    ($($(#[$doc:meta])* $family:ident: $arguments:ty, $threads:literal => [$($name:ident),+];)+) => {
+    ($(
+        $(#[$doc:meta])*
+        $kernel:ident: $arguments:ty, $threads:literal =>
+            $(once $single:ident)? $(by $enum:ident { $($variant:ident: $entry:ident),+ $(,)? })?;
+    )+) => {
         #[cfg(feature = "emulator")]
         #[allow(unsafe_code, non_upper_case_globals)]
         mod emulated {
-            // SAFETY: EXPORT_KERNEL in kernels/common/platform.cuh defines these, constant, of this
-            // type; one that is missing does not link.
+            // SAFETY: EXPORT_KERNEL in kernels/common/platform.cuh defines these as constants of
+            // this type. One that is missing does not link.
             unsafe extern "C" {
-                $($(pub(super) safe static $name: super::Emulated;)+)+
+                $(
+                    $(pub(super) safe static $single: super::Emulated;)?
+                    $($(pub(super) safe static $entry: super::Emulated;)+)?
+                )+
             }
         }
 
         $(
+            $(kernels!(@entry $single, $arguments);)?
+            $($(kernels!(@entry $entry, $arguments);)+)?
+
             $(#[$doc])*
-            pub(crate) static $family: Family<$arguments> = Family {
-                threads: $threads,
-                entries: &[$(EntryPoint {
-                    name: stringify!($name),
-                    arguments_bytes: size_of::<$arguments>(),
-                    #[cfg(feature = "emulator")]
-                    emulated: &emulated::$name,
-                }),+],
-                arguments: PhantomData,
-            };
+            pub(crate) static $kernel:
+                kernels!(@type $arguments, $(once $single)? $(by $enum)?) =
+                kernels!(@value $threads, $(once $single)? $(by $enum { $($variant: $entry),+ })?);
         )+
 
         /// Every entry point.
-        #[allow(dead_code, reason = "for the launchers and the tests")]
+        #[allow(dead_code, reason = "for cuda and the tests")]
         pub(crate) fn all() -> impl Iterator<Item = &'static EntryPoint> {
-            [$($family.entries),+].into_iter().flatten()
+            [$($(&$single,)? $($(&$entry,)+)?)+].into_iter()
         }
+    };
+    (@type $arguments:ty, once $single:ident) => { Kernel<$arguments> };
+    (@type $arguments:ty, by $enum:ident) => { ByVariant<$enum, $arguments> };
+    (@value $threads:literal, once $single:ident) => {
+        Kernel { threads: $threads, entry: &$single, arguments: PhantomData }
+    };
+    (@value $threads:literal, by $enum:ident { $($variant:ident: $entry:ident),+ }) => {
+        ByVariant {
+            threads: $threads,
+            entry: |variant| match variant {
+                $($enum::$variant => &$entry),+
+            },
+            arguments: PhantomData,
+        }
+    };
+    (@entry $name:ident, $arguments:ty) => {
+        #[allow(non_upper_case_globals, reason = "a symbol in the fatbin")]
+        static $name: EntryPoint = EntryPoint::bare::<$arguments>(
+            stringify!($name),
+            #[cfg(feature = "emulator")]
+            &emulated::$name,
+        );
     };
 }
 
 kernels! {
     /// ∂L/∂x = Σ C (x_i − x_j): a block for a tile of the gradient.
-    CONTRACTION: super::rkd::ContractionArguments, 256 => [relata_contraction_f32, relata_contraction_f16, relata_contraction_bf16];
+    CONTRACTION: super::rkd::ContractionArguments, 256 => by GpuDType {
+        F32: relata_contraction_f32,
+        F16: relata_contraction_f16,
+        BF16: relata_contraction_bf16,
+    };
     /// The same of few rows: smaller tiles.
-    CONTRACTION_SMALL_BATCH: super::rkd::ContractionArguments, 256 => [relata_contraction_small_batch_f32, relata_contraction_small_batch_f16, relata_contraction_small_batch_bf16];
+    CONTRACTION_SMALL_BATCH: super::rkd::ContractionArguments, 256 => by GpuDType {
+        F32: relata_contraction_small_batch_f32,
+        F16: relata_contraction_small_batch_f16,
+        BF16: relata_contraction_small_batch_bf16,
+    };
     /// KL of softened logits, and its gradient: a block for a row.
-    KD_KL: super::kd_kl::Arguments, 256 => [relata_kd_kl_f32, relata_kd_kl_f16, relata_kd_kl_bf16];
+    KD_KL: super::kd_kl::Arguments, 256 => by GpuDType {
+        F32: relata_kd_kl_f32,
+        F16: relata_kd_kl_f16,
+        BF16: relata_kd_kl_bf16,
+    };
     /// The same for rows of many classes.
-    KD_KL_LONG: super::kd_kl::Arguments, 512 => [relata_kd_kl_long_f32, relata_kd_kl_long_f16, relata_kd_kl_long_bf16];
+    KD_KL_LONG: super::kd_kl::Arguments, 512 => by GpuDType {
+        F32: relata_kd_kl_long_f32,
+        F16: relata_kd_kl_long_f16,
+        BF16: relata_kd_kl_long_bf16,
+    };
     /// x/‖x‖ of every row: a block for a row.
-    NORMALIZE: super::normalize::Arguments, 256 => [relata_normalize_f32, relata_normalize_f16, relata_normalize_bf16];
+    NORMALIZE: super::normalize::Arguments, 256 => by GpuDType {
+        F32: relata_normalize_f32,
+        F16: relata_normalize_f16,
+        BF16: relata_normalize_bf16,
+    };
     /// The way back through x/‖x‖: a block for a row.
-    NORMALIZE_BACKWARD: super::normalize::BackwardArguments, 256 => [relata_normalize_backward];
+    NORMALIZE_BACKWARD: super::normalize::BackwardArguments, 256 => once relata_normalize_backward;
     /// The public relation matrices: a block for a tile of pairs.
-    RELATION: super::relation::Arguments, 256 => [relata_relation_f32, relata_relation_f16, relata_relation_bf16];
+    RELATION: super::relation::Arguments, 256 => by GpuDType {
+        F32: relata_relation_f32,
+        F16: relata_relation_f16,
+        BF16: relata_relation_bf16,
+    };
     /// The angle penalty in f32.
-    RKD_ANGLE: super::rkd::AngleArguments, 128 => [relata_rkd_angle];
+    RKD_ANGLE: super::rkd::AngleArguments, 128 => once relata_rkd_angle;
     /// The angle penalty with ½d² as a pair of f32.
-    RKD_ANGLE_ACCURATE: super::rkd::AngleArguments, 256 => [relata_rkd_angle_accurate];
+    RKD_ANGLE_ACCURATE: super::rkd::AngleArguments, 256 => once relata_rkd_angle_accurate;
     /// The same of few rows.
-    RKD_ANGLE_SMALL_BATCH: super::rkd::SmallBatchAngleArguments, 256 => [relata_rkd_angle_small_batch];
+    RKD_ANGLE_SMALL_BATCH: super::rkd::SmallBatchAngleArguments, 256 => once relata_rkd_angle_small_batch;
     /// The distance penalty, the sums of the angle penalty, and the loss of both.
-    RKD_COEFFICIENTS: super::rkd::CoefficientArguments, 256 => [relata_rkd_coefficients];
+    RKD_COEFFICIENTS: super::rkd::CoefficientArguments, 256 => once relata_rkd_coefficients;
     /// All lengths of student and teacher in f32.
-    RKD_RELATION: super::rkd::RelationArguments, 256 => [relata_rkd_relation_f32, relata_rkd_relation_f16, relata_rkd_relation_bf16];
+    RKD_RELATION: super::rkd::RelationArguments, 256 => by GpuDType {
+        F32: relata_rkd_relation_f32,
+        F16: relata_rkd_relation_f16,
+        BF16: relata_rkd_relation_bf16,
+    };
     /// All lengths of student and teacher in f64.
-    RKD_RELATION_ACCURATE: super::rkd::RelationArguments, 256 => [
-        relata_rkd_relation_accurate_f32, relata_rkd_relation_accurate_f16, relata_rkd_relation_accurate_bf16
-    ];
+    RKD_RELATION_ACCURATE: super::rkd::RelationArguments, 256 => by GpuDType {
+        F32: relata_rkd_relation_accurate_f32,
+        F16: relata_rkd_relation_accurate_f16,
+        BF16: relata_rkd_relation_accurate_bf16,
+    };
     /// The same of few rows.
-    RKD_RELATION_SMALL_BATCH: super::rkd::RelationArguments, 256 => [
-        relata_rkd_relation_small_batch_f32, relata_rkd_relation_small_batch_f16, relata_rkd_relation_small_batch_bf16
-    ];
+    RKD_RELATION_SMALL_BATCH: super::rkd::RelationArguments, 256 => by GpuDType {
+        F32: relata_rkd_relation_small_batch_f32,
+        F16: relata_rkd_relation_small_batch_f16,
+        BF16: relata_rkd_relation_small_batch_bf16,
+    };
     /// Rows as attention reads them, and their norms: a warp for a row.
-    ATTENTION_ROWS: super::attention::RowsArguments, 128 => [relata_attention_rows_f32, relata_attention_rows_f16, relata_attention_rows_bf16];
+    ATTENTION_ROWS: super::attention::RowsArguments, 128 => by GpuDType {
+        F32: relata_attention_rows_f32,
+        F16: relata_attention_rows_f16,
+        BF16: relata_attention_rows_bf16,
+    };
     /// Attention of halves, rows of up to 64 elements: over a queue and over the rest of a batch, with weights as two
     /// f16 and as one; as one, of student and teacher side by side.
-    ATTENTION_MMA_64: super::attention::MmaArguments, 128 => [
-        relata_attention_mma_64, relata_attention_mma_64_batch, relata_attention_mma_64_half,
-        relata_attention_mma_64_half_batch, relata_attention_mma_64_half_pair
-    ];
+    ATTENTION_MMA_64: super::attention::MmaArguments, 128 => by MmaVariant {
+        Split: relata_attention_mma_64,
+        SplitBatch: relata_attention_mma_64_batch,
+        Half: relata_attention_mma_64_half,
+        HalfBatch: relata_attention_mma_64_half_batch,
+        HalfPair: relata_attention_mma_64_half_pair,
+    };
     /// The same, of up to 128.
-    ATTENTION_MMA_128: super::attention::MmaArguments, 128 => [
-        relata_attention_mma_128, relata_attention_mma_128_batch, relata_attention_mma_128_half,
-        relata_attention_mma_128_half_batch, relata_attention_mma_128_half_pair
-    ];
+    ATTENTION_MMA_128: super::attention::MmaArguments, 128 => by MmaVariant {
+        Split: relata_attention_mma_128,
+        SplitBatch: relata_attention_mma_128_batch,
+        Half: relata_attention_mma_128_half,
+        HalfBatch: relata_attention_mma_128_half_batch,
+        HalfPair: relata_attention_mma_128_half_pair,
+    };
     /// The same, of up to 256.
-    ATTENTION_MMA_256: super::attention::MmaArguments, 128 => [
-        relata_attention_mma_256, relata_attention_mma_256_batch, relata_attention_mma_256_half,
-        relata_attention_mma_256_half_batch, relata_attention_mma_256_half_pair
-    ];
+    ATTENTION_MMA_256: super::attention::MmaArguments, 128 => by MmaVariant {
+        Split: relata_attention_mma_256,
+        SplitBatch: relata_attention_mma_256_batch,
+        Half: relata_attention_mma_256_half,
+        HalfBatch: relata_attention_mma_256_half_batch,
+        HalfPair: relata_attention_mma_256_half_pair,
+    };
     /// Attention of f32 rows over keys of f32 or f16.
-    ATTENTION_SIMT: super::attention::SimtArguments, 256 => [relata_attention_simt_f32, relata_attention_simt_f16];
+    ATTENTION_SIMT: super::attention::SimtArguments, 256 => by KeyType {
+        F32: relata_attention_simt_f32,
+        F16: relata_attention_simt_f16,
+    };
     /// InfoNCE from the partial attentions: a block for a row.
-    INFO_NCE: super::attention::FinishArguments, 256 => [relata_info_nce_f32, relata_info_nce_f16, relata_info_nce_bf16];
+    INFO_NCE: super::attention::FinishArguments, 256 => by GpuDType {
+        F32: relata_info_nce_f32,
+        F16: relata_info_nce_f16,
+        BF16: relata_info_nce_bf16,
+    };
     /// Norms of a queue's new keys, and whether all are finite: a warp for a key.
-    MEASURE_KEYS: super::queue::Arguments, 128 => [relata_measure_keys_f32, relata_measure_keys_f16, relata_measure_keys_bf16];
+    MEASURE_KEYS: super::queue::Arguments, 128 => by GpuDType {
+        F32: relata_measure_keys_f32,
+        F16: relata_measure_keys_f16,
+        BF16: relata_measure_keys_bf16,
+    };
     /// New keys to their slots, and the ring moved on.
-    WRITE_KEYS: super::queue::Arguments, 128 => [relata_write_keys_f32, relata_write_keys_f16, relata_write_keys_bf16];
+    WRITE_KEYS: super::queue::Arguments, 128 => by GpuDType {
+        F32: relata_write_keys_f32,
+        F16: relata_write_keys_f16,
+        BF16: relata_write_keys_bf16,
+    };
     /// RRD from the partial attentions: a block for a row.
-    RRD: super::attention::FinishArguments, 256 => [relata_rrd_f32, relata_rrd_f16, relata_rrd_bf16];
+    RRD: super::attention::FinishArguments, 256 => by GpuDType {
+        F32: relata_rrd_f32,
+        F16: relata_rrd_f16,
+        BF16: relata_rrd_bf16,
+    };
     /// softmax(x/τ) of every row: a block for a row.
-    SOFTMAX: super::softmax::Arguments, 256 => [relata_softmax_f32, relata_softmax_f16, relata_softmax_bf16];
+    SOFTMAX: super::softmax::Arguments, 256 => by GpuDType {
+        F32: relata_softmax_f32,
+        F16: relata_softmax_f16,
+        BF16: relata_softmax_bf16,
+    };
 }

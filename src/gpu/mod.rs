@@ -4,6 +4,9 @@
 //! written once, against [`Launcher`](machine::Launcher); what runs a kernel is the CUDA driver or the
 //! emulator.
 
+mod arguments;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub(crate) mod element;
 #[cfg(feature = "emulator")]
 pub(crate) mod emulator;

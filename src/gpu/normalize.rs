@@ -76,7 +76,5 @@ pub(crate) fn launch_backward(
         dim: grid_size("dim", dim)?,
         padding: 0,
     };
-    NORMALIZE_BACKWARD
-        .only()
-        .launch(launcher, [grid_size("rows", rows)?, 1, 1], 0, &arguments)
+    NORMALIZE_BACKWARD.launch(launcher, [grid_size("rows", rows)?, 1, 1], 0, &arguments)
 }

@@ -19,8 +19,8 @@ pub struct InfoNce {
     /// τ; 0.07 by default.
     pub temperature: f64,
     /// L2-normalise the rows of student and teacher, with the gradient through it; on by default.
-    /// Off, ⟨row, key⟩/τ has to be a finite number of [`Element::Real`](crate::Element::Real), and a
-    /// queue has to store its keys as they come
+    /// Off, ⟨row, key⟩/τ has to be a finite number of [`Element::Real`](crate::Element::Real), and
+    /// a queue has to store its keys as they come
     /// ([`Queue::with_normalize`](crate::Queue::with_normalize)).
     pub normalize: bool,
     /// When [`evaluate_with_queue`](InfoNce::evaluate_with_queue) puts the teacher's rows into the

@@ -5,7 +5,6 @@ use crate::error::{Error, Result};
 
 /// The value of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
 pub enum ParameterValue {
     /// A temperature, a weight, δ.
     Number(f64),

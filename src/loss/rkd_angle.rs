@@ -11,8 +11,8 @@ use super::{Family, Parameter, Spec, Triplet};
 /// O(N²D + N³) work and O(N²) memory; the paper's own code keeps 2N²D + 2N³ floats.
 /// Student `[N, D]`, teacher `[N, D_t]`, any D and D_t.
 ///
-/// Park, Kim, Lu, Cho: *Relational Knowledge Distillation*, CVPR 2019, arXiv 1904.05068, eq. 7-9, and
-/// the authors' code (`metric/loss.py`).
+/// Park, Kim, Lu, Cho: *Relational Knowledge Distillation*, CVPR 2019, arXiv 1904.05068, eq. 7-9,
+/// and the authors' code (`metric/loss.py`).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RkdAngle {
     /// δ of the Huber penalty; 1 by default.

@@ -11,8 +11,8 @@ use super::{Family, Normalizer, Pairwise, Parameter, Penalty, Relation, Spec};
 /// The gradient goes through μ. A pair of equal rows contributes none; if all rows are equal
 /// (μ = 0) the scaled distances count as 0. Student `[N, D]`, teacher `[N, D_t]`, any D and D_t.
 ///
-/// Park, Kim, Lu, Cho: *Relational Knowledge Distillation*, CVPR 2019, arXiv 1904.05068, eq. 4-6, and
-/// the authors' code (`metric/loss.py`), whose conventions this follows.
+/// Park, Kim, Lu, Cho: *Relational Knowledge Distillation*, CVPR 2019, arXiv 1904.05068, eq. 4-6,
+/// and the authors' code (`metric/loss.py`), whose conventions this follows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RkdDistance {
     /// δ of the Huber penalty; 1 by default.

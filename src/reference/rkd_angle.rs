@@ -3,8 +3,8 @@ use rayon::prelude::*;
 use super::{Matrix, huber, huber_slope};
 use crate::problem::Value;
 
-/// How many sets of vertices are summed separately. Fixed, so that the sums come out the same on any
-/// number of threads.
+/// How many sets of vertices are summed separately. Fixed, so that the sums come out the same on
+/// any number of threads.
 const SETS: usize = 16;
 
 /// L = 1/N³ Σ_jik huber(cos_jik(X) − cos_jik(Y)), every triple formed from its edges.
@@ -34,7 +34,8 @@ pub(super) fn rkd_angle(delta: f64, x: &Matrix, y: &Matrix) -> (Value, Vec<f64>)
     (Value::new(loss), gradient)
 }
 
-/// The triples whose vertex is j: their sum of penalties; their derivatives are added to `gradient`.
+/// The triples whose vertex is j: their sum of penalties; their derivatives are added to
+/// `gradient`.
 fn vertex(delta: f64, j: usize, x: &Matrix, y: &Matrix, gradient: &mut [f64]) -> f64 {
     let n = x.rows();
     let (e, length) = edges(x, j);

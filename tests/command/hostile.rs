@@ -1,4 +1,5 @@
-//! Files made to mislead: none of them gets more memory than it has bytes, none makes the command panic.
+//! Files made to mislead: none of them gets more memory than it has bytes, none makes the command
+//! panic.
 
 use crate::support::*;
 

@@ -1,5 +1,9 @@
-//! The command from end to end: what it prints, what it writes and what it refuses.
+//! The command from end to end: the values it prints, the files it writes and the arguments it
+//! refuses.
 
+#[allow(dead_code, reason = "the command's tests need its norm alone")]
+#[path = "../common/compare.rs"]
+mod compare;
 #[path = "../common/example.rs"]
 mod example;
 mod hostile;

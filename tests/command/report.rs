@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use npyz::NpyFile;
 use serde_json::Value;
 
+use crate::compare::norm;
 use crate::support::*;
 
 #[test]
@@ -126,7 +127,6 @@ fn gradients_are_written_whole_and_in_their_type() {
     for loss in LOSSES {
         let arguments = format!("--loss {loss} --gradient g.npy --device");
         let path = files.0.path().join("g.npy");
-        let norm = |gradient: &[f64]| gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
 
         let reference = files
             .json(&format!("{arguments} reference --dtype f32"))

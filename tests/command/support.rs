@@ -78,7 +78,8 @@ impl Files {
         objects[0]["value"].as_f64().expect("a finite loss")
     }
 
-    /// Exit code 2, one line that contains `expected` on standard error, nothing on standard output.
+    /// Exit code 2, one line that contains `expected` on standard error, nothing on standard
+    /// output.
     pub(crate) fn refuses(&self, arguments: &str, expected: &str) {
         let output = self.run(arguments);
         let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));

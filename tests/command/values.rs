@@ -4,11 +4,11 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use serde_json::Value;
 
+use crate::compare::norm;
 use crate::support::*;
 
 /// Rows scaled to length 1.
 fn unit(rows: &[f64]) -> Vec<Vec<f64>> {
-    let norm = |row: &[f64]| row.iter().map(|x| x * x).sum::<f64>().sqrt();
     let scaled = |row: &[f64]| row.iter().map(|x| x / norm(row)).collect();
     rows.chunks(DIM).map(scaled).collect()
 }
@@ -67,7 +67,8 @@ fn the_emulator_agrees() {
     }
 }
 
-/// Two f16 a weight or one: the gradients differ, and both are right. What doesn't round weights does not care.
+/// Two f16 a weight or one: the gradients differ, and both are right. What doesn't round weights
+/// does not care.
 #[cfg(feature = "emulator")]
 #[test]
 fn weights_are_as_precise_as_asked_for() {
@@ -143,17 +144,17 @@ fn info_nce_is_in_batch_unless_it_has_a_queue() {
     let (z, y) = (unit(&student()), unit(&teacher()));
     let in_batch: f64 = (0..ROWS).map(|i| -log_softmax(&z[i], &y, 0.07)[i]).sum();
     assert_close(value(""), in_batch / ROWS as f64, 1e-12);
-    let beside = |queue: &[Vec<f64>]| -> f64 {
+    let with_queue = |queue: &[Vec<f64>]| -> f64 {
         let logits = |i: usize| log_softmax(&z[i], &[&y[i..=i], queue].concat(), 0.5)[0];
         (0..ROWS).map(|i| -logits(i)).sum::<f64>() / ROWS as f64
     };
     assert_close(
         value("--queue q.npy --temperature 0.5"),
-        beside(&unit(&keys())),
+        with_queue(&unit(&keys())),
         1e-12,
     );
     let before = value("--queue q.npy --temperature 0.5 --enqueue before");
-    assert_close(before, beside(&y[1..]), 1e-12);
+    assert_close(before, with_queue(&y[1..]), 1e-12);
 }
 
 #[test]

@@ -10,25 +10,23 @@
 
 #[path = "cases/data.rs"]
 mod data;
+#[path = "losses.rs"]
+pub(crate) mod losses;
+#[path = "random.rs"]
+pub(crate) mod random;
 #[path = "cases/table.rs"]
 mod table;
 
-use relata::{Batch, Element, Enqueue, Loss, Problem, Queue, Rows, Shapes};
+use relata::{Batch, Device, Element, Evaluation, Loss, Problem, Queue, Rows, Shapes};
 
-pub(crate) use data::Data;
+pub(crate) use data::{Data, cast};
 
-/// Flop of the angle loss for an unordered triple {i, k} at vertex j, with the cosines from the law of
-/// cosines: 8 for both cosines, 1 for their difference, 2 to clamp it, 4 for the penalty and its sum,
-/// 9 for the three coefficients.
-const FLOP_PER_TRIPLET: u64 = 24;
-/// Flop of KD for a class: scaling, shifting, exponential and sum of both rows, difference, penalty,
-/// gradient. An exponential counts as one.
-const FLOP_PER_CLASS: u64 = 14;
+use relata::Family;
 
 /// What a case is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// Small and odd: held against the reference.
+    /// Small and odd: compared with the reference.
     Test,
     /// Of a size that trainers use: timed.
     Bench,
@@ -74,6 +72,11 @@ pub(crate) struct Inputs<T: Element> {
 }
 
 impl<T: Element> Inputs<T> {
+    pub(crate) fn evaluate<D: Device<T>>(&self, device: &D) -> Evaluation<D::Gradient> {
+        let evaluation = self.problem.evaluate(device, self.batch());
+        evaluation.unwrap_or_else(|error| panic!("{}: {error}", self.problem.loss()))
+    }
+
     pub(crate) fn batch(&self) -> Batch<'_, T> {
         let shapes = self.problem.shapes();
         let rows = |data, dim| Rows::new(data, [shapes.rows, dim]).expect("data of this shape");
@@ -98,7 +101,7 @@ pub(crate) fn all() -> Vec<Case> {
     cases
 }
 
-/// The cases to hold against the reference.
+/// The cases to compare with the reference.
 pub(crate) fn tests() -> impl Iterator<Item = Case> {
     let small = |c: &Case| matches!(c.purpose, Purpose::Test | Purpose::Both);
     all().into_iter().filter(small)
@@ -115,13 +118,16 @@ pub(crate) fn on_gpus() -> impl Iterator<Item = Case> {
     all().into_iter().filter(|c| c.purpose != Purpose::Test)
 }
 
-/// Cases of more rows than the table's, for GPUs: the reference would take minutes, so they are held against the CPU's path.
+/// Cases of more rows than the table's, for GPUs. The reference would take minutes, so tests
+/// compare them with the CPU path.
 pub(crate) fn many_rows() -> Vec<Case> {
     table::many_rows()
 }
 
-/// As few cases as launch every kernel on a GPU, with those of [`many_rows`], in all types and with weights of either precision,
-/// beside relation matrices and softmaxes; for sanitizers, which take their time. tests/cuda_fake_driver holds it to that.
+/// The fewest cases that launch every kernel of the losses on a GPU, together with those of
+/// [`many_rows`], in all types and with weights of either precision. (Relation matrices and
+/// softmaxes launch the other kernels.) Sanitizers run these cases, because sanitizers are slow.
+/// tests/cuda_fake_driver checks that no kernel is missing.
 pub(crate) fn of_every_kernel() -> Vec<Case> {
     let table = all();
     let of_name = |name| table.iter().find(|case| case.name == name);
@@ -147,12 +153,7 @@ impl Case {
 
     /// The same without the batch entering a queue: evaluations of it can be repeated.
     pub(crate) fn evaluating_only(&self) -> Problem {
-        let mut loss = self.loss;
-        match &mut loss {
-            Loss::Rrd(loss) => loss.enqueue = Enqueue::Never,
-            Loss::InfoNce(loss) => loss.enqueue = Enqueue::Never,
-            _ => {}
-        }
+        let loss = losses::without_enqueue(self.loss);
         let case = Case {
             loss,
             ..self.clone()
@@ -203,7 +204,7 @@ impl Case {
     }
 
     fn repeated<T: Element>(&self, rows: &[f64], dim: usize) -> Vec<T> {
-        let rounded = data::round(rows);
+        let rounded = cast(rows);
         let all = self.rows * dim;
         if rounded.len() == all {
             return rounded;
@@ -211,21 +212,17 @@ impl Case {
         rounded.iter().copied().cycle().take(all).collect()
     }
 
-    /// The keys of earlier batches, `[past_keys, D]`, the oldest first, as they came: not normalised.
+    /// The keys of earlier batches, `[past_keys, D]`, the oldest first, as they came: not
+    /// normalised.
     pub(crate) fn past<T: Element>(&self) -> Vec<T> {
-        data::round(&data::past(self))
+        cast(&data::past(self))
     }
 
     fn filled_queue<T: Element>(&self, teacher: &[T]) -> Option<Queue<T::Real>> {
-        let normalize = match self.loss {
-            Loss::Rrd(loss) => loss.normalize,
-            Loss::InfoNce(loss) => loss.normalize,
-            _ => true,
-        };
         let dim = self.teacher_dim;
         let mut queue = Queue::new(self.queue?, dim)
             .expect("a capacity above 0")
-            .normalize(normalize);
+            .with_normalize(losses::normalizes(&self.loss));
         let mut enqueue = |keys: &[T]| {
             let keys = Rows::new(keys, [keys.len() / dim, dim]).expect("whole keys");
             queue.enqueue(keys).expect("finite keys of this length");
@@ -242,11 +239,7 @@ impl Case {
 impl Case {
     /// The ordered triples the angle loss counts, N³; 0 for losses without angles.
     pub(crate) fn triplets(&self) -> u64 {
-        match self.loss {
-            Loss::RkdAngle(_) => cube(self.rows),
-            Loss::Rkd(loss) if loss.angle_weight > 0.0 => cube(self.rows),
-            _ => 0,
-        }
+        losses::triplets(&self.loss, self.rows)
     }
 
     /// The numbers that go in: student, teacher and the keys in use.
@@ -255,7 +248,8 @@ impl Case {
         (self.rows * (self.student_dim + self.teacher_dim) + keys) as u64
     }
 
-    /// The memory traffic no implementation can avoid: everything read once, the gradient written once.
+    /// The memory traffic no implementation can avoid: everything read once, the gradient written
+    /// once.
     pub(crate) fn bytes<T: Element>(&self) -> u64 {
         let (element, real) = (size_of::<T>(), size_of::<T::Real>());
         let rows = self.rows * (self.student_dim + self.teacher_dim) * element;
@@ -265,33 +259,18 @@ impl Case {
 
     /// The arithmetic of the definition's cheapest known form, a multiply-add counting as two.
     pub(crate) fn flops(&self) -> u64 {
-        let [n, d, d_t] = [self.rows, self.student_dim, self.teacher_dim].map(|x| x as u64);
-        match self.loss {
-            // Distances of unordered pairs by differences, and the contraction of ordered ones.
-            Loss::RkdDistance(_) | Loss::RkdAngle(_) | Loss::Rkd(_) => {
-                let pairs = n * n.saturating_sub(1) / 2;
-                let triplets = self.triplets() / 2;
-                3 * pairs * (d + d_t) + 6 * pairs * d + FLOP_PER_TRIPLET * triplets
-            }
-            // Logits and mean key, of the student and of the teacher.
-            Loss::Rrd(_) => 8 * n * self.keys().unwrap_or(0) as u64 * d,
-            Loss::InfoNce(_) => 4 * n * self.keys().unwrap_or(self.rows) as u64 * d,
-            Loss::KdKl(_) => FLOP_PER_CLASS * n * d,
-            _ => panic!("{}: flop of this loss are not known", self.name),
-        }
+        losses::flops(&self.loss, self.shapes())
     }
 
     /// How much of what bounds the loss an f32 evaluation does, and the unit of that in a second:
     /// triples for the angle, memory traffic for logits, arithmetic for the rest.
     pub(crate) fn work(&self) -> (u64, &'static str) {
-        match self.loss {
-            Loss::KdKl(_) => (self.bytes::<f32>(), "B/s"),
-            _ if self.triplets() > 0 => (self.triplets(), "triplet/s"),
-            _ => (self.flops(), "flop/s"),
+        match self.loss.spec().family {
+            Family::Logits(_) => (self.bytes::<f32>(), "B/s"),
+            Family::Triplet(_) if self.triplets() > 0 => (self.triplets(), "triplet/s"),
+            Family::Pairwise(_) | Family::Triplet(_) | Family::Contrastive(_) => {
+                (self.flops(), "flop/s")
+            }
         }
     }
-}
-
-fn cube(n: usize) -> u64 {
-    (n as u64).pow(3)
 }

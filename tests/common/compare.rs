@@ -1,9 +1,10 @@
-//! Comparers. All are written so that a NaN fails, and say how much of the budget was used and where
-//! the worst element lies.
+//! Comparers. All are written so that a NaN fails. A failure says how much of the budget was used
+//! and where the worst element lies.
 
 use relata::Real;
 
-/// ‖got − want‖ / ‖want‖; the numerator alone where `want` is zero. NaN or infinite if an element is.
+/// ‖got − want‖ / ‖want‖; the numerator alone where `want` is zero. NaN or infinite if an element
+/// is.
 pub(crate) fn relative_error<R: Real>(got: &[R], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len(), "lengths differ");
     let difference: Vec<f64> = got.iter().zip(want).map(|(g, w)| g.to_f64() - w).collect();
@@ -22,7 +23,8 @@ pub(crate) fn norm(x: &[f64]) -> f64 {
     largest * x.iter().map(|x| (x / largest).powi(2)).sum::<f64>().sqrt()
 }
 
-/// Asserts that a gradient `[N, dim]` is within `tolerance` of the right one, relative to its length.
+/// Asserts that a gradient `[N, dim]` is within `tolerance` of the right one, relative to its
+/// length.
 #[track_caller]
 pub(crate) fn assert_gradient<R: Real>(
     label: &str,
@@ -51,7 +53,7 @@ pub(crate) fn assert_gradient<R: Real>(
     );
 }
 
-/// What a loss is when every penalty is a rounding error squared: as good as 0.
+/// A loss whose every penalty is a rounding error squared: it counts as 0.
 const NOTHING: f64 = 1e-28;
 
 /// Asserts |got − want| ≤ tolerance · |want|, or ≤ tolerance where `want` is as good as 0.

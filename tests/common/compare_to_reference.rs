@@ -1,33 +1,132 @@
-//! A device against the reference on the cases of the table.
+//! A device against the reference: the one comparer for cases of the table and for any other batch.
 
 use half::f16;
-use relata::{DType, Device, Element, Loss, Queue, Reference, Rows};
+use relata::{DType, Device, Element, Evaluation, Family, Loss, Queue, Real, Reference, Rows};
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 use relata::{GpuElement, WeightPrecision};
 
 use super::cases::{Case, Data, Inputs};
-use super::compare::{assert_gradient, assert_loss};
-use super::tolerances::{conditioning, tolerance};
+use super::compare::{assert_gradient, assert_loss, norm, relative_error};
+use super::losses;
+use super::tolerances::{
+    ROUNDING_OF_WEIGHTS, Tolerance, conditioning, kl_budget, rounding_of_weights, tolerance,
+};
+
+/// A device and the reference on the same numbers.
+///
+/// ```ignore
+/// Comparison::of_case(&Cpu, &case).assert();
+/// Comparison::new(&emulator, "long rows", inputs).keys_as_stored().within(1e-6, 1e-5).assert();
+/// ```
+pub(crate) struct Comparison<'a, T: Element, D> {
+    device: &'a D,
+    /// The batch, its element type and the device, as failures name them.
+    pub(crate) name: String,
+    pub(crate) inputs: Inputs<T>,
+    within: Tolerance,
+}
+
+impl<'a, T: Element, D: Device<T>> Comparison<'a, T, D> {
+    /// Compares well conditioned inputs, to the tolerance of their loss and type.
+    pub(crate) fn new(device: &'a D, name: &str, inputs: Inputs<T>) -> Self {
+        Comparison::of_data(device, name, inputs, Data::Gaussian)
+    }
+
+    /// Compares a case of the table.
+    pub(crate) fn of_case(device: &'a D, case: &Case) -> Self {
+        Comparison::of_data(device, &case.name, case.inputs(), case.data)
+    }
+
+    /// Compares inputs that look like `data`.
+    pub(crate) fn of_data(device: &'a D, name: &str, inputs: Inputs<T>, data: Data) -> Self {
+        let problem = &inputs.problem;
+        let conditioning = conditioning(data, T::DTYPE);
+        let mut within = tolerance(problem.loss(), T::DTYPE).magnified(conditioning);
+        // Not magnified: it is the difference of student and teacher that is rounded.
+        within.gradient += rounding_of_weights(problem, T::DTYPE);
+        Comparison {
+            device,
+            name: format!("{name} in {} on {}", T::DTYPE, device.name()),
+            inputs,
+            within,
+        }
+    }
+
+    /// Compares to these tolerances.
+    pub(crate) fn within(mut self, loss: f64, gradient: f64) -> Self {
+        self.within = Tolerance { loss, gradient };
+        self
+    }
+
+    /// Compares to the tolerances so far and these.
+    pub(crate) fn and_within(mut self, more: Tolerance) -> Self {
+        self.within = self.within.plus(more);
+        self
+    }
+
+    /// The device's evaluation.
+    pub(crate) fn evaluate(&self) -> Evaluation<D::Gradient> {
+        self.inputs.evaluate(self.device)
+    }
+
+    /// Evaluates on the device and asserts that it is right; gives the reference's evaluation.
+    pub(crate) fn assert(&self) -> Evaluation<f64> {
+        self.assert_right(&self.evaluate())
+    }
+
+    /// Asserts that `got` is right: the loss, its KL and the gradient.
+    pub(crate) fn assert_right<R: Real>(&self, got: &Evaluation<R>) -> Evaluation<f64> {
+        let Comparison {
+            name,
+            inputs,
+            within,
+            ..
+        } = self;
+        let want = inputs.evaluate(&Reference);
+        let loss = inputs.problem.loss();
+        assert_loss(name, got.loss, want.loss, within.loss);
+        let has_kl = losses::has_kl(loss);
+        assert_eq!(got.term("kl").is_some(), has_kl, "{name}");
+        assert_eq!(want.term("kl").is_some(), has_kl, "{name}");
+        if let (Some(got), Some(kl)) = (got.term("kl"), want.term("kl")) {
+            // Written so that a NaN fails.
+            let right = (got - kl).abs() <= kl_budget(loss, T::DTYPE, within.loss, want.loss);
+            assert!(right, "{name}: KL {got:e}, want {kl:e}");
+        }
+        let dim = inputs.problem.shapes().student_dim;
+        assert_gradient(name, &got.gradient, &want.gradient, dim, within.gradient);
+        want
+    }
+}
+
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+impl<T: GpuElement<Real = f32>, D: Device<T>> Comparison<'_, T, D> {
+    /// Compares on keys as a GPU stores them: rounding them is no error then.
+    pub(crate) fn keys_as_stored(mut self) -> Self {
+        let queue = self.inputs.queue.take();
+        self.inputs.queue = queue.map(|queue| as_stored::<T>(&queue, self.inputs.problem.loss()));
+        self
+    }
+}
 
 /// Asserts that `device` is right on `case`; says whether there was a gradient to get wrong.
 pub(crate) fn assert_right<T: Element, D: Device<T>>(device: &D, case: &Case) -> bool {
-    compare(device, case, &case.inputs())
+    Comparison::of_case(device, case).assert().gradient_norm() > 0.0
 }
 
 /// The same of a device that runs the CUDA kernels, on keys as it stores them.
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub(crate) fn assert_kernels_right<T, D>(device: &D, case: &Case) -> bool
 where
-    T: GpuElement,
+    T: GpuElement<Real = f32>,
     D: Device<T>,
 {
-    let mut inputs = case.inputs::<T>();
-    let stored = inputs.queue.map(|queue| as_stored::<T>(&queue, &case.loss));
-    inputs.queue = stored;
-    compare(device, case, &inputs)
+    let comparison = Comparison::of_case(device, case).keys_as_stored();
+    comparison.assert().gradient_norm() > 0.0
 }
 
-/// The same of more rows than the reference can be waited for: the CPU's path stands in for it.
+/// The same of more rows than the reference evaluates in a reasonable time: the CPU path takes its
+/// place.
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub(crate) fn assert_many_rows_right<T, D>(device: &D, case: &Case)
 where
@@ -35,14 +134,12 @@ where
     D: Device<T, Gradient = f32>,
 {
     let inputs = case.inputs::<T>();
-    let got = inputs.problem.evaluate(device, inputs.batch());
-    let got = got.expect("a case that fits");
-    let want = inputs.problem.evaluate(&relata::Cpu, inputs.batch());
-    let want = want.expect("a case that fits");
+    let got = inputs.evaluate(device);
+    let want = inputs.evaluate(&relata::Cpu);
     let name = format!("{} in {} on {}", case.name, T::DTYPE, device.name());
     assert_loss(&name, got.loss, want.loss, 2e-6);
-    let want: Vec<f64> = want.gradient.iter().map(|&g| g.into()).collect();
-    // As far off as the law of cosines is in f32; and where a student has nearly converged, farther.
+    let want: Vec<f64> = want.gradient.iter().map(|g| g.to_f64()).collect();
+    // As far off as the law of cosines is in f32. For a student that has nearly converged, farther.
     let tolerance = if matches!(case.data, Data::NearTeacher { .. }) {
         3e-5
     } else {
@@ -51,84 +148,46 @@ where
     assert_gradient(&name, &got.gradient, &want, case.student_dim, tolerance);
 }
 
-/// That weights in one f16 change no loss, and a gradient no more than they may; where there are no such weights, nothing.
+/// Asserts that weights in one f16 change no loss, and a gradient no more than they may. Only
+/// losses over keys have such weights.
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub(crate) fn assert_half_weights_right<T, D>(device: &D, case: &Case)
 where
     T: GpuElement<Real = f32>,
     D: Device<T, Gradient = f32>,
 {
-    if !matches!(case.loss, Loss::Rrd(_) | Loss::InfoNce(_)) {
+    if !matches!(case.loss.spec().family, Family::Contrastive(_)) {
         return;
     }
-    let inputs = case.inputs::<T>();
+    let mut inputs = case.inputs::<T>();
+    let problem = inputs.problem;
     let [split, half] = [WeightPrecision::Split, WeightPrecision::Half].map(|weights| {
-        let problem = inputs.problem.weights(weights);
-        let evaluation = problem.evaluate(device, inputs.batch());
-        evaluation.expect("a case that fits")
+        inputs.problem = problem.with_weight_precision(weights);
+        inputs.evaluate(device)
     });
     let name = format!("{} in {}, weights in one f16", case.name, T::DTYPE);
     assert_eq!(half.loss.to_bits(), split.loss.to_bits(), "{name}");
-    assert_eq!(
-        half.kl.map(f64::to_bits),
-        split.kl.map(f64::to_bits),
-        "{name}"
-    );
+    let [half_kl, split_kl] = [half.term("kl"), split.term("kl")].map(|kl| kl.map(f64::to_bits));
+    assert_eq!(half_kl, split_kl, "{name}");
     let want: Vec<f64> = split.gradient.iter().map(|&g| g.into()).collect();
-    let off = super::compare::relative_error(&half.gradient, &want);
-    // A sum of weighted keys loses 2^-12 of itself without its signs, which is a few times its length.
+    let off = relative_error(&half.gradient, &want);
     assert!(
-        off <= 4.0 / 4096.0 || super::compare::norm(&want) < 1e-6,
+        off <= ROUNDING_OF_WEIGHTS || norm(&want) < 1e-6,
         "{name}: {off:e}"
     );
 }
 
 /// The queue as a GPU holds it: unit keys of half-precision losses are rounded to f16.
 pub(crate) fn as_stored<T: Element>(queue: &Queue<f32>, loss: &Loss) -> Queue<f32> {
-    if T::DTYPE == DType::F32 || !super::normalizes(loss) {
+    if T::DTYPE == DType::F32 || !losses::normalizes(loss) {
         return queue.clone();
     }
     let round = |&x: &f32| f16::from_f32(x).to_f32();
     let keys: Vec<f32> = queue.keys().iter().map(round).collect();
     let stored = Queue::new(queue.len(), queue.dim());
-    let mut stored = stored.expect("keys").normalize(false);
+    let mut stored = stored.expect("keys").with_normalize(false);
     stored
         .enqueue(Rows::new(&keys, [queue.len(), queue.dim()]).expect("whole keys"))
         .expect("finite keys");
     stored
-}
-
-fn compare<T: Element, D: Device<T>>(device: &D, case: &Case, inputs: &Inputs<T>) -> bool {
-    let got = inputs
-        .problem
-        .evaluate(device, inputs.batch())
-        .expect("a case that fits");
-    let reference = inputs
-        .problem
-        .evaluate(&Reference, inputs.batch())
-        .expect("a case that fits");
-    let name = format!("{} in {} on {}", case.name, T::DTYPE, device.name());
-    let (tolerance, conditioning) = (
-        tolerance(&case.loss, T::DTYPE),
-        conditioning(case, T::DTYPE),
-    );
-    let of_loss = tolerance.loss * conditioning.loss;
-    let of_gradient = tolerance.gradient * conditioning.gradient;
-    assert_loss(&name, got.loss, reference.loss, of_loss);
-    let has_kl = matches!(case.loss, Loss::Rrd(_));
-    assert_eq!(got.kl.is_some(), has_kl, "{name}");
-    assert_eq!(reference.kl.is_some(), has_kl, "{name}");
-    if let (Loss::Rrd(loss), Some(got), Some(want)) = (case.loss, got.kl, reference.kl) {
-        // A difference of the cross-entropy and the entropy, each rounded like its logits, by ε/τ.
-        let tau = loss.student_temperature.min(loss.teacher_temperature);
-        let epsilon = match T::DTYPE {
-            DType::F64 => f64::EPSILON,
-            _ => f64::from(f32::EPSILON),
-        };
-        let within = (got - want).abs() <= 2.0 * of_loss * reference.loss + epsilon / tau;
-        assert!(within, "{name}: KL {got:e}, want {want:e}");
-    }
-    let dim = case.student_dim;
-    assert_gradient(&name, &got.gradient, &reference.gradient, dim, of_gradient);
-    reference.gradient_norm() > 0.0
 }

@@ -1,8 +1,10 @@
-//! Where cargo puts an example's program. A file of its own: the tests of examples/distill, another package, include it too.
+//! Where cargo puts an example's program. A file of its own: the tests of examples/distill, another
+//! package, include it too.
 
 use std::path::PathBuf;
 
-/// The program of an example, which cargo builds before it runs the integration tests of the example's package.
+/// The program of an example, which cargo builds before it runs the integration tests of the
+/// example's package.
 pub(crate) fn binary(example: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the test knows its own path");
     let profile = test

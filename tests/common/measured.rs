@@ -1,15 +1,15 @@
-//! The measured rule: a device's error against f64 is at most twice that of the definition evaluated
-//! directly in f32, and a table that says so.
+//! The measured rule, and a table of the measurements: a device's error against f64 is at most
+//! twice the error of the definition evaluated directly in f32.
 
 use relata::Evaluation;
 
 use super::compare::relative_error;
 
-/// At most so many times the error of the direct evaluation…
+/// The device may have this many times the error of the direct evaluation,
 const FACTOR: f64 = 2.0;
-/// …and a little, where both are right to the last bit.
+/// plus this, for cases where both are right to the last bit.
 const FLOOR: f64 = 1e-9;
-/// One rounding to f32, which the direct evaluation's loss may be spared by luck.
+/// One rounding to f32. The loss of the direct evaluation may be exact by luck.
 const ROUNDING: f64 = 0.5 * f32::EPSILON as f64;
 
 /// Errors against f64, relative, of the loss and of the gradient.
@@ -44,14 +44,15 @@ impl Errors {
     }
 }
 
-/// What was measured of one loss on one kind of data.
+/// The measured errors of one loss on one kind of data.
 pub(crate) struct Measured {
     pub(crate) name: String,
     pub(crate) device: Errors,
     pub(crate) naive: Errors,
 }
 
-/// The mean over seeds of what `measure` gives: the device's errors, then the direct evaluation's.
+/// The mean over seeds of the results of `measure`: the device's errors, and the direct
+/// evaluation's.
 pub(crate) fn mean_of(
     name: String,
     seeds: u64,
@@ -65,7 +66,7 @@ pub(crate) fn mean_of(
     }
 }
 
-/// Prints the table and fails on rows beyond the bar.
+/// Prints the table. Panics if a row exceeds its budget.
 pub(crate) fn assert_within_budget(title: &str, rows: &[Measured]) {
     println!("\n{title}: errors against f64");
     println!(

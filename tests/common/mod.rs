@@ -1,4 +1,4 @@
-//! What the integration tests share.
+//! What the integration tests share: cases and inputs, facts about the losses, and comparers.
 
 #![allow(
     dead_code,
@@ -11,47 +11,22 @@ pub(crate) mod cases;
 pub(crate) mod compare;
 pub(crate) mod compare_to_reference;
 pub(crate) mod measured;
+pub(crate) mod naive;
 pub(crate) mod tolerances;
 
-use relata::{
-    Batch, Device, Element, Evaluation, InfoNce, KdKl, Loss, Problem, Queue, Rkd, RkdAngle,
-    RkdDistance, Rows, Rrd, Shapes,
-};
+use relata::{Device, Element, Evaluation, Loss, Problem, Queue, Rows, Shapes};
 
-/// SplitMix64, with normals by Box and Muller: the same numbers everywhere, from a seed.
-pub(crate) struct Random(u64);
+use cases::{Data, Inputs};
 
-impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
-        Random(seed)
-    }
+// Modules of `cases`, so that a benchmark can include that one file.
+pub(crate) use cases::cast;
+pub(crate) use cases::losses;
+pub(crate) use cases::random::Random;
 
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in (0, 1].
-    pub(crate) fn uniform(&mut self) -> f64 {
-        ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64
-    }
-
-    pub(crate) fn normal(&mut self) -> f64 {
-        let radius = (-2.0 * self.uniform().ln()).sqrt();
-        radius * (std::f64::consts::TAU * self.uniform()).cos()
-    }
-
-    pub(crate) fn normals(&mut self, len: usize) -> Vec<f64> {
-        (0..len).map(|_| self.normal()).collect()
-    }
-}
-
-/// The nearest elements.
-pub(crate) fn cast<T: Element>(values: &[f64]) -> Vec<T> {
-    values.iter().map(|&v| T::from_f64(v)).collect()
+/// The nearest numbers that `T` holds.
+pub(crate) fn rounded<T: Element>(values: &[f64]) -> Vec<f64> {
+    let elements = cast::<T>(values);
+    elements.iter().map(|element| element.to_f64()).collect()
 }
 
 /// A batch as numbers, before they become elements of some type. Tests change its fields at will.
@@ -76,6 +51,16 @@ impl Input {
         }
     }
 
+    /// Normals, of which the student's look like `data`.
+    pub(crate) fn of_data(seed: u64, shapes: Shapes, data: Data) -> Self {
+        let mut input = Input::normal(seed, shapes);
+        let centres = |len| Random::new(!seed).normals(len);
+        let teacher = || input.teacher.clone();
+        let dim = shapes.student_dim;
+        data.form(&mut input.student, dim, centres, teacher);
+        input
+    }
+
     pub(crate) fn problem(&self, loss: impl Into<Loss>) -> Problem {
         Problem::new(loss, self.shapes).expect("a loss that accepts these shapes")
     }
@@ -90,20 +75,32 @@ impl Input {
         Some(queue)
     }
 
+    /// `problem` with these numbers, rounded to `T`.
+    pub(crate) fn inputs<T: Element>(&self, problem: &Problem) -> Inputs<T> {
+        Inputs {
+            problem: *problem,
+            student: cast(&self.student),
+            teacher: cast(&self.teacher),
+            queue: self.queue::<T>(),
+        }
+    }
+
+    /// The same with rows, not keys, that `T` holds exactly.
+    pub(crate) fn rounded<T: Element>(&self) -> Self {
+        Input {
+            student: rounded::<T>(&self.student),
+            teacher: rounded::<T>(&self.teacher),
+            ..self.clone()
+        }
+    }
+
     /// `problem` on these numbers, rounded to `T`.
     pub(crate) fn run<T: Element, D: Device<T>>(
         &self,
         device: &D,
         problem: &Problem,
     ) -> Evaluation<D::Gradient> {
-        let (student, teacher) = (cast::<T>(&self.student), cast::<T>(&self.teacher));
-        let queue = self.queue::<T>();
-        let mut batch = Batch::new(
-            Rows::new(&student, [self.shapes.rows, self.shapes.student_dim]).expect("whole rows"),
-            Rows::new(&teacher, [self.shapes.rows, self.shapes.teacher_dim]).expect("whole rows"),
-        );
-        batch.queue = queue.as_ref();
-        problem.evaluate(device, batch).expect("a valid batch")
+        self.inputs::<T>(problem).evaluate(device)
     }
 
     /// `loss` on these numbers, rounded to `T`.
@@ -113,68 +110,6 @@ impl Input {
         loss: impl Into<Loss>,
     ) -> Evaluation<D::Gradient> {
         self.run::<T, D>(device, &self.problem(loss))
-    }
-}
-
-/// Every loss with every option off its default at least once.
-pub(crate) fn losses() -> Vec<Loss> {
-    let mut losses = Loss::all();
-    for (delta, normalize) in [(1.0, true), (0.2, false), (0.2, true)] {
-        losses.push(RkdDistance { delta, normalize }.into());
-        losses.push(RkdAngle { delta, normalize }.into());
-        let rkd = Rkd {
-            delta,
-            normalize,
-            ..Rkd::CLASSIFICATION
-        };
-        losses.push(rkd.into());
-    }
-    for (student_temperature, teacher_temperature, normalize) in
-        [(0.04, 0.1, true), (0.5, 0.5, true), (1.0, 2.0, false)]
-    {
-        let rrd = Rrd {
-            student_temperature,
-            teacher_temperature,
-            normalize,
-            ..Rrd::default()
-        };
-        losses.push(rrd.into());
-    }
-    for (temperature, normalize) in [(0.5, true), (1.0, false)] {
-        let info_nce = InfoNce {
-            temperature,
-            normalize,
-            ..InfoNce::default()
-        };
-        losses.push(info_nce.into());
-        losses.push(KdKl { temperature }.into());
-    }
-    losses
-}
-
-/// The shapes a loss accepts that come nearest to N, D, D_t, and K if it may have a queue: with and
-/// without one, where both are possible.
-pub(crate) fn shapes_of(loss: &Loss, [n, d, d_t, k]: [usize; 4]) -> Vec<Shapes> {
-    let square = Shapes::new(n, d, d);
-    match loss {
-        Loss::RkdDistance(_) | Loss::RkdAngle(_) | Loss::Rkd(_) => vec![Shapes::new(n, d, d_t)],
-        Loss::Rrd(_) => vec![square.with_queue(k)],
-        Loss::InfoNce(_) => vec![square, square.with_queue(k)],
-        Loss::KdKl(_) => vec![square],
-        other => panic!("which shapes does {other} accept? Add an arm"),
-    }
-}
-
-/// Whether the loss takes its rows L2-normalised.
-pub(crate) fn normalizes(loss: &Loss) -> bool {
-    match loss {
-        Loss::RkdDistance(loss) => loss.normalize,
-        Loss::RkdAngle(loss) => loss.normalize,
-        Loss::Rkd(loss) => loss.normalize,
-        Loss::Rrd(loss) => loss.normalize,
-        Loss::InfoNce(loss) => loss.normalize,
-        Loss::KdKl(_) => false,
-        other => panic!("does {other} normalise its rows? Add an arm"),
     }
 }
 
@@ -190,3 +125,21 @@ macro_rules! for_every_dtype {
     };
 }
 pub(crate) use for_every_dtype;
+
+/// `$check::<T, _>(&device)` on every device of this build, in every element type of that device.
+macro_rules! on_every_device {
+    ($check:ident) => {
+        fn on_the_host<T: relata::Element>() {
+            $check::<T, _>(&relata::Reference);
+            $check::<T, _>(&relata::Cpu);
+        }
+        crate::common::for_every_dtype!(on_the_host());
+        #[cfg(feature = "emulator")]
+        {
+            $check::<f32, _>(&relata::Emulator::new());
+            $check::<half::f16, _>(&relata::Emulator::new().seed(1));
+            $check::<half::bf16, _>(&relata::Emulator::new().seed(2));
+        }
+    };
+}
+pub(crate) use on_every_device;

@@ -1,44 +1,63 @@
-//! How far a device may be from the reference, which computes in f64 on the same inputs: a table for
-//! inputs that are well conditioned, and for all others the yardstick, which is the definition evaluated
-//! directly in the device's own precision.
+//! How far a device may be from the reference, which computes in f64 on the same inputs: a table
+//! for inputs that are well conditioned, and a factor for other kinds of data. `numerics.rs` has a
+//! second bar: the definition evaluated directly in the device's own precision.
 
-use relata::{DType, Loss};
+use relata::{DType, Loss, Problem, WeightPrecision};
 
-use super::cases::{Case, Data};
+use super::cases::Data;
+use super::losses;
 
-/// Of the loss relative to its value, of the gradient relative to its length.
+/// Relative errors: of the loss to its value, of the gradient to its length.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tolerance {
     pub(crate) loss: f64,
     pub(crate) gradient: f64,
 }
 
+impl Tolerance {
+    /// This tolerance, with the rounding magnified by `conditioning`.
+    pub(crate) fn magnified(self, conditioning: Tolerance) -> Self {
+        Tolerance {
+            loss: self.loss * conditioning.loss,
+            gradient: self.gradient * conditioning.gradient,
+        }
+    }
+
+    pub(crate) fn plus(self, other: Tolerance) -> Self {
+        Tolerance {
+            loss: self.loss + other.loss,
+            gradient: self.gradient + other.gradient,
+        }
+    }
+}
+
 const fn tolerance_of(loss: f64, gradient: f64) -> Tolerance {
     Tolerance { loss, gradient }
 }
 
-/// What a loss on inputs of a type may be off by, on inputs that are well conditioned: rows not much
-/// closer to each other than the farthest are, and a student that has not converged. Three to five times
-/// what was measured over the case table. (Elsewhere the bar is measured on the spot, in `numerics.rs`.)
+/// What a loss on inputs of a type may be off by if the inputs are well conditioned: the closest
+/// rows are not much closer than the farthest, and the student has not converged. The numbers are
+/// three to five times what was measured over the case table. (For other inputs `numerics.rs`
+/// measures the bar.)
 ///
-/// One arm for each loss and precision, so that a new one has to be thought about: the enums can grow, so
-/// the last arm is a panic, and a coverage test in `dtypes.rs` runs into it. f16 and bf16 are widened
-/// exactly and computed in f32: they have no tolerance of their own.
+/// Each loss and precision has its own arm, so that an author has to think about a new one. The
+/// enums can grow, so the last arm is a panic, and a coverage test in `dtypes.rs` runs into it. f16
+/// and bf16 are widened exactly and computed in f32: they have no tolerance of their own.
 pub(crate) fn tolerance(loss: &Loss, dtype: DType) -> Tolerance {
     use DType::{BF16, F16, F32, F64};
     match (loss, dtype) {
-        // Distances from differences are good to an ulp. Less their mean slope, a gradient of rows that
-        // are all about as far apart cancels by ten or so.
+        // Distances from differences are good to an ulp. The gradient subtracts the mean slope,
+        // which cancels by ten or so if all rows are about as far apart.
         (Loss::RkdDistance(_), F64) => tolerance_of(5e-14, 5e-14),
         (Loss::RkdDistance(_), F32 | F16 | BF16) => tolerance_of(1e-6, 2e-6),
-        // The law of cosines subtracts numbers larger than the result, by the longest distance over the
-        // shortest: tens here, on f64; f32 is taken to four at most.
+        // The law of cosines subtracts numbers that are larger than the result by the longest
+        // distance over the shortest. That is tens here in f64; in f32 it is used up to four.
         (Loss::RkdAngle(_), F64) => tolerance_of(1e-13, 1e-13),
         (Loss::RkdAngle(_), F32 | F16 | BF16) => tolerance_of(1e-6, 1e-6),
-        // The two above, weighted; on a line, where the angles have no slope, they cancel to nothing.
+        // The two above, weighted. On a line the angles have no slope, so they cancel to nothing.
         (Loss::Rkd(_), F64) => tolerance_of(1e-13, 3e-13),
         (Loss::Rkd(_), F32 | F16 | BF16) => tolerance_of(1e-6, 2e-6),
-        // A logit is a product over τ, and its rounding, ε/τ at most, the softmax's.
+        // A logit is a product over τ. Its rounding, ε/τ at most, is the softmax's rounding.
         (Loss::Rrd(loss), F64) => {
             let tau = loss.student_temperature.min(loss.teacher_temperature);
             tolerance_of(5e-14, 1e-13 + 1e-16 / tau)
@@ -51,8 +70,8 @@ pub(crate) fn tolerance(loss: &Loss, dtype: DType) -> Tolerance {
         (Loss::InfoNce(loss), F32 | F16 | BF16) => {
             tolerance_of(1e-6, 1e-6 + 1e-8 / loss.temperature)
         }
-        // At a high T both softmaxes are nearly flat: the divergence falls as 1/T² and the difference of
-        // probabilities as 1/T, and rounding does not.
+        // At a high T both softmaxes are nearly flat. The divergence falls as 1/T² and the
+        // difference of probabilities as 1/T, but rounding does not fall.
         (Loss::KdKl(loss), F64) => {
             let t = loss.temperature.max(1.0);
             tolerance_of(1e-14 * t * t, 1e-14 * t)
@@ -66,294 +85,58 @@ pub(crate) fn tolerance(loss: &Loss, dtype: DType) -> Tolerance {
 }
 
 /// By how much the kind of data magnifies the rounding of a loss and of its gradient.
-pub(crate) fn conditioning(case: &Case, dtype: DType) -> Tolerance {
-    let (loss, gradient) = match case.data {
+pub(crate) fn conditioning(data: Data, dtype: DType) -> Tolerance {
+    let (loss, gradient) = match data {
         Data::Gaussian
         | Data::Offset { .. }
+        | Data::Translated { .. }
         | Data::Scaled { .. }
         | Data::Duplicates
         | Data::Identical
         | Data::ZeroRow => (1.0, 1.0),
-        // The law of cosines loses the longest distance over the shortest; in f32 it is not used here.
+        // The law of cosines loses the longest distance over the shortest; f32 does not use it
+        // here.
         Data::Clusters { spread } if dtype == DType::F64 => (0.1 / spread, 0.1 / spread),
         Data::Clusters { .. } => (1.0, 1.0),
-        // The relations, each rounded, differ by the noise, and their penalties by its square. (The noise
-        // that counts for RRD and InfoNCE at the teacher is what their temperatures leave: as much.)
+        // The relations, each rounded, differ by the noise, and their penalties by its square. (For
+        // RRD and InfoNCE the noise that counts is what the temperatures leave of it, which is as
+        // much.)
         Data::NearTeacher { noise } => (1.0 / (noise * noise), 1.0 / noise),
         Data::Teacher => (1e4, 1e2),
     };
     Tolerance { loss, gradient }
 }
 
-/// The definitions evaluated directly, every operation in f32: distances and cosines from differences
-/// and products of edges, gradients by the chain rule, as a tensor library would. Products accumulate as
-/// in a matrix product: fused, in order, in blocks. A softmax sums its row in eight lanes, in one sweep.
-/// Other sums are pairwise.
-///
-/// That makes it as exact as the paper's code: on 64 gaussian rows of 128 the angle loss's gradient is
-/// off by 1.5e-7, here as in NumPy over OpenBLAS. (Were the products summed pairwise, it would be 1.0e-7.)
-pub(crate) mod naive {
-    /// Terms that a matrix product accumulates before it starts anew.
-    const BLOCK: usize = 256;
+/// By how much KL(p‖q) may be off, if the loss may be off by `within`, relative. The KL is the
+/// cross-entropy less the entropy, and each is rounded like its logits, by ε/τ.
+pub(crate) fn kl_budget(loss: &Loss, dtype: DType, within: f64, value: f64) -> f64 {
+    let tau = losses::least_temperature(loss).expect("a loss of logits over a temperature");
+    let epsilon = match dtype {
+        DType::F64 => f64::EPSILON,
+        DType::F32 | DType::F16 | DType::BF16 => f64::from(f32::EPSILON),
+        _ => panic!("which ε has {dtype}? Add an arm"),
+    };
+    2.0 * within * value + epsilon / tau
+}
 
-    /// Σ a b
-    fn dot(a: &[f32], b: &[f32]) -> f32 {
-        let mut total = 0.0;
-        for (a, b) in a.chunks(BLOCK).zip(b.chunks(BLOCK)) {
-            let mut block = 0.0f32;
-            for k in 0..a.len() {
-                block = a[k].mul_add(b[k], block);
-            }
-            total += block;
-        }
-        total
+/// What rounding the keys to f16 changes. Each element changes by 2^-13 or so of itself. Each logit
+/// changes by as much of a product of rows of length 1, over τ, less what evens out over D.
+pub(crate) fn rounding_of_keys(loss: &Loss, dim: usize) -> Tolerance {
+    let tau = losses::least_temperature(loss).expect("a loss with keys");
+    let of_logit = 1.5e-4 / (tau * (dim as f64).sqrt());
+    Tolerance {
+        loss: of_logit,
+        gradient: 4e-4 + of_logit,
     }
+}
 
-    fn norm(x: &[f32]) -> f32 {
-        let squares: Vec<f32> = x.iter().map(|x| x * x).collect();
-        sum(&squares).sqrt()
-    }
+/// What rounding the weights to f16, each by 2^-12 of itself at most, changes of a gradient. The
+/// gradient is a sum of weighted keys and loses as much of that sum without its signs, which is a
+/// few times its length. The loss does not change: its weights are not rounded.
+pub(crate) const ROUNDING_OF_WEIGHTS: f64 = 4.0 / 4096.0;
 
-    fn sum(x: &[f32]) -> f32 {
-        if x.len() <= 2 {
-            return x.iter().sum();
-        }
-        let (a, b) = x.split_at(x.len() / 2);
-        sum(a) + sum(b)
-    }
-
-    fn lane_sum(x: &[f32]) -> f32 {
-        let mut lanes = [0.0f32; 8];
-        for x in x.chunks(8) {
-            for (lane, x) in lanes.iter_mut().zip(x) {
-                *lane += x;
-            }
-        }
-        sum(&lanes)
-    }
-
-    /// Σ_j c_j row_j
-    fn combine(c: &[f32], rows: &[f32], dim: usize) -> Vec<f32> {
-        let mut total = vec![0.0; dim];
-        for (c, rows) in c.chunks(BLOCK).zip(rows.chunks(BLOCK * dim)) {
-            let mut block = vec![0.0f32; dim];
-            for (&c, row) in c.iter().zip(rows.chunks(dim)) {
-                for d in 0..dim {
-                    block[d] = c.mul_add(row[d], block[d]);
-                }
-            }
-            for d in 0..dim {
-                total[d] += block[d];
-            }
-        }
-        total
-    }
-
-    /// The penalty and its slope, δ = 1.
-    fn huber(e: f32) -> (f32, f32) {
-        let penalty = if e.abs() <= 1.0 {
-            0.5 * e * e
-        } else {
-            e.abs() - 0.5
-        };
-        (penalty, e.clamp(-1.0, 1.0))
-    }
-
-    /// The unit edges (x_i − x_j)/d_ij that meet in row j, `[N, D]`, and their lengths.
-    fn edges(x: &[f32], dim: usize, j: usize) -> (Vec<f32>, Vec<f32>) {
-        let vertex = &x[j * dim..][..dim];
-        let mut edges = vec![0.0; x.len()];
-        let mut lengths = Vec::with_capacity(x.len() / dim);
-        for (row, edge) in x.chunks(dim).zip(edges.chunks_mut(dim)) {
-            for d in 0..dim {
-                edge[d] = row[d] - vertex[d];
-            }
-            let length = norm(edge);
-            if length > 0.0 {
-                edge.iter_mut().for_each(|e| *e /= length);
-            }
-            lengths.push(length);
-        }
-        (edges, lengths)
-    }
-
-    /// Loss and gradient of [`relata::RkdDistance`].
-    pub(crate) fn rkd_distance(
-        x: &[f32],
-        y: &[f32],
-        [n, dim, dim_t]: [usize; 3],
-    ) -> (f32, Vec<f32>) {
-        let pairs = (n * (n - 1)) as f32;
-        let squared = (n * n) as f32;
-        let from_x: Vec<_> = (0..n).map(|j| edges(x, dim, j)).collect();
-        let d: Vec<f32> = from_x
-            .iter()
-            .flat_map(|(_, length)| length.clone())
-            .collect();
-        let t: Vec<f32> = (0..n).flat_map(|j| edges(y, dim_t, j).1).collect();
-        let (mu, mu_t) = (sum(&d) / pairs, sum(&t) / pairs);
-        let (penalties, w): (Vec<f32>, Vec<f32>) = d
-            .iter()
-            .zip(&t)
-            .map(|(d, t)| huber(d / mu - t / mu_t))
-            .unzip();
-        let through_mean = dot(&w, &d) / (mu * mu * pairs);
-        let mut gradient = vec![0.0; n * dim];
-        for j in 0..n {
-            // ∂d_ij/∂x_j = −(the edge from j to i); every pair counts in both orders.
-            let slopes: Vec<f32> = (0..n)
-                .map(|i| -2.0 * (w[j * n + i] / mu - through_mean) / squared)
-                .collect();
-            gradient[j * dim..][..dim].copy_from_slice(&combine(&slopes, &from_x[j].0, dim));
-        }
-        (sum(&penalties) / squared, gradient)
-    }
-
-    /// Loss and gradient of [`relata::RkdAngle`], all N³ cosines from unit edges.
-    pub(crate) fn rkd_angle(x: &[f32], y: &[f32], [n, dim, dim_t]: [usize; 3]) -> (f32, Vec<f32>) {
-        let cubed = (n * n * n) as f32;
-        let mut losses = Vec::with_capacity(n);
-        // What each row gets as an end of the edges of a vertex, `[vertex, N·D]`, and as the vertex.
-        let mut as_end = Vec::with_capacity(n * n * dim);
-        let mut as_vertex = Vec::with_capacity(n * dim);
-        for j in 0..n {
-            let (e, lengths) = edges(x, dim, j);
-            let (f, _) = edges(y, dim_t, j);
-            let (mut penalties, mut w) = (vec![0.0; n * n], vec![0.0; n * n]);
-            for i in 0..n {
-                for k in 0..=i {
-                    let cos = dot(&e[i * dim..][..dim], &e[k * dim..][..dim]);
-                    let target = dot(&f[i * dim_t..][..dim_t], &f[k * dim_t..][..dim_t]);
-                    let (penalty, slope) = huber(cos - target);
-                    for at in [i * n + k, k * n + i] {
-                        (penalties[at], w[at]) = (penalty, slope);
-                    }
-                }
-            }
-            losses.push(sum(&penalties));
-            let from = as_end.len();
-            for k in 0..n {
-                let edge = &e[k * dim..][..dim];
-                let mut g = combine(&w[k * n..][..n], &e, dim);
-                let along = dot(&g, edge);
-                for (g, e) in g.iter_mut().zip(edge) {
-                    *g = if lengths[k] > 0.0 {
-                        2.0 * (*g - along * e) / lengths[k] / cubed
-                    } else {
-                        0.0
-                    };
-                }
-                as_end.extend(g);
-            }
-            as_vertex.extend(combine(&vec![-1.0; n], &as_end[from..], dim));
-        }
-        let mut gradient = combine(&vec![1.0; n], &as_end, n * dim);
-        for (g, v) in gradient.iter_mut().zip(as_vertex) {
-            *g += v;
-        }
-        (sum(&losses) / cubed, gradient)
-    }
-
-    fn log_softmax(logits: &[f32]) -> Vec<f32> {
-        let max = logits.iter().copied().fold(f32::MIN, f32::max);
-        let terms: Vec<f32> = logits.iter().map(|l| (l - max).exp()).collect();
-        let log_sum = lane_sum(&terms).ln();
-        logits.iter().map(|l| l - max - log_sum).collect()
-    }
-
-    /// Cross-entropy of q against log p's target distribution, and the slopes q − p.
-    fn compare(log_p: &[f32], log_q: &[f32]) -> (f32, f32, Vec<f32>) {
-        let p: Vec<f32> = log_p.iter().map(|l| l.exp()).collect();
-        let log_ratio: Vec<f32> = log_p.iter().zip(log_q).map(|(p, q)| p - q).collect();
-        let slopes = log_q.iter().zip(&p).map(|(q, p)| q.exp() - p).collect();
-        (-dot(&p, log_q), dot(&p, &log_ratio), slopes)
-    }
-
-    /// z = x/‖x‖ and ‖x‖.
-    fn normalized(x: &[f32]) -> (Vec<f32>, f32) {
-        let norm = norm(x);
-        (x.iter().map(|x| x / norm).collect(), norm)
-    }
-
-    /// (g − ⟨g,z⟩z)/‖x‖
-    fn through_norm(g: &[f32], z: &[f32], norm: f32) -> Vec<f32> {
-        let along = dot(g, z);
-        g.iter()
-            .zip(z)
-            .map(|(g, z)| (g - along * z) / norm)
-            .collect()
-    }
-
-    fn logits(row: &[f32], keys: &[f32], temperature: f32) -> Vec<f32> {
-        let dim = row.len();
-        keys.chunks(dim)
-            .map(|key| dot(row, key) / temperature)
-            .collect()
-    }
-
-    /// Loss and gradient of [`relata::Rrd`] on normalised keys.
-    pub(crate) fn rrd(
-        x: &[f32],
-        y: &[f32],
-        keys: &[f32],
-        dim: usize,
-        [tau_s, tau_t]: [f32; 2],
-    ) -> (f32, Vec<f32>) {
-        let n = (x.len() / dim) as f32;
-        let (mut losses, mut gradient) = (Vec::new(), Vec::new());
-        for (x, y) in x.chunks(dim).zip(y.chunks(dim)) {
-            let ((z, norm), (y, _)) = (normalized(x), normalized(y));
-            let log_p = log_softmax(&logits(&y, keys, tau_t));
-            let log_q = log_softmax(&logits(&z, keys, tau_s));
-            let (cross_entropy, _, slopes) = compare(&log_p, &log_q);
-            losses.push(cross_entropy);
-            let mut g = combine(&slopes, keys, dim);
-            g.iter_mut().for_each(|g| *g /= n * tau_s);
-            gradient.extend(through_norm(&g, &z, norm));
-        }
-        (sum(&losses) / n, gradient)
-    }
-
-    /// Loss and gradient of [`relata::InfoNce`]; in-batch without keys.
-    pub(crate) fn info_nce(
-        x: &[f32],
-        y: &[f32],
-        keys: &[f32],
-        dim: usize,
-        tau: f32,
-    ) -> (f32, Vec<f32>) {
-        let n = (x.len() / dim) as f32;
-        let y: Vec<f32> = y.chunks(dim).flat_map(|y| normalized(y).0).collect();
-        let (mut losses, mut gradient) = (Vec::new(), Vec::new());
-        for (i, x) in x.chunks(dim).enumerate() {
-            let (z, norm) = normalized(x);
-            let (all, target) = if keys.is_empty() {
-                (y.clone(), i)
-            } else {
-                ([&y[i * dim..][..dim], keys].concat(), 0)
-            };
-            let log_q = log_softmax(&logits(&z, &all, tau));
-            losses.push(-log_q[target]);
-            let mut slopes: Vec<f32> = log_q.iter().map(|q| q.exp()).collect();
-            slopes[target] -= 1.0;
-            let mut g = combine(&slopes, &all, dim);
-            g.iter_mut().for_each(|g| *g /= n * tau);
-            gradient.extend(through_norm(&g, &z, norm));
-        }
-        (sum(&losses) / n, gradient)
-    }
-
-    /// Loss and gradient of [`relata::KdKl`].
-    pub(crate) fn kd_kl(x: &[f32], y: &[f32], classes: usize, t: f32) -> (f32, Vec<f32>) {
-        let n = (x.len() / classes) as f32;
-        let scaled = |row: &[f32]| -> Vec<f32> { row.iter().map(|l| l / t).collect() };
-        let (mut losses, mut gradient) = (Vec::new(), Vec::new());
-        for (x, y) in x.chunks(classes).zip(y.chunks(classes)) {
-            let (log_p, log_q) = (log_softmax(&scaled(y)), log_softmax(&scaled(x)));
-            let (_, kl, slopes) = compare(&log_p, &log_q);
-            losses.push(kl);
-            gradient.extend(slopes.iter().map(|s| t / n * s));
-        }
-        (t * t * sum(&losses) / n, gradient)
-    }
+/// [`ROUNDING_OF_WEIGHTS`] where a device rounds the weights of `problem`, and 0 elsewhere.
+pub(crate) fn rounding_of_weights(problem: &Problem, dtype: DType) -> f64 {
+    let halves = problem.weight_precision() == WeightPrecision::Half && dtype != DType::F32;
+    if halves { ROUNDING_OF_WEIGHTS } else { 0.0 }
 }

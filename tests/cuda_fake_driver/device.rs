@@ -1,12 +1,12 @@
-//! The device for host slices.
+//! `Cuda`, the device for host slices.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use half::bf16;
 use relata::{Batch, Cuda, Error, Evaluation, Relation, Rows, relation_matrix, softmax};
 
-use crate::support::{calls, deeds};
-use crate::{CLASSES, ROWS, beside, problem};
+use crate::fake_driver::{actions, calls, with_fake_driver};
+use crate::{CLASSES, ROWS, problem};
 
 fn evaluate(cuda: &Cuda) -> relata::Result<Evaluation<f32>> {
     let rows = [bf16::ONE; ROWS * CLASSES];
@@ -14,12 +14,12 @@ fn evaluate(cuda: &Cuda) -> relata::Result<Evaluation<f32>> {
     problem().evaluate(cuda, Batch::new(rows, rows))
 }
 
-beside!(copies_computes_and_copies_back, StandIn, [], {
-    let cuda = Cuda::new(0).expect("the stand-in's GPU");
-    assert_eq!(cuda.gpu(), "stand-in 0");
+with_fake_driver!(copies_computes_and_copies_back, [], {
+    let cuda = Cuda::new(0).expect("the fake driver's GPU");
+    assert_eq!(cuda.gpu_name(), "fake GPU 0");
     calls();
     evaluate(&cuda).expect("an evaluation");
-    let calls = deeds(calls());
+    let calls = actions(calls());
     let names: Vec<&str> = calls
         .iter()
         .map(|call| call.split(' ').next().expect("a name"))
@@ -35,18 +35,17 @@ beside!(copies_computes_and_copies_back, StandIn, [], {
         "cuLaunchKernel relata_kd_kl_bf16 grid {ROWS} 1 1 block 256 1 1 shared 8192 stream 0 "
     );
     assert!(launch.starts_with(&want), "{launch}");
-    // Waited for before anything is looked at.
+    // The device waits for the kernels before it reads the results.
     let launched = names.iter().position(|&name| name == "cuLaunchKernel");
     let waited = names.iter().position(|&name| name == "cuStreamSynchronize");
     assert!(launched < waited, "{calls:#?}");
 });
 
-beside!(
+with_fake_driver!(
     without_pools_memory_is_plain,
-    StandIn,
-    [("STAND_IN_POOLS", "0")],
+    [("FAKE_DRIVER_POOLS", "0")],
     {
-        let cuda = Cuda::new(0).expect("the stand-in's GPU");
+        let cuda = Cuda::new(0).expect("the fake driver's GPU");
         calls();
         evaluate(&cuda).expect("an evaluation");
         let calls = calls();
@@ -59,9 +58,9 @@ beside!(
     }
 );
 
-// An error for each other library that is asked for a kernel is one that tools report.
-beside!(each_kernel_is_asked_of_its_library, StandIn, [], {
-    let cuda = Cuda::new(0).expect("the stand-in's GPU");
+// Asking another library for a kernel is an error of the driver, and tools report such errors.
+with_fake_driver!(each_kernel_is_looked_up_in_its_library, [], {
+    let cuda = Cuda::new(0).expect("the fake driver's GPU");
     evaluate(&cuda).expect("an evaluation");
     let mut asked = BTreeMap::<String, BTreeSet<String>>::new();
     for call in calls() {
@@ -83,13 +82,12 @@ beside!(each_kernel_is_asked_of_its_library, StandIn, [], {
     assert_ne!(library("relata_kd_kl_f32"), library("relata_rrd_f32"));
 });
 
-// Some need scratch memory and some don't, and a driver has none of no bytes to give.
-beside!(
+// Only the cosine needs scratch memory, and a driver refuses to allocate 0 bytes.
+with_fake_driver!(
     relations_without_scratch_memory,
-    StandIn,
-    [("STAND_IN_POOLS", "0")],
+    [("FAKE_DRIVER_POOLS", "0")],
     {
-        let cuda = Cuda::new(0).expect("the stand-in's GPU");
+        let cuda = Cuda::new(0).expect("the fake driver's GPU");
         let rows = [1.0f32; 6];
         let rows = Rows::new(&rows, [3, 2]).expect("whole rows");
         for relation in [
@@ -103,9 +101,9 @@ beside!(
     }
 );
 
-// KL is RRD's alone: no other kernel writes it.
-beside!(no_more_is_copied_back_than_was_written, StandIn, [], {
-    let cuda = Cuda::new(0).expect("the stand-in's GPU");
+// Only RRD's kernel writes a KL.
+with_fake_driver!(only_written_values_are_copied_back, [], {
+    let cuda = Cuda::new(0).expect("the fake driver's GPU");
     calls();
     evaluate(&cuda).expect("an evaluation");
     let copied: Vec<String> = calls()
@@ -118,33 +116,31 @@ beside!(no_more_is_copied_back_than_was_written, StandIn, [], {
     );
 });
 
-beside!(
-    what_fails_on_the_gpu_is_an_error,
-    StandIn,
-    [("STAND_IN_FAIL", "cuStreamSynchronize:700:1")],
+with_fake_driver!(
+    a_fault_on_the_gpu_is_an_error,
+    [("FAKE_DRIVER_FAIL", "cuStreamSynchronize:700:1")],
     {
-        let cuda = Cuda::new(0).expect("the stand-in's GPU");
+        let cuda = Cuda::new(0).expect("the fake driver's GPU");
         let error = evaluate(&cuda).expect_err("a fault on the GPU");
         assert_eq!(
             error.to_string(),
-            "cuda: waiting for the kernels: CUDA_ERROR_ILLEGAL_ADDRESS (700): as the stand-in puts it"
+            "cuda: waiting for the kernels: CUDA_ERROR_ILLEGAL_ADDRESS (700): the text of the fake driver"
         );
         assert!(matches!(error, Error::Cuda { code: 700, .. }));
     }
 );
 
-beside!(
+with_fake_driver!(
     a_refused_launch_names_its_kernel,
-    StandIn,
-    [("STAND_IN_FAIL", "cuLaunchKernel:701")],
+    [("FAKE_DRIVER_FAIL", "cuLaunchKernel:701")],
     {
-        let cuda = Cuda::new(0).expect("the stand-in's GPU");
+        let cuda = Cuda::new(0).expect("the fake driver's GPU");
         let error = evaluate(&cuda).expect_err("no launch");
         assert!(
             matches!(
                 error,
                 Error::Cuda {
-                    doing: "relata_kd_kl_bf16",
+                    during: "relata_kd_kl_bf16",
                     code: 701,
                     ..
                 }
@@ -154,12 +150,11 @@ beside!(
     }
 );
 
-beside!(
-    no_memory_for_an_input,
-    StandIn,
-    [("STAND_IN_FAIL", "cuMemAllocAsync:2:2")],
+with_fake_driver!(
+    out_of_memory_names_the_input,
+    [("FAKE_DRIVER_FAIL", "cuMemAllocAsync:2:2")],
     {
-        let cuda = Cuda::new(0).expect("the stand-in's GPU");
+        let cuda = Cuda::new(0).expect("the fake driver's GPU");
         let error = evaluate(&cuda).expect_err("no memory");
         assert_eq!(
             error,
@@ -172,8 +167,8 @@ beside!(
     }
 );
 
-beside!(softmax_is_a_launch_too, StandIn, [], {
-    let cuda = Cuda::new(0).expect("the stand-in's GPU");
+with_fake_driver!(softmax_is_one_launch, [], {
+    let cuda = Cuda::new(0).expect("the fake driver's GPU");
     let rows = [1.0f32; 6];
     softmax(&cuda, Rows::new(&rows, [2, 3]).expect("whole rows"), 0.5).expect("a softmax");
     assert!(

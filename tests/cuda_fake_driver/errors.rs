@@ -1,11 +1,12 @@
-//! Whatever is missing is a typed error in plain words, and never a panic.
+//! A missing driver, GPU or kernel is a typed error with a plain message, and never a panic.
 
 use relata::cuda::{Evaluator, RawEvaluator};
 use relata::{Cuda, Error};
 
-use crate::{beside, problem, stream};
+use crate::fake_driver::{with_broken_driver, with_fake_driver};
+use crate::{problem, stream};
 
-/// The error of making the device, which is that of making anything.
+/// The error of `Cuda::new`. A raw evaluator returns the same.
 fn refused() -> Error {
     let error = Cuda::new(0).expect_err("no GPU to be had");
     assert_eq!(
@@ -15,7 +16,7 @@ fn refused() -> Error {
     error
 }
 
-beside!(no_driver, Broken, [], {
+with_broken_driver!(no_driver, {
     let error = refused();
     assert!(
         matches!(&error, Error::NoDriver { why } if why.contains("libcuda.so.1")),
@@ -29,16 +30,15 @@ beside!(no_driver, Broken, [], {
     );
 });
 
-beside!(
+with_fake_driver!(
     a_stub_of_the_toolkit,
-    StandIn,
-    [("STAND_IN_FAIL", "cuInit:34")],
+    [("FAKE_DRIVER_FAIL", "cuInit:34")],
     {
         assert!(matches!(refused(), Error::NoDriver { why } if why.contains("STUB_LIBRARY (34)")));
     }
 );
 
-beside!(no_gpu, StandIn, [("STAND_IN_CARDS", "0")], {
+with_fake_driver!(no_gpu, [("FAKE_DRIVER_GPUS", "0")], {
     let error = refused();
     assert_eq!(
         error,
@@ -53,7 +53,7 @@ beside!(no_gpu, StandIn, [("STAND_IN_CARDS", "0")], {
     );
 });
 
-beside!(no_such_gpu, StandIn, [("STAND_IN_CARDS", "2")], {
+with_fake_driver!(no_such_gpu, [("FAKE_DRIVER_GPUS", "2")], {
     assert!(Cuda::new(1).is_ok());
     assert_eq!(
         Cuda::new(2).err(),
@@ -68,7 +68,7 @@ beside!(no_such_gpu, StandIn, [("STAND_IN_CARDS", "2")], {
     ));
 });
 
-beside!(an_old_driver, StandIn, [("STAND_IN_DRIVER", "11040")], {
+with_fake_driver!(an_old_driver, [("FAKE_DRIVER_VERSION", "11040")], {
     let error = Cuda::new(0).expect_err("an old driver");
     assert!(
         matches!(&error, Error::OldDriver { driver, .. } if driver == "11.4"),
@@ -80,75 +80,66 @@ beside!(an_old_driver, StandIn, [("STAND_IN_DRIVER", "11040")], {
     );
 });
 
-beside!(
-    a_gpu_without_kernels,
-    StandIn,
-    [("STAND_IN_CAPABILITY", "75")],
-    {
-        let error = Cuda::new(0).expect_err("an old GPU");
-        let Error::UnsupportedGpu {
-            gpu,
-            capability,
-            built_for,
-        } = &error
-        else {
-            panic!("{error:?}");
-        };
-        assert_eq!([gpu.as_str(), capability], ["stand-in 0", "7.5"]);
-        assert!(
-            built_for.contains("sm_80") && error.to_string().contains("RELATA_CUDA_TARGETS"),
-            "{error}"
-        );
-    }
-);
+with_fake_driver!(a_gpu_without_kernels, [("FAKE_DRIVER_CAPABILITY", "75")], {
+    let error = Cuda::new(0).expect_err("an old GPU");
+    let Error::UnsupportedGpu {
+        gpu,
+        capability,
+        built_for,
+    } = &error
+    else {
+        panic!("{error:?}");
+    };
+    assert_eq!([gpu.as_str(), capability], ["fake GPU 0", "7.5"]);
+    assert!(
+        built_for.contains("sm_80") && error.to_string().contains("RELATA_CUDA_TARGETS"),
+        "{error}"
+    );
+});
 
-beside!(
-    no_image_after_all,
-    StandIn,
-    [("STAND_IN_FAIL", "cuKernelGetFunction:209")],
+with_fake_driver!(
+    the_driver_finds_no_image,
+    [("FAKE_DRIVER_FAIL", "cuKernelGetFunction:209")],
     {
         assert!(matches!(Cuda::new(0), Err(Error::UnsupportedGpu { .. })));
     }
 );
 
-beside!(
+with_fake_driver!(
     ptx_of_a_newer_compiler,
-    StandIn,
-    [("STAND_IN_FAIL", "cuLibraryLoadData:222")],
+    [("FAKE_DRIVER_FAIL", "cuLibraryLoadData:222")],
     {
         assert!(matches!(Cuda::new(0), Err(Error::OldDriver { .. })));
-        // Not for ever.
+        // The crate tries again: it does not keep the failure.
         assert!(matches!(Cuda::new(0), Err(Error::OldDriver { .. })));
     }
 );
 
-beside!(
+with_fake_driver!(
     kernels_that_do_not_load,
-    StandIn,
-    [("STAND_IN_FAIL", "cuLibraryLoadData:200:1")],
+    [("FAKE_DRIVER_FAIL", "cuLibraryLoadData:200:1")],
     {
         let error = Cuda::new(0).expect_err("a broken image");
         let Error::Cuda {
-            doing,
+            during,
             code,
             message,
         } = &error
         else {
             panic!("{error:?}");
         };
-        assert_eq!((*doing, *code), ("loading the kernels", 200));
+        assert_eq!((*during, *code), ("loading the kernels", 200));
         assert_eq!(
             message,
-            "CUDA_ERROR_INVALID_IMAGE (200): as the stand-in puts it"
+            "CUDA_ERROR_INVALID_IMAGE (200): the text of the fake driver"
         );
         assert!(Cuda::new(0).is_ok(), "a failure is not remembered");
     }
 );
 
-beside!(
+with_fake_driver!(
     no_memory_for_the_workspace,
-    StandIn,
-    [("STAND_IN_FAIL", "cuMemAllocAsync:2")],
+    [("FAKE_DRIVER_FAIL", "cuMemAllocAsync:2")],
     {
         let error = Evaluator::<f32>::new(&stream(), &problem()).expect_err("no memory");
         assert!(

@@ -4,12 +4,12 @@ use relata::Error;
 use relata::cuda::Evaluator;
 use relata::cuda::cudarc::driver::{CudaContext, CudaSlice, sys::CUstream};
 
-use crate::support::{calls, deeds};
-use crate::{CLASSES, ROWS, beside, problem, stream};
+use crate::fake_driver::{actions, calls, with_fake_driver};
+use crate::{CLASSES, ROWS, problem, stream};
 
 const LEN: usize = ROWS * CLASSES;
 
-beside!(an_evaluation_is_launches_and_nothing_else, StandIn, [], {
+with_fake_driver!(an_evaluation_only_launches, [], {
     let stream = stream();
     let mut evaluator = Evaluator::<f32>::new(&stream, &problem()).expect("an evaluator");
     let made = calls();
@@ -33,7 +33,7 @@ beside!(an_evaluation_is_launches_and_nothing_else, StandIn, [], {
         evaluator
             .launch(&student, &teacher, &mut gradient, &mut value)
             .expect("launches");
-        launches.push(deeds(calls()));
+        launches.push(actions(calls()));
     }
     assert_eq!(launches[0].len(), 1, "{launches:#?}");
     assert!(
@@ -45,11 +45,11 @@ beside!(an_evaluation_is_launches_and_nothing_else, StandIn, [], {
         "{launches:#?}"
     );
     drop(evaluator);
-    assert_eq!(deeds(calls()), ["cuMemFreeAsync stream 0"]);
+    assert_eq!(actions(calls()), ["cuMemFreeAsync stream 0"]);
 });
 
-beside!(views_and_the_stream_pass_through, StandIn, [], {
-    let context = CudaContext::new(0).expect("the stand-in's GPU");
+with_fake_driver!(views_and_the_stream_reach_the_launch, [], {
+    let context = CudaContext::new(0).expect("the fake driver's GPU");
     let data = context
         .default_stream()
         .alloc_zeros::<f32>(3 * LEN)
@@ -71,7 +71,7 @@ beside!(views_and_the_stream_pass_through, StandIn, [], {
             &mut value,
         )
         .expect("launches");
-    let launches = deeds(calls());
+    let launches = actions(calls());
     let (_, addresses) = launches[0]
         .split_once("stream 0xabc0 of ")
         .expect("on that stream");
@@ -82,9 +82,9 @@ beside!(views_and_the_stream_pass_through, StandIn, [], {
     assert_eq!(addresses[1] - addresses[0], 4 * LEN as u64, "{launches:#?}");
 });
 
-beside!(other_streams_are_waited_for, StandIn, [], {
+with_fake_driver!(other_streams_are_waited_for, [], {
     let stream = stream();
-    // From here on cudarc keeps events of what each slice is used for.
+    // With a second stream, cudarc records an event for each use of a slice.
     let other = stream.context().new_stream().expect("a stream");
     let student = other.alloc_zeros::<f32>(LEN).expect("memory");
     let teacher = other.alloc_zeros::<f32>(LEN).expect("memory");
@@ -95,7 +95,7 @@ beside!(other_streams_are_waited_for, StandIn, [], {
     evaluator
         .launch(&student, &teacher, &mut gradient, &mut value)
         .expect("launches");
-    let calls = deeds(calls());
+    let calls = actions(calls());
     let launch = calls
         .iter()
         .position(|call| call.starts_with("cuLaunchKernel"))
@@ -115,10 +115,9 @@ beside!(other_streams_are_waited_for, StandIn, [], {
     assert_eq!((launch, calls.len()), (6, 6 + 1 + 4), "{calls:#?}");
 });
 
-beside!(
-    what_does_not_fit_is_refused_before_anything,
-    StandIn,
-    [("STAND_IN_CARDS", "2")],
+with_fake_driver!(
+    slices_that_do_not_fit_are_refused_before_any_launch,
+    [("FAKE_DRIVER_GPUS", "2")],
     {
         let stream = stream();
         let elsewhere = CudaContext::new(1).expect("another GPU").default_stream();
@@ -139,27 +138,27 @@ beside!(
             })
         };
         type Slice = CudaSlice<f32>;
-        let mut enqueue =
+        let mut launch =
             |student: &Slice, teacher: &Slice, gradient: &mut Slice, value: &mut Slice| {
                 evaluator.launch(student, teacher, gradient, value).err()
             };
         assert_eq!(
-            enqueue(&short, &rows, &mut gradient, &mut value),
+            launch(&short, &rows, &mut gradient, &mut value),
             length("student", LEN, LEN - 1)
         );
         assert_eq!(
-            enqueue(&rows, &short, &mut gradient, &mut value),
+            launch(&rows, &short, &mut gradient, &mut value),
             length("teacher", LEN, LEN - 1)
         );
         assert_eq!(
-            enqueue(&rows, &rows, &mut one, &mut value),
+            launch(&rows, &rows, &mut one, &mut value),
             length("gradient", LEN, 1)
         );
         assert_eq!(
-            enqueue(&rows, &rows, &mut gradient, &mut one),
+            launch(&rows, &rows, &mut gradient, &mut one),
             length("value", 2, 1)
         );
-        let refused = enqueue(&rows, &foreign, &mut gradient, &mut value);
+        let refused = launch(&rows, &foreign, &mut gradient, &mut value);
         assert!(
             matches!(
                 refused,
@@ -174,12 +173,12 @@ beside!(
     }
 );
 
-beside!(the_upstream_factor_may_change, StandIn, [], {
+with_fake_driver!(the_upstream_factor_may_change, [], {
     let mut evaluator = Evaluator::<f32>::new(&stream(), &problem()).expect("an evaluator");
     let bytes = evaluator.workspace_bytes();
     calls();
     evaluator.set_upstream(1024.0).expect("a factor");
-    assert_eq!(evaluator.problem().upstream_factor(), 1024.0);
+    assert_eq!(evaluator.problem().upstream(), 1024.0);
     assert_eq!(evaluator.workspace_bytes(), bytes);
     assert_eq!(calls(), [""; 0], "nothing is allocated");
 });

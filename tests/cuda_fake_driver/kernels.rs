@@ -1,4 +1,5 @@
-//! Which kernels are launched? Is every one among those that run under sanitizers? Those tests of tests/cuda.rs are named in benches/bundle/run.
+//! Every kernel runs in the tests that benches/bundle/run runs under compute-sanitizer. It lists those
+//! tests of tests/cuda.rs by name.
 
 use std::collections::BTreeSet;
 
@@ -12,12 +13,12 @@ use relata::{
 
 use crate::common::cases::{self, Case};
 use crate::common::{self, Input};
-use crate::support::calls;
-use crate::{beside, stream};
+use crate::fake_driver::{calls, with_fake_driver};
+use crate::stream;
 
-/// What benches/bundle/run asks for by name has to be in tests/cuda.rs, or sanitizers would look at nothing.
+/// tests/cuda.rs has the tests that benches/bundle/run names. Otherwise the sanitizers would run nothing.
 #[test]
-fn what_is_watched_is_there() {
+fn the_named_tests_exist() {
     let run = include_str!("../../benches/bundle/run");
     let (_, names) = run.split_once("tests=(").expect("a list of tests");
     let (names, _) = names.split_once(')').expect("the end of the list");
@@ -31,11 +32,11 @@ fn what_is_watched_is_there() {
     }
 }
 
-beside!(every_kernel_is_watched, StandIn, [], {
+with_fake_driver!(every_kernel_runs_under_sanitizers, [], {
     fn launch<T: GpuElement>(cuda: &Cuda, case: &Case) {
         let inputs = case.inputs::<T>();
         for weights in [WeightPrecision::Split, WeightPrecision::Half] {
-            let problem = inputs.problem.weights(weights);
+            let problem = inputs.problem.with_weight_precision(weights);
             problem.evaluate(cuda, inputs.batch()).expect("launches");
         }
     }
@@ -53,7 +54,7 @@ beside!(every_kernel_is_watched, StandIn, [], {
         let keys = stream.clone_htod(&[T::from_f64(1.0); 6]).expect("memory");
         queue.expect("memory").enqueue(&keys).expect("launches");
     }
-    let cuda = Cuda::new(0).expect("the stand-in's GPU");
+    let cuda = Cuda::new(0).expect("the fake driver's GPU");
     launch_blocks::<f32>(&cuda);
     launch_blocks::<f16>(&cuda);
     launch_blocks::<bf16>(&cuda);
@@ -78,12 +79,11 @@ beside!(every_kernel_is_watched, StandIn, [], {
     assert!(!known.is_empty() && never.is_empty(), "{never:#?}");
 });
 
-beside!(
-    slow_f64_is_not_gone_to_at_once,
-    StandIn,
-    [("STAND_IN_F64", "64")],
+with_fake_driver!(
+    slow_f64_is_used_at_once_only_for_small_batches,
+    [("FAKE_DRIVER_F64", "64")],
     {
-        let cuda = Cuda::new(0).expect("the stand-in's GPU");
+        let cuda = Cuda::new(0).expect("the fake driver's GPU");
         let first = |rows: usize| {
             let input = Input::normal(0, Shapes::new(rows, 512, 512));
             let rows_of = common::cast::<f32>(&input.student);

@@ -1,12 +1,14 @@
-// A fake driver for NVIDIA's driver: the calls that the crate and cudarc make, recorded and scripted; no kernel runs.
+// A fake of NVIDIA's driver: the calls that the crate and cudarc make. It writes each call to a log and
+// fails where a test wants it to. No kernel runs. Settings are environment variables:
 //
-//   STAND_IN_LOG         a line per call is appended to this file
-//   STAND_IN_FAIL        name:code[:nth][,...]   that call, or its nth, fails with this CUresult
-//   STAND_IN_CARDS       how many GPUs there are (1)
-//   STAND_IN_DRIVER      what cuDriverGetVersion says (13000)
-//   STAND_IN_CAPABILITY  the GPUs' compute capability (90)
-//   STAND_IN_PTX         what their kernels were compiled for (the same)
-//   STAND_IN_POOLS       whether they have memory pools (1)
+//   FAKE_DRIVER_LOG         a line per call is appended to this file
+//   FAKE_DRIVER_FAIL        name:code[:nth][,...]   that call, or its nth, fails with this CUresult
+//   FAKE_DRIVER_GPUS        how many GPUs there are (1)
+//   FAKE_DRIVER_VERSION     the result of cuDriverGetVersion (13000)
+//   FAKE_DRIVER_CAPABILITY  the GPUs' compute capability (90)
+//   FAKE_DRIVER_PTX         the compute capability that their kernels were compiled for (the same)
+//   FAKE_DRIVER_F64         how many times slower than f32 their f64 is (2)
+//   FAKE_DRIVER_POOLS       whether they have memory pools (1)
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -26,7 +28,7 @@ static long setting(const char* name, long otherwise) {
 }
 
 static void record(const char* format, ...) {
-    const char* path = getenv("STAND_IN_LOG");
+    const char* path = getenv("FAKE_DRIVER_LOG");
     FILE* log = path ? fopen(path, "a") : NULL;
     if (!log) return;
     va_list arguments;
@@ -37,7 +39,7 @@ static void record(const char* format, ...) {
     fclose(log);
 }
 
-// What the script has for this call.
+// The code that FAKE_DRIVER_FAIL has for this call, or SUCCESS.
 static CUresult scripted(const char* call) {
     static struct { char name[64]; int calls; } counts[64];
     int seen = 0;
@@ -47,7 +49,7 @@ static CUresult scripted(const char* call) {
         seen = ++counts[i].calls;
         break;
     }
-    const char* script = getenv("STAND_IN_FAIL");
+    const char* script = getenv("FAKE_DRIVER_FAIL");
     for (const char* at = script; at && *at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL) {
         char name[64];
         int code = 0, nth = 0;
@@ -65,7 +67,7 @@ static CUresult scripted(const char* call) {
     } while (0)
 #define BEGIN_PLAIN() BEGIN("%s", __func__)
 
-static int gpus(void) { return (int)setting("STAND_IN_CARDS", 1); }
+static int gpus(void) { return (int)setting("FAKE_DRIVER_GPUS", 1); }
 static _Thread_local Handle current;
 
 CUresult cuInit(unsigned flags) {
@@ -75,12 +77,12 @@ CUresult cuInit(unsigned flags) {
 }
 CUresult cuDriverGetVersion(int* version) {
     BEGIN_PLAIN();
-    *version = (int)setting("STAND_IN_DRIVER", 13000);
+    *version = (int)setting("FAKE_DRIVER_VERSION", 13000);
     return SUCCESS;
 }
 CUresult cuGetErrorString(CUresult code, const char** text) {
     (void)code;
-    *text = "as the stand-in puts it";
+    *text = "the text of the fake driver";
     return SUCCESS;
 }
 CUresult cuDeviceGetCount(int* count) {
@@ -96,20 +98,20 @@ CUresult cuDeviceGet(CUdevice* device, int ordinal) {
 }
 CUresult cuDeviceGetName(char* name, int bytes, CUdevice device) {
     BEGIN_PLAIN();
-    snprintf(name, (size_t)bytes, "stand-in %d", device);
+    snprintf(name, (size_t)bytes, "fake GPU %d", device);
     return SUCCESS;
 }
 CUresult cuDeviceGetAttribute(int* value, int attribute, CUdevice device) {
     (void)device;
     BEGIN_PLAIN();
-    const int capability = (int)setting("STAND_IN_CAPABILITY", 90);
+    const int capability = (int)setting("FAKE_DRIVER_CAPABILITY", 90);
     switch (attribute) {
         case 16: *value = 132; break;                               // multiprocessors
         case 75: *value = capability / 10; break;
         case 76: *value = capability % 10; break;
-        case 87: *value = (int)setting("STAND_IN_F64", 2); break;   // f32's rate over f64's
+        case 87: *value = (int)setting("FAKE_DRIVER_F64", 2); break;   // the rate of f32 over that of f64
         case 97: *value = 232448; break;                            // shared memory by opt-in
-        case 115: *value = (int)setting("STAND_IN_POOLS", 1); break;
+        case 115: *value = (int)setting("FAKE_DRIVER_POOLS", 1); break;
         default: return INVALID_VALUE;
     }
     return SUCCESS;
@@ -281,7 +283,7 @@ CUresult cuKernelGetAttribute(int* value, int attribute, Handle kernel, CUdevice
     BEGIN_PLAIN();
     switch (attribute) {
         case 1: *value = 200; break;  // static shared memory
-        case 5: *value = (int)setting("STAND_IN_PTX", setting("STAND_IN_CAPABILITY", 90)); break;
+        case 5: *value = (int)setting("FAKE_DRIVER_PTX", setting("FAKE_DRIVER_CAPABILITY", 90)); break;
         default: return INVALID_VALUE;
     }
     return SUCCESS;
@@ -291,7 +293,7 @@ CUresult cuKernelSetAttribute(int attribute, int value, Handle kernel, CUdevice 
     BEGIN("cuKernelSetAttribute %s %d", (const char*)kernel, value);
     return SUCCESS;
 }
-// The one parameter of a kernel of relata's is a struct that begins with two addresses.
+// A kernel of relata has one parameter, a struct that begins with two addresses.
 static const CUdeviceptr* first_words(Handle function, void** parameters) {
     static const CUdeviceptr none[2];
     return strncmp((const char*)function, "relata_", 7) ? none : parameters[0];

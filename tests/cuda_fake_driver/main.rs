@@ -1,5 +1,5 @@
-//! What the host does about a GPU, without one: a fake driver for the driver records the calls and fails
-//! where it is told to. On Linux, where a driver can be put in another's place.
+//! What the host does with a GPU, tested without one: a fake driver records the calls and fails where
+//! a test wants it to. Only on Linux, where `LD_LIBRARY_PATH` can put it in the driver's place.
 
 #![cfg(target_os = "linux")]
 #![allow(unsafe_code, reason = "the raw entry")]
@@ -9,11 +9,11 @@ mod common;
 mod device;
 mod errors;
 mod evaluator;
+mod fake_driver;
 mod kernels;
 mod overlap;
 mod queue;
 mod raw;
-mod support;
 
 use std::sync::Arc;
 
@@ -31,25 +31,6 @@ fn problem() -> Problem {
 
 fn stream() -> Arc<CudaStream> {
     CudaContext::new(0)
-        .expect("the stand-in's GPU")
+        .expect("the fake driver's GPU")
         .default_stream()
 }
-
-/// A test beside a fake driver with these settings.
-macro_rules! beside {
-    ($name:ident, $driver:ident, [$(($setting:literal, $value:literal)),*], $body:block) => {
-        #[test]
-        fn $name() {
-            let name = concat!(module_path!(), "::", stringify!($name));
-            // Tests are named without the crate.
-            let name = name.split_once("::").map_or(name, |(_, name)| name);
-            crate::support::beside(
-                name,
-                crate::support::Driver::$driver,
-                &[$(($setting, $value)),*],
-                || $body,
-            );
-        }
-    };
-}
-use beside;

@@ -1,15 +1,15 @@
-//! Launches that begin before those before them are done.
+//! Launches that begin before the launch before them ends.
 
 use relata::cuda::cudarc::driver::CudaSlice;
 use relata::cuda::{Evaluator, Queue};
 use relata::{Error, Problem, Rkd, Rrd, Shapes};
 
-use crate::support::{calls, deeds};
-use crate::{beside, stream};
+use crate::fake_driver::{actions, calls, with_fake_driver};
+use crate::stream;
 
 const ROWS: usize = 40;
 const DIM: usize = 6;
-/// CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, and what it is set to.
+/// The attribute CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION and its value.
 const EARLY: &str = " attribute 6 1";
 
 fn rkd() -> Problem {
@@ -17,7 +17,7 @@ fn rkd() -> Problem {
     Rkd::default().problem(shapes).expect("shapes that fit")
 }
 
-/// An evaluator with what it takes.
+/// An evaluator with its inputs and outputs.
 struct Evaluations {
     evaluator: Evaluator<f32>,
     rows: CudaSlice<f32>,
@@ -36,30 +36,30 @@ impl Evaluations {
         }
     }
 
-    /// The launches of one more.
+    /// The launches of one more evaluation.
     fn launches(&mut self) -> Vec<String> {
         calls();
         let (gradient, value) = (&mut self.gradient, &mut self.value);
-        let enqueued = self
+        let launched = self
             .evaluator
             .launch(&self.rows, &self.rows, gradient, value);
-        enqueued.expect("launches");
-        deeds(calls())
+        launched.expect("launches");
+        actions(calls())
     }
 
-    fn launches_with(&mut self, queue: &mut Queue<f32>) -> Vec<String> {
+    fn launches_with_queue(&mut self, queue: &mut Queue<f32>) -> Vec<String> {
         calls();
         let (gradient, value) = (&mut self.gradient, &mut self.value);
-        let enqueued = self
+        let launched = self
             .evaluator
             .launch_with_queue(&self.rows, &self.rows, queue, gradient, value);
-        enqueued.expect("launches");
-        deeds(calls())
+        launched.expect("launches");
+        actions(calls())
     }
 }
 
-/// Without how they are launched.
-fn what(launches: &[String]) -> Vec<String> {
+/// The launches without the call and the attribute that launched them.
+fn without_attributes(launches: &[String]) -> Vec<String> {
     let plain = launches.iter().map(|call| {
         let call = call.replacen("cuLaunchKernelEx ", "cuLaunchKernel ", 1);
         call.strip_suffix(EARLY).unwrap_or(&call).to_owned()
@@ -79,7 +79,7 @@ fn is_early(call: &str) -> bool {
     call.starts_with("cuLaunchKernelEx relata_") && call.ends_with(EARLY)
 }
 
-beside!(all_launches_but_the_first_when_it_is_set, StandIn, [], {
+with_fake_driver!(all_launches_but_the_first_overlap, [], {
     let mut evaluations = Evaluations::new(&rkd());
     let plain = evaluations.launches();
     assert!(
@@ -91,7 +91,7 @@ beside!(all_launches_but_the_first_when_it_is_set, StandIn, [], {
         let launches = evaluations.launches();
         assert!(is_plain(&launches[0]), "{launches:#?}");
         assert!(all(&launches[1..], is_early), "{launches:#?}");
-        assert_eq!(what(&launches), plain);
+        assert_eq!(without_attributes(&launches), plain);
     }
     evaluations.evaluator.set_upstream(2.0).expect("a factor");
     assert!(is_early(&evaluations.launches()[1]), "it stays set");
@@ -100,16 +100,16 @@ beside!(all_launches_but_the_first_when_it_is_set, StandIn, [], {
     assert_eq!(evaluations.launches(), plain);
 });
 
-// What enters the queue may come at any other time too.
-beside!(a_queue_takes_its_keys_plainly, StandIn, [], {
+// The launches that fill the queue do not overlap: callers may also fill it between evaluations.
+with_fake_driver!(launches_that_fill_a_queue_do_not_overlap, [], {
     let shapes = Shapes::new(ROWS, DIM, DIM).with_queue(100);
     let problem = Rrd::default().problem(shapes).expect("shapes that fit");
     let mut evaluations = Evaluations::new(&problem);
     let mut queue = Queue::new(&stream(), &problem).expect("a queue");
-    let plain = evaluations.launches_with(&mut queue);
+    let plain = evaluations.launches_with_queue(&mut queue);
     assert_eq!(evaluations.evaluator.set_overlap(true), Ok(true));
-    let launches = evaluations.launches_with(&mut queue);
-    assert_eq!(what(&launches), plain);
+    let launches = evaluations.launches_with_queue(&mut queue);
+    assert_eq!(without_attributes(&launches), plain);
     let (keys, evaluation) = launches.split_at(2);
     assert!(
         keys.iter().all(|call| call.contains("_keys_")),
@@ -123,7 +123,7 @@ beside!(a_queue_takes_its_keys_plainly, StandIn, [], {
     );
 });
 
-/// It is asked for and cannot be had.
+/// Overlap is asked for, and this GPU or driver does not have it.
 fn stays_plain() {
     let mut evaluations = Evaluations::new(&rkd());
     let plain = evaluations.launches();
@@ -132,40 +132,38 @@ fn stays_plain() {
     assert!(all(&plain, is_plain), "{plain:#?}");
 }
 
-beside!(
-    not_on_older_gpu,
-    StandIn,
-    [("STAND_IN_CAPABILITY", "80")],
+with_fake_driver!(
+    no_overlap_on_older_gpus,
+    [("FAKE_DRIVER_CAPABILITY", "80")],
     {
         stays_plain();
     }
 );
 
-// A driver that is told to compile them itself takes the PTX, which is for older GPUs.
-beside!(
-    not_where_kernels_do_not_wait,
-    StandIn,
-    [("STAND_IN_PTX", "80")],
+// A driver that is told to compile the kernels itself takes the PTX. That PTX is for older GPUs, so
+// its kernels do not wait.
+with_fake_driver!(
+    no_overlap_where_kernels_do_not_wait,
+    [("FAKE_DRIVER_PTX", "80")],
     {
         stays_plain();
     }
 );
 
-beside!(not_by_older_drivers, StandIn, [], {
+with_fake_driver!(no_overlap_with_older_drivers, [], {
     let mut evaluations = Evaluations::new(&rkd());
     for (driver, can) in [("12020", false), ("12030", true), ("13000", true)] {
-        // The kernels are newer than such drivers, and are asked for first.
+        // The kernels are newer than these drivers, so they are loaded with a newer one.
         // SAFETY: no other thread of this process reads or writes the environment meanwhile.
-        unsafe { std::env::set_var("STAND_IN_DRIVER", driver) };
+        unsafe { std::env::set_var("FAKE_DRIVER_VERSION", driver) };
         assert_eq!(evaluations.evaluator.set_overlap(true), Ok(can), "{driver}");
         assert_eq!(is_early(&evaluations.launches()[1]), can, "{driver}");
     }
 });
 
-beside!(
-    what_the_driver_refuses_is_an_error,
-    StandIn,
-    [("STAND_IN_FAIL", "cuLaunchKernelEx:701")],
+with_fake_driver!(
+    a_refused_launch_is_an_error,
+    [("FAKE_DRIVER_FAIL", "cuLaunchKernelEx:701")],
     {
         let mut evaluations = Evaluations::new(&rkd());
         assert_eq!(evaluations.evaluator.set_overlap(true), Ok(true));
@@ -177,7 +175,7 @@ beside!(
         } = &mut evaluations;
         let refused = evaluator.launch(rows, rows, gradient, value);
         assert!(
-            matches!(refused, Err(Error::Cuda { doing, code: 701, .. }) if doing.starts_with("relata_")),
+            matches!(refused, Err(Error::Cuda { during, code: 701, .. }) if during.starts_with("relata_")),
             "{refused:?}"
         );
     }

@@ -4,8 +4,8 @@ use half::f16;
 use relata::cuda::{Buffers, Evaluator, Queue, RawEvaluator};
 use relata::{Enqueue, Error, InfoNce, Problem, Rows, Rrd, Shapes};
 
-use crate::support::{calls, deeds};
-use crate::{beside, stream};
+use crate::fake_driver::{actions, calls, with_fake_driver};
+use crate::stream;
 
 const ROWS: usize = 4;
 const DIM: usize = 6;
@@ -20,9 +20,9 @@ fn problem(enqueue: Enqueue) -> Problem {
     loss.problem(shapes).expect("shapes that fit")
 }
 
-/// The kernels that were launched, without the type they are for.
+/// The names of the launched kernels, without `relata_`.
 fn kernels() -> Vec<String> {
-    let calls = deeds(calls());
+    let calls = actions(calls());
     let names = calls.iter().map(|call| {
         let name = call.strip_prefix("cuLaunchKernel relata_");
         name.unwrap_or_else(|| panic!("no launch: {call}"))
@@ -32,7 +32,7 @@ fn kernels() -> Vec<String> {
         .collect()
 }
 
-beside!(the_batch_enters_when_the_loss_says, StandIn, [], {
+with_fake_driver!(the_batch_enters_when_the_loss_says, [], {
     let stream = stream();
     let rows = stream.alloc_zeros::<f16>(ROWS * DIM).expect("memory");
     let mut gradient = stream.alloc_zeros::<f32>(ROWS * DIM).expect("memory");
@@ -77,7 +77,7 @@ beside!(the_batch_enters_when_the_loss_says, StandIn, [], {
     );
 });
 
-beside!(a_queue_that_does_not_fit_is_refused, StandIn, [], {
+with_fake_driver!(a_queue_that_does_not_fit_is_refused, [], {
     let stream = stream();
     let rows = stream.alloc_zeros::<f32>(ROWS * DIM).expect("memory");
     let mut gradient = stream.alloc_zeros::<f32>(ROWS * DIM).expect("memory");
@@ -111,7 +111,7 @@ beside!(a_queue_that_does_not_fit_is_refused, StandIn, [], {
                 .starts_with(&format!("{argument}: expected ")),
             "{error}"
         );
-        assert_eq!(deeds(calls()), [""; 0]);
+        assert_eq!(actions(calls()), [""; 0]);
     }
     let missing = evaluator.launch(&rows, &rows, &mut gradient, &mut value);
     assert!(matches!(
@@ -152,7 +152,7 @@ beside!(a_queue_that_does_not_fit_is_refused, StandIn, [], {
     ));
 });
 
-/// The fake driver copies, so what is copied both ways is there.
+/// The fake driver copies memory, so keys that are copied to it and back are the same.
 fn keys_survive<T: relata::GpuElement>(len: usize) {
     let stream = stream();
     let mut queue = Queue::<T>::new(&stream, &problem(Enqueue::Before)).expect("a queue");
@@ -176,7 +176,7 @@ fn keys_survive<T: relata::GpuElement>(len: usize) {
     assert!(queue.to_host().expect("an empty queue").is_empty());
 }
 
-beside!(keys_are_saved_and_restored, StandIn, [], {
+with_fake_driver!(keys_are_saved_and_restored, [], {
     for len in [0, 1, CAPACITY - 1, CAPACITY, CAPACITY + 7] {
         keys_survive::<f32>(len);
         keys_survive::<half::bf16>(len);
@@ -194,8 +194,8 @@ beside!(keys_are_saved_and_restored, StandIn, [], {
     );
 });
 
-// The last batch of an epoch is smaller, and the first evaluation of a checkpoint may be larger.
-beside!(batches_of_any_size_share_a_queue, StandIn, [], {
+// The last batch of an epoch is smaller, and the first batch after a checkpoint may be larger.
+with_fake_driver!(batches_of_any_size_share_a_queue, [], {
     let stream = stream();
     let of_rows = |rows| {
         let shapes = Shapes::new(rows, DIM, DIM).with_queue(CAPACITY);
@@ -232,7 +232,7 @@ beside!(batches_of_any_size_share_a_queue, StandIn, [], {
     evaluate(&mut queue, 500).expect("launches");
     calls();
     queue.reserve(400).expect("nothing to do");
-    assert_eq!(deeds(calls()), [""; 0]);
+    assert_eq!(actions(calls()), [""; 0]);
 
     for (elements, fits) in [
         (DIM, true),
@@ -244,13 +244,13 @@ beside!(batches_of_any_size_share_a_queue, StandIn, [], {
         assert_eq!(queue.enqueue(&keys).is_ok(), fits, "{elements} elements");
     }
 
-    // No kernel runs here: what is in the ring has to have come with it.
+    // No kernel runs here, so these keys are the ones that `reserve` copied.
     assert_eq!(queue.len().expect("a copy"), 7);
     assert_eq!(queue.to_host().expect("a copy").to_vec(), host.to_vec());
 });
 
-// Where the ring lies in a buffer does not depend on the batches.
-beside!(raw_queues_of_any_batch_size_share_a_buffer, StandIn, [], {
+// The place of the ring in its buffer does not depend on the size of the batches.
+with_fake_driver!(raw_queues_of_any_batch_size_share_a_buffer, [], {
     let stream = stream();
     let raw = |rows| {
         let shapes = Shapes::new(rows, DIM, DIM).with_queue(CAPACITY);
@@ -269,13 +269,13 @@ beside!(raw_queues_of_any_batch_size_share_a_buffer, StandIn, [], {
         calls();
         // SAFETY: nothing is launched.
         unsafe { queue.enqueue(0x100, address, std::ptr::null_mut()) }.expect("launches");
-        let calls = deeds(calls());
+        let calls = actions(calls());
         let addresses = calls
             .iter()
             .map(|call| call.split(" of ").nth(1).map(str::to_owned));
         addresses.collect::<Vec<_>>()
     };
-    // Each kernel is given the batch and the keys.
+    // Each kernel takes the addresses of the batch and of the keys.
     assert_eq!(launched(&small).len(), 2);
     assert_eq!(launched(&small), launched(&large));
 });

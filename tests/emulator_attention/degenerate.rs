@@ -3,12 +3,12 @@
 use half::f16;
 use relata::{Emulator, GpuElement, InfoNce, Loss, Rrd, Shapes, WeightPrecision};
 
-use crate::check::{SEED, check_input};
 use crate::common::Input;
 use crate::common::compare::assert_zero;
+use crate::right::{SEED, assert_input_right};
 
 #[test]
-fn rows_of_zeros() {
+fn rows_of_zeros_are_right_and_have_no_gradient() {
     for dim in [7, 65, 300] {
         for keys in [None, Some(65)] {
             let mut shapes = Shapes::new(5, dim, dim);
@@ -20,7 +20,7 @@ fn rows_of_zeros() {
             losses.extend(keys.map(|_| Loss::from(Rrd::default())));
             for loss in losses {
                 let name = format!("{loss} {shapes:?}");
-                check_input(&name, loss, &input);
+                assert_input_right(&name, loss, &input);
                 let got = input.evaluate::<f16, _>(&Emulator::new(), loss);
                 assert_zero(&name, &got.gradient[dim..2 * dim]);
             }
@@ -29,9 +29,9 @@ fn rows_of_zeros() {
 }
 
 #[test]
-fn rows_that_are_not_finite() {
+fn rows_that_are_not_finite_make_the_loss_nan() {
     fn loss_is_nan<T: GpuElement<Real = f32>>(loss: Loss, input: &Input, weights: WeightPrecision) {
-        let problem = input.problem(loss).weights(weights);
+        let problem = input.problem(loss).with_weight_precision(weights);
         let got = input.run::<T, _>(&Emulator::new().seed(SEED), &problem);
         let name = format!(
             "{loss} {:?} in {}, {weights:?}: {}",
@@ -40,7 +40,7 @@ fn rows_that_are_not_finite() {
             got.loss
         );
         assert!(got.loss.is_nan(), "{name}");
-        assert!(got.kl.is_none_or(f64::is_nan), "{name}");
+        assert!(got.term("kl").is_none_or(f64::is_nan), "{name}");
     }
     for bad in [f64::NAN, f64::NEG_INFINITY] {
         for (rows, dim) in [(1, 7), (3, 65), (3, 300)] {

@@ -1,10 +1,10 @@
-//! RRD and InfoNCE by their CUDA kernels, run thread for thread on the CPU, against the reference.
+//! The CUDA kernels of RRD and InfoNCE in the emulator, against the reference.
 #![cfg(feature = "emulator")]
 
 #[path = "../common/mod.rs"]
 mod common;
 
-mod check;
 mod degenerate;
 mod numerics;
+mod right;
 mod shapes;

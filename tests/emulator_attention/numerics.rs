@@ -2,22 +2,25 @@
 
 use half::{bf16, f16};
 use relata::{
-    Batch, Emulator, GpuElement, InfoNce, Loss, Reference, Rows, Rrd, Shapes, WeightPrecision,
+    Emulator, GpuElement, InfoNce, Loss, Problem, Reference, Rrd, Shapes, WeightPrecision,
 };
 
-use crate::check::{SEED, check_input};
+use crate::common::cases::Inputs;
 use crate::common::compare::{assert_loss, assert_same_bits, relative_error};
 use crate::common::compare_to_reference::as_stored;
-use crate::common::tolerances::naive;
-use crate::common::{self, Input};
+use crate::common::{self, Input, naive};
+use crate::right::{SEED, assert_input_right};
 
-/// O_s − O_t cancels as the student converges. f32 is held to what the definition in f32 gives, twice over;
-/// f16 to what forming q − p before rounding would give, 2.2e-4 whatever the divergence, although weights
-/// are rounded in one pass: as pairs of f16. As one f16 they are held to the same, which is less than what rounding the
-/// weights of student and teacher, each for itself, would give with 16384 keys: 5.5e-5, 4.3e-4 and 4.1e-3. With an eighth of
-/// the keys there are √8 fewer roundings to even out.
+/// O_s − O_t cancels as the student converges.
+///
+/// - f32 may be off by twice what the definition in f32 is off by.
+/// - f16 may be off by 2.2e-4, whatever the divergence: by what forming q − p before rounding would
+///   give. The kernels round the weights in one pass, as pairs of f16.
+/// - Weights in one f16 may be off by √8 · 5.5e-5. Rounding the weights of student and teacher
+///   separately would give 5.5e-5, 4.3e-4 and 4.1e-3 with 16384 keys. The test has an eighth of
+///   these keys, so √8 fewer roundings even out.
 #[test]
-fn near_convergence() {
+fn gradients_stay_exact_near_convergence() {
     let (n, dim, keys) = (4, 128, 2048);
     let loss = Rrd {
         student_temperature: 0.1,
@@ -65,25 +68,11 @@ fn near_convergence() {
         kl: f64,
         weights: WeightPrecision,
     ) -> f64 {
-        let (student, teacher) = (
-            common::cast::<T>(&input.student),
-            common::cast::<T>(&input.teacher),
-        );
-        let shape = [input.shapes.rows, input.shapes.student_dim];
-        let queue = as_stored::<T>(&input.queue::<T>().expect("a queue"), &loss.into());
-        let batch = Batch::new(
-            Rows::new(&student, shape).expect("whole rows"),
-            Rows::new(&teacher, shape).expect("whole rows"),
-        )
-        .with_queue(&queue);
-        let problem = input.problem(loss).weights(weights);
-        let got = problem
-            .evaluate(&Emulator::new().seed(SEED), batch)
-            .expect("a batch that fits");
-        let want = problem
-            .evaluate(&Reference, batch)
-            .expect("a batch that fits");
-        let divergence = want.kl.expect("RRD's KL");
+        let inputs =
+            inputs_as_stored::<T>(input, &input.problem(loss).with_weight_precision(weights));
+        let got = inputs.evaluate(&Emulator::new().seed(SEED));
+        let want = inputs.evaluate(&Reference);
+        let divergence = want.term("kl").expect("RRD's KL");
         assert!(
             divergence > 0.3 * kl && divergence < 3.0 * kl,
             "KL {divergence:e}, wanted {kl:e}"
@@ -93,7 +82,7 @@ fn near_convergence() {
 }
 
 #[test]
-fn temperatures_far_from_one() {
+fn kernels_are_right_at_temperatures_far_from_one() {
     for tau in [1e-30, 1e-9, 0.02, 1e9, 1e30] {
         for dim in [16, 300] {
             let queued = Input::normal(3, Shapes::new(5, dim, dim).with_queue(130));
@@ -121,38 +110,33 @@ fn temperatures_far_from_one() {
                     error <= 1e-5 || want.gradient_norm() < 1e-25,
                     "{name}: {error:e}"
                 );
-                half(&format!("{name} in f16"), loss, input);
+                assert_f16_right(&format!("{name} in f16"), loss, input);
             }
         }
     }
 }
 
-/// Against the reference on keys as they are stored, with weights of either precision. Logits are as exact as f32 has them,
-/// ε/τ: at temperatures below that nothing can be said of the softmax, but that it is finite.
-fn half(name: &str, loss: Loss, input: &Input) {
-    let (student, teacher) = (
-        common::cast::<f16>(&input.student),
-        common::cast::<f16>(&input.teacher),
-    );
-    let shape = [input.shapes.rows, input.shapes.student_dim];
-    let rows = |rows| Rows::new(rows, shape).expect("whole rows");
-    let queue = input
-        .queue::<f16>()
-        .map(|queue| as_stored::<f16>(&queue, &loss));
-    let mut batch = Batch::new(rows(&student), rows(&teacher));
-    batch.queue = queue.as_ref();
+/// `input` with the keys as the device stores them.
+fn inputs_as_stored<T: GpuElement<Real = f32>>(input: &Input, problem: &Problem) -> Inputs<T> {
+    let mut inputs = input.inputs::<T>(problem);
+    let queue = inputs.queue.take();
+    inputs.queue = queue.map(|queue| as_stored::<T>(&queue, problem.loss()));
+    inputs
+}
+
+/// Asserts that f16 agrees with the reference on keys as they are stored, with weights of either
+/// precision. Logits are as exact as f32, ε/τ. At temperatures below ε the softmax may be anything
+/// finite.
+fn assert_f16_right(name: &str, loss: Loss, input: &Input) {
     let problem = input.problem(loss);
-    let want = problem
-        .evaluate(&Reference, batch)
-        .expect("a batch that fits");
+    let mut inputs = inputs_as_stored::<f16>(input, &problem);
+    let want = inputs.evaluate(&Reference);
     for (weights, within) in [
         (WeightPrecision::Split, 1e-5),
         (WeightPrecision::Half, 1e-3),
     ] {
-        let problem = problem.weights(weights);
-        let got = problem
-            .evaluate(&Emulator::new(), batch)
-            .expect("a batch that fits");
+        inputs.problem = problem.with_weight_precision(weights);
+        let got = inputs.evaluate(&Emulator::new());
         assert!(
             got.loss.is_finite() && got.gradient.iter().all(|g| g.is_finite()),
             "{name}"
@@ -166,9 +150,9 @@ fn half(name: &str, loss: Loss, input: &Input) {
     }
 }
 
-/// ‖x‖² beyond f16, and rows down to its least numbers.
+/// Rows with ‖x‖² beyond f16, and rows of f16's least numbers.
 #[test]
-fn rows_of_any_length() {
+fn kernels_are_right_for_rows_of_any_length() {
     for (factor, label) in [(2000.0, "large"), (1e-4, "small")] {
         let mut queued = Input::normal(5, Shapes::new(17, 128, 128).with_queue(70));
         let mut batch = Input::normal(6, Shapes::new(17, 128, 128));
@@ -176,13 +160,13 @@ fn rows_of_any_length() {
             input.student.iter_mut().for_each(|x| *x *= factor);
             input.teacher.iter_mut().for_each(|x| *x *= factor);
         }
-        check_input(&format!("rrd {label}"), Rrd::default().into(), &queued);
-        check_input(
+        assert_input_right(&format!("rrd {label}"), Rrd::default().into(), &queued);
+        assert_input_right(
             &format!("info-nce {label}"),
             InfoNce::default().into(),
             &queued,
         );
-        check_input(
+        assert_input_right(
             &format!("info-nce {label}, batch"),
             InfoNce::default().into(),
             &batch,
@@ -199,11 +183,11 @@ fn rows_of_any_length() {
     }
 }
 
-/// Neither loss knows how long a row is, and powers of two are exact: the loss is the same to the bit, also where squares
-/// are beyond f32, and the gradient is as much longer as the rows are shorter.
+/// Neither loss depends on the length of a row, and powers of two are exact. So the loss is the
+/// same to the bit, even if squares are beyond f32, and the gradient grows as the rows shrink.
 #[test]
-fn powers_of_two_change_no_loss() {
-    fn check<T: GpuElement<Real = f32>>(exponents: &[i32]) {
+fn rows_times_powers_of_two_change_no_loss() {
+    fn assert_same<T: GpuElement<Real = f32>>(exponents: &[i32]) {
         for (seed, dim) in [(30, 20), (31, 128), (32, 130), (33, 300)] {
             let queued = Input::normal(seed, Shapes::new(17, dim, dim).with_queue(70));
             let batch = Input::normal(seed, Shapes::new(17, dim, dim));
@@ -216,7 +200,7 @@ fn powers_of_two_change_no_loss() {
                 for &exponent in exponents {
                     let factor = 2f64.powi(exponent);
                     let mut scaled = input.clone();
-                    // Not all: rows of a block need their units, or none, each for itself.
+                    // Not all rows: each row of a block needs its own unit, or none.
                     let rows = 3 * dim..11 * dim;
                     scaled.student[rows.clone()]
                         .iter_mut()
@@ -228,8 +212,8 @@ fn powers_of_two_change_no_loss() {
                     let name = format!("{loss} D {dim} in {}, rows times 2^{exponent}", T::DTYPE);
                     assert_eq!(got.loss.to_bits(), want.loss.to_bits(), "{name}");
                     assert_eq!(
-                        got.kl.map(f64::to_bits),
-                        want.kl.map(f64::to_bits),
+                        got.term("kl").map(f64::to_bits),
+                        want.term("kl").map(f64::to_bits),
                         "{name}"
                     );
                     let mut gradient = want.gradient.clone();
@@ -239,13 +223,14 @@ fn powers_of_two_change_no_loss() {
             }
         }
     }
-    check::<bf16>(&[-100, -45, 45, 100]);
-    check::<f32>(&[-100, 100]);
+    assert_same::<bf16>(&[-100, -45, 45, 100]);
+    assert_same::<f32>(&[-100, 100]);
 }
 
-/// The loss and the divergence take their mean logits from weights that are not rounded: they are the same to the bit.
+/// The loss and the divergence take their mean logits from weights that are not rounded, so they
+/// are the same to the bit.
 #[test]
-fn the_loss_of_weights_in_one_f16() {
+fn weights_in_one_f16_change_only_the_gradient() {
     for [student_temperature, teacher_temperature] in [[0.1, 0.1], [0.1, 0.02], [0.02, 0.02]] {
         let loss = Rrd {
             student_temperature,
@@ -254,18 +239,22 @@ fn the_loss_of_weights_in_one_f16() {
         };
         let input = Input::normal(20, Shapes::new(8, 128, 128).with_queue(2048));
         let problem = input.problem(loss);
-        let [split, half] = [WeightPrecision::Split, WeightPrecision::Half]
-            .map(|weights| input.run::<f16, _>(&Emulator::new(), &problem.weights(weights)));
+        let [split, half] = [WeightPrecision::Split, WeightPrecision::Half].map(|weights| {
+            input.run::<f16, _>(&Emulator::new(), &problem.with_weight_precision(weights))
+        });
         assert_eq!(half.loss.to_bits(), split.loss.to_bits());
-        assert_eq!(half.kl.map(f64::to_bits), split.kl.map(f64::to_bits));
+        assert_eq!(
+            half.term("kl").map(f64::to_bits),
+            split.term("kl").map(f64::to_bits)
+        );
         assert_ne!(half.gradient, split.gradient);
     }
 }
 
-/// Tensor cores truncate, which shifts the logits of a row; with the same rows and temperatures the divergence is 0 all the
-/// same, and near to that as good as its size.
+/// Tensor cores truncate, which shifts the logits of a row. With the same rows and temperatures the
+/// divergence is still 0, and near convergence it is off by less than 1e-7.
 #[test]
-fn a_divergence_near_nothing() {
+fn divergence_is_exact_at_and_near_convergence() {
     let loss = Rrd {
         student_temperature: 0.02,
         teacher_temperature: 0.02,
@@ -274,26 +263,17 @@ fn a_divergence_near_nothing() {
     let mut input = Input::normal(21, Shapes::new(8, 128, 128).with_queue(1024));
     let noise = std::mem::replace(&mut input.student, input.teacher.clone());
     let run = |input: &Input| input.run::<f16, _>(&Emulator::new(), &input.problem(loss));
-    assert_eq!(run(&input).kl, Some(0.0));
+    assert_eq!(run(&input).term("kl"), Some(0.0));
     for (x, noise) in input.student.iter_mut().zip(noise) {
         *x += 1e-2 * noise;
     }
-    // On keys as they are stored.
-    let keys = as_stored::<f16>(&input.queue::<f16>().expect("a queue"), &loss.into());
-    let (student, teacher) = (
-        common::cast::<f16>(&input.student),
-        common::cast::<f16>(&input.teacher),
+    let inputs = inputs_as_stored::<f16>(&input, &input.problem(loss));
+    let got = inputs.evaluate(&Emulator::new());
+    let want = inputs.evaluate(&Reference);
+    let (got, want) = (
+        got.term("kl").expect("RRD's KL"),
+        want.term("kl").expect("RRD's KL"),
     );
-    let rows = |rows| Rows::new(rows, [8, 128]).expect("whole rows");
-    let batch = Batch::new(rows(&student), rows(&teacher)).with_queue(&keys);
-    let problem = input.problem(loss);
-    let got = problem
-        .evaluate(&Emulator::new(), batch)
-        .expect("a batch that fits");
-    let want = problem
-        .evaluate(&Reference, batch)
-        .expect("a batch that fits");
-    let (got, want) = (got.kl.expect("RRD's KL"), want.kl.expect("RRD's KL"));
     println!("KL {want:e}: off by {:e}", got - want);
     assert!((got - want).abs() < 1e-7, "{got:e}, {want:e}");
 }

@@ -1,29 +1,29 @@
 //! Every shape and type, on any schedule.
 
 use half::{bf16, f16};
-use relata::{Emulator, GpuElement, InfoNce, Loss, Rrd, Shapes, WeightPrecision};
+use relata::{Emulator, Family, GpuElement, InfoNce, Loss, Rrd, Shapes, WeightPrecision};
 
-use crate::check::{check, check_input};
 use crate::common::Input;
 use crate::common::cases::{self, Case};
 use crate::common::compare::assert_same_bits;
 use crate::common::compare_to_reference::assert_half_weights_right;
+use crate::right::{assert_input_right, assert_right};
 
 #[test]
-fn every_case_in_every_dtype() {
-    fn check_case<T: GpuElement<Real = f32>>(case: &Case) {
-        let inputs = case.inputs::<T>();
-        check(&case.name, &inputs.problem, inputs.batch(), case.data);
+fn kernels_agree_with_the_reference_on_every_case_in_every_dtype() {
+    fn assert_case_right<T: GpuElement<Real = f32>>(case: &Case) {
+        assert_right::<T>(&case.name, case.inputs(), case.data);
     }
-    for case in cases::tests().filter(|case| matches!(case.loss, Loss::Rrd(_) | Loss::InfoNce(_))) {
-        check_case::<f32>(&case);
-        check_case::<f16>(&case);
-        check_case::<bf16>(&case);
+    let has_keys = |case: &Case| matches!(case.loss.spec().family, Family::Contrastive(_));
+    for case in cases::tests().filter(has_keys) {
+        assert_case_right::<f32>(&case);
+        assert_case_right::<f16>(&case);
+        assert_case_right::<bf16>(&case);
     }
 }
 
 #[test]
-fn weights_in_one_f16_are_right() {
+fn weights_in_one_f16_are_right_on_every_case() {
     for case in cases::tests() {
         assert_half_weights_right::<f16, _>(&Emulator::new(), &case);
         assert_half_weights_right::<bf16, _>(&Emulator::new(), &case);
@@ -35,7 +35,7 @@ const KEYS: [usize; 6] = [1, 5, 63, 64, 65, 200];
 const DIMS: [usize; 11] = [1, 3, 7, 16, 20, 64, 65, 128, 130, 256, 300];
 
 #[test]
-fn every_shape() {
+fn kernels_are_right_for_every_shape() {
     for (i, &dim) in DIMS.iter().enumerate() {
         for (j, &keys) in KEYS.iter().enumerate() {
             let rows = ROWS[(i + j) % ROWS.len()];
@@ -50,9 +50,9 @@ fn every_shape() {
                 ..Rrd::default()
             };
             if (i + j) % 2 == 0 {
-                check_input(&format!("rrd {name}"), rrd.into(), &input);
+                assert_input_right(&format!("rrd {name}"), rrd.into(), &input);
             } else {
-                check_input(
+                assert_input_right(
                     &format!("info-nce {name}"),
                     InfoNce::default().into(),
                     &input,
@@ -61,7 +61,7 @@ fn every_shape() {
         }
         let rows = [1, 2, 17, 65, 130][i % 5];
         let input = Input::normal(7 + i as u64, Shapes::new(rows, dim, dim));
-        check_input(
+        assert_input_right(
             &format!("info-nce {rows}x{dim}"),
             InfoNce::default().into(),
             &input,
@@ -69,15 +69,15 @@ fn every_shape() {
     }
 }
 
-/// One warp adds up the losses of all rows, some hundreds at a time.
+/// One warp adds up the losses of all rows, hundreds at a time.
 #[test]
-fn many_rows() {
+fn kernels_are_right_for_many_rows() {
     let shapes = Shapes::new(1100, 8, 8);
     let queued = Input::normal(13, shapes.with_queue(70));
-    check_input("rrd of many rows", Rrd::default().into(), &queued);
+    assert_input_right("rrd of many rows", Rrd::default().into(), &queued);
     let info_nce = InfoNce::default().into();
-    check_input("info-nce of many rows", info_nce, &queued);
-    check_input(
+    assert_input_right("info-nce of many rows", info_nce, &queued);
+    assert_input_right(
         "info-nce of a large batch",
         info_nce,
         &Input::normal(14, shapes),
@@ -85,10 +85,14 @@ fn many_rows() {
 }
 
 #[test]
-fn the_same_bits_on_any_schedule() {
-    fn same<T: GpuElement<Real = f32>>(loss: Loss, shapes: Shapes, weights: WeightPrecision) {
+fn kernels_give_the_same_bits_under_any_schedule() {
+    fn assert_same<T: GpuElement<Real = f32>>(
+        loss: Loss,
+        shapes: Shapes,
+        weights: WeightPrecision,
+    ) {
         let input = Input::normal(11, shapes);
-        let problem = input.problem(loss).weights(weights);
+        let problem = input.problem(loss).with_weight_precision(weights);
         let first = input.run::<T, _>(&Emulator::new(), &problem);
         for seed in 1..5 {
             let name = format!(
@@ -99,8 +103,8 @@ fn the_same_bits_on_any_schedule() {
             assert_same_bits(&name, &again.gradient, &first.gradient);
             assert_eq!(again.loss.to_bits(), first.loss.to_bits(), "{name}");
             assert_eq!(
-                again.kl.map(f64::to_bits),
-                first.kl.map(f64::to_bits),
+                again.term("kl").map(f64::to_bits),
+                first.term("kl").map(f64::to_bits),
                 "{name}"
             );
         }
@@ -112,21 +116,21 @@ fn the_same_bits_on_any_schedule() {
             (InfoNce::default().into(), shapes.with_queue(65)),
             (InfoNce::default().into(), shapes),
         ] {
-            same::<f32>(loss, shapes, WeightPrecision::Split);
-            same::<f16>(loss, shapes, WeightPrecision::Split);
-            same::<bf16>(loss, shapes, WeightPrecision::Split);
-            same::<bf16>(loss, shapes, WeightPrecision::Half);
+            assert_same::<f32>(loss, shapes, WeightPrecision::Split);
+            assert_same::<f16>(loss, shapes, WeightPrecision::Split);
+            assert_same::<bf16>(loss, shapes, WeightPrecision::Split);
+            assert_same::<bf16>(loss, shapes, WeightPrecision::Half);
         }
     }
 }
 
 #[test]
-fn the_upstream_factor_scales_the_gradient_alone() {
+fn upstream_factor_scales_only_the_gradient() {
     let input = Input::normal(12, Shapes::new(3, 20, 20).with_queue(5));
     for loss in [Loss::from(Rrd::default()), InfoNce::default().into()] {
         let problem = input.problem(loss);
         let one = input.run::<f16, _>(&Emulator::new(), &problem);
-        let four = input.run::<f16, _>(&Emulator::new(), &problem.upstream(-4.0));
+        let four = input.run::<f16, _>(&Emulator::new(), &problem.with_upstream(-4.0));
         assert_eq!(one.loss.to_bits(), four.loss.to_bits());
         let scaled: Vec<f32> = one.gradient.iter().map(|g| -4.0 * g).collect();
         assert_same_bits("upstream", &four.gradient, &scaled);

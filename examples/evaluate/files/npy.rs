@@ -1,7 +1,7 @@
 //! NumPy's `.npy`: a magic string, a version, the length of a header, the header, the data.
 //!
-//! The header is a Python dictionary. It is read by a parser of just the dictionaries that NumPy writes:
-//! a general one recurses as deep as a hostile header nests.
+//! The header is a Python dictionary. It is read by a parser of just the dictionaries that NumPy
+//! writes: a general one recurses as deep as a hostile header nests.
 
 use std::fs::File;
 use std::io::Read;
@@ -11,7 +11,8 @@ use relata::DType;
 use super::{Layout, Parsed, cannot_read};
 
 const MAGIC: [u8; 6] = *b"\x93NUMPY";
-/// The longest header that version 1 can have; that of a matrix of numbers has about a hundred bytes.
+/// The longest header that version 1 can have; that of a matrix of numbers has about a hundred
+/// bytes.
 const LONGEST_HEADER: u32 = 65_535;
 
 /// Reads up to the data.

@@ -4,7 +4,9 @@ use half::f16;
 
 use super::arguments::MmaArguments;
 use crate::element::DType;
-use crate::gpu::kernels::{self, ATTENTION_MMA_64, ATTENTION_MMA_128, ATTENTION_MMA_256};
+use crate::gpu::kernels::{
+    self, ATTENTION_MMA_64, ATTENTION_MMA_128, ATTENTION_MMA_256, MmaVariant,
+};
 use crate::gpu::machine::Limits;
 use crate::gpu::queue;
 use crate::problem::WeightPrecision;
@@ -92,12 +94,12 @@ impl MmaWidth {
             MmaWidth::W128 => &ATTENTION_MMA_128,
             MmaWidth::W256 => &ATTENTION_MMA_256,
         };
-        family.nth(match (weights, keys) {
-            (Weights::Split, Keys::QueueBoth | Keys::Queue) => 0,
-            (Weights::Split, Keys::Others) => 1,
-            (Weights::Half, Keys::QueueBoth | Keys::Queue) => 2,
-            (Weights::Half, Keys::Others) => 3,
-            (Weights::Difference, _) => 4,
+        family.of(match (weights, keys) {
+            (Weights::Split, Keys::QueueBoth | Keys::Queue) => MmaVariant::Split,
+            (Weights::Split, Keys::Others) => MmaVariant::SplitBatch,
+            (Weights::Half, Keys::QueueBoth | Keys::Queue) => MmaVariant::Half,
+            (Weights::Half, Keys::Others) => MmaVariant::HalfBatch,
+            (Weights::Difference, _) => MmaVariant::HalfPair,
         })
     }
 }

@@ -7,6 +7,7 @@
     reason = "a launcher: it hands addresses to C++ and switches stacks"
 )]
 
+mod arguments;
 mod block;
 mod fibers;
 mod memory;
@@ -18,6 +19,8 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
+pub(crate) use self::arguments::CppFields;
+use self::arguments::difference;
 use self::block::{Arena, Block};
 use self::fibers::{Index, MOST_THREADS, WARP};
 pub(crate) use self::memory::Memory;
@@ -140,6 +143,8 @@ fn refused(launch: &Launch<'_>, limits: Limits) -> Option<String> {
     } else if [emulated.arguments_bytes as usize, kernel.arguments_bytes] != [arguments.len(); 2] {
         let (takes, given) = (emulated.arguments_bytes, arguments.len());
         Some(format!("takes {takes} bytes, not {given}"))
+    } else if let Some(difference) = difference(kernel.arguments, emulated.arguments) {
+        Some(format!("takes another struct: {difference}"))
     } else if arguments.len() > 4096 {
         Some(format!("takes {} bytes, more than 4096", arguments.len()))
     } else if grid.contains(&0) || x > i32::MAX.cast_unsigned() || y.max(z) > 65_535 {

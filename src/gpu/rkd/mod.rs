@@ -247,13 +247,13 @@ impl Plan {
             delta: self.loss.delta as f32,
             padding: 0,
         };
-        let (family, shared) = if accurate {
+        let (kernel, shared) = if accurate {
             (&RKD_ANGLE_ACCURATE, TriplePartition::SHARED_ACCURATE)
         } else {
             (&RKD_ANGLE, TriplePartition::SHARED)
         };
         let grid = [partition.blocks() as u32, 1, 1];
-        family.only().launch(launcher, grid, shared, &arguments)
+        kernel.launch(launcher, grid, shared, &arguments)
     }
 
     fn launch_angle_small_batch(
@@ -277,9 +277,7 @@ impl Plan {
             padding: 0,
         };
         let grid = [shares.blocks() as u32, 1, 1];
-        RKD_ANGLE_SMALL_BATCH
-            .only()
-            .launch(launcher, grid, VertexSplit::SHARED, &arguments)
+        RKD_ANGLE_SMALL_BATCH.launch(launcher, grid, VertexSplit::SHARED, &arguments)
     }
 
     fn launch_coefficients(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
@@ -317,9 +315,7 @@ impl Plan {
             distance_factor: (2.0 * loss.distance_weight / (n * n)) as f32,
         };
         let grid = [self.coefficients.blocks as u32, 1, 1];
-        RKD_COEFFICIENTS
-            .only()
-            .launch(launcher, grid, 0, &arguments)
+        RKD_COEFFICIENTS.launch(launcher, grid, 0, &arguments)
     }
 
     fn launch_contraction(

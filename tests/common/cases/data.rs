@@ -1,10 +1,9 @@
 //! The numbers of a case, from its seed.
 
-use std::f64::consts::TAU;
-
 use relata::Element;
 
 use super::Case;
+use super::random::Random;
 
 /// What the student's rows look like. The teacher's, and all keys, are standard normal.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -14,15 +13,20 @@ pub(crate) enum Data {
     /// Eight standard normal centres and rows about them: distances of very different size, which
     /// cancel in a Gram matrix and in the law of cosines.
     Clusters { spread: f64 },
-    /// Rows that lie close together, far from the origin.
+    /// Rows that lie close together, far from the origin: `spread` times Gaussian, plus `offset` in
+    /// every dimension.
     Offset { offset: f64, spread: f64 },
+    /// Gaussian plus `distance` times one standard normal row: rows that lie that many times
+    /// farther from the origin than from each other.
+    Translated { distance: f64 },
     /// Gaussian times a factor: large ones overflow f16 when squared, small ones underflow.
     Scaled { factor: f64 },
     /// Every odd row repeats the one before it: edges of length 0.
     Duplicates,
     /// All rows are the same.
     Identical,
-    /// The student's row in the middle and the teacher's first row are zero: they have no direction.
+    /// The student's row in the middle and the teacher's first row are zero: they have no
+    /// direction.
     ZeroRow,
     /// The teacher's rows (of the same dim): the loss's minimum.
     Teacher,
@@ -42,38 +46,65 @@ enum Stream {
 }
 
 /// The elements nearest to `values`.
-pub(super) fn round<T: Element>(values: &[f64]) -> Vec<T> {
+pub(crate) fn cast<T: Element>(values: &[f64]) -> Vec<T> {
     values.iter().map(|&x| T::from_f64(x)).collect()
 }
 
-pub(super) fn student(case: &Case) -> Vec<f64> {
-    let (rows, dim) = (case.rows, case.student_dim);
-    let mut x = normals(case, Stream::Student, rows * dim);
-    match case.data {
-        Data::Gaussian => {}
-        Data::Clusters { spread } => {
-            let centres = normals(case, Stream::Centres, CLUSTERS * dim);
-            for (at, x) in x.iter_mut().enumerate() {
-                let (row, column) = (at / dim, at % dim);
-                *x = centres[row % CLUSTERS * dim + column] + spread * *x;
+impl Data {
+    /// Makes a student's rows of standard normals look like this. `centres` gives so many more
+    /// standard normals, and `teacher` gives the teacher's rows.
+    pub(crate) fn form(
+        self,
+        x: &mut [f64],
+        dim: usize,
+        centres: impl FnOnce(usize) -> Vec<f64>,
+        teacher: impl FnOnce() -> Vec<f64>,
+    ) {
+        let rows = x.len() / dim;
+        let near_teacher = |x: &mut [f64], noise: f64| {
+            let y = teacher();
+            assert_eq!(x.len(), y.len(), "student and teacher of one width");
+            x.iter_mut().zip(y).for_each(|(x, y)| *x = y + noise * *x);
+        };
+        match self {
+            Data::Gaussian => {}
+            Data::Clusters { spread } => {
+                let centres = centres(CLUSTERS * dim);
+                for (at, x) in x.iter_mut().enumerate() {
+                    let (row, column) = (at / dim, at % dim);
+                    *x = centres[row % CLUSTERS * dim + column] + spread * *x;
+                }
             }
-        }
-        Data::Offset { offset, spread } => x.iter_mut().for_each(|x| *x = offset + spread * *x),
-        Data::Scaled { factor } => x.iter_mut().for_each(|x| *x *= factor),
-        Data::Duplicates => {
-            for row in (1..rows).step_by(2) {
-                x.copy_within((row - 1) * dim..row * dim, row * dim);
+            Data::Offset { offset, spread } => x.iter_mut().for_each(|x| *x = offset + spread * *x),
+            Data::Translated { distance } => {
+                let row = centres(dim);
+                for (at, x) in x.iter_mut().enumerate() {
+                    *x += distance * row[at % dim];
+                }
             }
-        }
-        Data::Identical => {
-            for row in 1..rows {
-                x.copy_within(..dim, row * dim);
+            Data::Scaled { factor } => x.iter_mut().for_each(|x| *x *= factor),
+            Data::Duplicates => {
+                for row in (1..rows).step_by(2) {
+                    x.copy_within((row - 1) * dim..row * dim, row * dim);
+                }
             }
+            Data::Identical => {
+                for row in 1..rows {
+                    x.copy_within(..dim, row * dim);
+                }
+            }
+            Data::ZeroRow => x[rows / 2 * dim..][..dim].fill(0.0),
+            Data::Teacher => near_teacher(x, 0.0),
+            Data::NearTeacher { noise } => near_teacher(x, noise),
         }
-        Data::ZeroRow => x[rows / 2 * dim..][..dim].fill(0.0),
-        Data::Teacher => x = near_teacher(case, &x, 0.0),
-        Data::NearTeacher { noise } => x = near_teacher(case, &x, noise),
     }
+}
+
+pub(super) fn student(case: &Case) -> Vec<f64> {
+    let dim = case.student_dim;
+    let mut x = normals(case, Stream::Student, case.rows * dim);
+    let centres = |len| normals(case, Stream::Centres, len);
+    case.data.form(&mut x, dim, centres, || teacher(case));
     x
 }
 
@@ -89,44 +120,7 @@ pub(super) fn past(case: &Case) -> Vec<f64> {
     normals(case, Stream::Past, case.past_keys * case.teacher_dim)
 }
 
-fn near_teacher(case: &Case, normals: &[f64], noise: f64) -> Vec<f64> {
-    assert_eq!(case.student_dim, case.teacher_dim, "{}", case.name);
-    let y = teacher(case);
-    y.iter().zip(normals).map(|(y, x)| y + noise * x).collect()
-}
-
-/// Standard normal numbers by the method of Box and Muller.
 fn normals(case: &Case, stream: Stream, len: usize) -> Vec<f64> {
-    let mut random = SplitMix64 {
-        state: SplitMix64 { state: case.seed }.next() ^ (stream as u64) << 32,
-    };
-    let mut out = Vec::with_capacity(len + 1);
-    while out.len() < len {
-        let radius = (-2.0 * random.uniform().ln()).sqrt();
-        let (sin, cos) = (TAU * random.uniform()).sin_cos();
-        out.extend([radius * cos, radius * sin]);
-    }
-    out.truncate(len);
-    out
-}
-
-/// Steele, Lea, Flood: *Fast splittable pseudorandom number generators*, OOPSLA 2014. Ours, so that a
-/// case's numbers don't change with the version of a crate.
-struct SplitMix64 {
-    state: u64,
-}
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// In (0, 1]: its logarithm is finite.
-    fn uniform(&mut self) -> f64 {
-        ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64
-    }
+    let seed = Random::new(case.seed).next() ^ ((stream as u64) << 32);
+    Random::new(seed).paired_normals(len)
 }

@@ -2,6 +2,7 @@
 
 use relata::{InfoNce, KdKl, Loss, Rkd, RkdAngle, RkdDistance, Rrd};
 
+use super::losses::rkd_losses;
 use super::{Case, Data, Purpose};
 
 /// N, D, D_t: no triplet or pair, one of each, and both sides of every width a kernel may work in.
@@ -86,12 +87,7 @@ pub(super) fn all() -> Vec<Case> {
 }
 
 fn relational(cases: &mut Vec<Case>) {
-    let defaults: [Loss; 3] = [
-        RkdDistance::default().into(),
-        RkdAngle::default().into(),
-        Rkd::default().into(),
-    ];
-    for loss in defaults {
+    for loss in rkd_losses(Rkd::default()) {
         let shapes = RELATIONAL.iter();
         cases.extend(shapes.map(|&[n, d, t]| case(loss, n, d).teacher_dim(t)));
         let data = DEGENERATE.iter();
@@ -105,18 +101,12 @@ fn relational(cases: &mut Vec<Case>) {
     for delta in [0.05, 0.5] {
         for normalize in [false, true] {
             let label = format!("delta-{delta}{}", if normalize { "-normalize" } else { "" });
-            let (distance_weight, angle_weight) = (25.0, 50.0);
-            let losses: [Loss; 3] = [
-                RkdDistance { delta, normalize }.into(),
-                RkdAngle { delta, normalize }.into(),
-                Rkd {
-                    distance_weight,
-                    angle_weight,
-                    delta,
-                    normalize,
-                }
-                .into(),
-            ];
+            let losses = rkd_losses(Rkd {
+                distance_weight: 25.0,
+                angle_weight: 50.0,
+                delta,
+                normalize,
+            });
             cases.extend(losses.map(|loss| odd(loss, &label)));
         }
     }
@@ -131,8 +121,10 @@ fn relational(cases: &mut Vec<Case>) {
     }
 }
 
-/// RKD of more rows than the kernels call few: distances alike, and angles in f32; of very different size, and in f64; angles in f32
-/// that turn out to be too much alike; and so many elements that the gradient is made 64 rows at a time.
+/// RKD of more rows than the kernels count as a small batch. In order: distances that are alike,
+/// with the angles in f32; distances of very different size, with the angles in f64; angles in f32
+/// that turn out to be too much alike; normalised rows; and so many elements that a kernel makes
+/// the gradient 64 rows at a time.
 pub(super) fn many_rows() -> Vec<Case> {
     let both = Loss::from(Rkd::default());
     let normalized = Rkd {
@@ -235,14 +227,10 @@ fn kd_kl(cases: &mut Vec<Case>) {
     cases.extend(DEGENERATE.map(|(label, data)| case(loss, 33, 16).data(data).label(label)));
 }
 
-/// Sizes that trainers use. RRD twice: beside the past alone, and as the crate's default has it, with
-/// the batch's own keys.
+/// Sizes that trainers use. RRD comes twice: with a queue of past keys alone, and, as is the
+/// crate's default, with the batch's own keys in it.
 fn timed(cases: &mut Vec<Case>) {
-    let [distance, angle, both]: [Loss; 3] = [
-        RkdDistance::default().into(),
-        RkdAngle::default().into(),
-        Rkd::default().into(),
-    ];
+    let [distance, angle, both] = rkd_losses(Rkd::default());
     cases.push(case(distance, 128, 512).purpose(Purpose::Both));
     cases.extend([512, 1024].map(|n| case(distance, n, 512).bench()));
     cases.extend([128, 256, 512, 1024, 2048].map(|n| case(angle, n, 512).bench()));
@@ -260,7 +248,7 @@ fn timed(cases: &mut Vec<Case>) {
     );
     let kd_kl = Loss::from(KdKl::default());
     cases.extend([(256, 32_000), (64, 151_936)].map(|(n, c)| case(kd_kl, n, c).bench()));
-    // What only a GPU does in a moment.
+    // Only a GPU is quick enough for these.
     let rrd = |n: usize, d: usize| case(Rrd::default().into(), n, d).queue(65_536, 65_536, false);
     let large = [
         case(distance, 4096, 512),

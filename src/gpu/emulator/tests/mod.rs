@@ -1,36 +1,38 @@
 //! Is what the emulator says of a kernel true? Kernels with a bug seeded_bugs in each (emulator/seeded_bugs) are
 //! caught, and their twins, which do the same without the bug, are right.
 
+mod arguments;
 mod barriers;
 mod collectives;
 mod cost;
 mod memory;
 mod tensor;
 
-use bytemuck::{NoUninit, Pod, Zeroable};
+use bytemuck::{NoUninit, Pod};
 
 use super::{EmulatedMachine, Emulator, Memory};
 use crate::error::{Error, Result};
-use crate::gpu::kernels::{Emulated, EntryPoint};
+use crate::gpu::arguments::kernel_arguments;
+use crate::gpu::kernels::EntryPoint;
 use crate::gpu::machine::{Launch, Launcher, Machine};
 
 /// Threads of a block, of most seeded_bugs kernels.
 const THREADS: usize = 64;
 
-/// Mirrors `Arguments` in emulator/seeded_bugs/seeded_bugs.cuh.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Arguments {
-    input: u64,
-    output: u64,
-    counter: u64,
-    count: u32,
-    bug: u32,
+kernel_arguments! {
+    /// `Arguments` in emulator/seeded_bugs/seeded_bugs.cuh.
+    struct Arguments {
+        input: u64,
+        output: u64,
+        counter: u64,
+        count: u32,
+        bug: u32,
+    }
 }
 
-/// Declares seeded_bugs kernels.
+/// Declares kernels of emulator/seeded_bugs, which take [`Arguments`] or the struct that is named.
 macro_rules! seeded_bugs {
-    ($($name:ident),+ $(,)?) => {
+    ($arguments:ty: $($name:ident),+ $(,)?) => {
         #[allow(non_upper_case_globals)]
         mod emulated {
             // SAFETY: EXPORT_KERNEL in kernels/common/platform.cuh defines these, constant, of this
@@ -41,19 +43,18 @@ macro_rules! seeded_bugs {
         }
         $(
             #[allow(non_upper_case_globals)]
-            static $name: crate::gpu::kernels::EntryPoint = super::entry(stringify!($name), &emulated::$name);
+            static $name: crate::gpu::kernels::EntryPoint =
+                crate::gpu::kernels::EntryPoint::new::<$arguments>(
+                    stringify!($name),
+                    &emulated::$name,
+                );
         )+
+    };
+    ($($name:ident),+ $(,)?) => {
+        $crate::gpu::emulator::tests::seeded_bugs!($crate::gpu::emulator::tests::Arguments: $($name),+);
     };
 }
 use seeded_bugs;
-
-const fn entry(name: &'static str, emulated: &'static Emulated) -> EntryPoint {
-    EntryPoint {
-        name,
-        arguments_bytes: size_of::<Arguments>(),
-        emulated,
-    }
-}
 
 /// A launch of a seeded_bugs kernel, and where its output goes.
 #[derive(Clone, Copy)]
@@ -125,16 +126,6 @@ impl<'a, I: NoUninit> Run<'a, I> {
         let mut counters = [0; 8];
         machine.read(&counter, bytemuck::cast_slice_mut(&mut counters))?;
         Ok((result, counters))
-    }
-}
-
-#[test]
-fn arguments_are_as_long_in_rust_as_in_cpp() {
-    let mut names = std::collections::HashSet::new();
-    for kernel in crate::gpu::kernels::all() {
-        let (rust, cpp) = (kernel.arguments_bytes, kernel.emulated.arguments_bytes);
-        assert_eq!(rust, cpp as usize, "{}", kernel.name);
-        assert!(names.insert(kernel.name), "{} twice", kernel.name);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Addresses and foreign streams.
+//! Evaluations of data at addresses, on any stream.
 #![allow(unsafe_code, reason = "takes addresses")]
 
 use std::ffi::{c_int, c_void};
@@ -17,57 +17,58 @@ use crate::gpu::plan::{Addresses, Plan, QueueAddresses};
 use crate::gpu::workspace::Layout;
 use crate::problem::Problem;
 
-/// Where a batch and its results lie on the GPU. Addresses are multiples of their element's size.
+/// The addresses of a batch and of its results on the GPU. Each is a multiple of the size of its element.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Buffers {
-    /// `[N, D]`
+    /// The student's rows, `[N, D]`.
     pub student: u64,
-    /// `[N, D_t]`
+    /// The teacher's rows, `[N, D_t]`.
     pub teacher: u64,
-    /// The memory of the problem's [`RawQueue`]; 0 if it has none.
+    /// The memory of the problem's [`RawQueue`], or 0 if it has none.
     pub queue: u64,
-    /// `[N, D]` f32, overwritten.
+    /// The gradient, `[N, D]` f32. It is overwritten.
     pub gradient: u64,
-    /// `[2]` f32, overwritten: the loss and, for RRD, KL(p‖q).
+    /// The loss and, for RRD, KL(p‖q): `[2]` f32. It is overwritten.
     pub value: u64,
-    /// [`RawEvaluator::workspace_bytes`] bytes, aligned to 256. Between evaluations it belongs to the
-    /// evaluator: nothing else may write there.
+    /// Scratch memory of [`RawEvaluator::workspace_bytes`] bytes, aligned to 256. Nothing else may write
+    /// there, also between evaluations.
     pub workspace: u64,
 }
 
-/// A problem in the CUDA context that was current when this was made, for memory and streams of any
-/// library: what an adapter to a framework stands on. Nothing of cudarc shows.
+/// Evaluates a problem on memory and streams of any library, at their addresses. Adapters to frameworks use
+/// it. No type of cudarc is in its interface.
 ///
-/// It makes no context and no stream, changes neither, and never makes another context current.
+/// It belongs to the CUDA context that is current when it is made. It creates no context and no stream, and
+/// it never makes another context current.
 #[derive(Clone, Debug)]
 pub struct RawEvaluator {
     problem: Problem,
     dtype: DType,
-    /// Of an element.
+    /// The size of an element.
     bytes: u64,
     plan: Plan,
     queue: Option<RawQueue>,
-    place: KernelContext,
+    context: KernelContext,
     overlap: bool,
 }
 
 impl RawEvaluator {
-    /// Plans `problem` for embeddings of type `T` on the GPU of the current context, and loads its
-    /// kernels there. The keys of the problem's shapes are the capacity of its queue: a loss sees those
+    /// Plans `problem` for embeddings of type `T` on the GPU of the current context, and loads the kernels
+    /// there. `queue` in the problem's shapes is the capacity of the queue. A loss compares with the keys
     /// that have entered.
     ///
     /// # Errors
-    /// [`Error::NoContext`] if no context is current; otherwise as [`Cuda::new`](super::Cuda::new), and
-    /// [`Error::TooLarge`] if the kernels cannot count the rows or columns.
+    /// [`Error::NoContext`] if no context is current. [`Error::TooLarge`] if there are more rows or columns
+    /// than the kernels can count. Otherwise as [`Cuda::new`](super::Cuda::new).
     pub fn new<T: GpuElement>(problem: &Problem) -> Result<Self> {
-        let place = KernelContext::current()?;
+        let context = KernelContext::current()?;
         Ok(RawEvaluator {
             problem: *problem,
             dtype: T::DTYPE,
             bytes: size_of::<T>() as u64,
-            plan: Plan::new(problem, T::DTYPE, place.gpu.limits)?,
-            queue: RawQueue::of(problem, T::DTYPE, &place)?,
-            place,
+            plan: Plan::new(problem, T::DTYPE, context.gpu.limits)?,
+            queue: RawQueue::of(problem, T::DTYPE, &context)?,
+            context,
             overlap: false,
         })
     }
@@ -78,81 +79,86 @@ impl RawEvaluator {
         &self.problem
     }
 
-    /// The queue of its problem, if that has one.
+    /// The queue of the problem, if it has one.
     #[must_use]
     pub fn queue(&self) -> Option<&RawQueue> {
         self.queue.as_ref()
     }
 
-    /// The upstream gradient of the evaluations enqueued from now on. Costs nothing: a trainer that
-    /// scales its loss may change it at every step.
+    /// Sets the upstream gradient of later evaluations. It costs nothing: a trainer that scales its loss may
+    /// change it at every step.
     ///
     /// # Errors
-    /// None that [`new`](Self::new) has not had.
+    /// None, in practice: those of planning, which [`new`](Self::new) has already done for these shapes.
     pub fn set_upstream(&mut self, upstream: f64) -> Result<()> {
         let problem = self.problem.with_upstream(upstream);
         self.plan = self
             .plan
-            .with_upstream(&problem, self.dtype, self.place.gpu.limits)?;
+            .with_upstream(&problem, self.dtype, self.context.gpu.limits)?;
         self.problem = problem;
         Ok(())
     }
 
-    /// Lets the launches of an evaluation overlap from now on, by programmatic dependent launch: each but the
-    /// first is made ready while the one before it runs, and begins when that is done. What comes out is the
-    /// same to the bit, and so is what other work on the stream sees. It hides the time between launches,
-    /// which is what small problems take most of theirs for; blocks that wait keep room on the GPU from
-    /// other streams.
+    /// Lets the launches of later evaluations overlap, with programmatic dependent launch. The driver then
+    /// prepares each launch but the first while the launch before it runs.
     ///
-    /// Says whether they do: it takes a GPU of compute capability 9.0, kernels that were compiled for 9.0 or
-    /// later, and a driver for CUDA 12.3. Elsewhere all is as without. Off at first: no GPU has been asked
-    /// yet how much it gives.
+    /// The results have the same bits, and other work on the stream sees no difference. Overlap hides the
+    /// time between launches, which is most of the time of a small problem. The blocks that wait occupy
+    /// multiprocessors that other streams could use.
+    ///
+    /// Returns whether launches overlap now. They do on a GPU of compute capability 9.0 or later, with
+    /// kernels compiled for 9.0 or later and a driver for CUDA 12.3 or later. Elsewhere the setting has no
+    /// effect. It is off at first, because the gain has not been measured on a GPU yet.
     ///
     /// # Errors
     /// [`Error::Cuda`].
     pub fn set_overlap(&mut self, overlap: bool) -> Result<bool> {
-        self.overlap = overlap && self.place.can_overlap()?;
+        self.overlap = overlap && self.context.can_overlap()?;
         Ok(self.overlap)
     }
 
-    /// The scratch memory an evaluation takes.
+    /// The bytes of scratch memory that an evaluation needs.
     #[must_use]
     pub fn workspace_bytes(&self) -> usize {
         self.plan.workspace_bytes()
     }
 
-    /// Makes a workspace ready: once, before its first evaluation. Enqueued on `stream`.
+    /// Prepares a workspace on `stream`. Call it once, before the first evaluation with the workspace.
     ///
     /// # Errors
     /// [`Error::NoContext`] and [`Error::Cuda`].
     ///
     /// # Safety
-    /// `workspace` is the address of [`workspace_bytes`](Self::workspace_bytes) bytes in the context's
-    /// memory, and `stream` a `CUstream` of that context or null, which stands for its default stream.
+    /// `workspace` is the address of [`workspace_bytes`](Self::workspace_bytes) bytes in the memory of the
+    /// evaluator's context. `stream` is a `CUstream` of that context, or null for its default stream.
     pub unsafe fn initialize(&self, workspace: u64, stream: *mut c_void) -> Result<()> {
-        self.place.check()?;
-        // SAFETY: the counters are the workspace's first bytes, and the caller promises both.
+        self.context.check()?;
+        // SAFETY: the counters are the first bytes of the workspace. The caller promises the workspace
+        // and the stream.
         let result =
             unsafe { result::memset_d8_async(workspace, 0, Layout::COUNTERS, stream.cast()) };
         result.context("clearing the workspace")
     }
 
-    /// Enqueues an evaluation on `stream` and returns. Only launches are enqueued, always the same ones,
-    /// so a graph may capture them. What goes wrong on the GPU shows when the stream is waited for.
+    /// Launches an evaluation on `stream` and returns at once. It makes the same launches each time and
+    /// nothing else, so a graph may capture it. A fault on the GPU becomes an error when you wait for the
+    /// stream.
     ///
-    /// The batch does not enter the queue: that is [`RawQueue::enqueue`], before or after.
+    /// The batch does not enter the queue. Call [`RawQueue::enqueue`] for that, before or after.
     ///
     /// # Errors
-    /// [`Error::NoContext`] if another context is current than when this was made, [`Error::Missing`] if
-    /// there is no queue and has to be one, and [`Error::Cuda`].
+    /// [`Error::NoContext`] if the evaluator's context is not current. [`Error::Missing`] if the problem has
+    /// a queue and `buffers` has none. [`Error::Cuda`] if the driver refuses a launch.
     ///
     /// # Safety
-    /// The buffers are as [`Buffers`] says, for this problem's shapes, in the memory of the evaluator's
-    /// context; `gradient`, `value` and `workspace` overlap nothing. The workspace has been
-    /// [initialised](Self::initialize), and so has the queue, and no other evaluation uses the workspace
-    /// at the same time. `stream` is a `CUstream` of that context or null, which stands for its default
-    /// stream. All of it stays valid until the stream has done what was enqueued here, or for as long as
-    /// a graph that captured it can be launched.
+    /// - Each address is that of memory as [`Buffers`] describes it, for this problem's shapes, in the memory
+    ///   of the evaluator's context.
+    /// - `gradient`, `value` and `workspace` overlap nothing.
+    /// - The workspace is [initialised](Self::initialize), and so is the queue. No other evaluation uses the
+    ///   workspace at the same time.
+    /// - `stream` is a `CUstream` of that context, or null for its default stream.
+    /// - Memory and stream stay valid until the stream has finished these launches. If a graph captured
+    ///   them, they stay valid as long as the graph can be launched.
     pub unsafe fn launch(&self, buffers: &Buffers, stream: *mut c_void) -> Result<()> {
         let queue = match &self.queue {
             None => QueueAddresses::default(),
@@ -168,20 +174,20 @@ impl RawEvaluator {
             workspace: buffers.workspace,
         };
         let mut launcher = if self.overlap {
-            self.place.overlapping_launcher(stream.cast())?
+            self.context.overlapping_launcher(stream.cast())?
         } else {
-            self.place.launcher(stream.cast())?
+            self.context.launcher(stream.cast())?
         };
         self.plan.launch(&mut launcher, &addresses)
     }
 
-    /// Asks the driver whether the buffers are memory of this evaluator's GPU and context, aligned as
-    /// they have to be. A few microseconds; their lengths it does not know.
+    /// Asks the driver whether the buffers are memory of this evaluator's GPU and context, and checks their
+    /// alignment. It takes a few microseconds. The driver does not know their lengths.
     ///
     /// # Errors
     /// [`Error::ForeignMemory`], naming the buffer.
     pub fn check(&self, buffers: &Buffers) -> Result<()> {
-        self.place.check()?;
+        self.context.check()?;
         let queue = self
             .queue
             .as_ref()
@@ -200,10 +206,10 @@ impl RawEvaluator {
                 return Err(foreign(got));
             }
             let gpu = gpu_of(address).map_err(foreign)?;
-            if gpu != self.place.gpu.device {
+            if gpu != self.context.gpu.device {
                 return Err(foreign(format!("memory of GPU {gpu}")));
             }
-            if context_of(address).is_some_and(|context| context != self.place.context) {
+            if context_of(address).is_some_and(|context| context != self.context.handle) {
                 return Err(foreign("memory of another context".to_owned()));
             }
         }
@@ -218,11 +224,11 @@ pub(super) fn no_queue() -> Error {
     }
 }
 
-/// The GPU whose memory lies there, or what does.
+/// The GPU that has memory at this address, or what the address is instead.
 fn gpu_of(address: u64) -> std::result::Result<c_int, String> {
     const ORDINAL: CUpointer_attribute = CUpointer_attribute::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL;
     let mut ordinal: c_int = -1;
-    // SAFETY: this attribute is an int. The address is looked up, not read from.
+    // SAFETY: this attribute is an int. The driver looks the address up and does not read from it.
     let result = unsafe { sys::cuPointerGetAttribute((&raw mut ordinal).cast(), ORDINAL, address) };
     match result.result() {
         Ok(()) if ordinal >= 0 => Ok(ordinal),
@@ -234,11 +240,12 @@ fn gpu_of(address: u64) -> std::result::Result<c_int, String> {
     }
 }
 
-/// The context whose memory lies there; memory from a pool belongs to none.
+/// The context that has memory at this address. Memory from a pool belongs to no context.
 fn context_of(address: u64) -> Option<Context> {
     const CONTEXT: CUpointer_attribute = CUpointer_attribute::CU_POINTER_ATTRIBUTE_CONTEXT;
     let mut context: CUcontext = null_mut();
-    // SAFETY: this attribute is a context's handle. The address is looked up, not read from.
+    // SAFETY: this attribute is a context's handle. The driver looks the address up and does not read
+    // from it.
     let result = unsafe { sys::cuPointerGetAttribute((&raw mut context).cast(), CONTEXT, address) };
     (result.result().is_ok() && !context.is_null()).then_some(Context(context))
 }

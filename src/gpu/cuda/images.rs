@@ -1,11 +1,11 @@
-//! The kernels as the build script has compiled them, and the GPUs and drivers they are for.
+//! The kernels that the build script compiled, and the GPUs and drivers that can run them.
 
 use std::fmt;
 
 use super::gpu::Gpu;
 use crate::error::{Error, Result};
 
-/// A version of CUDA, or a GPU's compute capability.
+/// A version of CUDA, or the compute capability of a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Version(pub(super) u32, pub(super) u32);
 
@@ -23,7 +23,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// Bytes where the driver, which reads them as structs, may want them.
+/// Bytes, aligned for the driver, which reads them as structs.
 #[allow(dead_code, reason = "documentation is built without kernels")]
 #[repr(C, align(64))]
 struct Aligned<B: ?Sized>(B);
@@ -40,36 +40,43 @@ macro_rules! image {
     }};
 }
 
-/// A file of kernels.
+/// The kernels of one .cu file.
 pub(super) struct Image {
     pub(super) fatbin: &'static [u8],
-    /// The entry points in it. To ask the driver instead would be an error for each that lies elsewhere, and what watches
-    /// a program's calls reports those.
+    /// The entry points in it. Asking the driver instead would fail for each entry point of another file,
+    /// and tools that watch a program's calls report such failures.
     pub(super) exports: &'static [&'static str],
 }
 
-// IMAGES, TARGETS and TOOLKIT, by build/cuda.rs.
+// build/cuda.rs writes IMAGES, TARGETS and TOOLKIT.
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
 pub(super) fn all() -> &'static [Image] {
     IMAGES
 }
 
-/// `sm_80, sm_90a, compute_80`
+/// Such as `sm_80`, `sm_90a`, `compute_80`.
+pub(super) fn all_targets() -> &'static [&'static str] {
+    TARGETS
+}
+
+/// The same in one line.
 pub(super) fn targets() -> String {
     TARGETS.join(", ")
 }
 
-/// The release of nvcc that compiled them.
+/// The release of nvcc that compiled the kernels.
 pub(super) fn toolkit() -> Version {
     Version(TOOLKIT.0, TOOLKIT.1)
 }
 
-/// Says which of GPU and driver keeps the kernels from running, before the driver does in its way.
+/// Returns an error if the GPU or the driver cannot run the kernels. The driver's own error would not
+/// say which of the two is the cause.
 pub(super) fn check(gpu: &Gpu, driver: Version) -> Result<()> {
     match fit(TARGETS, gpu.capability) {
         None => Err(unsupported(gpu)),
-        // Cubins run on any driver of their major version or later, PTX on none older than its compiler.
+        // A cubin runs with any driver of its major version or later. PTX runs with no driver that is
+        // older than its compiler.
         Some(fit) if fit == Fit::Ptx && driver < toolkit() || driver.0 < toolkit().0 => {
             Err(old_driver(driver))
         }
@@ -92,11 +99,11 @@ pub(super) fn old_driver(driver: Version) -> Error {
     }
 }
 
-/// How a GPU comes to its kernels.
+/// Which form of the kernels a GPU runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fit {
     Cubin,
-    /// The driver compiles them.
+    /// The driver compiles this form when it loads it.
     Ptx,
 }
 
@@ -114,7 +121,7 @@ fn fit(targets: &[&str], gpu: Version) -> Option<Fit> {
             },
         )
     };
-    // PTX of an architecture's own features is for that one only, and such is not built.
+    // PTX with the features of one architecture (such as sm_90a) runs on that one alone. It is not built.
     let ptx = |target: &str| Some(capability(target.strip_prefix("compute_")?)? <= gpu);
     if any(&cubin) {
         Some(Fit::Cubin)
@@ -123,7 +130,7 @@ fn fit(targets: &[&str], gpu: Version) -> Option<Fit> {
     }
 }
 
-/// 9.0 of `90a`, 12.0 of `120`.
+/// The version in a target's number: 9.0 in `90a`, 12.0 in `120`.
 fn capability(number: &str) -> Option<Version> {
     let digits = number.trim_end_matches(|c: char| c.is_ascii_lowercase());
     let number: u32 = digits.parse().ok()?;
@@ -135,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cubins_go_to_later_minors_and_ptx_to_all_later_gpu() {
+    fn a_cubin_fits_later_minor_versions_and_ptx_all_later_gpus() {
         let targets = ["sm_80", "sm_90a", "compute_80"];
         for (gpu, want) in [
             (Version(7, 5), None),
@@ -154,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_read_as_nvidia_writes_them() {
+    fn versions_look_as_nvidia_writes_them() {
         assert_eq!(Version::from_driver(12080), Version(12, 8));
         assert_eq!(Version::from_driver(13000).to_string(), "13.0");
         assert!(Version(12, 8) < Version(13, 0) && Version(13, 0) < Version(13, 2));

@@ -1,4 +1,4 @@
-//! A GPU as what host slices are evaluated on.
+//! Evaluating host slices on a GPU.
 
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use super::memory::Memory;
 use crate::error::Result;
 use crate::gpu::machine::{Launch, Launcher, Limits, Machine};
 
+/// The GPU for one evaluation of host slices.
 pub(crate) struct CudaMachine<'a> {
     stream: &'a Arc<CudaStream>,
     gpu: &'a Gpu,
@@ -33,7 +34,7 @@ impl<'a> CudaMachine<'a> {
 
 impl Launcher for CudaMachine<'_> {
     fn launch(&mut self, launch: Launch<'_>) -> Result<()> {
-        // The context is current on this thread: memory was allocated, and so it is before each launch.
+        // The context is current on this thread: an allocation precedes each launch and makes it current.
         self.launcher.launch(launch)
     }
 }

@@ -1,4 +1,4 @@
-//! The kernels in the driver: loaded once for the whole process, whatever the context.
+//! The kernels as the driver has loaded them: once for the whole process, for every context.
 #![allow(unsafe_code, reason = "loads the images")]
 
 use std::collections::HashMap;
@@ -15,7 +15,7 @@ use super::{driver, images};
 use crate::error::{Error, Result};
 use crate::gpu::kernels::{self, EntryPoint};
 
-/// Every entry point by name. A `CUkernel` belongs to no context: it runs in that of the stream.
+/// Every entry point by name. A `CUkernel` belongs to no context: it runs in the context of the stream.
 #[derive(Debug)]
 pub(super) struct Library {
     kernels: HashMap<&'static str, Kernel>,
@@ -24,14 +24,14 @@ pub(super) struct Library {
 #[derive(Clone, Copy, Debug)]
 struct Kernel(CUkernel);
 
-// SAFETY: a handle that the driver looks up; its functions may be called from any thread.
+// SAFETY: a handle for the driver, whose functions any thread may call.
 unsafe impl Send for Kernel {}
 // SAFETY: as above.
 unsafe impl Sync for Kernel {}
 
 impl Library {
-    /// The kernels, ready to be launched in the current context, which is of `gpu`. Whatever the driver
-    /// has to do for their first launch is done now: a launch while a graph is captured could not.
+    /// The kernels, ready to be launched in the current context, which is a context of `gpu`. The driver
+    /// does all work for a first launch now: it could not do it while a graph is captured.
     pub(super) fn prepared(gpu: &Gpu) -> Result<&'static Self> {
         let version = driver::version()?;
         images::check(gpu, version)?;
@@ -51,7 +51,7 @@ impl Library {
         Ok(library)
     }
 
-    /// The kernel as launches take it.
+    /// The handle with which a launch names the kernel.
     pub(super) fn function(&self, entry: &EntryPoint) -> Result<CUfunction> {
         match self.kernels.get(entry.name) {
             Some(kernel) => Ok(kernel.0.cast()),
@@ -59,13 +59,13 @@ impl Library {
         }
     }
 
-    /// Whether the kernels that `gpu` runs wait by themselves for the launches before them: those compiled
-    /// for 9.0 and later do. A GPU may have got others, from PTX, so the driver is asked.
+    /// Whether the kernels that `gpu` runs wait by themselves for the launches before them. Kernels compiled
+    /// for 9.0 and later do. A GPU may run older ones, from PTX, so this asks the driver.
     pub(super) fn waits(&self, gpu: &Gpu) -> Result<bool> {
         const FIRST: c_int = 90;
         for kernel in self.kernels.values() {
             let compiled_for = kernel.compiled_for(gpu);
-            if compiled_for.context("asking the kernels what they are for")? < FIRST {
+            if compiled_for.context("asking which GPU the kernels are compiled for")? < FIRST {
                 return Ok(false);
             }
         }
@@ -76,7 +76,7 @@ impl Library {
         let mut libraries = HashMap::new();
         for image in images::all() {
             let mut library = null_mut();
-            // SAFETY: a fatbin, which holds its own length and lives as long as the program; no options.
+            // SAFETY: a fatbin holds its own length. It lives as long as the program. There are no options.
             let result = unsafe {
                 sys::cuLibraryLoadData(
                     &raw mut library,
@@ -110,7 +110,7 @@ impl Library {
 }
 
 impl Kernel {
-    /// Loads it into the current context and lets it have all the shared memory there is.
+    /// Loads the kernel into the current context and allows it all shared memory of a block.
     fn prepare(self, gpu: &Gpu) -> std::result::Result<(), Failed> {
         use CUfunction_attribute::{
             CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as DYNAMIC,
@@ -119,23 +119,24 @@ impl Kernel {
         let mut function = null_mut();
         // SAFETY: a kernel of a library that is never unloaded.
         unsafe { sys::cuKernelGetFunction(&raw mut function, self.0) }.result()?;
-        let mut of_its_own: c_int = 0;
-        // SAFETY: as above; it writes to the address of an int.
+        let mut static_bytes: c_int = 0;
+        // SAFETY: as above. It writes to the address of an int.
         let result =
-            unsafe { sys::cuKernelGetAttribute(&raw mut of_its_own, STATIC, self.0, gpu.device) };
+            unsafe { sys::cuKernelGetAttribute(&raw mut static_bytes, STATIC, self.0, gpu.device) };
         result.result()?;
         let most = c_int::try_from(gpu.limits.shared_per_block).unwrap_or(c_int::MAX);
         // SAFETY: as above.
         let result =
-            unsafe { sys::cuKernelSetAttribute(DYNAMIC, most - of_its_own, self.0, gpu.device) };
+            unsafe { sys::cuKernelSetAttribute(DYNAMIC, most - static_bytes, self.0, gpu.device) };
         Ok(result.result()?)
     }
 
-    /// The compute capability that its code was written for, 90 for 9.0, whatever GPU it was translated for.
+    /// The compute capability that the kernel was compiled for: 90 is 9.0. If the driver compiled it from
+    /// PTX, this is the version of the PTX.
     fn compiled_for(self, gpu: &Gpu) -> std::result::Result<c_int, DriverError> {
         use CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION as PTX;
         let mut version: c_int = 0;
-        // SAFETY: a kernel of a library that is never unloaded; it writes to the address of an int.
+        // SAFETY: a kernel of a library that is never unloaded. It writes to the address of an int.
         let result =
             unsafe { sys::cuKernelGetAttribute(&raw mut version, PTX, self.0, gpu.device) };
         result.result()?;
@@ -143,7 +144,7 @@ impl Kernel {
     }
 }
 
-/// Why the kernels are not there.
+/// Why the kernels could not be loaded.
 enum Failed {
     Driver(DriverError),
     Here(Error),

@@ -1,5 +1,8 @@
-//! Embeddings that are on the GPU already.
-#![allow(unsafe_code, reason = "hands the addresses of slices to the raw entry")]
+//! Evaluations of slices that are already on the GPU.
+#![allow(
+    unsafe_code,
+    reason = "passes the addresses of slices to the raw evaluator"
+)]
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -16,7 +19,10 @@ use crate::gpu::element::GpuElement;
 use crate::loss::Enqueue;
 use crate::problem::Problem;
 
-/// A problem on a stream of a GPU, with its workspace.
+/// Evaluates a problem on a stream of a GPU. It owns the workspace.
+///
+/// The inputs and the results are slices of [`cudarc`](super::cudarc) on the GPU. An evaluation consists
+/// of kernel launches alone: it allocates nothing, copies nothing and does not wait.
 ///
 /// ```no_run
 /// use relata::cuda::{Evaluator, cudarc::driver::CudaContext};
@@ -35,11 +41,12 @@ use crate::problem::Problem;
 /// ```
 ///
 /// # Graphs
-/// An evaluation that has been captured uses the evaluator's workspace and the slices whenever the graph
-/// is launched: keep all of them until the graph is gone, which nothing checks. A stream that can be
-/// captured is not the default one, and beside a second stream cudarc waits for events of the slices,
-/// which no capture allows: turn that off (`CudaContext::disable_event_tracking`) before the slices are
-/// made.
+/// An evaluation can be captured in a CUDA graph. Each launch of the graph uses the evaluator's workspace
+/// and the captured slices. Keep them all until the graph is gone: nothing checks this.
+///
+/// The default stream cannot be captured: use another one. With a second stream, cudarc waits for events
+/// of the slices, and a capture does not allow that. Turn it off
+/// (`CudaContext::disable_event_tracking`) before you make the slices.
 #[derive(Debug)]
 pub struct Evaluator<T> {
     raw: RawEvaluator,
@@ -49,7 +56,7 @@ pub struct Evaluator<T> {
 }
 
 impl<T: GpuElement> Evaluator<T> {
-    /// Plans `problem`, loads its kernels and allocates their workspace.
+    /// Plans `problem`, loads its kernels and allocates the workspace.
     ///
     /// # Errors
     /// As [`RawEvaluator::new`], and [`Error::OutOfMemory`].
@@ -58,7 +65,7 @@ impl<T: GpuElement> Evaluator<T> {
         bind(stream)?;
         let raw = RawEvaluator::new::<T>(problem)?;
         let workspace = Memory::new(stream, "workspace", raw.workspace_bytes())?;
-        // SAFETY: memory of this length, and a stream, of the context that was bound above.
+        // SAFETY: the memory has this length. The memory and the stream are of the context bound above.
         unsafe { raw.initialize(workspace.address(), stream.cu_stream().cast()) }?;
         Ok(Evaluator {
             raw,
@@ -74,13 +81,13 @@ impl<T: GpuElement> Evaluator<T> {
         self.raw.problem()
     }
 
-    /// The stream that evaluations are enqueued on.
+    /// The stream on which evaluations are launched.
     #[must_use]
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
     }
 
-    /// The memory it holds on the GPU.
+    /// The bytes of the workspace, which the evaluator holds on the GPU.
     #[must_use]
     pub fn workspace_bytes(&self) -> usize {
         self.raw.workspace_bytes()
@@ -89,7 +96,7 @@ impl<T: GpuElement> Evaluator<T> {
     /// As [`RawEvaluator::set_upstream`].
     ///
     /// # Errors
-    /// None that [`new`](Self::new) has not had.
+    /// None, in practice: those of planning, which [`new`](Self::new) has already done for these shapes.
     pub fn set_upstream(&mut self, upstream: f64) -> Result<()> {
         self.raw.set_upstream(upstream)
     }
@@ -102,14 +109,15 @@ impl<T: GpuElement> Evaluator<T> {
         self.raw.set_overlap(overlap)
     }
 
-    /// Launches an evaluation and returns: `student` `[N, D]`, `teacher` `[N, D_t]`; `gradient` `[N, D]`
-    /// and `value` `[2]` are overwritten, the latter with the loss and, for RRD, KL(p‖q). Nothing is
-    /// allocated, copied or waited for.
+    /// Launches an evaluation and returns at once.
+    ///
+    /// It reads `student` `[N, D]` and `teacher` `[N, D_t]`. It overwrites `gradient` `[N, D]` and `value`
+    /// `[2]`: the loss and, for RRD, KL(p‖q). It allocates nothing, copies nothing and does not wait.
     ///
     /// # Errors
-    /// [`Error::Length`] and [`Error::ForeignMemory`], naming the argument, and [`Error::Missing`] if the
-    /// problem has a queue; nothing has been launched then. [`Error::Cuda`] if the driver refuses a
-    /// launch. What goes wrong on the GPU shows when the stream is waited for.
+    /// [`Error::Length`] and [`Error::ForeignMemory`] name the argument. [`Error::Missing`] if the problem
+    /// has a queue. Nothing has been launched after these errors. [`Error::Cuda`] if the driver refuses a
+    /// launch. A fault on the GPU becomes an error when you wait for the stream.
     pub fn launch(
         &mut self,
         student: &impl DevicePtr<T>,
@@ -123,13 +131,13 @@ impl<T: GpuElement> Evaluator<T> {
         self.launch_all(student, teacher, None, gradient, value)
     }
 
-    /// The same beside a queue, which takes the teacher's rows before the evaluation or after it, as the
-    /// loss's `enqueue` says.
+    /// The same with a queue. The teacher's rows enter the queue before the evaluation, after it or not at
+    /// all, as the loss's `enqueue` says.
     ///
     /// # Errors
-    /// As [`launch`](Self::launch); [`Error::Unexpected`] if the problem has no queue, [`Error::TooLarge`]
-    /// if it has more rows than the queue has [room](Queue::reserve) for, and [`Error::Empty`] if nothing has
-    /// entered the queue before the evaluation.
+    /// As [`launch`](Self::launch). [`Error::Unexpected`] if the problem has no queue. [`Error::TooLarge`]
+    /// if the batch has more rows than the queue has [room](Queue::reserve) for. [`Error::Empty`] if the
+    /// queue is empty and the batch does not enter it before the evaluation.
     pub fn launch_with_queue(
         &mut self,
         student: &impl DevicePtr<T>,
@@ -145,7 +153,7 @@ impl<T: GpuElement> Evaluator<T> {
             });
         };
         queue.fits(raw, self.problem().shapes().rows, &self.stream)?;
-        if !queue.is_used() && self.when() != Enqueue::Before {
+        if !queue.is_used() && self.enqueue() != Enqueue::Before {
             return Err(Error::Empty {
                 argument: "queue keys",
             });
@@ -172,7 +180,7 @@ impl<T: GpuElement> Evaluator<T> {
         )?;
         check("value", value, 2, stream)?;
         bind(stream)?;
-        // The guards keep other streams waiting until the launches are done.
+        // While these guards live, other streams wait for the launches.
         let (student, _read_student) = student.device_ptr(stream);
         let (teacher, _read_teacher) = teacher.device_ptr(stream);
         let (gradient, _written_gradient) = gradient.device_ptr_mut(stream);
@@ -185,29 +193,29 @@ impl<T: GpuElement> Evaluator<T> {
             value,
             workspace: self.workspace.address(),
         };
-        let mut entry = queue.zip(self.raw.queue());
-        if let (Some((queue, raw)), Enqueue::Before) = (&mut entry, self.when()) {
+        let mut queue = queue.zip(self.raw.queue());
+        if let (Some((queue, raw)), Enqueue::Before) = (&mut queue, self.enqueue()) {
             // SAFETY: the teacher is a batch of the problem's shapes, and the context is current.
             unsafe { queue.enqueue_at(raw, teacher) }?;
         }
-        // SAFETY: slices of these lengths in the context of the evaluator, of which those written to are
-        // borrowed mutably and so overlap nothing. cudarc frees a slice only after what was launched on
-        // it. Workspace and queue are initialised, and this stream's alone.
+        // SAFETY: the slices have these lengths and are in the context of the evaluator. The slices that
+        // are written are borrowed mutably, so they overlap nothing. cudarc frees a slice only after the
+        // launches that use it. Workspace and queue are initialised, and only this stream uses them.
         unsafe { self.raw.launch(&buffers, stream.cu_stream().cast()) }?;
-        if let (Some((queue, raw)), Enqueue::After) = (&mut entry, self.when()) {
-            // SAFETY: as before.
+        if let (Some((queue, raw)), Enqueue::After) = (&mut queue, self.enqueue()) {
+            // SAFETY: as above.
             unsafe { queue.enqueue_at(raw, teacher) }?;
         }
         Ok(())
     }
 
     /// When the batch enters the queue.
-    fn when(&self) -> Enqueue {
+    fn enqueue(&self) -> Enqueue {
         self.problem().spec().enqueue
     }
 }
 
-/// Refuses a slice of another length, or of a context that is not the stream's.
+/// Returns an error if the slice has another length, or is not in the context of the stream.
 pub(super) fn check<E>(
     argument: &'static str,
     slice: &impl DeviceSlice<E>,

@@ -1,5 +1,5 @@
-//! The memory of past teacher keys on a GPU.
-#![allow(unsafe_code, reason = "hands addresses to the raw entry")]
+//! A queue of teacher keys on a GPU.
+#![allow(unsafe_code, reason = "passes addresses to the raw queue")]
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -18,18 +18,19 @@ use crate::gpu::element::GpuElement;
 use crate::problem::Problem;
 use crate::rows::Rows;
 
-/// A [queue](crate::Queue) that lives on a GPU, for the batches of a problem: a ring of as many keys as the
-/// problem's shapes say, empty at first, of which a loss sees the keys that have entered. Its keys are
-/// normalised if the loss's rows are; unit keys beside f16 and bf16 rows are stored as f16.
+/// A [queue](crate::Queue) of teacher keys on a GPU: a ring whose capacity is that of the problem's shapes.
 ///
-/// Batches may have fewer rows than the problem's, and more after [`reserve`](Self::reserve).
+/// It is empty at first. A loss compares with the keys that have entered. The queue normalises keys if the
+/// loss normalises rows. Normalised keys of f16 and bf16 rows are stored as f16, all other keys as f32.
+///
+/// A batch may have fewer rows than the problem, or more after [`reserve`](Self::reserve).
 #[derive(Debug)]
 pub struct Queue<T> {
     raw: RawQueue,
     rows: usize,
     memory: Memory,
     stream: Arc<CudaStream>,
-    /// Whether a batch may have entered: until then there is nothing to compare with.
+    /// Whether a batch may have entered. Before, the queue is empty and a loss has nothing to compare with.
     used: bool,
     element: PhantomData<fn(T)>,
 }
@@ -46,7 +47,7 @@ impl<T: GpuElement> Queue<T> {
         let evaluator = RawEvaluator::new::<T>(problem)?;
         let raw = evaluator.queue().cloned().ok_or_else(no_queue)?;
         let memory = Memory::new(stream, "queue", raw.bytes())?;
-        // SAFETY: memory of this length, and a stream, of the context that was bound above.
+        // SAFETY: the memory has this length. The memory and the stream are of the context bound above.
         unsafe { raw.initialize(memory.address(), stream.cu_stream().cast()) }?;
         Ok(Queue {
             raw,
@@ -58,7 +59,7 @@ impl<T: GpuElement> Queue<T> {
         })
     }
 
-    /// The most keys it holds.
+    /// The largest number of keys it holds.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.raw.layout.capacity
@@ -70,18 +71,19 @@ impl<T: GpuElement> Queue<T> {
         self.raw.layout.dim
     }
 
-    /// The most rows a batch may have.
+    /// The largest number of rows of a batch.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Makes room for batches of up to `rows` rows: where there is too little, by copying the ring on the
-    /// GPU. Nothing waits. A graph that captured evaluations beside this queue must not be launched again.
+    /// Makes room for batches of up to `rows` rows. If there is too little room, it allocates new memory and
+    /// copies the ring on the GPU, without waiting. After that, do not launch graphs that captured
+    /// evaluations with this queue.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), [`Error::TooLarge`](crate::Error::TooLarge) and
-    /// [`Error::Cuda`](crate::Error::Cuda); the queue is as it was then.
+    /// [`Error::Cuda`](crate::Error::Cuda). The queue is unchanged after an error.
     pub fn reserve(&mut self, rows: usize) -> Result<()> {
         if rows <= self.rows {
             return Ok(());
@@ -89,16 +91,17 @@ impl<T: GpuElement> Queue<T> {
         bind(&self.stream)?;
         let raw = self.raw.with_rows(rows, T::DTYPE)?;
         let mut memory = Memory::new(&self.stream, "queue", raw.bytes())?;
-        // SAFETY: memory of this length, and a stream, of the context that was bound above.
+        // SAFETY: the memory has this length. The memory and the stream are of the context bound above.
         unsafe { raw.initialize_scratch(memory.address(), self.stream.cu_stream().cast()) }?;
         memory.copy(&self.memory, raw.ring_bytes())?;
         (self.raw, self.memory, self.rows) = (raw, memory, rows);
         Ok(())
     }
 
-    /// Enqueues the entry of `keys` `[N, D]` and returns: in order, over the oldest keys where there is no
-    /// room. N is [`rows`](Self::rows) at most. A batch that holds a NaN or an infinity does not enter.
-    /// Launches only: a graph may capture it.
+    /// Launches the entry of `keys` `[N, D]` and returns at once. N is at most [`rows`](Self::rows).
+    ///
+    /// Keys enter in order. In a full queue they replace the oldest keys. A batch with a NaN or an infinity
+    /// does not enter. The call only launches kernels, so a graph may capture it.
     ///
     /// # Errors
     /// As [`Evaluator::launch`](super::Evaluator::launch), and [`Error::Empty`](crate::Error::Empty).
@@ -111,47 +114,48 @@ impl<T: GpuElement> Queue<T> {
         let raw = self.raw.with_rows(rows, T::DTYPE)?;
         bind(&stream)?;
         let (keys, _read) = keys.device_ptr(&stream);
-        // SAFETY: a slice of this length in the queue's context, which cudarc frees only after what was
-        // launched on it.
+        // SAFETY: the slice has this length and is in the queue's context. cudarc frees it only after the
+        // launches that use it.
         unsafe { self.enqueue_at(&raw, keys) }
     }
 
     /// # Safety
-    /// `raw` [fits](Self::fits), and a batch of its rows lies at `keys` when the stream, whose context is
-    /// current, comes to it.
+    /// `raw` [fits](Self::fits). The stream's context is current. A batch with the rows of `raw` is at `keys`
+    /// when the stream reaches these launches.
     pub(super) unsafe fn enqueue_at(&mut self, raw: &RawQueue, keys: u64) -> Result<()> {
         self.used = true;
         let stream = self.stream.cu_stream().cast();
-        // SAFETY: the caller promises the keys. The memory is this queue's, initialised, used on this stream
-        // alone, and large enough for these rows; the ring lies at the same place for any number of them.
+        // SAFETY: the caller promises the keys. The memory is this queue's. It is initialised, only this
+        // stream uses it, and it is large enough for these rows. The ring starts at the same address for
+        // any number of rows.
         unsafe { raw.enqueue(keys, self.memory.address(), stream) }
     }
 
-    /// Forgets all keys, in the stream's order.
+    /// Removes all keys, in the order of the stream.
     ///
     /// # Errors
     /// [`Error::Cuda`](crate::Error::Cuda).
     pub fn clear(&mut self) -> Result<()> {
         bind(&self.stream)?;
         self.used = false;
-        // SAFETY: this queue's memory, and the stream it belongs to.
+        // SAFETY: this queue's memory and its stream.
         unsafe {
             self.raw
                 .initialize(self.memory.address(), self.stream.cu_stream().cast())
         }
     }
 
-    /// Waits for the stream and asks how many keys are in the queue.
+    /// Waits for the stream and returns the number of keys in the queue.
     ///
     /// # Errors
-    /// [`Error::Cuda`](crate::Error::Cuda), also for what went wrong in earlier evaluations.
+    /// [`Error::Cuda`](crate::Error::Cuda), also for a fault in an earlier evaluation.
     pub fn len(&self) -> Result<usize> {
         let mut state = [0u32; 2];
         self.memory.read(bytemuck::cast_slice_mut(&mut state))?;
         Ok(state[1] as usize)
     }
 
-    /// The same, for whether there are none.
+    /// Waits for the stream and returns whether the queue has no keys.
     ///
     /// # Errors
     /// As [`len`](Self::len).
@@ -159,10 +163,10 @@ impl<T: GpuElement> Queue<T> {
         self.len().map(|len| len == 0)
     }
 
-    /// Waits for the stream and copies the keys to the host: what to save.
+    /// Waits for the stream and copies the keys to the host, to save them.
     ///
     /// # Errors
-    /// [`Error::Cuda`](crate::Error::Cuda), also for what went wrong in earlier evaluations, and
+    /// [`Error::Cuda`](crate::Error::Cuda), also for a fault in an earlier evaluation, and
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
     pub fn to_host(&self) -> Result<crate::Queue<f32>> {
         let mut bytes = vec![0; self.raw.ring_bytes()];
@@ -190,15 +194,15 @@ impl<T: GpuElement> Queue<T> {
         Ok(host.with_normalize(self.raw.normalize))
     }
 
-    /// Takes over the keys of a queue on the host, of which the newest stay if there is no room for all:
-    /// what to go on from.
+    /// Replaces the keys by those of a queue on the host, to continue a training. If there is no room for all,
+    /// the newest are kept.
     ///
     /// # Errors
     /// [`Error::Dimension`](crate::Error::Dimension) if its keys are not of length D; otherwise as
     /// [`to_host`](Self::to_host).
     pub fn restore(&mut self, host: &crate::Queue<f32>) -> Result<()> {
         same("queue_dim", self.dim(), host.dim())?;
-        // The oldest in the first slot.
+        // The oldest key goes to the first slot.
         let mut ordered = crate::Queue::new(self.capacity(), self.dim())?.with_normalize(false);
         let keys = host.to_vec();
         let kept = host.len().min(self.capacity());
@@ -225,7 +229,7 @@ impl<T: GpuElement> Queue<T> {
         })
     }
 
-    /// Refuses a queue that is not for the evaluator's problem, on its stream.
+    /// Returns an error if this queue is not for the evaluator's problem or not on its stream.
     pub(super) fn fits(&self, raw: &RawQueue, rows: usize, stream: &CudaStream) -> Result<()> {
         self.has_room_for(rows)?;
         let (mine, its) = (self.raw.layout, raw.layout);
@@ -234,7 +238,7 @@ impl<T: GpuElement> Queue<T> {
         if mine != its || self.raw.normalize != raw.normalize {
             return Err(crate::Error::Missing {
                 argument: "queue",
-                expected: "one made for a loss that normalises as this one does",
+                expected: "a queue of a loss with the same `normalize`",
             });
         }
         if *self.stream != *stream {

@@ -1,5 +1,5 @@
-//! The driver, if there is one. cudarc panics without, even to say what went wrong, so nothing of it may
-//! be called before [`version`] has succeeded.
+//! Loading the driver. Without a driver cudarc panics, even when asked for an error's text. So nothing of
+//! cudarc may be called before [`version`] has succeeded.
 #![allow(
     unsafe_code,
     reason = "loads the driver's library and asks its version"
@@ -21,7 +21,7 @@ const NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
 #[cfg(windows)]
 const NAMES: [&str; 1] = ["nvcuda.dll"];
 
-/// The newest CUDA that the driver knows. The driver has been initialised when this returns.
+/// The newest version of CUDA that the driver supports. Initialises the driver first.
 pub(super) fn version() -> Result<Version> {
     load()?;
     initialize()?;
@@ -34,7 +34,7 @@ pub(super) fn version() -> Result<Version> {
     Ok(Version::from_driver(version))
 }
 
-/// The primary context of a GPU, current on this thread.
+/// The primary context of a GPU. Makes it current on this thread.
 pub(super) fn context(ordinal: usize) -> Result<Arc<CudaContext>> {
     version()?;
     let gpus = result::device::get_count().context("counting the GPUs")?;
@@ -45,7 +45,7 @@ pub(super) fn context(ordinal: usize) -> Result<Arc<CudaContext>> {
     CudaContext::new(ordinal).context("opening the GPU's primary context")
 }
 
-/// Looks where cudarc will.
+/// Loads the library of the driver from the places in which cudarc looks.
 fn load() -> Result<()> {
     static DRIVER: OnceLock<libloading::Library> = OnceLock::new();
     if DRIVER.get().is_some() {
@@ -53,14 +53,14 @@ fn load() -> Result<()> {
     }
     let mut whys: Vec<String> = Vec::new();
     for name in NAMES {
-        // SAFETY: what a library does when it is loaded is its own affair; NVIDIA's may be loaded by any
-        // process, at any time and more than once. It stays loaded.
+        // SAFETY: loading a library runs its initialisers. Any process may load NVIDIA's library, at any
+        // time and more than once. It stays loaded.
         match unsafe { libloading::Library::new(name) } {
             Ok(library) => {
                 DRIVER.get_or_init(|| library);
                 return Ok(());
             }
-            // What the system says is the source of what libloading says.
+            // The source of libloading's error is the message of the system.
             Err(why) => whys.push(why.source().unwrap_or(&why).to_string()),
         }
     }
@@ -75,7 +75,7 @@ fn initialize() -> Result<()> {
             ordinal: 0,
             gpus: 0,
         }),
-        // What the toolkit has to link with, found where the driver should be.
+        // A library that the CUDA toolkit has for linking, found in the place of the driver.
         Err(error) if code(error) == STUB_LIBRARY => Err(Error::NoDriver {
             why: message(error),
         }),

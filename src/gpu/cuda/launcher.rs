@@ -1,5 +1,5 @@
-//! Launches on a stream.
-#![allow(unsafe_code, reason = "a launcher: it hands addresses to the driver")]
+//! Launching kernels on a stream.
+#![allow(unsafe_code, reason = "passes addresses to the driver")]
 
 use std::ptr::null_mut;
 
@@ -20,12 +20,12 @@ pub(super) struct StreamLauncher {
     overlap: Overlap,
 }
 
-/// Whether a launch may be made ready while the one before it runs.
+/// Whether the driver may prepare a launch while the launch before it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Overlap {
     Never,
-    /// The next one may not, those after it may. What it follows is not ours: memory that is copied, or a
-    /// kernel that need not have waited, when it is done, for what was there before it.
+    /// Not for the next launch, but for all later ones. The next launch follows work of others: a copy, or
+    /// a kernel that may end although the work before it has not.
     AfterNext,
     Always,
 }
@@ -39,7 +39,7 @@ impl StreamLauncher {
         }
     }
 
-    /// By programmatic dependent launch. `library` has to be one whose kernels [wait](Library::waits).
+    /// With programmatic dependent launch. The kernels of `library` must [wait](Library::waits).
     pub(super) fn overlapping(library: &'static Library, stream: CUstream) -> Self {
         StreamLauncher {
             library,
@@ -60,10 +60,10 @@ impl Launcher for StreamLauncher {
         }
         let function = self.library.function(launch.kernel)?;
         let [x, y, z] = launch.grid;
-        // A kernel has one parameter, a struct, which the driver copies before it returns.
+        // A kernel has one parameter, a struct. The driver copies it before it returns.
         let mut parameters = [launch.arguments.as_ptr().cast_mut().cast()];
         let result = if self.overlap == Overlap::Always {
-            let mut attribute = early();
+            let mut attribute = overlap_attribute();
             let config = CUlaunchConfig {
                 gridDimX: x,
                 gridDimY: y,
@@ -77,13 +77,12 @@ impl Launcher for StreamLauncher {
                 numAttrs: 1,
             };
             let parameters = parameters.as_mut_ptr();
-            // SAFETY: as below. Configuration and attribute live until the driver returns, and the kernel
-            // touches no memory before all earlier launches are done.
+            // SAFETY: as below. Configuration and attribute live until the driver returns. The kernel
+            // reads and writes no memory before all earlier launches are done.
             unsafe { sys::cuLaunchKernelEx(&raw const config, function, parameters, null_mut()) }
         } else {
-            // SAFETY: the kernel was compiled from the struct that these bytes are of. The addresses in them
-            // are of memory that the launch's maker owns, borrows or has been promised, of the size that the
-            // plan has computed.
+            // SAFETY: these bytes are the struct that the kernel takes. The addresses in it are of memory
+            // that the caller owns, borrows or has been promised, of the size that the plan computed.
             unsafe {
                 sys::cuLaunchKernel(
                     function,
@@ -107,8 +106,8 @@ impl Launcher for StreamLauncher {
     }
 }
 
-/// That the driver need not wait for the end of the launch before.
-fn early() -> CUlaunchAttribute {
+/// The attribute that lets the driver start a launch before the previous one ends.
+fn overlap_attribute() -> CUlaunchAttribute {
     CUlaunchAttribute {
         id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
         pad: [0; 4],

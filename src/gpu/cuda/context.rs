@@ -1,4 +1,4 @@
-//! The context that is current on a thread, which the raw entry takes as it finds it.
+//! The CUDA context that is current on a thread. The raw evaluator uses it and never changes it.
 #![allow(unsafe_code, reason = "asks the driver")]
 
 use cudarc::driver::result;
@@ -12,27 +12,27 @@ use super::launcher::StreamLauncher;
 use super::library::Library;
 use crate::error::{Error, Result};
 
-/// A context to compare with, not to use.
+/// A context, only for comparing it with another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Context(pub(super) CUcontext);
 
-// SAFETY: no one looks behind the address.
+// SAFETY: nothing reads from the address.
 unsafe impl Send for Context {}
 // SAFETY: as above.
 unsafe impl Sync for Context {}
 
 impl Context {
-    /// The one that is current on this thread.
+    /// The context that is current on this thread.
     fn current() -> Result<Self> {
         let current = result::ctx::get_current().context("asking for the current context")?;
         current.map(Context).ok_or(Error::NoContext { got: "none" })
     }
 }
 
-/// Where kernels are launched: a context with its GPU and the kernels ready in it.
+/// A context with its GPU, in which the kernels are ready to be launched.
 #[derive(Clone, Debug)]
 pub(super) struct KernelContext {
-    pub(super) context: Context,
+    pub(super) handle: Context,
     pub(super) gpu: Gpu,
     library: &'static Library,
 }
@@ -41,44 +41,45 @@ impl KernelContext {
     /// The context that is current on this thread.
     pub(super) fn current() -> Result<Self> {
         driver::version()?;
-        let context = Context::current()?;
+        let handle = Context::current()?;
         let mut device = 0;
-        // SAFETY: it writes to the address of a device's handle.
+        // SAFETY: it writes a device's handle to the address of one.
         let result = unsafe { sys::cuCtxGetDevice(&raw mut device) };
         result.result().context("asking the context for its GPU")?;
         let gpu = Gpu::of(device)?;
         let library = Library::prepared(&gpu)?;
         Ok(KernelContext {
-            context,
+            handle,
             gpu,
             library,
         })
     }
 
-    /// Refuses to go on where another context is current.
+    /// Returns an error if another context is current.
     pub(super) fn check(&self) -> Result<()> {
-        if Context::current()? == self.context {
+        if Context::current()? == self.handle {
             Ok(())
         } else {
             Err(Error::NoContext { got: "another one" })
         }
     }
 
-    /// Launches on a stream of this context.
+    /// A launcher for a stream of this context.
     pub(super) fn launcher(&self, stream: CUstream) -> Result<StreamLauncher> {
         self.check()?;
         Ok(StreamLauncher::new(self.library, stream))
     }
 
-    /// The same with launches that overlap, for one evaluation. Only where they [can](Self::can_overlap).
+    /// The same with launches that overlap, for one evaluation. Call it only if they
+    /// [can overlap](Self::can_overlap).
     pub(super) fn overlapping_launcher(&self, stream: CUstream) -> Result<StreamLauncher> {
         self.check()?;
         Ok(StreamLauncher::overlapping(self.library, stream))
     }
 
-    /// Whether launches can overlap, in a stream and where it is captured.
+    /// Whether launches can overlap, in a stream and in a captured graph.
     pub(super) fn can_overlap(&self) -> Result<bool> {
-        /// What overlaps could not be captured before.
+        /// Older drivers cannot capture launches that overlap.
         const OLDEST: Version = Version(12, 3);
         Ok(driver::version()? >= OLDEST && self.library.waits(&self.gpu)?)
     }

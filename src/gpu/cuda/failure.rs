@@ -1,10 +1,10 @@
-//! What the driver says, as this crate's errors: the code, its name and what was being done.
+//! The driver's errors as errors of this crate: the code, its name, and what the crate was doing.
 
 use cudarc::driver::result::DriverError;
 
 use crate::error::{Error, Result};
 
-// The driver's codes that stand for something a user can mend.
+// Codes of the driver whose cause a user can fix.
 pub(super) const OUT_OF_MEMORY: u32 = 2;
 pub(super) const STUB_LIBRARY: u32 = 34;
 pub(super) const NO_DEVICE: u32 = 100;
@@ -15,7 +15,7 @@ pub(super) fn code(error: DriverError) -> u32 {
     error.0 as u32
 }
 
-/// Such as `CUDA_ERROR_ILLEGAL_ADDRESS (700): an illegal memory access was encountered`.
+/// For example `CUDA_ERROR_ILLEGAL_ADDRESS (700): an illegal memory access was encountered`.
 pub(super) fn message(error: DriverError) -> String {
     let name = format!("{:?} ({})", error.0, code(error));
     match error.error_string() {
@@ -24,17 +24,18 @@ pub(super) fn message(error: DriverError) -> String {
     }
 }
 
-/// A result of the driver with what was being done.
+/// Adds to an error of the driver what the crate was doing.
 pub(super) trait WithContext<T> {
-    fn context(self, doing: &'static str) -> Result<T>;
-    /// The same where memory for `argument` was asked for.
+    /// `during` completes the sentence "the driver failed while ...".
+    fn context(self, during: &'static str) -> Result<T>;
+    /// The same for an allocation of `bytes` bytes for `argument`.
     fn allocating(self, argument: &'static str, bytes: usize) -> Result<T>;
 }
 
 impl<T> WithContext<T> for std::result::Result<T, DriverError> {
-    fn context(self, doing: &'static str) -> Result<T> {
+    fn context(self, during: &'static str) -> Result<T> {
         self.map_err(|error| Error::Cuda {
-            doing,
+            during,
             code: code(error),
             message: message(error),
         })

@@ -1,4 +1,4 @@
-//! Memory on the GPU.
+//! Allocations on the GPU.
 #![allow(unsafe_code, reason = "allocates")]
 
 use std::sync::Arc;
@@ -8,8 +8,8 @@ use cudarc::driver::{CudaStream, result};
 use super::failure::WithContext;
 use crate::error::Result;
 
-/// Bytes that belong to a stream: what is launched there after they were allocated may use them, and they
-/// are gone once all that was launched there before the drop is done.
+/// An allocation in the order of a stream. Later launches on the stream may use it. Dropping it frees it
+/// after all launches that came before.
 #[derive(Debug)]
 pub(crate) struct Memory {
     address: u64,
@@ -18,7 +18,8 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Aligned to 256, of any content; no bytes are one, for the driver refuses none. Binds the stream's context to this thread.
+    /// Allocates `bytes` bytes of any content, aligned to 256, or one byte for 0, which the driver refuses.
+    /// Makes the stream's context current on this thread.
     pub(super) fn new(
         stream: &Arc<CudaStream>,
         argument: &'static str,
@@ -47,38 +48,38 @@ impl Memory {
         self.address
     }
 
-    /// Copies `bytes` to the beginning, in the stream's order.
+    /// Copies `bytes` to the beginning, in the order of the stream.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         assert!(bytes.len() <= self.bytes);
         self.bind()?;
-        // SAFETY: that many bytes are there. `bytes` are in pageable memory, which the driver has copied
-        // when this returns.
+        // SAFETY: the allocation is long enough. `bytes` is pageable memory, which the driver has copied
+        // when it returns.
         let result =
             unsafe { result::memcpy_htod_async(self.address, bytes, self.stream.cu_stream()) };
         result.context("copying to the GPU")
     }
 
-    /// Copies the first `bytes` of `from`, in the stream's order, which is that of both.
+    /// Copies the first `bytes` bytes of `from`, in the order of the stream of both.
     pub(super) fn copy(&mut self, from: &Memory, bytes: usize) -> Result<()> {
         assert!(bytes <= self.bytes.min(from.bytes) && self.stream == from.stream);
         self.bind()?;
-        // SAFETY: that many bytes are at both, in memory of one context that stays until the stream has
-        // come to this.
+        // SAFETY: both allocations are long enough and in one context. Both live until the stream has
+        // made the copy.
         let result = unsafe {
             result::memcpy_dtod_async(self.address, from.address, bytes, self.stream.cu_stream())
         };
         result.context("copying on the GPU")
     }
 
-    /// Copies from the beginning, once all that was launched is done.
+    /// Waits for all launches, then copies from the beginning.
     pub(super) fn read(&self, bytes: &mut [u8]) -> Result<()> {
         assert!(bytes.len() <= self.bytes);
         self.bind()?;
-        // SAFETY: that many bytes are there, and `bytes` stay borrowed until the stream has come to them.
+        // SAFETY: the allocation is long enough, and `bytes` stays borrowed until the copy is done.
         let result =
             unsafe { result::memcpy_dtoh_async(bytes, self.address, self.stream.cu_stream()) };
         let copied = result.context("copying from the GPU");
-        // Even after a failure: part of the copy may be under way.
+        // Wait even after an error: part of the copy may still run.
         let done = self.stream.synchronize().context("waiting for the kernels");
         copied.and(done)
     }
@@ -94,10 +95,10 @@ impl Drop for Memory {
         let context = self.stream.context();
         context.record_err(context.bind_to_thread());
         let freed = if context.has_async_alloc() {
-            // SAFETY: allocated on this stream by `new`, and nothing that is launched from now on has it.
+            // SAFETY: `new` allocated it on this stream, and no later launch uses it.
             unsafe { result::free_async(self.address, self.stream.cu_stream()) }
         } else {
-            // SAFETY: allocated by `new`; waits until nothing on the GPU uses it.
+            // SAFETY: `new` allocated it. This waits until nothing on the GPU uses it.
             unsafe { result::free_sync(self.address) }
         };
         context.record_err(freed);

@@ -1,4 +1,4 @@
-//! What plans and errors ask of a GPU.
+//! The properties of a GPU that plans and errors need.
 #![allow(unsafe_code, reason = "asks the driver for attributes")]
 
 use cudarc::driver::result;
@@ -27,7 +27,7 @@ impl Gpu {
             CU_DEVICE_ATTRIBUTE_SINGLE_TO_DOUBLE_PRECISION_PERF_RATIO as F32_OVER_F64,
         };
         let attribute = |attribute| -> Result<u32> {
-            // SAFETY: the device is one of this initialised driver's.
+            // SAFETY: the driver is initialised and the device is one of its devices.
             let value = unsafe { result::device::get_attribute(device, attribute) };
             let value = value.context("asking the GPU for its limits")?;
             Ok(value.unsigned_abs())

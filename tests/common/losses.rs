@@ -1,0 +1,145 @@
+//! All that tests and benchmarks ask about a loss, from its spec.
+
+use relata::{
+    Contrastive, Device, Element, Enqueue, Evaluation, Family, InfoNce, KdKl, Logits, Loss,
+    ParameterValue, Queue, QueueUse, Result, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes, Target,
+};
+
+/// Whether the loss L2-normalises its rows first.
+pub(crate) fn normalizes(loss: &Loss) -> bool {
+    loss.spec().normalize
+}
+
+/// Whether an evaluation reports the divergence KL(p‖q) with the loss.
+pub(crate) fn has_kl(loss: &Loss) -> bool {
+    loss.spec().terms.contains(&"kl")
+}
+
+/// The least temperature that divides the products of normalised rows: the rounding of a logit is ε
+/// over this. `None` for losses that take no such products.
+pub(crate) fn least_temperature(loss: &Loss) -> Option<f64> {
+    match loss.spec().family {
+        Family::Pairwise(_) | Family::Triplet(_) | Family::Logits(_) => None,
+        Family::Contrastive(Contrastive {
+            temperature,
+            target,
+        }) => Some(match target {
+            Target::Teacher { temperature: other } => temperature.min(other),
+            Target::OwnKey => temperature,
+        }),
+    }
+}
+
+/// The same loss, but the keys of a batch never enter the queue: evaluations can be repeated.
+pub(crate) fn without_enqueue(loss: Loss) -> Loss {
+    let never = ParameterValue::Enqueue(Enqueue::Never);
+    // A loss without this parameter has no queue.
+    loss.with_parameter("enqueue", never).unwrap_or(loss)
+}
+
+/// The evaluation with a queue, if there is one.
+pub(crate) fn evaluate<T: Element, D: Device<T>>(
+    loss: &Loss,
+    device: &D,
+    student: Rows<'_, T>,
+    teacher: Rows<'_, T>,
+    queue: Option<&mut Queue<T::Real>>,
+) -> Result<Evaluation<D::Gradient>> {
+    match queue {
+        Some(queue) => loss.evaluate_with_queue(device, student, teacher, queue),
+        None => loss.evaluate(device, student, teacher),
+    }
+}
+
+/// Flop of the angle loss for an unordered triple {i, k} at vertex j, with the cosines from the law
+/// of cosines: 8 for both cosines, 1 for their difference, 2 to clamp it, 4 for the penalty and its
+/// sum, 9 for the three coefficients.
+const FLOP_PER_TRIPLET: u64 = 24;
+/// Flop of KD for a class: scaling, shifting, exponential and sum of both rows, difference,
+/// penalty, gradient. An exponential counts as one.
+const FLOP_PER_CLASS: u64 = 14;
+
+/// The ordered triples that the loss counts, N³; 0 for losses without angles.
+pub(crate) fn triplets(loss: &Loss, rows: usize) -> u64 {
+    match loss.spec().family {
+        Family::Triplet(triplet) if triplet.angle_weight > 0.0 => (rows as u64).pow(3),
+        Family::Triplet(_) | Family::Pairwise(_) | Family::Contrastive(_) | Family::Logits(_) => 0,
+    }
+}
+
+/// The arithmetic of the definition's cheapest known form, a multiply-add counting as two.
+pub(crate) fn flops(loss: &Loss, shapes: Shapes) -> u64 {
+    let [n, d, d_t] = [shapes.rows, shapes.student_dim, shapes.teacher_dim].map(|x| x as u64);
+    let keys = shapes.queue.unwrap_or(shapes.rows) as u64;
+    match loss.spec().family {
+        // Relations of unordered pairs, by differences, and the contraction of ordered ones.
+        Family::Pairwise(_) | Family::Triplet(_) => {
+            let pairs = n * n.saturating_sub(1) / 2;
+            let triplets = triplets(loss, shapes.rows) / 2;
+            3 * pairs * (d + d_t) + 6 * pairs * d + FLOP_PER_TRIPLET * triplets
+        }
+        // Logits and mean key, of the student and, where there is a softmax, of the teacher.
+        Family::Contrastive(contrastive) => match contrastive.target {
+            Target::Teacher { .. } => 8 * n * keys * d,
+            Target::OwnKey => 4 * n * keys * d,
+        },
+        Family::Logits(Logits { .. }) => FLOP_PER_CLASS * n * d,
+    }
+}
+
+/// The shapes a loss accepts that come nearest to N, D, D_t, and K if it may have a queue: with and
+/// without one, where both are possible.
+pub(crate) fn shapes_of(loss: &Loss, [n, d, d_t, k]: [usize; 4]) -> Vec<Shapes> {
+    let spec = loss.spec();
+    let shapes = Shapes::new(n, d, if spec.same_dim { d } else { d_t });
+    match spec.queue {
+        QueueUse::Never => vec![shapes],
+        QueueUse::Optional => vec![shapes, shapes.with_queue(k)],
+        QueueUse::Required => vec![shapes.with_queue(k)],
+    }
+}
+
+/// The three RKD losses with the parameters of `rkd`: distance, angle, and both.
+pub(crate) fn rkd_losses(rkd: Rkd) -> [Loss; 3] {
+    let Rkd {
+        delta, normalize, ..
+    } = rkd;
+    [
+        RkdDistance { delta, normalize }.into(),
+        RkdAngle { delta, normalize }.into(),
+        rkd.into(),
+    ]
+}
+
+/// Every loss with every option off its default at least once.
+pub(crate) fn losses() -> Vec<Loss> {
+    let mut losses = Loss::all();
+    for (delta, normalize) in [(1.0, true), (0.2, false), (0.2, true)] {
+        losses.extend(rkd_losses(Rkd {
+            delta,
+            normalize,
+            ..Rkd::CLASSIFICATION
+        }));
+    }
+    for (student_temperature, teacher_temperature, normalize) in
+        [(0.04, 0.1, true), (0.5, 0.5, true), (1.0, 2.0, false)]
+    {
+        let rrd = Rrd {
+            student_temperature,
+            teacher_temperature,
+            normalize,
+            ..Rrd::default()
+        };
+        losses.push(rrd.into());
+    }
+    for (temperature, normalize) in [(0.5, true), (1.0, false)] {
+        let info_nce = InfoNce {
+            temperature,
+            normalize,
+            ..InfoNce::default()
+        };
+        losses.push(info_nce.into());
+        losses.push(KdKl { temperature }.into());
+    }
+    losses
+}

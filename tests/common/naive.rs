@@ -1,0 +1,268 @@
+//! The definitions evaluated directly, every operation in f32: distances and cosines from
+//! differences and products of edges, gradients by the chain rule, as a tensor library would.
+//! Products accumulate as in a matrix product: fused, in order, in blocks. A softmax sums its row
+//! in eight lanes, in one sweep. Other sums are pairwise.
+//!
+//! That makes this module as exact as the paper's code. On 64 Gaussian rows of 128 elements the
+//! gradient of the angle loss is off by 1.5e-7, here as in NumPy over OpenBLAS. (With pairwise sums
+//! of the products it would be off by 1.0e-7.)
+
+/// Terms that a matrix product accumulates before it starts anew.
+const BLOCK: usize = 256;
+
+/// Σ a b
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut total = 0.0;
+    for (a, b) in a.chunks(BLOCK).zip(b.chunks(BLOCK)) {
+        let mut block = 0.0f32;
+        for k in 0..a.len() {
+            block = a[k].mul_add(b[k], block);
+        }
+        total += block;
+    }
+    total
+}
+
+fn norm(x: &[f32]) -> f32 {
+    let squares: Vec<f32> = x.iter().map(|x| x * x).collect();
+    sum(&squares).sqrt()
+}
+
+fn sum(x: &[f32]) -> f32 {
+    if x.len() <= 2 {
+        return x.iter().sum();
+    }
+    let (a, b) = x.split_at(x.len() / 2);
+    sum(a) + sum(b)
+}
+
+fn lane_sum(x: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; 8];
+    for x in x.chunks(8) {
+        for (lane, x) in lanes.iter_mut().zip(x) {
+            *lane += x;
+        }
+    }
+    sum(&lanes)
+}
+
+/// Σ_j c_j row_j
+fn combine(c: &[f32], rows: &[f32], dim: usize) -> Vec<f32> {
+    let mut total = vec![0.0; dim];
+    for (c, rows) in c.chunks(BLOCK).zip(rows.chunks(BLOCK * dim)) {
+        let mut block = vec![0.0f32; dim];
+        for (&c, row) in c.iter().zip(rows.chunks(dim)) {
+            for d in 0..dim {
+                block[d] = c.mul_add(row[d], block[d]);
+            }
+        }
+        for d in 0..dim {
+            total[d] += block[d];
+        }
+    }
+    total
+}
+
+/// The penalty and its slope, δ = 1.
+fn huber(e: f32) -> (f32, f32) {
+    let penalty = if e.abs() <= 1.0 {
+        0.5 * e * e
+    } else {
+        e.abs() - 0.5
+    };
+    (penalty, e.clamp(-1.0, 1.0))
+}
+
+/// The unit edges (x_i − x_j)/d_ij that meet in row j, `[N, D]`, and their lengths.
+fn edges(x: &[f32], dim: usize, j: usize) -> (Vec<f32>, Vec<f32>) {
+    let vertex = &x[j * dim..][..dim];
+    let mut edges = vec![0.0; x.len()];
+    let mut lengths = Vec::with_capacity(x.len() / dim);
+    for (row, edge) in x.chunks(dim).zip(edges.chunks_mut(dim)) {
+        for d in 0..dim {
+            edge[d] = row[d] - vertex[d];
+        }
+        let length = norm(edge);
+        if length > 0.0 {
+            edge.iter_mut().for_each(|e| *e /= length);
+        }
+        lengths.push(length);
+    }
+    (edges, lengths)
+}
+
+/// Loss and gradient of [`relata::RkdDistance`].
+pub(crate) fn rkd_distance(x: &[f32], y: &[f32], [n, dim, dim_t]: [usize; 3]) -> (f32, Vec<f32>) {
+    let pairs = (n * (n - 1)) as f32;
+    let squared = (n * n) as f32;
+    let from_x: Vec<_> = (0..n).map(|j| edges(x, dim, j)).collect();
+    let d: Vec<f32> = from_x
+        .iter()
+        .flat_map(|(_, length)| length.clone())
+        .collect();
+    let t: Vec<f32> = (0..n).flat_map(|j| edges(y, dim_t, j).1).collect();
+    let (mu, mu_t) = (sum(&d) / pairs, sum(&t) / pairs);
+    let (penalties, w): (Vec<f32>, Vec<f32>) = d
+        .iter()
+        .zip(&t)
+        .map(|(d, t)| huber(d / mu - t / mu_t))
+        .unzip();
+    let through_mean = dot(&w, &d) / (mu * mu * pairs);
+    let mut gradient = vec![0.0; n * dim];
+    for j in 0..n {
+        // ∂d_ij/∂x_j = −(the edge from j to i); every pair counts in both orders.
+        let slopes: Vec<f32> = (0..n)
+            .map(|i| -2.0 * (w[j * n + i] / mu - through_mean) / squared)
+            .collect();
+        gradient[j * dim..][..dim].copy_from_slice(&combine(&slopes, &from_x[j].0, dim));
+    }
+    (sum(&penalties) / squared, gradient)
+}
+
+/// Loss and gradient of [`relata::RkdAngle`], all N³ cosines from unit edges.
+pub(crate) fn rkd_angle(x: &[f32], y: &[f32], [n, dim, dim_t]: [usize; 3]) -> (f32, Vec<f32>) {
+    let cubed = (n * n * n) as f32;
+    let mut losses = Vec::with_capacity(n);
+    // What each row gets as an end of the edges of a vertex, `[vertex, N·D]`, and as the vertex.
+    let mut as_end = Vec::with_capacity(n * n * dim);
+    let mut as_vertex = Vec::with_capacity(n * dim);
+    for j in 0..n {
+        let (e, lengths) = edges(x, dim, j);
+        let (f, _) = edges(y, dim_t, j);
+        let (mut penalties, mut w) = (vec![0.0; n * n], vec![0.0; n * n]);
+        for i in 0..n {
+            for k in 0..=i {
+                let cos = dot(&e[i * dim..][..dim], &e[k * dim..][..dim]);
+                let target = dot(&f[i * dim_t..][..dim_t], &f[k * dim_t..][..dim_t]);
+                let (penalty, slope) = huber(cos - target);
+                for at in [i * n + k, k * n + i] {
+                    (penalties[at], w[at]) = (penalty, slope);
+                }
+            }
+        }
+        losses.push(sum(&penalties));
+        let from = as_end.len();
+        for k in 0..n {
+            let edge = &e[k * dim..][..dim];
+            let mut g = combine(&w[k * n..][..n], &e, dim);
+            let along = dot(&g, edge);
+            for (g, e) in g.iter_mut().zip(edge) {
+                *g = if lengths[k] > 0.0 {
+                    2.0 * (*g - along * e) / lengths[k] / cubed
+                } else {
+                    0.0
+                };
+            }
+            as_end.extend(g);
+        }
+        as_vertex.extend(combine(&vec![-1.0; n], &as_end[from..], dim));
+    }
+    let mut gradient = combine(&vec![1.0; n], &as_end, n * dim);
+    for (g, v) in gradient.iter_mut().zip(as_vertex) {
+        *g += v;
+    }
+    (sum(&losses) / cubed, gradient)
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f32> {
+    let max = logits.iter().copied().fold(f32::MIN, f32::max);
+    let terms: Vec<f32> = logits.iter().map(|l| (l - max).exp()).collect();
+    let log_sum = lane_sum(&terms).ln();
+    logits.iter().map(|l| l - max - log_sum).collect()
+}
+
+/// Cross-entropy of q against log p's target distribution, and the slopes q − p.
+fn compare(log_p: &[f32], log_q: &[f32]) -> (f32, f32, Vec<f32>) {
+    let p: Vec<f32> = log_p.iter().map(|l| l.exp()).collect();
+    let log_ratio: Vec<f32> = log_p.iter().zip(log_q).map(|(p, q)| p - q).collect();
+    let slopes = log_q.iter().zip(&p).map(|(q, p)| q.exp() - p).collect();
+    (-dot(&p, log_q), dot(&p, &log_ratio), slopes)
+}
+
+/// z = x/‖x‖ and ‖x‖.
+fn normalized(x: &[f32]) -> (Vec<f32>, f32) {
+    let norm = norm(x);
+    (x.iter().map(|x| x / norm).collect(), norm)
+}
+
+/// (g − ⟨g,z⟩z)/‖x‖
+fn through_norm(g: &[f32], z: &[f32], norm: f32) -> Vec<f32> {
+    let along = dot(g, z);
+    g.iter()
+        .zip(z)
+        .map(|(g, z)| (g - along * z) / norm)
+        .collect()
+}
+
+fn logits(row: &[f32], keys: &[f32], temperature: f32) -> Vec<f32> {
+    let dim = row.len();
+    keys.chunks(dim)
+        .map(|key| dot(row, key) / temperature)
+        .collect()
+}
+
+/// Loss and gradient of [`relata::Rrd`] on normalised keys.
+pub(crate) fn rrd(
+    x: &[f32],
+    y: &[f32],
+    keys: &[f32],
+    dim: usize,
+    [tau_s, tau_t]: [f32; 2],
+) -> (f32, Vec<f32>) {
+    let n = (x.len() / dim) as f32;
+    let (mut losses, mut gradient) = (Vec::new(), Vec::new());
+    for (x, y) in x.chunks(dim).zip(y.chunks(dim)) {
+        let ((z, norm), (y, _)) = (normalized(x), normalized(y));
+        let log_p = log_softmax(&logits(&y, keys, tau_t));
+        let log_q = log_softmax(&logits(&z, keys, tau_s));
+        let (cross_entropy, _, slopes) = compare(&log_p, &log_q);
+        losses.push(cross_entropy);
+        let mut g = combine(&slopes, keys, dim);
+        g.iter_mut().for_each(|g| *g /= n * tau_s);
+        gradient.extend(through_norm(&g, &z, norm));
+    }
+    (sum(&losses) / n, gradient)
+}
+
+/// Loss and gradient of [`relata::InfoNce`]; in-batch without keys.
+pub(crate) fn info_nce(
+    x: &[f32],
+    y: &[f32],
+    keys: &[f32],
+    dim: usize,
+    tau: f32,
+) -> (f32, Vec<f32>) {
+    let n = (x.len() / dim) as f32;
+    let y: Vec<f32> = y.chunks(dim).flat_map(|y| normalized(y).0).collect();
+    let (mut losses, mut gradient) = (Vec::new(), Vec::new());
+    for (i, x) in x.chunks(dim).enumerate() {
+        let (z, norm) = normalized(x);
+        let (all, target) = if keys.is_empty() {
+            (y.clone(), i)
+        } else {
+            ([&y[i * dim..][..dim], keys].concat(), 0)
+        };
+        let log_q = log_softmax(&logits(&z, &all, tau));
+        losses.push(-log_q[target]);
+        let mut slopes: Vec<f32> = log_q.iter().map(|q| q.exp()).collect();
+        slopes[target] -= 1.0;
+        let mut g = combine(&slopes, &all, dim);
+        g.iter_mut().for_each(|g| *g /= n * tau);
+        gradient.extend(through_norm(&g, &z, norm));
+    }
+    (sum(&losses) / n, gradient)
+}
+
+/// Loss and gradient of [`relata::KdKl`].
+pub(crate) fn kd_kl(x: &[f32], y: &[f32], classes: usize, t: f32) -> (f32, Vec<f32>) {
+    let n = (x.len() / classes) as f32;
+    let scaled = |row: &[f32]| -> Vec<f32> { row.iter().map(|l| l / t).collect() };
+    let (mut losses, mut gradient) = (Vec::new(), Vec::new());
+    for (x, y) in x.chunks(classes).zip(y.chunks(classes)) {
+        let (log_p, log_q) = (log_softmax(&scaled(y)), log_softmax(&scaled(x)));
+        let (_, kl, slopes) = compare(&log_p, &log_q);
+        losses.push(kl);
+        gradient.extend(slopes.iter().map(|s| t / n * s));
+    }
+    (t * t * sum(&losses) / n, gradient)
+}
