@@ -24,7 +24,7 @@ pub(crate) struct Embeddings<R: Real> {
     /// The lengths the rows had, if they were normalised.
     norms: Option<Vec<f64>>,
     /// Whether every element is finite.
-    pub(crate) finite: bool,
+    finite: bool,
 }
 
 /// How the rows enter.
@@ -51,26 +51,30 @@ impl RowScaling {
 }
 
 impl<R: Real> Embeddings<R> {
-    pub(crate) fn new<T: Element>(rows: Rows<'_, T>, entry: RowScaling) -> Result<Self> {
-        Ok(Self::read(rows, entry, Self::memory(rows)?))
+    pub(crate) fn new<T: Element>(rows: Rows<'_, T>, scaling: RowScaling) -> Result<Self> {
+        Ok(Self::read(rows, scaling, Self::memory(rows)?))
     }
 
-    /// Student and teacher, side by side.
-    pub(crate) fn both<T: Element>(batch: Batch<'_, T>, entry: RowScaling) -> Result<(Self, Self)> {
-        // All memory is this thread's: what another has taken would not go back there.
+    /// Student and teacher, read at the same time. `None` if an element of them is not finite.
+    pub(crate) fn both<T: Element>(
+        batch: Batch<'_, T>,
+        scaling: RowScaling,
+    ) -> Result<Option<(Self, Self)>> {
+        // This thread takes all memory: a buffer goes back to the pool of the thread that drops it.
         let x = Self::memory(batch.student)?;
         let y = Self::memory(batch.teacher)?;
-        Ok(rayon::join(
-            || Self::read(batch.student, entry, x),
-            || Self::read(batch.teacher, entry, y),
-        ))
+        let (x, y) = rayon::join(
+            || Self::read(batch.student, scaling, x),
+            || Self::read(batch.teacher, scaling, y),
+        );
+        Ok((x.finite && y.finite).then_some((x, y)))
     }
 
     fn memory<T: Element>(rows: Rows<'_, T>) -> Result<Buffer<R>> {
         Buffer::any(rows.len().saturating_mul(row_stride::<R>(rows.dim())))
     }
 
-    fn read<T: Element>(rows: Rows<'_, T>, entry: RowScaling, mut data: Buffer<R>) -> Self {
+    fn read<T: Element>(rows: Rows<'_, T>, scaling: RowScaling, mut data: Buffer<R>) -> Self {
         let (n, dim) = (rows.len(), rows.dim());
         let stride = row_stride::<R>(dim);
         let extremes: Vec<(f64, bool)> = data
@@ -91,7 +95,7 @@ impl<R: Real> Embeddings<R> {
 
         let mut scale = 1.0;
         let mut norms = None;
-        match entry {
+        match scaling {
             RowScaling::Scaled if finite && largest > 0.0 => {
                 scale = power_of_two_below::<R>(largest).recip();
                 data.par_chunks_mut(BLOCK * stride)

@@ -1,27 +1,18 @@
 //! The fast path for machines without a GPU.
 
-mod attention;
 mod buffer;
-mod contraction;
+mod contrastive;
 mod embeddings;
-mod info_nce;
-mod kd_kl;
-mod pairs;
-mod relation;
-mod rkd;
-mod rkd_angle;
-mod rkd_angle_tile;
-mod rkd_close;
-mod rkd_distance;
-mod rrd;
-mod softmax;
+mod logits;
+mod pairwise;
+mod triplet;
 
 use half::{bf16, f16};
 
 use crate::device::{Device, sealed::Sealed};
 use crate::element::{DType, Element};
-use crate::error::{Error, Result};
-use crate::loss::{Enqueue, Family, InfoNce, KdKl, Relation, Rkd, Rrd, Target, Triplet};
+use crate::error::Result;
+use crate::loss::{Family, Relation};
 use crate::problem::{Batch, Problem, Value};
 use crate::rows::Rows;
 
@@ -100,7 +91,7 @@ fn relation_matrix<T: Element>(
     rows: Rows<'_, T>,
     matrix: &mut [T::Real],
 ) -> Result<()> {
-    relation::relation_matrix(relation, rows, matrix)
+    pairwise::relation::relation_matrix(relation, rows, matrix)
 }
 
 #[inline(never)]
@@ -109,7 +100,7 @@ fn softmax<T: Element>(
     temperature: f64,
     probabilities: &mut [T::Real],
 ) -> Result<()> {
-    softmax::softmax(rows, temperature, probabilities)
+    logits::softmax::softmax(rows, temperature, probabilities)
 }
 
 fn evaluate_in_pool<T: Element>(
@@ -119,47 +110,27 @@ fn evaluate_in_pool<T: Element>(
 ) -> Result<Value> {
     let (spec, upstream) = (problem.spec(), problem.upstream());
     let normalize = spec.normalize;
-    let rkd = |t: Triplet| Rkd {
-        distance_weight: t.distance_weight,
-        angle_weight: t.angle_weight,
-        delta: t.delta,
-        normalize,
-    };
-    match spec.family {
-        Family::Pairwise(pairwise) => match pairwise.as_triplet() {
-            Some(triplet) => rkd::rkd(&rkd(triplet), batch, upstream, gradient),
-            None => todo!("generic"),
-        },
-        Family::Triplet(triplet) => rkd::rkd(&rkd(triplet), batch, upstream, gradient),
-        Family::Contrastive(contrastive) => match (contrastive.target, batch.queue) {
-            (Target::Teacher { temperature }, Some(queue)) => {
-                let loss = Rrd {
-                    student_temperature: contrastive.temperature,
-                    teacher_temperature: temperature,
-                    normalize,
-                    enqueue: Enqueue::Never,
-                };
-                rrd::rrd(&loss, batch, queue, upstream, gradient)
-            }
-            // `Problem` lets no such batch through.
-            (Target::Teacher { .. }, None) => Err(Error::Missing {
-                argument: "queue",
-                expected: "a queue of teacher keys",
-            }),
-            (Target::OwnKey, _) => {
-                let loss = InfoNce {
-                    temperature: contrastive.temperature,
-                    normalize,
-                    enqueue: Enqueue::Never,
-                };
-                info_nce::info_nce(&loss, batch, upstream, gradient)
-            }
-        },
-        Family::Logits(logits) => {
-            let loss = KdKl {
-                temperature: logits.temperature,
-            };
-            kd_kl::kd_kl(&loss, batch, upstream, gradient)
+    let value = match spec.family {
+        Family::Pairwise(pairwise) => {
+            pairwise::evaluate(&pairwise, normalize, batch, upstream, gradient)?
+                .map(|loss| problem.value(loss, []))
         }
-    }
+        Family::Triplet(triplet) => {
+            triplet::evaluate(&triplet, normalize, batch, upstream, gradient)?
+                .map(|(loss, parts)| problem.value(loss, parts))
+        }
+        Family::Contrastive(contrastive) => {
+            contrastive::evaluate(&contrastive, normalize, batch, upstream, gradient)?
+                .map(|(loss, kl)| problem.value(loss, kl))
+        }
+        Family::Logits(logits) => {
+            let loss = logits::evaluate(&logits, batch, upstream, gradient)?;
+            Some(problem.value(loss, []))
+        }
+    };
+    // A family gives no value if an element of the inputs is not finite.
+    Ok(value.unwrap_or_else(|| {
+        gradient.fill(T::Real::from_f64(f64::NAN));
+        problem.not_a_number()
+    }))
 }

@@ -1,36 +1,36 @@
 //! The angle penalty's kernel: a tile of pairs of ends, a register of vertices at a time.
 //!
-//! In the terms of `rkd_angle`: 14 instructions a pair and register, 4 of them differences; 3 more
+//! In the terms of `angle`: 14 instructions a pair and register, 4 of them differences; 3 more
 //! where e may exceed δ. The differences come in an order that gives −cos, and with it −e, −w, −G and −S.
 
 use pulp::Simd;
 
-use super::relation::{H_X, H_Y, R_X, R_Y};
+use crate::cpu::pairwise::pair_table::PairField;
 use crate::element::Real;
 use crate::simd::unroll;
 
 /// Ends i in a tile of pairs, and ends k, as many: a tile is then on the diagonal or off it.
-pub(super) const ENDS: usize = 2;
+pub(in crate::cpu) const ENDS: usize = 2;
 
 /// The pairs of `ENDS` ends i with as many ends k, at the vertices of some lines.
-pub(super) struct Tile<'a, S: Simd, R: Real> {
-    pub(super) s: S,
-    pub(super) delta: R,
-    pub(super) h_x: [[R; ENDS]; ENDS],
-    pub(super) h_y: [[R; ENDS]; ENDS],
-    pub(super) ends_i: [&'a [R::Of<S>]; ENDS],
-    pub(super) ends_k: [&'a [R::Of<S>]; ENDS],
-    pub(super) sums_i: [&'a mut [R::Of<S>]; ENDS],
-    pub(super) sums_k: [&'a mut [R::Of<S>]; ENDS],
+pub(in crate::cpu) struct Tile<'a, S: Simd, R: Real> {
+    pub(in crate::cpu) s: S,
+    pub(in crate::cpu) delta: R,
+    pub(in crate::cpu) h_x: [[R; ENDS]; ENDS],
+    pub(in crate::cpu) h_y: [[R; ENDS]; ENDS],
+    pub(in crate::cpu) ends_i: [&'a [R::Of<S>]; ENDS],
+    pub(in crate::cpu) ends_k: [&'a [R::Of<S>]; ENDS],
+    pub(in crate::cpu) sums_i: [&'a mut [R::Of<S>]; ENDS],
+    pub(in crate::cpu) sums_k: [&'a mut [R::Of<S>]; ENDS],
     /// −G of the pairs, `[k, i]`, whose lanes are summed later.
-    pub(super) g: &'a mut [[R::Of<S>; ENDS]; ENDS],
+    pub(in crate::cpu) g: &'a mut [[R::Of<S>; ENDS]; ENDS],
 }
 
 impl<S: Simd, R: Real> Tile<'_, S, R> {
     /// Adds to the ends' rows of −S and to the penalties, and sets the pairs' −G; or half of all that.
     /// Unless `CLAMPED`, no |e| exceeds δ, so that w = e, and the penalties come doubled.
     #[inline(always)]
-    pub(super) fn penalize<const HALF: bool, const CLAMPED: bool>(
+    pub(in crate::cpu) fn penalize<const HALF: bool, const CLAMPED: bool>(
         self,
         penalties: &mut [R::Of<S>; ENDS],
     ) {
@@ -173,10 +173,10 @@ impl<S: Simd, R: Real> End<S, R> {
     fn read(lines: &[R::Of<S>], v: usize) -> Self {
         let per_line = R::PAD / R::width::<S>();
         End {
-            hx: lines[H_X * per_line + v],
-            rx: lines[R_X * per_line + v],
-            hy: lines[H_Y * per_line + v],
-            ry: lines[R_Y * per_line + v],
+            hx: lines[PairField::StudentHalfSquare.line() * per_line + v],
+            rx: lines[PairField::StudentInverse.line() * per_line + v],
+            hy: lines[PairField::TeacherHalfSquare.line() * per_line + v],
+            ry: lines[PairField::TeacherInverse.line() * per_line + v],
         }
     }
 }

@@ -3,26 +3,24 @@
 use rayon::prelude::*;
 
 use super::attention::{Keys, attention_forward};
-use super::buffer::Buffer;
-use super::embeddings::{Embeddings, RowScaling};
-use super::rrd::{dot, initial_max, initial_maxima};
+use super::{dot, initial_max, initial_maxima};
+use crate::cpu::buffer::Buffer;
+use crate::cpu::embeddings::{Embeddings, RowScaling};
 use crate::element::Element;
 use crate::error::Result;
-use crate::loss::InfoNce;
-use crate::problem::{Batch, Value};
+use crate::problem::Batch;
 
+/// The loss. `None` if an input is not finite.
 pub(super) fn info_nce<T: Element>(
-    loss: &InfoNce,
+    temperature: f64,
+    scaling: RowScaling,
     batch: Batch<'_, T>,
     upstream: f64,
     gradient: &mut [T::Real],
-) -> Result<Value> {
-    let entry = RowScaling::normalized_if(loss.normalize);
-    let (z, y) = Embeddings::<T::Real>::both(batch, entry)?;
-    if !(z.finite && y.finite) {
-        gradient.fill(T::Real::from_f64(f64::NAN));
-        return Ok(Value::new(f64::NAN));
-    }
+) -> Result<Option<f64>> {
+    let Some((z, y)) = Embeddings::<T::Real>::both(batch, scaling)? else {
+        return Ok(None);
+    };
     let keys = match batch.queue {
         None => Keys {
             data: &y.data,
@@ -47,16 +45,16 @@ pub(super) fn info_nce<T: Element>(
             .collect(),
         Some(queue) => initial_maxima(&z, queue),
     };
-    let attention = attention_forward(&z, keys, &initial_maxima, others, loss.temperature)?;
+    let attention = attention_forward(&z, keys, &initial_maxima, others, temperature)?;
 
     let (n, dim) = (z.rows, z.dim);
-    let factor = upstream / (n as f64 * loss.temperature);
+    let factor = upstream / (n as f64 * temperature);
     let losses: Vec<f64> = gradient
         .par_chunks_exact_mut(dim)
         .enumerate()
         .map(|(i, out)| {
             let own = &y.row(i)[..dim];
-            let own_logit = dot(z.row(i), own) / loss.temperature;
+            let own_logit = dot(z.row(i), own) / temperature;
             let (excess, others_weight) = beside(attention.log_sum[i], own_logit);
             let mean = &attention.mean[i * dim..][..dim];
             let mut g = Buffer::any(dim)?;
@@ -68,7 +66,7 @@ pub(super) fn info_nce<T: Element>(
             Ok(excess)
         })
         .collect::<Result<_>>()?;
-    Ok(Value::new(losses.iter().sum::<f64>() / n as f64))
+    Ok(Some(losses.iter().sum::<f64>() / n as f64))
 }
 
 /// log(e^a + e^b) − b, and the share of e^a in that sum.

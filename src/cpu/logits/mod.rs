@@ -1,23 +1,26 @@
 //! Hinton's KL over given logits: a row at a time, which stays in the cache between its three sweeps
 //! (largest, sums, gradient), so memory is read once and written once.
 
+pub(super) mod softmax;
+
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::buffer::Buffer;
-use super::softmax::{CHUNK, largest, present, split_whole};
+use crate::cpu::buffer::Buffer;
 use crate::element::{Element, Real};
 use crate::error::Result;
-use crate::loss::KdKl;
-use crate::problem::{Batch, Value};
+use crate::loss::Logits;
+use crate::problem::Batch;
 use crate::simd::{Lanes, dispatch};
+use softmax::{CHUNK, largest, present, split_whole};
 
-pub(super) fn kd_kl<T: Element>(
-    loss: &KdKl,
+/// The loss. NaN if a logit is not finite.
+pub(super) fn evaluate<T: Element>(
+    loss: &Logits,
     batch: Batch<'_, T>,
     upstream: f64,
     gradient: &mut [T::Real],
-) -> Result<Value> {
+) -> Result<f64> {
     let (rows, classes) = (batch.student.len(), batch.student.dim());
     let temperature = loss.temperature;
     let padded = classes.next_multiple_of(T::Real::PAD);
@@ -41,7 +44,7 @@ pub(super) fn kd_kl<T: Element>(
         })
         .collect::<Result<Vec<f64>>>()?;
     let sum: f64 = sums.iter().sum();
-    Ok(Value::new(temperature * temperature / rows as f64 * sum))
+    Ok(temperature * temperature / rows as f64 * sum)
 }
 
 /// One row of logits of each.

@@ -3,8 +3,8 @@
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::buffer::Buffer;
-use super::embeddings::Embeddings;
+use crate::cpu::buffer::Buffer;
+use crate::cpu::embeddings::Embeddings;
 use crate::element::Real;
 use crate::error::Result;
 use crate::simd::{by_fours, dispatch, unroll};
@@ -18,7 +18,7 @@ const CHUNK: usize = 128;
 
 /// How Σ_j C_ij (x_i − x_j) is summed.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub(in crate::cpu) enum Form {
     /// As it stands. Right wherever rows lie.
     Differences,
     /// As (Σ_j C_ij) x_i − Σ_j C_ij x_j with centred rows: half the instructions. It cancels where
@@ -28,7 +28,7 @@ pub(super) enum Form {
 
 /// gradient_i = factor · Σ_j C_ij (x_i − x_j). `coefficients`, `[N, stride]`, has a zero diagonal and
 /// may be overwritten.
-pub(super) fn contract<R: Real, G: Real>(
+pub(in crate::cpu) fn contract<R: Real, G: Real>(
     form: Form,
     x: &Embeddings<R>,
     coefficients: &mut [R],
@@ -49,7 +49,32 @@ pub(super) fn contract<R: Real, G: Real>(
             &centred[..]
         }
     };
-    let coefficients = &*coefficients;
+    sum_rows(form, x, all, coefficients, stride, factor, gradient)
+}
+
+/// gradient_i = factor · Σ_j K_ij x_j, the diagonal included.
+pub(super) fn contract_product<R: Real, G: Real>(
+    x: &Embeddings<R>,
+    coefficients: &[R],
+    stride: usize,
+    factor: f64,
+    gradient: &mut [G],
+) -> Result<()> {
+    // The product form subtracts.
+    let form = Form::Product;
+    sum_rows(form, x, &x.data, coefficients, stride, -factor, gradient)
+}
+
+/// gradient_i = factor · Σ_j C_ij (all_i − all_j), or −factor · Σ_j C_ij all_j for a product.
+fn sum_rows<R: Real, G: Real>(
+    form: Form,
+    x: &Embeddings<R>,
+    all: &[R],
+    coefficients: &[R],
+    stride: usize,
+    factor: f64,
+    gradient: &mut [G],
+) -> Result<()> {
     gradient
         .par_chunks_mut(BLOCK * x.dim)
         .enumerate()
@@ -114,7 +139,7 @@ impl<R: Real> WithSimd for Block<'_, R> {
         let sums = R::vectors_mut::<S>(self.sums);
         for j0 in (0..n).step_by(CHUNK) {
             for i0 in (0..BLOCK.min(n - self.first)).step_by(ROWS) {
-                // Tiles at the edge repeat the last row; what comes of it is not used.
+                // Tiles at the edge repeat the last row. Their surplus sums are not used.
                 let rows: [usize; ROWS] = std::array::from_fn(|t| (self.first + i0 + t).min(n - 1));
                 let mut tile = Tile {
                     s,

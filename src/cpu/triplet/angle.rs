@@ -15,17 +15,17 @@
 //! ```
 //!
 //! Vertices lie along the lanes: for a pair (i,k) the rows i and k of each matrix are read in order,
-//! h_ik is one number, and nothing is shuffled. `rkd_angle_tile` has the kernel.
+//! h_ik is one number, and nothing is shuffled. `angle_tile` has the kernel.
 
 use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use super::buffer::Buffer;
-use super::pairs::for_all_pairs;
-use super::relation::{H_X, H_Y, R_X, ROWS, Relations};
-use super::rkd_angle_tile::{ENDS, Tile};
-use super::rkd_distance::half_distance;
+use super::angle_tile::{ENDS, Tile};
+use crate::cpu::buffer::Buffer;
+use crate::cpu::pairwise::pair_table::{PairField, PairTable, ROWS};
+use crate::cpu::pairwise::pairs::for_all_pairs;
+use crate::cpu::pairwise::rkd_distance::half_distance;
 use crate::element::Real;
 use crate::error::Result;
 use crate::simd::dispatch;
@@ -40,9 +40,9 @@ const ACUTE: f64 = 1.414;
 
 /// Adds up the penalty over all ordered triples, and leaves in `sums`, zero at first, what makes
 /// −r_ij (S_ij + S_ji) be N³/2 times ∂L/∂h_ij. Gives the sum of penalties.
-pub(super) fn penalize<R: Real>(
+pub(in crate::cpu) fn penalize<R: Real>(
     delta: f64,
-    relations: &Relations<R>,
+    relations: &PairTable<R>,
     sums: &mut [R],
 ) -> Result<f64> {
     // Cosines between 0 and 1 differ by no more than 1. (They are 0 where an edge has no length, and 1
@@ -122,7 +122,7 @@ struct BlockPair<'a, R: Real> {
     delta: f64,
     /// Whether some |e| may exceed δ.
     clamped: bool,
-    relations: &'a Relations<R>,
+    relations: &'a PairTable<R>,
     i: (usize, usize),
     k: (usize, usize),
     s_i: &'a mut [R],
@@ -156,14 +156,20 @@ impl<R: Real> BlockPair<'_, R> {
         let (first_i, first_k) = (self.i.0 + i, self.k.0 + panel);
         let within = self.i.0 == self.k.0;
         // The numbers of the edges between the ends: a panel lies within a line.
-        let edges = |end: usize, which: usize| -> &[R; PANEL] {
-            let at = (first_k / R::PAD * 4 + which) * R::PAD + first_k % R::PAD;
+        let edges = |end: usize, field: PairField| -> &[R; PANEL] {
+            let at = (first_k / R::PAD * 4 + field.line()) * R::PAD + first_k % R::PAD;
             relations.row(first_i + end)[at..]
                 .first_chunk()
                 .expect("a panel in a line")
         };
-        let h_x = [edges(0, H_X), edges(1, H_X)];
-        let h_y = [edges(0, H_Y), edges(1, H_Y)];
+        let h_x = [
+            edges(0, PairField::StudentHalfSquare),
+            edges(1, PairField::StudentHalfSquare),
+        ];
+        let h_y = [
+            edges(0, PairField::TeacherHalfSquare),
+            edges(1, PairField::TeacherHalfSquare),
+        ];
         let delta = R::from_f64(self.delta);
         let ends_i = registers::<R, S>(relations, first_i, lines);
         let [mut sums_0, mut sums_1] = sums::<R, S>(&mut self.s_i[i * stride..], stride, lines);
@@ -200,7 +206,7 @@ impl<R: Real> BlockPair<'_, R> {
         }
         // The sums hold −S, and g is −G; the end waits for a factor d.
         for u in 0..ENDS {
-            let (h, r) = (h_x[u], edges(u, R_X));
+            let (h, r) = (h_x[u], edges(u, PairField::StudentInverse));
             let out = &mut self.s_i[(i + u) * stride + first_k..][..PANEL];
             for k in 0..PANEL {
                 let (h, r) = (h[k].to_f64(), r[k].to_f64());
@@ -226,7 +232,7 @@ impl<R: Real> BlockPair<'_, R> {
 /// Some lines of the rows from `first` on.
 #[inline(always)]
 fn registers<'a, R: Real, S: Simd>(
-    relations: &'a Relations<R>,
+    relations: &'a PairTable<R>,
     first: usize,
     lines: &Range<usize>,
 ) -> [&'a [R::Of<S>]; ENDS] {

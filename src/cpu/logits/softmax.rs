@@ -3,14 +3,14 @@
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::buffer::Buffer;
+use crate::cpu::buffer::Buffer;
 use crate::element::{Element, Real};
 use crate::error::Result;
 use crate::rows::Rows;
 use crate::simd::{Lanes, dispatch};
 
 /// Elements added up before the sum moves on to f64.
-pub(super) const CHUNK: usize = 1024;
+pub(in crate::cpu) const CHUNK: usize = 1024;
 /// Elements in the widest register.
 const WIDEST: usize = 16;
 
@@ -82,7 +82,7 @@ impl<R: Real> WithSimd for Softmax<'_, R> {
 /// The largest of the first `classes` logits. Pads the rest with it, and [`present`] keeps that out of the
 /// sums: no number is so far below all logits that its exponential vanishes at every temperature.
 #[inline(always)]
-pub(super) fn largest<S: Simd, R: Real>(s: S, row: &mut [R], classes: usize) -> R {
+pub(in crate::cpu) fn largest<S: Simd, R: Real>(s: S, row: &mut [R], classes: usize) -> R {
     let last = row[classes - 1];
     row[classes..].fill(last);
     let mut largest = R::splat(s, R::LOWEST);
@@ -96,7 +96,10 @@ pub(super) fn largest<S: Simd, R: Real>(s: S, row: &mut [R], classes: usize) -> 
 
 /// A padded row as the registers full of classes, and the others, of which the first may have some.
 #[inline(always)]
-pub(super) fn split_whole<S: Simd, R: Real>(row: &mut [R], classes: usize) -> [&mut [R::Of<S>]; 2] {
+pub(in crate::cpu) fn split_whole<S: Simd, R: Real>(
+    row: &mut [R],
+    classes: usize,
+) -> [&mut [R::Of<S>]; 2] {
     R::vectors_mut::<S>(row)
         .split_at_mut(classes / R::width::<S>())
         .into()
@@ -104,7 +107,7 @@ pub(super) fn split_whole<S: Simd, R: Real>(row: &mut [R], classes: usize) -> [&
 
 /// 1 in the first `classes` elements of a register, 0 in the others.
 #[inline(always)]
-pub(super) fn present<R: Real>(classes: usize) -> [R; WIDEST] {
+pub(in crate::cpu) fn present<R: Real>(classes: usize) -> [R; WIDEST] {
     let mut present = [R::ZERO; WIDEST];
     present[..classes].fill(R::ONE);
     present

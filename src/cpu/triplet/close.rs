@@ -1,43 +1,56 @@
-//! Pairs of rows so close beside the longest distance that the law of cosines, even in f64, has no digits left for the
-//! angles at them: their triples are formed from edges, as the definition has them.
+//! Pairs of rows that are too close for the law of cosines.
 //!
-//! The law is spared what it cannot do: while a pair is set aside its 1/d is 0, in student and teacher, so that every
-//! triple which has it for an edge to the vertex adds nothing. Those triples, and no others, are added here, in
-//! O(N D) for each such pair.
+//! Where a pair is much closer than the longest distance, the law of cosines has no digits left for
+//! the angles at the pair, even in f64. The triples of such pairs are formed from edges instead, as
+//! the definition has them:
+//!
+//! ```text
+//! mask: set 1/d of each close pair to 0              the law of cosines then adds nothing for a
+//! run the law of cosines over all triples            triple with that pair as an edge to the vertex
+//! drop the mask: restore 1/d
+//! for each vertex j with close ends, for each close end i, for each row k ≠ j:
+//!     add the triple (i, j, k) from the edges x_i − x_j and x_k − x_j
+//! ```
+//!
+//! The second part takes O(N D) for each close pair.
+
+use std::ops::Deref;
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::buffer::Buffer;
-use super::embeddings::Embeddings;
-use super::relation::Relations;
+use crate::cpu::buffer::Buffer;
+use crate::cpu::embeddings::Embeddings;
+use crate::cpu::pairwise::pair_table::PairTable;
 use crate::element::Real;
 use crate::error::{Error, Result};
 use crate::simd::dispatch;
 
-/// How many sets of vertices are summed separately. Fixed, so that the sums come out the same on any
-/// number of threads.
+/// How many sets of vertices are summed separately. The number is fixed, so that the sums are the
+/// same on any number of threads.
 const SETS: usize = 16;
 
-/// The pairs set aside.
-pub(super) struct ClosePairs<R: Real> {
+/// The close pairs of a batch.
+pub(in crate::cpu) struct ClosePairs {
     /// The rows that are close to a row, in order, row by row.
     close: Vec<usize>,
     /// Where those of a row begin; N + 1.
     starts: Vec<usize>,
-    /// 1/d of student and teacher, `[pairs in close, 2]`.
-    inverses: Buffer<R>,
 }
 
-impl<R: Real> ClosePairs<R> {
-    /// Takes from the relations the pairs closer than 1/`limit` of the longest distance, in student or teacher.
+impl ClosePairs {
+    /// Finds the pairs closer than 1/`limit` of the longest distance, in student or teacher.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`]; the relations are as they were then.
-    pub(super) fn set_aside(relations: &mut Relations<R>, n: usize, limit: f64) -> Result<Self> {
+    /// [`Error::OutOfMemory`]
+    pub(in crate::cpu) fn find<R: Real>(
+        table: &PairTable<R>,
+        n: usize,
+        limit: f64,
+    ) -> Result<Self> {
         let (mut close, mut starts) = (Vec::new(), vec![0]);
         for i in 0..n {
-            for j in (0..n).filter(|&j| relations.is_close(i, j, limit)) {
+            for j in (0..n).filter(|&j| table.is_close(i, j, limit)) {
                 close.try_reserve(1).map_err(|_| Error::OutOfMemory {
                     argument: "workspace",
                     bytes: (close.len() + 1).saturating_mul(size_of::<usize>()),
@@ -46,38 +59,32 @@ impl<R: Real> ClosePairs<R> {
             }
             starts.push(close.len());
         }
-        let mut pairs = ClosePairs {
-            inverses: Buffer::any(2 * close.len())?,
-            close,
-            starts,
+        Ok(ClosePairs { close, starts })
+    }
+
+    /// Sets 1/d of these pairs to 0 until the mask is dropped.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`]; the table is as it was then.
+    pub(in crate::cpu) fn mask<'a, R: Real>(
+        &'a self,
+        table: &'a mut PairTable<R>,
+    ) -> Result<Mask<'a, R>> {
+        let mut mask = Mask {
+            inverses: Buffer::zeros(2 * self.close.len())?,
+            pairs: self,
+            table,
         };
-        pairs.swap(relations, |_| [R::ZERO; 2]);
-        Ok(pairs)
+        mask.swap();
+        Ok(mask)
     }
 
-    /// Undoes [`set_aside`](Self::set_aside).
-    pub(super) fn put_back(&mut self, relations: &mut Relations<R>) {
-        self.swap(relations, |inverses| inverses);
-    }
-
-    /// Puts what `new` makes of the numbers kept in the relations' place, and keeps those.
-    fn swap(&mut self, relations: &mut Relations<R>, new: impl Fn([R; 2]) -> [R; 2]) {
-        for i in 0..self.starts.len() - 1 {
-            for at in self.starts[i]..self.starts[i + 1] {
-                let kept: &mut [R; 2] = self.inverses[2 * at..]
-                    .first_chunk_mut()
-                    .expect("two numbers a pair");
-                *kept = relations.replace_inverses(i, self.close[at], new(*kept));
-            }
-        }
-    }
-
-    /// The sum of the penalties of the triples with one of these pairs for an edge to the vertex, and their derivatives by the
-    /// student's rows, `[N, D]`.
+    /// The sum of the penalties of the triples that have one of these pairs as an edge to the
+    /// vertex, and its derivatives by the student's rows, `[N, D]`.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`]
-    pub(super) fn penalize(
+    pub(in crate::cpu) fn penalize<R: Real>(
         &self,
         delta: f64,
         x: &Embeddings<R>,
@@ -122,21 +129,59 @@ impl<R: Real> ClosePairs<R> {
     }
 }
 
-/// The triples at vertex j of which an end is in `close`.
+/// A table without the 1/d of close pairs. Dropping it restores them.
+pub(in crate::cpu) struct Mask<'a, R: Real> {
+    pairs: &'a ClosePairs,
+    table: &'a mut PairTable<R>,
+    /// 1/d of student and teacher, `[close pairs, 2]`.
+    inverses: Buffer<R>,
+}
+
+impl<R: Real> Mask<'_, R> {
+    /// Exchanges the numbers in the table with those kept here.
+    fn swap(&mut self) {
+        let ClosePairs { close, starts } = self.pairs;
+        for i in 0..starts.len() - 1 {
+            for at in starts[i]..starts[i + 1] {
+                let kept: &mut [R; 2] = self.inverses[2 * at..]
+                    .first_chunk_mut()
+                    .expect("two numbers a pair");
+                *kept = self.table.replace_inverses(i, close[at], *kept);
+            }
+        }
+    }
+}
+
+impl<R: Real> Deref for Mask<'_, R> {
+    type Target = PairTable<R>;
+
+    fn deref(&self) -> &PairTable<R> {
+        self.table
+    }
+}
+
+impl<R: Real> Drop for Mask<'_, R> {
+    fn drop(&mut self) {
+        self.swap();
+    }
+}
+
+/// The triples at vertex j with an end in `close`.
 struct Vertex<'a, R: Real> {
     j: usize,
     close: &'a [usize],
     delta: f64,
     x: &'a Embeddings<R>,
     y: &'a Embeddings<R>,
-    /// Of the student's rows: added to.
+    /// The gradient of the student's rows, which is added to.
     gradient: &'a mut [f64],
-    /// The edges to the ends in `close`, of length 1 or 0; student's and teacher's.
+    /// The edges of student and teacher to the ends in `close`, scaled to length 1 (or 0).
     edges_x: Buffer<f64>,
     edges_y: Buffer<f64>,
-    /// What they gather, zero at first: Σ w (e_k − cos e_i) of end i, where ∂cos/∂(x_i − x_j) = (e_k − cos e_i)/d_ij.
+    /// Σ w (e_k − cos e_i) of each end i, zero at first. Here ∂cos/∂(x_i − x_j) is
+    /// (e_k − cos e_i)/d_ij.
     slopes: Buffer<f64>,
-    /// The same three of one other end.
+    /// The two edges and the sum of one other end.
     of_end: [Buffer<f64>; 3],
 }
 
@@ -169,7 +214,7 @@ impl<R: Real> WithSimd for Vertex<'_, R> {
             let inverse = edge(x, k, j, &mut edge_x);
             edge(y, k, j, &mut edge_y);
             slope.fill(0.0);
-            // A pair of two close ends is met twice; once is enough.
+            // Two close ends meet twice. Only one of the times counts.
             let ends = close.binary_search(&k).map_or(close.len(), |at| at + 1);
             for (at, &i) in close[..ends].iter().enumerate() {
                 let edge_i = &edges_x[at * dim..][..dim];
@@ -178,7 +223,7 @@ impl<R: Real> WithSimd for Vertex<'_, R> {
                 let w = e.clamp(-delta, delta);
                 let huber = w * (e - 0.5 * w);
                 if i == k {
-                    // Its cosine is 1, or 0 where the edge has no length: constant.
+                    // The cosine is constant: 1, or 0 where the edge has no length.
                     penalty += huber;
                     continue;
                 }
@@ -201,7 +246,7 @@ impl<R: Real> WithSimd for Vertex<'_, R> {
     }
 }
 
-/// Adds to the end's gradient what it takes from the vertex's.
+/// Adds a slope to the end's gradient and subtracts it from the vertex's.
 #[inline(always)]
 fn add_slope(slope: &[f64], factor: f64, end: usize, vertex: usize, gradient: &mut [f64]) {
     let dim = slope.len();
@@ -211,14 +256,14 @@ fn add_slope(slope: &[f64], factor: f64, end: usize, vertex: usize, gradient: &m
     }
 }
 
-/// The edge from a vertex to an end, made of length 1, or 0 where it has no length; gives 1/d, or 0.
+/// The edge from a vertex to an end, scaled to length 1 (0 if it has no length). Returns 1/d, or 0.
 #[inline(always)]
 fn edge<R: Real>(rows: &Embeddings<R>, end: usize, vertex: usize, out: &mut [f64]) -> f64 {
     let ends = rows.row(end).iter().zip(rows.row(vertex));
     for (out, (end, vertex)) in out.iter_mut().zip(ends) {
         *out = end.to_f64() - vertex.to_f64();
     }
-    // By the largest element first: squares of edges this short vanish.
+    // Divided by the largest element first, as squares of edges this short vanish.
     let largest = out.iter().fold(0.0f64, |m, x| m.max(x.abs()));
     if largest == 0.0 {
         return 0.0;
@@ -233,7 +278,7 @@ fn edge<R: Real>(rows: &Embeddings<R>, end: usize, vertex: usize, out: &mut [f64
     1.0 / length / largest
 }
 
-/// Several sums side by side, which registers can hold.
+/// ⟨a, b⟩ as several sums side by side, which registers can hold.
 #[inline(always)]
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     const SUMS: usize = 8;

@@ -9,18 +9,18 @@ use rayon::prelude::*;
 use crate::error::Result;
 
 /// Some rows of a matrix.
-pub(super) struct Block<'a, R> {
+pub(in crate::cpu) struct Block<'a, R> {
     /// The number of its first row.
-    pub(super) first: usize,
+    pub(in crate::cpu) first: usize,
     /// How many rows it has.
-    pub(super) rows: usize,
+    pub(in crate::cpu) rows: usize,
     /// Its rows, `[rows, stride]`.
-    pub(super) data: &'a mut [R],
+    pub(in crate::cpu) data: &'a mut [R],
 }
 
 /// Cuts `matrix` into blocks of `side` rows, calls `one` on every block and then `two` on every pair
 /// of blocks. Gives the sum of what the calls return.
-pub(super) fn for_all_pairs<R: Send>(
+pub(in crate::cpu) fn for_all_pairs<R: Send>(
     matrix: &mut [R],
     stride: usize,
     side: usize,

@@ -8,8 +8,8 @@
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::buffer::Buffer;
-use super::embeddings::Embeddings;
+use crate::cpu::buffer::Buffer;
+use crate::cpu::embeddings::Embeddings;
 use crate::element::Real;
 use crate::error::Result;
 use crate::simd::{Lanes, dispatch, unroll};
@@ -29,11 +29,11 @@ const PART: usize = 4096;
 
 /// Keys, which are values too: `[len, stride]`, of which `dim` columns count.
 #[derive(Clone, Copy)]
-pub(super) struct Keys<'a, R> {
-    pub(super) data: &'a [R],
-    pub(super) len: usize,
-    pub(super) dim: usize,
-    pub(super) stride: usize,
+pub(in crate::cpu) struct Keys<'a, R> {
+    pub(in crate::cpu) data: &'a [R],
+    pub(in crate::cpu) len: usize,
+    pub(in crate::cpu) dim: usize,
+    pub(in crate::cpu) stride: usize,
 }
 
 impl<'a, R> Keys<'a, R> {
@@ -48,16 +48,16 @@ impl<'a, R> Keys<'a, R> {
 }
 
 /// What each row got.
-pub(super) struct Attention<R: Real> {
+pub(in crate::cpu) struct Attention<R: Real> {
     /// log Σ_k exp(⟨row, key_k⟩/τ), `[N]`.
-    pub(super) log_sum: Vec<f64>,
+    pub(in crate::cpu) log_sum: Vec<f64>,
     /// Σ_k softmax_k key_k, `[N, dim]`.
-    pub(super) mean: Buffer<R>,
+    pub(in crate::cpu) mean: Buffer<R>,
 }
 
 /// All rows over all keys. `initial_maxima` holds for each row no more than its largest product with a key, the nearer
 /// to it the better: the maximum runs from there. With `others`, row i passes over key i.
-pub(super) fn attention_forward<R: Real>(
+pub(in crate::cpu) fn attention_forward<R: Real>(
     rows: &Embeddings<R>,
     keys: Keys<'_, R>,
     initial_maxima: &[f64],

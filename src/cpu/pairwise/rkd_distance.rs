@@ -3,26 +3,26 @@
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::relation::{H_X, H_Y, R_X, R_Y, Relations};
+use super::pair_table::{PairField, PairTable};
 use crate::element::Real;
 use crate::simd::{Lanes, dispatch};
 
 /// The distance penalty of a batch, and what its slopes need to know of all pairs.
-pub(super) struct DistancePenalty {
-    pub(super) delta: f64,
+pub(in crate::cpu) struct DistancePenalty {
+    pub(in crate::cpu) delta: f64,
     /// 2/μ of the student, which takes ½d to d/μ; 0 where all rows are equal.
-    pub(super) per_half_x: f64,
+    pub(in crate::cpu) per_half_x: f64,
     /// 2/μ of the teacher.
-    pub(super) per_half_y: f64,
+    pub(in crate::cpu) per_half_y: f64,
     /// 1/N² Σ_ij huber(e_ij)
-    pub(super) mean: f64,
+    pub(in crate::cpu) mean: f64,
     /// Σ_ij w_ij d_ij/(μP), w without its 1/N².
-    pub(super) mean_slope: f64,
-    pub(super) n: usize,
+    pub(in crate::cpu) mean_slope: f64,
+    pub(in crate::cpu) n: usize,
 }
 
 impl DistancePenalty {
-    pub(super) fn new<R: Real>(delta: f64, relations: &Relations<R>, n: usize) -> Self {
+    pub(in crate::cpu) fn new<R: Real>(delta: f64, relations: &PairTable<R>, n: usize) -> Self {
         let sums: Vec<(f64, f64)> = (0..n)
             .into_par_iter()
             .map(|i| {
@@ -60,7 +60,7 @@ impl DistancePenalty {
 
     /// What w_ij less the mean slope is multiplied by to give 2 ∂L/∂d_ij, which is C_ij d_ij:
     /// ∂L/∂d_ij = (w_ij − Σ_kl w_kl d_kl/(μP))/(N²μ).
-    pub(super) fn slope_factor(&self) -> f64 {
+    pub(in crate::cpu) fn slope_factor(&self) -> f64 {
         self.per_half_x / (self.n * self.n) as f64
     }
 }
@@ -145,19 +145,28 @@ fn for_halves<S: Simd, R: Real>(s: S, row: &[R], mut f: impl FnMut(S::f64s, S::f
         let registers = f64::vectors::<S>(lines);
         let per_line = registers.len() / 4;
         for v in 0..per_line {
-            let at = |which: usize| registers[which * per_line + v];
+            let at = |field: PairField| registers[field.line() * per_line + v];
             let half = |h, r| {
                 let half = f64::vmul(s, h, r);
                 f64::vmul(s, half, f64::vneg_mul_add(s, half, r, three_halves))
             };
-            f(half(at(H_X), at(R_X)), half(at(H_Y), at(R_Y)));
+            f(
+                half(
+                    at(PairField::StudentHalfSquare),
+                    at(PairField::StudentInverse),
+                ),
+                half(
+                    at(PairField::TeacherHalfSquare),
+                    at(PairField::TeacherInverse),
+                ),
+            );
         }
     }
 }
 
 /// ½d from h = ½d² and r = 1/d: h r, and one step of Newton's method, as r may have been rounded to f32. r² could overflow.
 #[inline(always)]
-pub(super) fn half_distance(h: f64, r: f64) -> f64 {
+pub(in crate::cpu) fn half_distance(h: f64, r: f64) -> f64 {
     let half = h * r;
     half * (1.5 - half * r)
 }

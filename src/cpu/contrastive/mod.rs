@@ -1,0 +1,64 @@
+//! Losses that compare queries with keys: RRD and InfoNCE.
+
+mod attention;
+mod info_nce;
+mod rrd;
+
+use crate::cpu::embeddings::{Embeddings, RowScaling};
+use crate::element::{Element, Real};
+use crate::error::{Error, Result};
+use crate::loss::{Contrastive, Target};
+use crate::problem::Batch;
+use crate::queue::Queue;
+
+/// The loss, and the divergence KL(p‖q) where the target is the teacher's softmax. `None` if an
+/// input is not finite.
+pub(super) fn evaluate<T: Element>(
+    loss: &Contrastive,
+    normalize: bool,
+    batch: Batch<'_, T>,
+    upstream: f64,
+    gradient: &mut [T::Real],
+) -> Result<Option<(f64, Option<f64>)>> {
+    let scaling = RowScaling::normalized_if(normalize);
+    match (loss.target, batch.queue) {
+        (Target::Teacher { temperature }, Some(queue)) => {
+            let temperatures = [loss.temperature, temperature];
+            let value = rrd::rrd(temperatures, scaling, batch, queue, upstream, gradient)?;
+            Ok(value.map(|(cross_entropy, kl)| (cross_entropy, Some(kl))))
+        }
+        // `Problem` lets no such batch through.
+        (Target::Teacher { .. }, None) => Err(Error::Missing {
+            argument: "queue",
+            expected: "a queue of teacher keys",
+        }),
+        (Target::OwnKey, _) => {
+            let value = info_nce::info_nce(loss.temperature, scaling, batch, upstream, gradient)?;
+            Ok(value.map(|loss| (loss, None)))
+        }
+    }
+}
+
+/// For each row its product with one key: with its own where the batch has just been enqueued, next to
+/// which few others weigh anything at a small temperature.
+fn initial_maxima<R: Real>(rows: &Embeddings<R>, queue: &Queue<R>) -> Vec<f64> {
+    (0..rows.rows)
+        .map(|i| initial_max(rows.row(i), queue.recent(rows.rows - 1 - i)))
+        .collect()
+}
+
+/// ⟨row, key⟩ less all that rounding can do to it. The maximum of the logits runs from here; begun above
+/// the product as it comes out in `R`, by many temperatures, it would leave no exponential.
+fn initial_max<R: Real>(row: &[R], key: &[R]) -> f64 {
+    let lengths: f64 = row
+        .iter()
+        .zip(key)
+        .map(|(a, b)| (a.to_f64() * b.to_f64()).abs())
+        .sum();
+    dot(row, key) - lengths * R::EPSILON * (key.len() + 1) as f64
+}
+
+/// ⟨a, b⟩ in f64, over the length of `b`.
+fn dot<R: Real>(a: &[R], b: &[R]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a.to_f64() * b.to_f64()).sum()
+}

@@ -1,0 +1,77 @@
+//! RRD: two attentions over the queue, the student's and the teacher's.
+//!
+//! With O_s, O_t the means of the keys under q and p:
+//!
+//! ```text
+//! L_i = log-sum_s − ⟨z, O_t⟩/τ_s      H(p_i) = log-sum_t − ⟨y, O_t⟩/τ_t      ∂L_i/∂z = (O_s − O_t)/τ_s
+//! ```
+
+use rayon::prelude::*;
+
+use super::attention::{Keys, attention_forward};
+use super::{dot, initial_maxima};
+use crate::cpu::buffer::Buffer;
+use crate::cpu::embeddings::{Embeddings, RowScaling};
+use crate::element::Element;
+use crate::error::Result;
+use crate::problem::Batch;
+use crate::queue::Queue;
+
+/// The loss and the divergence, the means over the rows of H(p_i, q_i) and KL(p_i‖q_i). `None` if an
+/// input is not finite.
+pub(super) fn rrd<T: Element>(
+    temperatures: [f64; 2],
+    scaling: RowScaling,
+    batch: Batch<'_, T>,
+    queue: &Queue<T::Real>,
+    upstream: f64,
+    gradient: &mut [T::Real],
+) -> Result<Option<(f64, f64)>> {
+    let [student_temperature, teacher_temperature] = temperatures;
+    let Some((z, y)) = Embeddings::<T::Real>::both(batch, scaling)? else {
+        return Ok(None);
+    };
+    let keys = Keys {
+        data: queue.keys(),
+        len: queue.len(),
+        dim: queue.dim(),
+        stride: queue.dim(),
+    };
+    let student = attention_forward(
+        &z,
+        keys,
+        &initial_maxima(&z, queue),
+        false,
+        student_temperature,
+    )?;
+    let teacher = attention_forward(
+        &y,
+        keys,
+        &initial_maxima(&y, queue),
+        false,
+        teacher_temperature,
+    )?;
+
+    let (n, dim) = (z.rows, z.dim);
+    let factor = upstream / (n as f64 * student_temperature);
+    let values: Vec<(f64, f64)> = gradient
+        .par_chunks_exact_mut(dim)
+        .enumerate()
+        .map(|(i, out)| {
+            let o_s = &student.mean[i * dim..][..dim];
+            let o_t = &teacher.mean[i * dim..][..dim];
+            let mut g = Buffer::any(dim)?;
+            for ((g, &s), &t) in g.iter_mut().zip(o_s).zip(o_t) {
+                *g = s - t;
+            }
+            z.write_gradient(i, factor, &g, out);
+            let cross_entropy = student.log_sum[i] - dot(z.row(i), o_t) / student_temperature;
+            let entropy = teacher.log_sum[i] - dot(y.row(i), o_t) / teacher_temperature;
+            Ok((cross_entropy, cross_entropy - entropy))
+        })
+        .collect::<Result<_>>()?;
+    let (cross_entropy, kl) = values
+        .iter()
+        .fold((0.0, 0.0), |sum, v| (sum.0 + v.0, sum.1 + v.1));
+    Ok(Some((cross_entropy / n as f64, kl / n as f64)))
+}

@@ -1,0 +1,354 @@
+//! Every pairwise loss: any relation, normalizer and penalty.
+//!
+//! ```text
+//! r_ij(X), r_ij(Y)                              both relations, one triangle, then mirrored
+//! s_i(X), s_i(Y)                                the normalizer, for each row
+//! for each row i:                               first pass
+//!     for each j:  u = r_ij(X)/s_i(X)    e = u − r_ij(Y)/s_i(Y)    w = penalty'(e)
+//!     loss += Σ_j penalty(e)             t_i = Σ_j w u
+//! T_i = t_i, or Σ_i t_i                         the sum of w u over the normalizer's scope
+//! for each row i:                               second pass
+//!     for each j:  C_ij = (w_ij − T_i ∂s/∂r_ij)/s_i      C_ji = (w_ji − T_j ∂s/∂r_ji)/s_j
+//!                  r_ij(X) ← K_ij = C_ij + C_ji
+//! gradient_i = 1/N² Σ_j K_ij ∂r_ij/∂x_i         the contraction
+//! ```
+//!
+//! 1. Relations are symmetric. So C_ji comes from r_ij, which row i holds, and from s_j and T_j.
+//!    No pass reads a matrix along its columns, and K takes the memory of r(X).
+//! 2. The relations are stored in `R`. All arithmetic on them is in f64, as the difference e of
+//!    two nearly equal relations cancels. The passes take O(N²), the relations and the contraction
+//!    O(N²D).
+//! 3. Products are computed in f32 for f32 gradients, unless the normalizer of some row is so
+//!    small that products of that row lose digits: then in f64.
+//! 4. Distances are computed in f64 always: in f32 the contraction of rows that differ much in
+//!    their distances is not exact enough.
+
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::contraction::{Form, contract, contract_product};
+use super::ops::{
+    Huber, PenaltyOp, ScaleSlope, Squared, inverse_scales, is_distance, row_scaling, scale_slopes,
+};
+use super::pair_sums::symmetric;
+use crate::cpu::buffer::Buffer;
+use crate::cpu::embeddings::Embeddings;
+use crate::element::{DType, Element, Real};
+use crate::error::Result;
+use crate::loss::{Normalizer, Pairwise, Penalty, Relation};
+use crate::problem::Batch;
+use crate::simd::{dispatch, row_stride};
+
+/// Elements of a row that are summed side by side, whatever the registers of the machine.
+const LANES: usize = 8;
+
+/// 1/s up to which products are computed in f32: all that counts of them is then a normal number.
+const MOST_INVERSE_F32: f64 = (1u64 << 60) as f64;
+
+/// The loss. `None` if an input is not finite.
+pub(super) fn pairwise<T: Element>(
+    loss: &Pairwise,
+    normalize: bool,
+    batch: Batch<'_, T>,
+    upstream: f64,
+    gradient: &mut [T::Real],
+) -> Result<Option<f64>> {
+    match loss.penalty {
+        Penalty::Squared => with_penalty(loss, Squared, normalize, batch, upstream, gradient),
+        Penalty::Huber { delta } => {
+            let penalty = Huber { delta };
+            with_penalty(loss, penalty, normalize, batch, upstream, gradient)
+        }
+    }
+}
+
+fn with_penalty<T: Element, P: PenaltyOp>(
+    loss: &Pairwise,
+    penalty: P,
+    normalize: bool,
+    batch: Batch<'_, T>,
+    upstream: f64,
+    gradient: &mut [T::Real],
+) -> Result<Option<f64>> {
+    let scaling = row_scaling(loss.relation, loss.normalizer, normalize);
+    if <T::Real as Element>::DTYPE == DType::F32 && !is_distance(loss.relation) {
+        let Some((x, y)) = Embeddings::<f32>::both(batch, scaling)? else {
+            return Ok(None);
+        };
+        if let Some(value) = evaluate(loss, penalty, &x, &y, upstream, gradient)? {
+            return Ok(Some(value));
+        }
+    }
+    let Some((x, y)) = Embeddings::<f64>::both(batch, scaling)? else {
+        return Ok(None);
+    };
+    evaluate(loss, penalty, &x, &y, upstream, gradient)
+}
+
+/// Computes in `R`. `None` if that is f32 and the data need f64.
+fn evaluate<R: Real, G: Real, P: PenaltyOp>(
+    loss: &Pairwise,
+    penalty: P,
+    x: &Embeddings<R>,
+    y: &Embeddings<R>,
+    upstream: f64,
+    gradient: &mut [G],
+) -> Result<Option<f64>> {
+    let n = x.rows;
+    let stride = row_stride::<R>(n);
+    let mut relation_x = relation_of(loss.relation, x)?;
+    let relation_y = relation_of(loss.relation, y)?;
+    let per_x = scales(loss.normalizer, &relation_x, n, stride);
+    let per_y = scales(loss.normalizer, &relation_y, n, stride);
+    if R::DTYPE == DType::F32 && loss.normalizer != Normalizer::None {
+        let exact = |&inverse: &f64| inverse != 0.0 && inverse.abs() <= MOST_INVERSE_F32;
+        if !per_x[..n].iter().chain(&per_y[..n]).all(exact) {
+            return Ok(None);
+        }
+    }
+
+    let sums: Vec<(f64, f64)> = relation_x
+        .par_chunks_exact(stride)
+        .zip(relation_y.par_chunks_exact(stride))
+        .enumerate()
+        .map(|(i, (x, y))| {
+            dispatch(RowPenalty {
+                penalty,
+                x,
+                y,
+                per_x: per_x[i],
+                per_y: per_y[i],
+            })
+        })
+        .collect();
+    let n2 = (n * n) as f64;
+    let value = sums.iter().map(|&(value, _)| value).sum::<f64>() / n2;
+    let slopes: Vec<f64> = sums.iter().map(|&(_, slope)| slope).collect();
+    let mut slopes = scale_slopes(loss.normalizer, &slopes);
+    slopes.resize(stride, ScaleSlope::default());
+
+    relation_x
+        .par_chunks_exact_mut(stride)
+        .zip(relation_y.par_chunks_exact(stride))
+        .enumerate()
+        .for_each(|(i, (x, y))| {
+            let row = RowCoefficients {
+                penalty,
+                i,
+                x,
+                y,
+                per_x: &per_x,
+                per_y: &per_y,
+                slopes: &slopes,
+            };
+            match loss.relation {
+                Relation::Distance => dispatch(Coefficients::<_, _, true>(row)),
+                _ => dispatch(Coefficients::<_, _, false>(row)),
+            }
+        });
+    let factor = upstream / n2;
+    match loss.relation {
+        Relation::Distance => {
+            let form = Form::Differences;
+            contract(form, x, &mut relation_x, stride, factor, gradient)?;
+        }
+        Relation::SquaredDistance => {
+            let form = Form::Differences;
+            contract(form, x, &mut relation_x, stride, 2.0 * factor, gradient)?;
+        }
+        Relation::Dot | Relation::Cosine => {
+            contract_product(x, &relation_x, stride, factor, gradient)?;
+        }
+    }
+    Ok(Some(value))
+}
+
+/// The relation of every two rows, `[N, row_stride(N)]`, with zeros in the padding.
+fn relation_of<R: Real>(relation: Relation, x: &Embeddings<R>) -> Result<Buffer<R>> {
+    match relation {
+        Relation::Dot | Relation::Cosine => symmetric::<R, false>(x),
+        Relation::SquaredDistance => symmetric::<R, true>(x),
+        Relation::Distance => {
+            let mut matrix = symmetric::<R, true>(x)?;
+            let stride = row_stride::<R>(x.rows);
+            matrix
+                .par_chunks_exact_mut(stride)
+                .for_each(|row| dispatch(Roots(row)));
+            Ok(matrix)
+        }
+    }
+}
+
+/// 1/s for each row; 0 in the padding.
+fn scales<R: Real>(normalizer: Normalizer, relation: &[R], n: usize, stride: usize) -> Vec<f64> {
+    let (mut sums, mut norms) = (vec![0.0; n], vec![0.0; n]);
+    match normalizer {
+        Normalizer::None => {}
+        Normalizer::Mean => relation
+            .par_chunks_exact(stride)
+            .enumerate()
+            .map(|(i, row)| {
+                dispatch(Sum::<_, false>(&row[..i], 1.0))
+                    + dispatch(Sum::<_, false>(&row[i + 1..], 1.0))
+            })
+            .collect_into_vec(&mut sums),
+        Normalizer::RowL2 | Normalizer::Frobenius => relation
+            .par_chunks_exact(stride)
+            .map(norm)
+            .collect_into_vec(&mut norms),
+    }
+    let mut inverses = inverse_scales(normalizer, &sums, &norms);
+    inverses.resize(stride, 0.0);
+    inverses
+}
+
+/// The L2 norm of a row. A row whose squares overflow or vanish is scaled first.
+fn norm<R: Real>(row: &[R]) -> f64 {
+    let norm = dispatch(Sum::<_, true>(row, 1.0)).sqrt();
+    if (1e-140..1e140).contains(&norm) {
+        return norm;
+    }
+    let largest = row.iter().fold(0.0f64, |m, x| m.max(x.to_f64().abs()));
+    if largest == 0.0 {
+        return 0.0;
+    }
+    largest * dispatch(Sum::<_, true>(row, largest)).sqrt()
+}
+
+/// The sum of the elements, or of their squares (`SQUARES`), in units of the second field.
+struct Sum<'a, R, const SQUARES: bool>(&'a [R], f64);
+
+impl<R: Real, const SQUARES: bool> WithSimd for Sum<'_, R, SQUARES> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> f64 {
+        let Sum(elements, unit) = self;
+        let term = |x: R| {
+            let x = x.to_f64() / unit;
+            if SQUARES { x * x } else { x }
+        };
+        let (whole, rest) = elements.as_chunks::<LANES>();
+        let mut sums = [0.0; LANES];
+        for chunk in whole {
+            for l in 0..LANES {
+                sums[l] += term(chunk[l]);
+            }
+        }
+        sums.iter().sum::<f64>() + rest.iter().map(|&x| term(x)).sum::<f64>()
+    }
+}
+
+/// Replaces each element by its root.
+struct Roots<'a, R>(&'a mut [R]);
+
+impl<R: Real> WithSimd for Roots<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) {
+        for x in R::vectors_mut::<S>(self.0) {
+            *x = R::vsqrt(s, *x);
+        }
+    }
+}
+
+/// A row of both relations, for the first pass.
+struct RowPenalty<'a, R, P> {
+    penalty: P,
+    x: &'a [R],
+    y: &'a [R],
+    /// 1/s of the row in student and teacher.
+    per_x: f64,
+    per_y: f64,
+}
+
+impl<R: Real, P: PenaltyOp> WithSimd for RowPenalty<'_, R, P> {
+    /// Σ_j penalty(e_ij) and Σ_j w_ij u_ij
+    type Output = (f64, f64);
+
+    /// Plain loops, for the compiler to make vectors of. The padding adds zeros.
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> (f64, f64) {
+        let (mut values, mut slopes) = ([0.0; LANES], [0.0; LANES]);
+        let (x, y) = (self.x.as_chunks::<LANES>().0, self.y.as_chunks::<LANES>().0);
+        for (x, y) in x.iter().zip(y) {
+            for l in 0..LANES {
+                let u = x[l].to_f64() * self.per_x;
+                let e = u - y[l].to_f64() * self.per_y;
+                values[l] += self.penalty.value(e);
+                slopes[l] += self.penalty.slope(e) * u;
+            }
+        }
+        (values.iter().sum(), slopes.iter().sum())
+    }
+}
+
+/// A row of both relations, for the second pass.
+struct RowCoefficients<'a, R, P> {
+    penalty: P,
+    /// The number of the row.
+    i: usize,
+    /// The student's relation, which becomes K.
+    x: &'a mut [R],
+    y: &'a [R],
+    /// 1/s of each row in student and teacher, and the slopes of the student's s. All have the
+    /// length of `x`.
+    per_x: &'a [f64],
+    per_y: &'a [f64],
+    slopes: &'a [ScaleSlope],
+}
+
+/// Writes K_ij, or K_ij/d_ij (`DISTANCE`; 0 where d_ij is 0).
+struct Coefficients<'a, R, P, const DISTANCE: bool>(RowCoefficients<'a, R, P>);
+
+impl<R: Real, P: PenaltyOp, const DISTANCE: bool> WithSimd for Coefficients<'_, R, P, DISTANCE> {
+    type Output = ();
+
+    /// Plain loops, for the compiler to make vectors of.
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let RowCoefficients {
+            penalty,
+            i,
+            x,
+            y,
+            per_x,
+            per_y,
+            slopes,
+        } = self.0;
+        // C from a pair's relations, and the scales and slope of its first row.
+        let coefficient = |r: f64, t: f64, per_x: f64, per_y: f64, slope: ScaleSlope| {
+            let u = r * per_x;
+            let w = penalty.slope(u - t * per_y);
+            per_x * (w - slope.off_diagonal - slope.per_u * u)
+        };
+        let (i_x, i_y, i_slope) = (per_x[i], per_y[i], slopes[i]);
+        // On the diagonal both orders are one pair, and the mean does not depend on it.
+        let no_mean = ScaleSlope {
+            off_diagonal: 0.0,
+            ..i_slope
+        };
+        let diagonal = 2.0 * coefficient(x[i].to_f64(), y[i].to_f64(), i_x, i_y, no_mean);
+
+        let (x_chunks, y) = (x.as_chunks_mut::<LANES>().0, y.as_chunks::<LANES>().0);
+        let (per_x, per_y) = (per_x.as_chunks::<LANES>().0, per_y.as_chunks::<LANES>().0);
+        let rows = per_x.iter().zip(per_y).zip(slopes.as_chunks::<LANES>().0);
+        for ((x, y), ((j_x, j_y), j_slope)) in x_chunks.iter_mut().zip(y).zip(rows) {
+            for l in 0..LANES {
+                let (r, t) = (x[l].to_f64(), y[l].to_f64());
+                let mut k = coefficient(r, t, i_x, i_y, i_slope)
+                    + coefficient(r, t, j_x[l], j_y[l], j_slope[l]);
+                if DISTANCE {
+                    k = if r > 0.0 { k / r } else { 0.0 };
+                }
+                x[l] = R::from_f64(k);
+            }
+        }
+        // A row has no distance from itself.
+        x[i] = R::from_f64(if DISTANCE { 0.0 } else { diagonal });
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,34 @@
+//! Losses over pairs of rows, and what they share with RKD's triples.
+
+pub(in crate::cpu) mod contraction;
+mod generic;
+mod ops;
+mod pair_sums;
+pub(in crate::cpu) mod pair_table;
+pub(in crate::cpu) mod pairs;
+pub(in crate::cpu) mod relation;
+pub(in crate::cpu) mod rkd_distance;
+
+use crate::cpu::triplet;
+use crate::element::Element;
+use crate::error::Result;
+use crate::loss::Pairwise;
+use crate::problem::Batch;
+
+/// The loss. `None` if an input is not finite.
+pub(super) fn evaluate<T: Element>(
+    loss: &Pairwise,
+    normalize: bool,
+    batch: Batch<'_, T>,
+    upstream: f64,
+    gradient: &mut [T::Real],
+) -> Result<Option<f64>> {
+    match loss.as_triplet() {
+        // RKD's distance has an evaluation of its own, with measured rules for its precision.
+        Some(loss) => {
+            let value = triplet::evaluate(&loss, normalize, batch, upstream, gradient)?;
+            Ok(value.map(|(loss, _)| loss))
+        }
+        None => generic::pairwise(loss, normalize, batch, upstream, gradient),
+    }
+}

@@ -1,0 +1,242 @@
+//! Sums over the elements of pairs of rows: squared distances by differences, or products.
+//!
+//! ```text
+//! for each block of 16 rows i, in parallel:
+//!     for each 4 rows i of the block, for each 3 rows j of the triangle:
+//!         for each chunk of 512 elements:
+//!             12 registers += (x_i − x_j)², or x_i x_j
+//!             add the lanes of each register to a sum in f64
+//! ```
+//!
+//! 1. Only one triangle is computed. [`mirror`] and [`symmetric`] fill the other.
+//! 2. A chunk bounds the error: each lane adds at most 32 terms in f32, so the error of the sum
+//!    stays below that of its rounding to f32.
+
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::pairs::{Block, for_all_pairs};
+use crate::cpu::buffer::Buffer;
+use crate::cpu::embeddings::Embeddings;
+use crate::element::Real;
+use crate::error::Result;
+use crate::simd::{by_fours, dispatch, row_stride, unroll};
+
+/// Rows that a task works on, and the side of the squares that matrices are transposed by.
+pub(super) const BLOCK: usize = 16;
+/// Rows i and j of a tile of pairs, whose sums are held in registers.
+const TILE_I: usize = 4;
+const TILE_J: usize = 3;
+/// Elements that are summed in R before the sum moves on to f64.
+const CHUNK: usize = 512;
+/// Side of the squares that [`symmetric`] transposes.
+const SQUARE: usize = 64;
+
+/// Which half of a symmetric matrix.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Triangle {
+    /// Columns from the row's own on.
+    Upper,
+    /// Columns before the row's own.
+    Lower,
+}
+
+/// Squared distances (`DISTANCE`) or products of a block of rows with the rows of a triangle.
+pub(super) struct PairSums<'a, R: Real, const DISTANCE: bool> {
+    pub(super) x: &'a Embeddings<R>,
+    pub(super) triangle: Triangle,
+    /// The distance between rows of `out`.
+    pub(super) stride: usize,
+    /// The first row of the block.
+    pub(super) first: usize,
+    /// The block, `[rows, stride]`. Elements outside the triangle are not written.
+    pub(super) out: &'a mut [R],
+}
+
+impl<R: Real, const DISTANCE: bool> WithSimd for PairSums<'_, R, DISTANCE> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) {
+        let PairSums {
+            x,
+            triangle,
+            stride,
+            first,
+            out,
+        } = self;
+        let n = x.rows;
+        let rows = out.len() / stride;
+        // Tiles at the edge repeat the last row. Their surplus sums are not stored.
+        let row = |i: usize| R::vectors::<S>(x.used(i.min(n - 1)));
+        for i0 in (0..rows).step_by(TILE_I) {
+            let x_i: [_; TILE_I] = std::array::from_fn(|t| row(first + i0 + t));
+            let columns = match triangle {
+                Triangle::Upper => first + i0..n,
+                Triangle::Lower => 0..n.min(first + i0 + TILE_I),
+            };
+            for j0 in columns.step_by(TILE_J) {
+                let x_j: [_; TILE_J] = std::array::from_fn(|t| row(j0 + t));
+                let sums = tile::<R, S, DISTANCE>(s, x_i, x_j);
+                for (i, sums) in sums.iter().enumerate().take(rows - i0) {
+                    for (j, &sum) in sums.iter().enumerate().take(n - j0) {
+                        let (i, j) = (i0 + i, j0 + j);
+                        if (j >= first + i) == (triangle == Triangle::Upper) {
+                            out[i * stride + j] = R::from_f64(sum);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// ‖x_i − x_j‖², or ⟨x_i, x_j⟩, for a tile of pairs.
+#[inline(always)]
+fn tile<R: Real, S: Simd, const DISTANCE: bool>(
+    s: S,
+    x_i: [&[R::Of<S>]; TILE_I],
+    x_j: [&[R::Of<S>]; TILE_J],
+) -> [[f64; TILE_J]; TILE_I] {
+    let vectors = x_i[0].len();
+    assert!(x_i.iter().chain(&x_j).all(|row| row.len() == vectors));
+    let mut sums = [[0.0; TILE_J]; TILE_I];
+    for chunk in (0..vectors).step_by(CHUNK / R::width::<S>()) {
+        let mut sum = [[R::splat(s, R::ZERO); TILE_J]; TILE_I];
+        let end = vectors.min(chunk + CHUNK / R::width::<S>());
+        by_fours(
+            chunk..end,
+            #[inline(always)]
+            |v| {
+                let mut b = [R::splat(s, R::ZERO); TILE_J];
+                unroll::<TILE_J>(
+                    #[inline(always)]
+                    |j| b[j] = x_j[j][v],
+                );
+                unroll::<TILE_I>(
+                    #[inline(always)]
+                    |i| {
+                        let a = x_i[i][v];
+                        unroll::<TILE_J>(
+                            #[inline(always)]
+                            |j| {
+                                let (a, b) = if DISTANCE {
+                                    let difference = R::vsub(s, a, b[j]);
+                                    (difference, difference)
+                                } else {
+                                    (a, b[j])
+                                };
+                                sum[i][j] = R::vmul_add(s, a, b, sum[i][j]);
+                            },
+                        );
+                    },
+                );
+            },
+        );
+        for i in 0..TILE_I {
+            for j in 0..TILE_J {
+                sums[i][j] += R::reduce_sum(s, sum[i][j]).to_f64();
+            }
+        }
+    }
+    sums
+}
+
+/// Fills a block of rows of a symmetric matrix from one triangle of it. The padding is 0.
+pub(super) fn mirror<R: Real>(
+    matrix: &[R],
+    triangle: Triangle,
+    stride: usize,
+    n: usize,
+    first: usize,
+    out: &mut [R],
+) {
+    for row in out.chunks_exact_mut(stride) {
+        row[n..].fill(R::ZERO);
+    }
+    let rows = out.len() / stride;
+    for j0 in (0..n).step_by(BLOCK) {
+        let columns = j0..n.min(j0 + BLOCK);
+        let stored = match triangle {
+            Triangle::Upper => j0 > first,
+            Triangle::Lower => j0 < first,
+        };
+        for i in 0..rows {
+            let row = &mut out[i * stride..][..n];
+            let i = first + i;
+            if j0 == first {
+                for j in columns.clone() {
+                    let here = i == j || (j > i) == (triangle == Triangle::Upper);
+                    row[j] = if here {
+                        matrix[i * stride + j]
+                    } else {
+                        matrix[j * stride + i]
+                    };
+                }
+            } else if stored {
+                row[columns.clone()].copy_from_slice(&matrix[i * stride..][columns.clone()]);
+            } else {
+                for j in columns.clone() {
+                    row[j] = matrix[j * stride + i];
+                }
+            }
+        }
+    }
+}
+
+/// The whole matrix, `[N, row_stride(N)]`: ‖x_i − x_j‖² (`DISTANCE`) or ⟨x_i, x_j⟩. The padding is 0.
+pub(super) fn symmetric<R: Real, const DISTANCE: bool>(x: &Embeddings<R>) -> Result<Buffer<R>> {
+    let n = x.rows;
+    let stride = row_stride::<R>(n);
+    let mut matrix = Buffer::any(n.saturating_mul(stride))?;
+    matrix
+        .par_chunks_mut(BLOCK * stride)
+        .enumerate()
+        .for_each(|(block, out)| {
+            for row in out.chunks_exact_mut(stride) {
+                row[n..].fill(R::ZERO);
+            }
+            dispatch(PairSums::<_, DISTANCE> {
+                x,
+                triangle: Triangle::Upper,
+                stride,
+                first: block * BLOCK,
+                out,
+            });
+        });
+    for_all_pairs(
+        &mut matrix,
+        stride,
+        SQUARE,
+        |block| {
+            for i in 0..block.rows {
+                for j in 0..i {
+                    block.data[i * stride + block.first + j] =
+                        block.data[j * stride + block.first + i];
+                }
+            }
+            Ok(0.0)
+        },
+        |a, b| {
+            if a.first < b.first {
+                transpose_into(b, a, stride);
+            } else {
+                transpose_into(a, b, stride);
+            }
+            Ok(0.0)
+        },
+    )?;
+    Ok(matrix)
+}
+
+/// Fills the square of two blocks below the diagonal from the square above it.
+fn transpose_into<R: Real>(below: &mut Block<'_, R>, above: &Block<'_, R>, stride: usize) {
+    for i0 in (0..below.rows).step_by(BLOCK) {
+        for j in 0..above.rows {
+            let row = &above.data[j * stride + below.first..];
+            for i in i0..below.rows.min(i0 + BLOCK) {
+                below.data[i * stride + above.first + j] = row[i];
+            }
+        }
+    }
+}

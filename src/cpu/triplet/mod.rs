@@ -1,0 +1,274 @@
+//! RKD: the angle of all triples, and the distance of all pairs on request, in one evaluation.
+//!
+//! ```text
+//! x, y    rows of student and teacher, padded and scaled              embeddings
+//! h, r    ½d² and 1/d of every pair of both                           pairwise::pair_table
+//! S       sums of the angle penalty's slopes over all triples         angle, close
+//! μ       the mean distances and the mean slope of the distances      pairwise::rkd_distance
+//! C_ij    r_ij (−2w/N³ (S_ij + S_ji) + the distance's slope)          Coefficients
+//! g_i     Σ_j C_ij (x_i − x_j)                                        pairwise::contraction
+//! ```
+//!
+//! It is attempted in f32, and repeated in f64 where what was measured on the way asks for it.
+
+mod angle;
+mod angle_tile;
+mod close;
+
+use crate::cpu::buffer::Buffer;
+use crate::cpu::embeddings::{Embeddings, RowScaling};
+use crate::cpu::pairwise::contraction::{Form, contract};
+use crate::cpu::pairwise::pair_table::{PairField, PairTable};
+use crate::cpu::pairwise::pairs::{Block, for_all_pairs};
+use crate::cpu::pairwise::rkd_distance::{DistancePenalty, half_distance};
+use crate::element::{DType, Element, Real};
+use crate::error::Result;
+use crate::loss::Triplet;
+use crate::problem::Batch;
+use crate::simd::Lanes;
+use close::ClosePairs;
+
+/// Side of the squares that S + Sᵀ is formed in.
+const SQUARE: usize = 64;
+
+/// Up to which spread of the distances, the longest over the shortest, each way of computing is
+/// used. The bar is twice the error of the definition evaluated in f32 (tests/numerics.rs).
+mod trust {
+    /// For angles in f32: the law of cosines loses about spread · ε, and where distances are alike the
+    /// error stays within the bar.
+    pub(in crate::cpu) const SPREAD_F32_ANGLE: f64 = 1.75;
+    /// For distances in f32.
+    pub(in crate::cpu) const SPREAD_F32_DISTANCE: f64 = 4.0;
+    /// For the contraction as a product. It is within the bar for distances and not for angles.
+    pub(in crate::cpu) const SPREAD_PRODUCT: f64 = 4.0;
+    /// In f32, the least mean penalty. Below it the difference of the cosines is mostly rounding.
+    pub(in crate::cpu) const PENALTY_F32: f64 = 1e-4;
+    /// In f64, for gradients that come back in f32: 2⁻⁵³ · 10⁸ is below their rounding.
+    pub(in crate::cpu) const SPREAD_F64_AS_F32: f64 = 1e8;
+    /// In f64, for gradients in f64: an error of 10⁻¹⁰.
+    pub(in crate::cpu) const SPREAD_F64: f64 = 1e6;
+}
+
+/// The loss, and its two parts, the distances' and the angles', which are not weighted (0 where the
+/// weight is 0). `None` if an input is not finite.
+pub(super) fn evaluate<T: Element>(
+    loss: &Triplet,
+    normalize: bool,
+    batch: Batch<'_, T>,
+    upstream: f64,
+    gradient: &mut [T::Real],
+) -> Result<Option<(f64, [f64; 2])>> {
+    let scaling = if normalize {
+        RowScaling::Normalized
+    } else {
+        RowScaling::Scaled
+    };
+    if <T::Real as Element>::DTYPE == DType::F32 {
+        match attempt::<T, f32>(loss, scaling, batch, upstream, gradient)? {
+            Attempt::Done(value, parts) => return Ok(Some((value, parts))),
+            Attempt::NotFinite => return Ok(None),
+            Attempt::NeedsF64 => {}
+        }
+    }
+    match attempt::<T, f64>(loss, scaling, batch, upstream, gradient)? {
+        Attempt::Done(value, parts) => Ok(Some((value, parts))),
+        Attempt::NotFinite => Ok(None),
+        Attempt::NeedsF64 => unreachable!("f64 is always enough"),
+    }
+}
+
+/// How an attempt in one precision ended.
+enum Attempt {
+    /// The loss and its parts; the gradient has been written.
+    Done(f64, [f64; 2]),
+    /// An input is not finite.
+    NotFinite,
+    /// The data need more than f32. The gradient has not been written, or is to be overwritten.
+    NeedsF64,
+}
+
+/// Computes in `R`. If that is f32 and the data need more, the answer is [`Attempt::NeedsF64`].
+/// In f64 pairs of rows that are too close for the law of cosines are left to [`ClosePairs`].
+fn attempt<T: Element, R: Real>(
+    loss: &Triplet,
+    scaling: RowScaling,
+    batch: Batch<'_, T>,
+    upstream: f64,
+    gradient: &mut [T::Real],
+) -> Result<Attempt> {
+    let Some((x, y)) = Embeddings::<R>::both(batch, scaling)? else {
+        return Ok(Attempt::NotFinite);
+    };
+    let n = x.rows;
+    let mut table = PairTable::new(&x, &y)?;
+    let trusted = trusted_spread::<T, R>(loss);
+    let too_far = table.spread > trusted;
+    if R::DTYPE == DType::F32 && too_far {
+        return Ok(Attempt::NeedsF64);
+    }
+    let close = if too_far {
+        Some((ClosePairs::find(&table, n, trusted)?, y))
+    } else {
+        // The teacher's rows are not needed any more.
+        drop(y);
+        None
+    };
+    // One number a pair: the angle's sums, then C.
+    let mut matrix = Buffer::<R>::zeros(PairTable::<R>::size(n))?;
+
+    let nf = n as f64;
+    let (mut value, mut angle) = (0.0, 0.0);
+    if loss.angle_weight > 0.0 {
+        let sum = match &close {
+            None => angle::penalize(loss.delta, &table, &mut matrix)?,
+            Some((close, _)) => {
+                let masked = close.mask(&mut table)?;
+                angle::penalize(loss.delta, &masked, &mut matrix)?
+            }
+        };
+        let mean = sum / (nf * nf * nf);
+        if R::DTYPE == DType::F32 && mean < trust::PENALTY_F32 {
+            return Ok(Attempt::NeedsF64);
+        }
+        angle = mean;
+        value += loss.angle_weight * mean;
+    }
+    // The gradient of the triples of close pairs.
+    let mut close_gradient = None;
+    if let Some((close, y)) = close {
+        let (penalty, gradient) = close.penalize(loss.delta, &x, &y)?;
+        angle += penalty / (nf * nf * nf);
+        value += loss.angle_weight * penalty / (nf * nf * nf);
+        close_gradient = Some(gradient);
+    }
+    let distance = (loss.distance_weight > 0.0).then(|| {
+        let penalty = DistancePenalty::new(loss.delta, &table, n);
+        value += loss.distance_weight * penalty.mean;
+        penalty
+    });
+
+    let coefficients = Coefficients {
+        table: &table,
+        minus_angle_factor: -2.0 * loss.angle_weight / (nf * nf * nf),
+        distance: distance
+            .as_ref()
+            .map(|penalty| (loss.distance_weight, penalty)),
+    };
+    for_all_pairs(
+        &mut matrix,
+        table.stride(),
+        SQUARE,
+        |block| Ok(coefficients.within(block)),
+        |a, b| Ok(coefficients.between(a, b)),
+    )?;
+    let form = if loss.angle_weight == 0.0 && table.spread <= trust::SPREAD_PRODUCT {
+        Form::Product
+    } else {
+        Form::Differences
+    };
+    contract(form, &x, &mut matrix, table.stride(), upstream, gradient)?;
+    if let Some(close) = close_gradient {
+        let factor = upstream * loss.angle_weight / (nf * nf * nf);
+        let mut row = vec![T::Real::ZERO; x.dim];
+        for (i, out) in gradient.chunks_exact_mut(x.dim).enumerate() {
+            x.write_gradient(i, factor, &close[i * x.dim..][..x.dim], &mut row);
+            for (out, g) in out.iter_mut().zip(&row) {
+                *out += *g;
+            }
+        }
+    }
+    let distance = distance.map_or(0.0, |penalty| penalty.mean);
+    Ok(Attempt::Done(value, [distance, angle]))
+}
+
+/// The largest spread at which computing in `R` is good enough for a gradient in `T::Real`.
+fn trusted_spread<T: Element, R: Real>(loss: &Triplet) -> f64 {
+    match (R::DTYPE, <T::Real as Element>::DTYPE) {
+        (DType::F32, _) if loss.angle_weight > 0.0 => trust::SPREAD_F32_ANGLE,
+        (DType::F32, _) => trust::SPREAD_F32_DISTANCE,
+        // Distances alone do not need the law of cosines.
+        _ if loss.angle_weight == 0.0 => f64::INFINITY,
+        (_, DType::F32) => trust::SPREAD_F64_AS_F32,
+        _ => trust::SPREAD_F64,
+    }
+}
+
+/// Turns the angle's sums S into the coefficients C, in place:
+/// C_ij = r_ij (minus_angle_factor · (S_ij + S_ji) + the distance's 2 ∂L/∂d_ij).
+struct Coefficients<'a, R: Real> {
+    table: &'a PairTable<R>,
+    minus_angle_factor: f64,
+    distance: Option<(f64, &'a DistancePenalty)>,
+}
+
+impl<R: Real> Coefficients<'_, R> {
+    /// The pairs within a block.
+    fn within(&self, block: &mut Block<'_, R>) -> f64 {
+        let stride = self.table.stride();
+        let of_pair = self.of_pair();
+        for i in 0..block.rows {
+            for j in 0..=i {
+                let (ij, ji) = (i * stride + block.first + j, j * stride + block.first + i);
+                let c = of_pair(
+                    block.first + i,
+                    block.first + j,
+                    block.data[ij] + block.data[ji],
+                );
+                block.data[ij] = c;
+                block.data[ji] = c;
+            }
+        }
+        0.0
+    }
+
+    /// The pairs with one row in each block.
+    fn between(&self, a: &mut Block<'_, R>, b: &mut Block<'_, R>) -> f64 {
+        let stride = self.table.stride();
+        let of_pair = self.of_pair();
+        for i in 0..a.rows {
+            for j in 0..b.rows {
+                let (ij, ji) = (i * stride + b.first + j, j * stride + a.first + i);
+                let c = of_pair(a.first + i, b.first + j, a.data[ij] + b.data[ji]);
+                a.data[ij] = c;
+                b.data[ji] = c;
+            }
+        }
+        0.0
+    }
+
+    /// C_ij from S_ij + S_ji, in f64, so that few roundings add up.
+    fn of_pair(&self) -> impl Fn(usize, usize, R) -> R {
+        let minus_angle_factor = self.minus_angle_factor;
+        let distance = self.distance.map(|(weight, penalty)| {
+            let factor = weight * penalty.slope_factor();
+            let DistancePenalty {
+                per_half_x,
+                per_half_y,
+                delta,
+                mean_slope,
+                ..
+            } = *penalty;
+            move |half_x: f64, half_y: f64| {
+                let e = half_x * per_half_x - half_y * per_half_y;
+                factor * (e.clamp(-delta, delta) - mean_slope)
+            }
+        });
+        move |i, j, sum| {
+            let at = |field| self.table.get(i, j, field).to_f64();
+            let angle = minus_angle_factor * sum.to_f64();
+            let distance = distance.map_or(0.0, |slope| {
+                slope(
+                    half_distance(
+                        at(PairField::StudentHalfSquare),
+                        at(PairField::StudentInverse),
+                    ),
+                    half_distance(
+                        at(PairField::TeacherHalfSquare),
+                        at(PairField::TeacherInverse),
+                    ),
+                )
+            });
+            R::from_f64(at(PairField::StudentInverse) * (angle + distance))
+        }
+    }
+}
