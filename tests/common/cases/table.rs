@@ -1,6 +1,6 @@
 //! The table itself.
 
-use relata::{InfoNce, KdKl, Loss, Rkd, RkdAngle, RkdDistance, Rrd};
+use relata::{InfoNce, KdKl, Loss, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
 
 use super::losses::rkd_losses;
 use super::{Case, Data, Purpose};
