@@ -1,31 +1,39 @@
-// Computes   ∂L/∂x_i = upstream · Σ_j C_ij (x_i − x_j), with C_ij = ∂L/∂h_ij, to which a multiple of r_ij is added on the
-//            way where the distance loss takes part; and the loss, of what the coefficients' blocks have summed.
-// Buffers    rows [N, D] f32, f16 or bf16, aligned to their element; coefficients and r [P, P] f32, symmetric, P the rows
-//            up to a multiple of 64, zero beyond N; penalties [blocks of rkd_coefficients]; gradient [N, D] f32; value [2] f32.
-// Passes     one launch, the last. Each block adds up the penalties for itself, while its first rows are on their way: that
-//            takes less time than if all waited for a last block of rkd_coefficients.
+// Computes   ∂L/∂x_i = upstream · Σ_j C_ij (x_i − x_j), with C_ij = ∂L/∂h_ij. If the distance loss
+//            takes part, a multiple of r_ij is added to C_ij first. Also the loss, from the sums of
+//            the coefficients' blocks.
+// Buffers    rows: [N, D] f32, f16 or bf16, aligned to their element. coefficients and r: [P, P]
+//            f32, symmetric, P the rows rounded up to a multiple of 64, zero beyond N. penalties:
+//            [blocks of rkd_coefficients]. gradient: [N, D] f32. value: [1] f32.
+// Passes     One launch, the last. Each block adds up the penalties for itself while its first rows
+//            are in flight: this takes less time than if all blocks waited for a last block of
+//            rkd_coefficients.
 // Grid       (tiles of rows, tiles of 64 dimensions).
-// Block      256 threads; 64 rows i by 64 dimensions, PER = 4 rows a thread. Where that leaves multiprocessors idle
-//            (`contraction_small_batch`) 16 rows, or 8 with PER = 2, and each of four groups of 64 threads has a quarter of the
-//            rows j:
+// Block      256 threads; 64 rows i by 64 dimensions, PER = 4 rows a thread. If that leaves
+//            multiprocessors idle, `contraction_small_batch` takes 16 rows, or 8 with PER = 2, and
+//            each of four groups of 64 threads takes a quarter of the rows j:
 //
 //                     d0 + 4 (t % 16) .. +4
 //                   +-----+-----+-- ... --+-----+
-//            i0 +   | t=0 |  1  |         | 15  |       32 (64) rows j pass through shared memory at a time, with their
-//            PER    | 16  | 17  |         | 31  |       coefficients; the next are on their way in registers
-//            (t/16) | ...                       |
+//            i0 +   | t=0 |  1  |         | 15  |       32 (64) rows j pass through shared memory
+//            PER    | 16  | 17  |         | 31  |       at a time, with their coefficients; the
+//            (t/16) | ...                       |       next ones are in flight, in registers
 //                   +-----+-----+-- ... --+-----+
-// Shared     32 KiB (few: 40): coefficients [j][i], rows [j][64 d], and the next; in the end the groups' sums.
+// Shared     32 KiB (small batches: 40): coefficients [j][i], rows [j][64 d], and the next ones. At
+//            the end the groups' sums.
 // Registers  at most 128.
-// Resident   relata_contraction_f32 2 of 256 threads; relata_contraction_small_batch_f32 2 of 256 threads
+// Resident   relata_contraction_f32 2 of 256 threads; relata_contraction_small_batch_f32 2 of 256
+//            threads
 // SASS       LDG.E.128, LDS.128, STS.128
-// Loop       relata_contraction_f32 at most 2.2 x 128; relata_contraction_f16 at most 2.2 x 128; relata_contraction_small_batch_f32 at most
-//            2.2 x 128 (an element of a difference)
-// Work       2 instructions an element: 2 N² D; N² D / 64 · 4 + N² D / (64, 16 or 8) · element bytes read, through L2.
+// Loop       relata_contraction_f32 at most 2.2 x 128; relata_contraction_f16 at most 2.2 x 128;
+//            relata_contraction_small_batch_f32 at most 2.2 x 128 (an element of a difference)
+// Work       2 instructions an element: 2 N² D. N² D / 64 · 4 + N² D / (64, 16 or 8) · element
+//            bytes are read, through L2.
 // Floor      FP32 issue: 2 N² D / 33.4e12 s on an H200: 32 µs at N = 1024, D = 512.
-// Numerics   by differences, which matters as much as those of the relation: x_i Σ C − Σ C x would cancel. 32 rows are
-//            summed (of a group 16), then added: short sums round less.
-// Order      fixed: rows in order, of a group; then groups in order; penalties by thread and warp.
+// Numerics   By differences, which matters as much as those of the relation: x_i Σ C − Σ C x would
+//            cancel. 32 rows (16 of a group) are summed on their own and then added, because short
+//            sums round less.
+// Order      Fixed: rows in order, in each group. Then groups in order. Penalties by thread and
+//            warp.
 // Reference  src/reference/rkd_angle.rs, rkd_distance.rs.
 #include "common/collective.cuh"
 #include "common/element.cuh"
@@ -37,15 +45,18 @@ namespace {
 constexpr unsigned THREADS = 256;
 constexpr unsigned DIMENSIONS = 64;
 
-// The block's tile, of so many rows i.
+// Sizes of the block's tile, of ROWS rows i.
 template <unsigned ROWS>
 struct Tile {
-    // Groups of threads that share the rows j, and rows j in shared memory at a time, of which each has so many.
-    static constexpr unsigned GROUPS = ROWS == 64 ? 1 : 4, DEPTH = ROWS == 64 ? 32 : 64, OF_GROUP = DEPTH / GROUPS;
+    // Groups of threads that share the rows j. Rows j in shared memory at a time, and those of a
+    // group among them.
+    static constexpr unsigned GROUPS = ROWS == 64 ? 1 : 4, DEPTH = ROWS == 64 ? 32 : 64,
+                              GROUP_DEPTH = DEPTH / GROUPS;
     // Rows i of a thread.
-    static constexpr unsigned THREADS_OF_GROUP = THREADS / GROUPS, PER = ROWS * 16 / THREADS_OF_GROUP;
-    // What a buffer holds of coefficients, and of rows.
-    static constexpr unsigned COEFFICIENTS = DEPTH * ROWS, OTHERS = DEPTH * DIMENSIONS, BUFFER = COEFFICIENTS + OTHERS;
+    static constexpr unsigned GROUP_THREADS = THREADS / GROUPS, PER = ROWS * 16 / GROUP_THREADS;
+    // Elements of a buffer: coefficients and rows j.
+    static constexpr unsigned COEFFICIENTS = DEPTH * ROWS, OTHERS = DEPTH * DIMENSIONS,
+                              BUFFER = COEFFICIENTS + OTHERS;
     static constexpr unsigned SHARED = 2 * BUFFER;
 };
 
@@ -57,100 +68,108 @@ struct Arguments {
     const rkd::Penalties* penalties;
     float* value;
     float* gradient;
-    double angle_value;     // weight / N³: of the sum of penalties in the loss
+    double angle_value;     // weight / N³: the factor of the penalties in the loss
     double distance_value;  // weight / N²
     uint32_t n;
     uint32_t dim;
     uint32_t penalty_count;
-    // The block's rows i.
-    uint32_t tile_rows;
+    uint32_t tile_rows;  // rows i of a block
     float upstream;
     float distance_factor;  // 2 weight / N²
-    // Whether r takes part.
-    uint32_t distance;
+    uint32_t distance;      // whether the distance takes part
     uint32_t padding;
 };
 
-// What there is to know of the penalties together.
-struct Outcome {
+// The loss, from the penalties of all blocks.
+struct Totals {
     float loss;
-    // What times r_ij adds the distance's derivative through the mean to ∂L/∂h_ij.
+    // Times r_ij, it is the derivative of the distance loss through the mean length, a part of
+    // ∂L/∂h_ij.
     float through_mean;
 
-    DEVICE Outcome(const Arguments& arguments, const rkd::Scalars& scalars) {
-        const rkd::Penalties all = rkd::penalties_of(arguments.penalties, arguments.penalty_count);
+    DEVICE Totals(const Arguments& arguments, const rkd::Scalars& scalars) {
+        const rkd::Penalties all =
+            rkd::reduce_penalties(arguments.penalties, arguments.penalty_count);
         const double n = arguments.n, mean = scalars.mean[0];
         const double of_mean = mean != 0 && n > 1 ? all.weighted / (mean * mean * n * (n - 1)) : 0;
         through_mean = static_cast<float>(-arguments.distance_factor * of_mean);
-        const double sum = arguments.angle_value * all.angle + arguments.distance_value * all.distance;
+        const double sum =
+            arguments.angle_value * all.angle + arguments.distance_value * all.distance;
         loss = static_cast<float>(sum + scalars.poison);
     }
 };
 
-// Rows j and their coefficients, on their way to shared memory.
+// Carries rows j and their coefficients to shared memory.
 template <unsigned ROWS, typename T>
 struct Stage {
     static constexpr unsigned CHUNKS = Tile<ROWS>::OTHERS / CHUNK<T> / THREADS;
-    // Fours of coefficients: of a row j, in all, and of a thread.
-    static constexpr unsigned ACROSS = ROWS / 4, FOURS = Tile<ROWS>::COEFFICIENTS / 4;
-    static constexpr unsigned EACH = (FOURS + THREADS - 1) / THREADS;
+    // Quads of coefficients: of a row j, in all, and of a thread.
+    static constexpr unsigned ROW_QUADS = ROWS / 4, QUADS = Tile<ROWS>::COEFFICIENTS / 4;
+    static constexpr unsigned EACH = (QUADS + THREADS - 1) / THREADS;
 
     const Arguments& arguments;
     uint32_t i0, d0;
-    // Whether all chunks lie on multiples of 16 bytes.
+    // Whether all chunks are aligned to 16 bytes.
     bool aligned;
     Chunk<T> chunks[CHUNKS];
     float c[EACH][4], r[EACH][4];
 
+    // Loads the rows from `j0` on into registers.
     DEVICE void fetch(uint32_t j0) {
         const uint32_t n = arguments.n, dim = arguments.dim;
         UNROLL
         for (unsigned e = 0; e < CHUNKS; e++) {
             const unsigned at = (threadIdx.x + e * THREADS) * CHUNK<T>;
             const uint32_t j = j0 + at / DIMENSIONS, d = d0 + at % DIMENSIONS;
-            const T* from = static_cast<const T*>(arguments.rows) + static_cast<uint64_t>(j) * dim + d;
+            const T* from =
+                static_cast<const T*>(arguments.rows) + static_cast<uint64_t>(j) * dim + d;
             chunks[e] = fetch_chunk(from, aligned, j < n && d < dim ? dim - d : 0);
         }
         const uint64_t pitch = rkd::padded(n);
         UNROLL
         for (unsigned e = 0; e < EACH; e++) {
-            const unsigned four = threadIdx.x + e * THREADS;
-            if (four >= FOURS) continue;
-            const uint64_t at = (j0 + four / ACROSS) * pitch + i0 + four % ACROSS * 4;
+            const unsigned quad = threadIdx.x + e * THREADS;
+            if (quad >= QUADS) continue;
+            const uint64_t at = (j0 + quad / ROW_QUADS) * pitch + i0 + quad % ROW_QUADS * 4;
             pair_tile::load_side_by_side(arguments.coefficients + at, c[e]);
             if (arguments.distance) pair_tile::load_side_by_side(arguments.r + at, r[e]);
         }
     }
 
-    DEVICE void put(float* coefficients, float* others, float per_unit, float through_mean) {
+    // Stores them to shared memory, with the distance's derivative through the mean added to the
+    // coefficients.
+    DEVICE void store(float* coefficients, float* others, float per_unit, float through_mean) {
         UNROLL
         for (unsigned e = 0; e < CHUNKS; e++) {
             float values[CHUNK<T>];
             unpack(chunks[e], values);
             UNROLL
             for (unsigned i = 0; i < CHUNK<T>; i += 4)
-                store4(others + (threadIdx.x + e * THREADS) * CHUNK<T> + i, values[i], values[i + 1], values[i + 2],
-                       values[i + 3]);
+                store4(others + (threadIdx.x + e * THREADS) * CHUNK<T> + i, values[i],
+                       values[i + 1], values[i + 2], values[i + 3]);
         }
         UNROLL
         for (unsigned e = 0; e < EACH; e++) {
-            const unsigned four = threadIdx.x + e * THREADS;
-            if (four >= FOURS) continue;
+            const unsigned quad = threadIdx.x + e * THREADS;
+            if (quad >= QUADS) continue;
             if (arguments.distance) {
                 UNROLL
-                for (unsigned i = 0; i < 4; i++) c[e][i] = fmaf(through_mean, rkd::in_unit(r[e][i], per_unit), c[e][i]);
+                for (unsigned i = 0; i < 4; i++)
+                    c[e][i] = fmaf(through_mean, rkd::in_unit(r[e][i], per_unit), c[e][i]);
             }
-            store4(coefficients + four * 4, c[e][0], c[e][1], c[e][2], c[e][3]);
+            store4(coefficients + quad * 4, c[e][0], c[e][1], c[e][2], c[e][3]);
         }
     }
 };
 
-// Four elements of the gradient side by side, of what has been summed for them.
-DEVICE void store(const Arguments& arguments, uint32_t i, uint32_t d, float unit, float upstream, const float (&sum)[4]) {
+// Stores four contiguous elements of the gradient, from their sums.
+DEVICE void store_gradient(const Arguments& arguments, uint32_t i, uint32_t d, float unit,
+                           float upstream, const float (&sum)[4]) {
     if (i >= arguments.n) return;
     float* to = arguments.gradient + static_cast<uint64_t>(i) * arguments.dim + d;
     float gradient[4];
-    // C is in the unit of the lengths; its square could leave f32's range where the gradient does not.
+    // C is in the unit of the lengths. Its square could leave the range of f32 even if the gradient
+    // does not, so the factors are applied one by one.
     UNROLL
     for (unsigned q = 0; q < 4; q++) gradient[q] = sum[q] * unit * unit * upstream;
     if (d + 4 <= arguments.dim) {
@@ -170,9 +189,10 @@ DEVICE void contract(const Arguments& arguments, float* shared) {
     const uint32_t n = arguments.n, dim = arguments.dim;
     const T* rows = static_cast<const T*>(arguments.rows);
     const uint32_t i0 = blockIdx.x * ROWS, d0 = blockIdx.y * DIMENSIONS;
-    const unsigned group = threadIdx.x / Tile::THREADS_OF_GROUP;
-    const unsigned ti = threadIdx.x % Tile::THREADS_OF_GROUP / 16 * PER, td = threadIdx.x % 16 * 4;
+    const unsigned group = threadIdx.x / Tile::GROUP_THREADS;
+    const unsigned ti = threadIdx.x % Tile::GROUP_THREADS / 16 * PER, td = threadIdx.x % 16 * 4;
     Stage<ROWS, T> next{arguments, i0, d0, aligned16(rows) && dim % CHUNK<T> == 0, {}, {}, {}};
+    // Load the first rows j and the block's rows i
     next.fetch(0);
 
     float x[PER][4], sum[PER][4] = {};
@@ -184,32 +204,37 @@ DEVICE void contract(const Arguments& arguments, float* shared) {
             x[p][q] = i < n && d < dim ? to_float(rows[static_cast<uint64_t>(i) * dim + d]) : 0.0f;
         }
     }
+    // Reduce the penalties
     const rkd::Scalars scalars = *arguments.scalars;
-    const Outcome outcome(arguments, scalars);
-    if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) arguments.value[0] = outcome.loss;
-    // Where the loss is NaN, so is the gradient.
-    const float upstream = outcome.loss == outcome.loss ? arguments.upstream : outcome.loss;
-    // A power of two, as its reciprocal is.
+    const Totals totals(arguments, scalars);
+    if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) arguments.value[0] = totals.loss;
+    // If the loss is NaN, so is the gradient.
+    const float upstream = totals.loss == totals.loss ? arguments.upstream : totals.loss;
+    // A power of two, and so is its reciprocal.
     const auto unit = static_cast<float>(scalars.unit[0]);
-    const float per_unit = 1.0f / unit, through_mean = outcome.through_mean;
+    const float per_unit = 1.0f / unit, through_mean = totals.through_mean;
     unsigned buffer = 0;
-    next.put(shared, shared + Tile::COEFFICIENTS, per_unit, through_mean);
+    next.store(shared, shared + Tile::COEFFICIENTS, per_unit, through_mean);
     block_barrier();
     for (uint32_t j0 = 0; j0 < n; j0 += Tile::DEPTH) {
+        // Load the next rows j while the present ones are processed
         const bool more = n - j0 > Tile::DEPTH;
         if (more) next.fetch(j0 + Tile::DEPTH);
-        const float* coefficients = shared + buffer + group * Tile::OF_GROUP * ROWS + ti;
-        const float* others = shared + buffer + Tile::COEFFICIENTS + group * Tile::OF_GROUP * DIMENSIONS + td;
+        // Accumulate
+        const float* coefficients = shared + buffer + group * Tile::GROUP_DEPTH * ROWS + ti;
+        const float* others =
+            shared + buffer + Tile::COEFFICIENTS + group * Tile::GROUP_DEPTH * DIMENSIONS + td;
         float part[PER][4] = {};
         UNROLL_BY(8)
-        for (unsigned j = 0; j < Tile::OF_GROUP; j++) {
+        for (unsigned j = 0; j < Tile::GROUP_DEPTH; j++) {
             float c[PER], y[4];
             pair_tile::load_side_by_side(coefficients + j * ROWS, c);
             pair_tile::load_side_by_side(others + j * DIMENSIONS, y);
             UNROLL
             for (unsigned p = 0; p < PER; p++) {
                 UNROLL
-                for (unsigned q = 0; q < 4; q++) part[p][q] = fmaf(c[p], x[p][q] - y[q], part[p][q]);
+                for (unsigned q = 0; q < 4; q++)
+                    part[p][q] = fmaf(c[p], x[p][q] - y[q], part[p][q]);
             }
         }
         UNROLL
@@ -219,31 +244,36 @@ DEVICE void contract(const Arguments& arguments, float* shared) {
         }
         if (more) {
             buffer = Tile::BUFFER - buffer;
-            next.put(shared + buffer, shared + buffer + Tile::COEFFICIENTS, per_unit, through_mean);
+            next.store(shared + buffer, shared + buffer + Tile::COEFFICIENTS, per_unit,
+                       through_mean);
             block_barrier();
         }
     }
     if constexpr (Tile::GROUPS == 1) {
+        // Store
         UNROLL
-        for (unsigned p = 0; p < PER; p++) store(arguments, i0 + ti + p, d0 + td, unit, upstream, sum[p]);
+        for (unsigned p = 0; p < PER; p++)
+            store_gradient(arguments, i0 + ti + p, d0 + td, unit, upstream, sum[p]);
     } else {
-        // [group][i][d]
+        // Reduce over the groups: [group][i][d]
         constexpr unsigned ELEMENTS = ROWS * DIMENSIONS;
         block_barrier();
         UNROLL
         for (unsigned p = 0; p < PER; p++)
-            store4(shared + group * ELEMENTS + (ti + p) * DIMENSIONS + td, sum[p][0], sum[p][1], sum[p][2], sum[p][3]);
+            store4(shared + group * ELEMENTS + (ti + p) * DIMENSIONS + td, sum[p][0], sum[p][1],
+                   sum[p][2], sum[p][3]);
         block_barrier();
         if (threadIdx.x >= ELEMENTS / 4) return;
         float all[4] = {};
         UNROLL
         for (unsigned g = 0; g < Tile::GROUPS; g++) {
-            float some[4];
-            pair_tile::load_side_by_side(shared + g * ELEMENTS + threadIdx.x * 4, some);
+            float partial[4];
+            pair_tile::load_side_by_side(shared + g * ELEMENTS + threadIdx.x * 4, partial);
             UNROLL
-            for (unsigned q = 0; q < 4; q++) all[q] += some[q];
+            for (unsigned q = 0; q < 4; q++) all[q] += partial[q];
         }
-        store(arguments, i0 + threadIdx.x / 16, d0 + td, unit, upstream, all);
+        // Store
+        store_gradient(arguments, i0 + threadIdx.x / 16, d0 + td, unit, upstream, all);
     }
 }
 
@@ -269,6 +299,9 @@ DEVICE void contraction_small_batch(const Arguments& arguments) {
 EXPORT_KERNEL(relata_contraction_f32, THREADS, 2, Arguments, contraction<float>);
 EXPORT_KERNEL(relata_contraction_f16, THREADS, 2, Arguments, contraction<f16>);
 EXPORT_KERNEL(relata_contraction_bf16, THREADS, 2, Arguments, contraction<bf16>);
-EXPORT_KERNEL(relata_contraction_small_batch_f32, THREADS, 2, Arguments, contraction_small_batch<float>);
-EXPORT_KERNEL(relata_contraction_small_batch_f16, THREADS, 2, Arguments, contraction_small_batch<f16>);
-EXPORT_KERNEL(relata_contraction_small_batch_bf16, THREADS, 2, Arguments, contraction_small_batch<bf16>);
+EXPORT_KERNEL(relata_contraction_small_batch_f32, THREADS, 2, Arguments,
+              contraction_small_batch<float>);
+EXPORT_KERNEL(relata_contraction_small_batch_f16, THREADS, 2, Arguments,
+              contraction_small_batch<f16>);
+EXPORT_KERNEL(relata_contraction_small_batch_bf16, THREADS, 2, Arguments,
+              contraction_small_batch<bf16>);

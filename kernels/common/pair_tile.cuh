@@ -5,9 +5,12 @@
 //             j0 + PER (t % 16) ...
 //           +----------------------+
 //   i0 +    | t=0   1   2  ...  15 |
-//   PER     | 16   17  ...         |     rows pass through shared memory DEPTH dimensions at a time,
-//   (t/16)  | ...                  |     dimension by dimension: a thread's PER rows lie side by side
-//           +----------------------+     While some are worked on the next are on their way, in registers
+//   PER     | 16   17  ...         |
+//   (t/16)  | ...                  |
+//           +----------------------+
+//
+//   Rows pass through shared memory DEPTH dimensions at a time, dimension by dimension: the PER
+//   rows of a thread are contiguous. The next dimensions are in flight meanwhile, in registers.
 #pragma once
 
 #include "collective.cuh"
@@ -18,10 +21,10 @@ namespace pair_tile {
 constexpr unsigned THREADS = 256;
 constexpr unsigned LARGEST_SIDE = 64;
 
-// Dimensions in shared memory at a time: 17 KiB for both sides, twice.
+// Dimensions in shared memory at a time. Both sides take 17 KiB, twice.
 template <typename Real>
 constexpr unsigned DEPTH = 128 / sizeof(Real);
-// Rows of a dimension lie this far apart: a multiple of 16 bytes, off the power of two.
+// The distance between dimensions in shared memory: a multiple of 16 bytes, but no power of two.
 template <typename Real>
 constexpr unsigned PITCH = LARGEST_SIDE + 16 / sizeof(Real);
 template <typename Real>
@@ -41,7 +44,7 @@ struct Product {
     }
 };
 
-// COUNT elements that lie side by side, 16 or 8 bytes at a time where they fill them.
+// Loads COUNT contiguous elements, 16 or 8 bytes at a time if they fill them.
 template <unsigned COUNT, typename Real>
 DEVICE void load_side_by_side(const Real* from, Real (&to)[COUNT]) {
     if constexpr (COUNT * sizeof(Real) % 16 == 0) {
@@ -68,22 +71,25 @@ DEVICE void load_side_by_side(const Real* from, Real (&to)[COUNT]) {
     }
 }
 
-// Rows `first` .. `first + SIDE` of a matrix, on their way to shared memory DEPTH dimensions at a time.
+// Carries rows `first` .. `first + SIDE` of a matrix to shared memory, DEPTH dimensions at a time.
 template <unsigned SIDE, typename Real, typename T>
 struct Stage {
-    // Two neighbours read 32 bytes of a row, and 32 write to 32 banks.
-    static constexpr unsigned CHUNKS = SIDE * DEPTH<Real> / CHUNK<T>, EACH = (CHUNKS + THREADS - 1) / THREADS;
+    // Two neighbouring lanes read 32 bytes of a row, and 32 lanes write to 32 banks.
+    static constexpr unsigned CHUNKS = SIDE * DEPTH<Real> / CHUNK<T>,
+                              EACH = (CHUNKS + THREADS - 1) / THREADS;
 
     const T* rows;
     uint32_t n, dim, first;
-    // Whether all chunks lie on multiples of 16 bytes.
+    // Whether all chunks are aligned to 16 bytes.
     bool aligned;
     Chunk<T> chunks[EACH];
 
     DEVICE static unsigned row(unsigned at) { return at / 2 % SIDE; }
-    DEVICE static unsigned dimension(unsigned at) { return (at / (2 * SIDE) * 2 + at % 2) * CHUNK<T>; }
+    DEVICE static unsigned dimension(unsigned at) {
+        return (at / (2 * SIDE) * 2 + at % 2) * CHUNK<T>;
+    }
 
-    // Zeros beyond the matrix.
+    // Loads chunks into registers, with zeros beyond the matrix.
     DEVICE void fetch(uint32_t depth) {
         UNROLL
         for (unsigned c = 0; c < EACH; c++) {
@@ -94,22 +100,26 @@ struct Stage {
         }
     }
 
-    DEVICE void put(Real* shared) const {
+    // Stores them to shared memory.
+    DEVICE void store(Real* shared) const {
         UNROLL
         for (unsigned c = 0; c < EACH; c++) {
             const unsigned at = threadIdx.x + c * THREADS;
             if (at >= CHUNKS) continue;
             UNROLL
             for (unsigned i = 0; i < CHUNK<T>; i++)
-                shared[(dimension(at) + i) * PITCH<Real> + row(at)] = to_float(chunks[c].elements[i]);
+                shared[(dimension(at) + i) * PITCH<Real> + row(at)] =
+                    to_float(chunks[c].elements[i]);
         }
     }
 };
 
-// Gives sum[a][b] of rows i0 + PER (t/16) + a and j0 + PER (t%16) + b. Sums of DEPTH dimensions are added up: two short
-// sums round less than a long one. Not in f64, where there is nothing to gain by it and registers to lose.
+// Computes sum[a][b] of rows i0 + PER (t/16) + a and j0 + PER (t%16) + b. In f32 each DEPTH
+// dimensions are summed on their own and then added, because two short sums round less than a long
+// one. In f64 this would gain nothing and cost registers.
 template <unsigned PER, typename Op, typename Real, typename T>
-DEVICE void sums(const T* rows, uint32_t n, uint32_t dim, uint32_t i0, uint32_t j0, Real* shared, Real (&sum)[PER][PER]) {
+DEVICE void sums(const T* rows, uint32_t n, uint32_t dim, uint32_t i0, uint32_t j0, Real* shared,
+                 Real (&sum)[PER][PER]) {
     constexpr unsigned D = DEPTH<Real>, BUFFER = D * PITCH<Real>;
     constexpr bool SHORT = sizeof(Real) < 8;
     const bool aligned = aligned16(rows) && dim % CHUNK<T> == 0;
@@ -119,21 +129,25 @@ DEVICE void sums(const T* rows, uint32_t n, uint32_t dim, uint32_t i0, uint32_t 
         UNROLL
         for (unsigned b = 0; b < PER; b++) sum[a][b] = 0;
     }
-    Stage<16 * PER, Real, T> left{rows, n, dim, i0, aligned, {}}, right{rows, n, dim, j0, aligned, {}};
+    Stage<16 * PER, Real, T> left{rows, n, dim, i0, aligned, {}},
+        right{rows, n, dim, j0, aligned, {}};
+    // Load the first dimensions
     unsigned buffer = 0;
     left.fetch(0);
     right.fetch(0);
-    left.put(shared);
-    right.put(shared + BUFFER);
+    left.store(shared);
+    right.store(shared + BUFFER);
     block_barrier();
     for (uint32_t depth = 0; depth < dim; depth += D) {
+        // Load the next dimensions while the present ones are processed
         const bool more = dim - depth > D;
         if (more) {
             left.fetch(depth + D);
             right.fetch(depth + D);
         }
-        const Real* of_left = shared + buffer + ti;
-        const Real* of_right = shared + buffer + BUFFER + tj;
+        // Accumulate
+        const Real* left_rows = shared + buffer + ti;
+        const Real* right_rows = shared + buffer + BUFFER + tj;
         Real part[PER][PER];
         UNROLL
         for (unsigned a = 0; a < PER; a++) {
@@ -143,8 +157,8 @@ DEVICE void sums(const T* rows, uint32_t n, uint32_t dim, uint32_t i0, uint32_t 
         UNROLL_BY(8)
         for (unsigned d = 0; d < D; d++) {
             Real x[PER], y[PER];
-            load_side_by_side(of_left + d * PITCH<Real>, x);
-            load_side_by_side(of_right + d * PITCH<Real>, y);
+            load_side_by_side(left_rows + d * PITCH<Real>, x);
+            load_side_by_side(right_rows + d * PITCH<Real>, y);
             UNROLL
             for (unsigned a = 0; a < PER; a++) {
                 UNROLL
@@ -154,55 +168,63 @@ DEVICE void sums(const T* rows, uint32_t n, uint32_t dim, uint32_t i0, uint32_t 
         UNROLL
         for (unsigned a = 0; a < PER; a++) {
             UNROLL
-            for (unsigned b = 0; b < PER; b++) sum[a][b] = SHORT ? sum[a][b] + part[a][b] : part[a][b];
+            for (unsigned b = 0; b < PER; b++)
+                sum[a][b] = SHORT ? sum[a][b] + part[a][b] : part[a][b];
         }
         if (more) {
             buffer = 2 * BUFFER - buffer;
-            left.put(shared + buffer);
-            right.put(shared + buffer + BUFFER);
+            left.store(shared + buffer);
+            right.store(shared + buffer + BUFFER);
             block_barrier();
         }
     }
 }
 
-// The same of so few rows that it is time and not work which counts: a pair of a tile of SIDE = 4 PER rows squared to each of
-// the first SIDE² threads. 16 groups of 16 threads, with PER x PER pairs a thread, have 4 of every 64 dimensions each:
+// The same for small batches, where latency counts more than work. A tile has SIDE = 4 PER rows
+// squared, and each of the first SIDE² threads gets the sum of one pair. 16 groups of 16 threads,
+// with PER x PER pairs a thread, take 4 of every 64 dimensions each:
 //
 //             j0 + PER (t % 4) ...
 //           +-----------------+     dimensions d, of 64:  0 .. 4  | 4 .. 8  | ... | 60 .. 64
 //   i0 +    | t=0   1   2   3 |     t / 16                0       | 1       |     | 15
 //   PER     | 4     5  ...    |
-//   (t/4%4) | ...             |     their sums are put together in the end: two groups of a warp, then warps in order
-//           +-----------------+
+//   (t/4%4) | ...             |
+//           +-----------------+     The sums are added at the end: two groups of a warp, then
+//                                   warps in order
 template <unsigned PER, typename Real>
-struct Few {
+struct SmallTile {
     static constexpr unsigned SIDE = 4 * PER, PAIRS = SIDE * SIDE;
-    // Rows of both sides lie side by side, 16 bytes off the power of two: chunks of eight rows that two neighbours put lie
-    // on different banks.
+    // The rows of both sides are contiguous. The pitch is 16 bytes off a power of two, so that the
+    // chunks of eight rows that two neighbouring groups of lanes store lie on different banks.
     static constexpr unsigned ROWS = 2 * SIDE, PITCH = ROWS + 16 / sizeof(Real);
-    // Dimensions in shared memory at a time, as many as there is room for. The next are on their way in registers.
+    // Dimensions in shared memory at a time, as many as fit. The next are in flight, in registers.
     static constexpr unsigned DEPTH = PER == 2 ? 256 : 128, SHARED = DEPTH * PITCH;
 };
 
 template <unsigned PER, typename Op, typename Real, typename T>
-DEVICE Real sum_of_few(const T* rows, uint32_t n, uint32_t dim, uint32_t i0, uint32_t j0, Real* shared) {
-    using Tile = Few<PER, Real>;
-    constexpr unsigned PITCH = Tile::PITCH, SIDE = Tile::SIDE, DEPTH = Tile::DEPTH, PAIRS = Tile::PAIRS;
-    constexpr unsigned COLUMNS = DEPTH / CHUNK<T>, CHUNKS = Tile::ROWS * COLUMNS, EACH = (CHUNKS + THREADS - 1) / THREADS;
-    static_assert(THREADS / WARP * PAIRS <= Tile::SHARED && PAIRS <= THREADS, "sums of all warps, a pair a thread");
+DEVICE Real small_tile_sum(const T* rows, uint32_t n, uint32_t dim, uint32_t i0, uint32_t j0,
+                           Real* shared) {
+    using Tile = SmallTile<PER, Real>;
+    constexpr unsigned PITCH = Tile::PITCH, SIDE = Tile::SIDE, DEPTH = Tile::DEPTH,
+                       PAIRS = Tile::PAIRS;
+    constexpr unsigned COLUMNS = DEPTH / CHUNK<T>, CHUNKS = Tile::ROWS * COLUMNS,
+                       EACH = (CHUNKS + THREADS - 1) / THREADS;
+    static_assert(THREADS / WARP * PAIRS <= Tile::SHARED && PAIRS <= THREADS,
+                  "sums of all warps, a pair a thread");
     const bool aligned = aligned16(rows) && dim % CHUNK<T> == 0;
-    const unsigned group = threadIdx.x / 16, ti = threadIdx.x / 4 % 4 * PER, tj = threadIdx.x % 4 * PER;
-    // Eight rows after the other: eight lanes have chunks of eight rows.
+    const unsigned group = threadIdx.x / 16, ti = threadIdx.x / 4 % 4 * PER,
+                   tj = threadIdx.x % 4 * PER;
+    // Rows come in eights: eight lanes load chunks of eight rows.
     const auto row = [](unsigned at) { return at / (8 * COLUMNS) * 8 + at % 8; };
     const auto dimension = [](unsigned at) { return at / 8 % COLUMNS * CHUNK<T>; };
-    const auto is_one = [](unsigned at) { return CHUNKS % THREADS == 0 || at < CHUNKS; };
+    const auto is_chunk = [](unsigned at) { return CHUNKS % THREADS == 0 || at < CHUNKS; };
     Chunk<T> chunks[EACH];
     const T* from[EACH];
     UNROLL
     for (unsigned c = 0; c < EACH; c++) {
         const unsigned at = threadIdx.x + c * THREADS, in_tile = row(at);
         const uint32_t i = in_tile < SIDE ? i0 + in_tile : j0 + in_tile - SIDE;
-        // Beyond the rows the last one again: nobody asks for its pairs.
+        // Beyond the last row it is loaded again; its extra pairs are never used.
         from[c] = rows + static_cast<uint64_t>(i < n ? i : n - 1) * dim + dimension(at);
     }
     const auto fetch = [&](uint32_t depth) {
@@ -210,7 +232,8 @@ DEVICE Real sum_of_few(const T* rows, uint32_t n, uint32_t dim, uint32_t i0, uin
             UNROLL
             for (unsigned c = 0; c < EACH; c++) {
                 const unsigned at = threadIdx.x + c * THREADS, d = depth + dimension(at);
-                chunks[c] = fetch_chunk(from[c] + depth, wide, is_one(at) && d < dim ? dim - d : 0);
+                chunks[c] =
+                    fetch_chunk(from[c] + depth, wide, is_chunk(at) && d < dim ? dim - d : 0);
             }
         };
         if (aligned) {
@@ -220,27 +243,31 @@ DEVICE Real sum_of_few(const T* rows, uint32_t n, uint32_t dim, uint32_t i0, uin
         }
     };
     Real sum[PER][PER] = {};
+    // Load the first dimensions
     fetch(0);
     for (uint32_t depth = 0; depth < dim; depth += DEPTH) {
+        // Store them to shared memory
         UNROLL
         for (unsigned c = 0; c < EACH; c++) {
             const unsigned at = threadIdx.x + c * THREADS;
-            if (!is_one(at)) continue;
+            if (!is_chunk(at)) continue;
             Real* to = shared + dimension(at) * PITCH + row(at);
             UNROLL
             for (unsigned e = 0; e < CHUNK<T>; e++) to[e * PITCH] = to_float(chunks[c].elements[e]);
         }
         block_barrier();
+        // Load the next dimensions while the present ones are processed
         if (dim - depth > DEPTH) fetch(depth + DEPTH);
+        // Accumulate
         const uint32_t rest = dim - depth < DEPTH ? dim - depth : DEPTH;
-        const Real* of_group = shared + 4 * group * PITCH;
+        const Real* group_rows = shared + 4 * group * PITCH;
         UNROLL_BY(1)
-        for (unsigned d = 0; d < rest; d += 64, of_group += 64 * PITCH) {
+        for (unsigned d = 0; d < rest; d += 64, group_rows += 64 * PITCH) {
             UNROLL
             for (unsigned e = 0; e < 4; e++) {
                 Real x[PER], y[PER];
-                load_side_by_side(of_group + e * PITCH + ti, x);
-                load_side_by_side(of_group + e * PITCH + SIDE + tj, y);
+                load_side_by_side(group_rows + e * PITCH + ti, x);
+                load_side_by_side(group_rows + e * PITCH + SIDE + tj, y);
                 UNROLL
                 for (unsigned a = 0; a < PER; a++) {
                     UNROLL
@@ -250,6 +277,7 @@ DEVICE Real sum_of_few(const T* rows, uint32_t n, uint32_t dim, uint32_t i0, uin
         }
         block_barrier();
     }
+    // Reduce over the groups
     UNROLL
     for (unsigned a = 0; a < PER; a++) {
         UNROLL
@@ -272,12 +300,12 @@ struct Pair {
     uint32_t a, b;
 };
 
-// How many lie before those of column b, without leaving 32 bits on the way.
+// The number of tiles before column b, computed without overflowing 32 bits on the way.
 DEVICE uint32_t pairs_before(uint32_t b) { return b % 2 == 0 ? b / 2 * (b + 1) : (b + 1) / 2 * b; }
 
 DEVICE Pair pair_of(uint32_t index) {
     auto b = static_cast<uint32_t>((sqrtf(8.0f * static_cast<float>(index) + 1.0f) - 1.0f) * 0.5f);
-    // The root is rounded: by less than 0.02 at any index.
+    // The root is rounded, by less than 0.02 at any index.
     if (pairs_before(b) > index) b--;
     if (b < 92681 && pairs_before(b + 1) <= index) b++;
     return {index - pairs_before(b), b};
