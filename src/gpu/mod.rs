@@ -17,6 +17,7 @@ mod attention;
 mod info_nce;
 mod kd_kl;
 mod normalize;
+mod pairwise;
 pub(crate) mod queue;
 mod relation;
 mod rkd;

@@ -2,7 +2,7 @@
 
 use super::machine::{Launcher, Limits};
 use super::workspace::Layout;
-use super::{info_nce, kd_kl, queue, rkd, rrd};
+use super::{info_nce, kd_kl, pairwise, queue, rkd, rrd};
 use crate::element::DType;
 use crate::error::{Error, Result};
 use crate::loss::{Enqueue, Family, InfoNce, KdKl, Rkd, Rrd, Target, Triplet};
@@ -42,6 +42,7 @@ pub(crate) struct Plan {
 #[allow(clippy::large_enum_variant, reason = "there is one for each evaluator")]
 enum Passes {
     Rkd(rkd::Plan),
+    Pairwise(pairwise::Plan),
     InfoNce(info_nce::Plan),
     KdKl(kd_kl::Plan),
     Rrd(rrd::Plan),
@@ -62,7 +63,13 @@ impl Plan {
         let passes = match spec.family {
             Family::Pairwise(pairwise) => match pairwise.as_triplet() {
                 Some(triplet) => Passes::Rkd(rkd(rkd_of(triplet), &mut layout)?),
-                None => todo!("generic"),
+                None => Passes::Pairwise(pairwise::Plan::new(
+                    pairwise,
+                    problem,
+                    dtype,
+                    limits,
+                    &mut layout,
+                )?),
             },
             Family::Triplet(triplet) => Passes::Rkd(rkd(rkd_of(triplet), &mut layout)?),
             Family::Contrastive(contrastive) => match contrastive.target {
@@ -130,6 +137,7 @@ impl Plan {
     pub(crate) fn launch(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         match &self.passes {
             Passes::Rkd(plan) => plan.launch(launcher, at),
+            Passes::Pairwise(plan) => plan.launch(launcher, at),
             Passes::InfoNce(plan) => plan.launch(launcher, at),
             Passes::KdKl(plan) => plan.launch(launcher, at),
             Passes::Rrd(plan) => plan.launch(launcher, at),
