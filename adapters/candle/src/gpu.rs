@@ -70,7 +70,7 @@ fn evaluate_as<T: CudaElement>(
     let queue = queue.transpose()?;
 
     let mut gradient = overwritten(device, rows * dim)?;
-    let mut value = overwritten(device, 2)?;
+    let mut value = overwritten(device, relata::cuda::VALUE_LEN)?;
     on_gpu(&inputs.student, |student| {
         on_gpu(&inputs.teacher, |teacher| {
             let evaluate = |evaluator: &mut Evaluator<T>| match queue {

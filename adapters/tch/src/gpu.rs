@@ -24,7 +24,7 @@ fn evaluate_as<T: GpuElement>(inputs: &Inputs, problem: &Problem) -> Result<Eval
     // workspace, from step to step; that is left out here.
     let device = inputs.student.device();
     let gradient = Tensor::f_empty(&inputs.student.size()[..], (Kind::Float, device))?;
-    let value = Tensor::f_empty([2], (Kind::Float, device))?;
+    let value = Tensor::f_empty([relata::cuda::VALUE_LEN as i64], (Kind::Float, device))?;
     let evaluator = RawEvaluator::new::<T>(problem)?;
     let bytes = i64::try_from(evaluator.workspace_bytes()).unwrap_or(i64::MAX);
     let workspace = Tensor::f_empty([bytes], (Kind::Uint8, device))?;
