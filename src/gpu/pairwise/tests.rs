@@ -627,7 +627,10 @@ fn agrees_with_the_kernels_of_rkd() {
     ] {
         for data in [Data::Normal, Data::Duplicates, Data::Identical] {
             let [x, y] = rows(data, n, dims).map(|x| rounded::<f32>(&x).0);
-            let loss = RkdDistance { delta: 0.7 };
+            let loss = RkdDistance {
+                delta: 0.7,
+                ..RkdDistance::default()
+            };
             let [student, teacher] =
                 [(&x, dims[0]), (&y, dims[1])].map(|(x, dim)| Rows::new(x, [n, dim]).unwrap());
             let want = loss.evaluate(&Emulator::new(), student, teacher).unwrap();
