@@ -40,6 +40,7 @@ struct Arguments {
     uint32_t n;
     float delta;
 };
+ARGUMENTS(Arguments, student, teacher, scales, weighted, n, delta);
 
 template <typename Relation, typename Normalizer, typename Penalty>
 DEVICE void coefficients(const Arguments& arguments) {

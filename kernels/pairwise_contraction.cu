@@ -67,6 +67,8 @@ struct Arguments {
     uint32_t tile_rows;  // 64 or 16
     float factor;        // upstream/N²
 };
+ARGUMENTS(Arguments, rows, coefficients, losses, units, value, gradient, loss_factor, n, dim,
+          tile_rows, factor);
 
 // Rows j and their coefficients, on their way to shared memory.
 template <unsigned ROWS, typename T>

@@ -51,6 +51,7 @@ struct Arguments {
     uint32_t n;
     float delta;
 };
+ARGUMENTS(Arguments, r, units, sums, scales, losses, partials, weighted, counter, slices, n, delta);
 
 // The row of the block.
 template <typename Relation, typename Normalizer, typename Penalty>

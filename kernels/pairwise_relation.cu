@@ -49,6 +49,7 @@ struct Matrix {
     uint32_t slice;  // its dimensions, a multiple of DEPTH
     uint32_t padding;
 };
+ARGUMENTS(Matrix, rows, slots, dim, slices, slice, padding);
 
 // Mirrored in src/gpu/pairwise/arguments.rs.
 struct Arguments {
@@ -58,6 +59,7 @@ struct Arguments {
     uint32_t n;
     uint32_t maxima_pitch;
 };
+ARGUMENTS(Arguments, of, maxima, units, n, maxima_pitch);
 
 // Rows `first` .. `first + TILE` on their way to shared memory, DEPTH dimensions at a time.
 template <typename T>
