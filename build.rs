@@ -1,4 +1,4 @@
-//! Builds the kernels: with nvcc for a GPU, with the host's C++ compiler for the emulator.
+//! Builds the kernels: with nvcc for GPUs, with the C++ compiler of the host for the emulator.
 
 #[cfg(feature = "cuda")]
 #[path = "build/cuda.rs"]

@@ -1,7 +1,7 @@
-//! A fatbin of every kernel, by nvcc: cubins for a list of GPUs and PTX for GPUs that come later.
+//! Compiles every .cu file to a fatbin with nvcc: cubins for a list of GPUs and PTX for later GPUs.
 //!
-//! Nothing of CUDA is linked and no GPU is asked for: the driver loads the fatbins when the program
-//! runs. docs/decisions/0006 says why it is done so.
+//! Nothing of CUDA is linked, and no GPU is needed. The driver loads the fatbins when the program runs.
+//! docs/decisions/0006 gives the reasons.
 
 use std::collections::hash_map::DefaultHasher;
 use std::env;
@@ -13,12 +13,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::{kernels_in, out_dir};
 
-/// A cubin runs on GPUs of its major version from its minor one on (one with an `a` on that very one),
-/// PTX on all from its version on, after the driver has compiled it. So sm_80 is for 8.6 and 8.9 too: they
-/// would get the same instructions.
+/// The default targets. A cubin runs on GPUs of its major version and the same or a later minor version;
+/// with an `a` it runs on exactly its version. PTX runs on its version and all later ones, after the
+/// driver has compiled it. So sm_80 serves 8.6 and 8.9 too, with the same instructions.
 const TARGETS: &str = "sm_80 sm_90a sm_100 sm_120 compute_80";
 
-/// Shared with scripts/check-kernels.
+/// The options of nvcc, which scripts/check-kernels uses too.
 const OPTIONS: &str = "kernels/nvcc.options";
 
 type Result<T> = std::result::Result<T, String>;
@@ -38,7 +38,7 @@ pub(crate) fn build() {
     ] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
-    // The machine that builds the documentation has no nvcc, and needs no kernels.
+    // The machine that builds the documentation has no nvcc and needs no kernels.
     let images = if env::var_os("DOCS_RS").is_some() {
         Ok(Images::default())
     } else {
@@ -56,13 +56,14 @@ pub(crate) fn build() {
     }
 }
 
+/// A compiled .cu file.
 struct Image {
     fatbin: String,
     /// The entry points in it.
     exports: Vec<String>,
 }
 
-/// What src/gpu/cuda/images.rs includes.
+/// The source that src/gpu/cuda/images.rs includes.
 #[derive(Default)]
 struct Images {
     files: Vec<Image>,
@@ -92,7 +93,7 @@ fn compile() -> Result<Images> {
     let nvcc = Nvcc::find()?;
     let targets = match env::var("RELATA_CUDA_TARGETS") {
         Ok(list) => parse(&list)?,
-        Err(_) => nvcc.those_known(parse(TARGETS)?),
+        Err(_) => nvcc.known(parse(TARGETS)?),
     };
     let mut arguments = vec![
         "-fatbin".to_owned(),
@@ -127,7 +128,8 @@ fn compile() -> Result<Images> {
     })
 }
 
-/// Its entry points are those that stand there, each at the beginning of a line: what a macro made of names would not be found.
+/// The image of a .cu file. It finds the entry points by text: EXPORT_KERNEL must be at the beginning of a
+/// line, with the name written out.
 fn image(kernel: &Path) -> Result<Image> {
     const EXPORTS: [&str; 2] = ["EXPORT_KERNEL(", "EXPORT_KERNEL_REGISTERS("];
     let source =
@@ -178,7 +180,7 @@ fn parse(list: &str) -> Result<Vec<String>> {
     }
 }
 
-/// sm_90a: a cubin; compute_80: PTX.
+/// The option of nvcc for a target. sm_90a is a cubin, compute_80 is PTX.
 fn gencode(target: &str) -> String {
     format!("-gencode=arch=compute_{},code={target}", number(target))
 }
@@ -189,7 +191,7 @@ fn number(target: &str) -> &str {
 
 struct Nvcc {
     program: PathBuf,
-    /// What it says of its version.
+    /// The output of `--version`.
     version: String,
     release: (u32, u32),
 }
@@ -208,7 +210,7 @@ impl Nvcc {
         let output = command(&program).arg("--version").output().map_err(|error| {
             format!(
                 "the feature cuda needs nvcc, and {} does not start: {error}\n\
-                 scripts/install-nvcc brings one without a CUDA installation; or set NVCC, CUDA_HOME or PATH",
+                 scripts/install-nvcc installs it without a CUDA toolkit; or set NVCC, CUDA_HOME or PATH",
                 program.display()
             )
         })?;
@@ -226,8 +228,8 @@ impl Nvcc {
         })
     }
 
-    /// Of `targets` those that this release compiles for.
-    fn those_known(&self, mut targets: Vec<String>) -> Vec<String> {
+    /// The `targets` that this release knows.
+    fn known(&self, mut targets: Vec<String>) -> Vec<String> {
         let output = command(&self.program).arg("--list-gpu-code").output();
         let listed = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
         let listed = listed.unwrap_or_default();
@@ -240,7 +242,7 @@ impl Nvcc {
         targets
     }
 
-    /// Writes `<stem>.fatbin`, unless there is one of the same making.
+    /// Writes `<stem>.fatbin`, unless there is one from the same inputs.
     fn compile(&self, kernel: &Path, arguments: &[String], shared: u64) -> Result<()> {
         let image = out_dir().join(format!("{}.fatbin", stem(kernel)));
         let mut hasher = DefaultHasher::new();
@@ -254,8 +256,8 @@ impl Nvcc {
             fs::read(OPTIONS).ok(),
         )
             .hash(&mut hasher);
-        let (making, note) = (hasher.finish().to_string(), image.with_extension("making"));
-        if image.is_file() && fs::read_to_string(&note).is_ok_and(|old| old == making) {
+        let (inputs, note) = (hasher.finish().to_string(), image.with_extension("inputs"));
+        if image.is_file() && fs::read_to_string(&note).is_ok_and(|old| old == inputs) {
             return Ok(());
         }
         let output = command(&self.program)
@@ -266,17 +268,17 @@ impl Nvcc {
             .output()
             .map_err(|error| format!("{}: {error}", self.program.display()))?;
         if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr);
+            let message = String::from_utf8_lossy(&output.stderr);
             return Err(format!(
-                "nvcc does not compile {}:\n{said}",
+                "nvcc does not compile {}:\n{message}",
                 kernel.display()
             ));
         }
-        fs::write(note, making).map_err(|error| error.to_string())
+        fs::write(note, inputs).map_err(|error| error.to_string())
     }
 }
 
-/// With its own folder in PATH: the nvcc of a Python wheel looks there for its parts.
+/// Runs nvcc with its own folder in PATH: the nvcc of a Python wheel looks there for its parts.
 fn command(program: &Path) -> Command {
     let mut command = Command::new(program);
     if let Some(folder) = program.parent().filter(|folder| folder.is_absolute()) {
@@ -294,7 +296,7 @@ fn in_path(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// 13.0 of "Cuda compilation tools, release 13.0, V13.0.88".
+/// 13.0 from "Cuda compilation tools, release 13.0, V13.0.88".
 fn release(version: &str) -> Option<(u32, u32)> {
     let (_, rest) = version.split_once("release ")?;
     let (major, minor) = rest.split(',').next()?.split_once('.')?;

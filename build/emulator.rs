@@ -1,4 +1,4 @@
-//! The emulator and every kernel, as one static library.
+//! Compiles the emulator and every kernel into one static library.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use crate::{kernels_in, out_dir};
 pub(crate) fn build() {
     println!("cargo::rerun-if-changed=emulator");
     println!("cargo::rerun-if-env-changed=DOCS_RS");
-    // As for cuda: documentation needs no kernels.
+    // The machine that builds the documentation needs no kernels.
     if std::env::var_os("DOCS_RS").is_some() {
         return;
     }
@@ -15,20 +15,21 @@ pub(crate) fn build() {
     build
         .cpp(true)
         .std("c++17")
-        // The tests run the kernels a lot, whatever they themselves are built with.
+        // The tests run the kernels often, so optimise them also in a debug build.
         .opt_level(2)
         .debug(true)
-        // nvcc contracts where a kernel says fmaf, and so does the host.
+        // A multiplication and an addition become one operation only where a kernel says fmaf, as with
+        // nvcc.
         .flag("-ffp-contract=off")
         .flag("-fno-exceptions")
         .flag("-Wall")
         .flag("-Wextra")
         .flag_if_supported("-Wno-unknown-pragmas")
         .file("emulator/emulator.cpp");
-    // The seeded_bugs ones are for the emulator's own tests, and are left out of everything else by the linker.
+    // The seeded bugs are for the tests of the emulator. The linker leaves them out of everything else.
     let seeded_bugs = kernels_in("emulator/seeded_bugs");
     for kernel in kernels_in("kernels").into_iter().chain(seeded_bugs) {
-        // A .cu file is C++ to this compiler.
+        // To this compiler a .cu file is C++.
         build.file(as_cpp(&kernel));
     }
     if has_fma() {
@@ -39,11 +40,11 @@ pub(crate) fn build() {
             .flag("-fsanitize=address,undefined")
             .flag("-fno-sanitize-recover=undefined")
             .flag("-fno-omit-frame-pointer");
-        // By name, and before what they watch: rustc leaves out what a C++ linker would bring.
+        // Link the libraries of the sanitizers by name: a C++ linker adds them by itself, rustc does not.
         println!("cargo::rustc-link-lib=dylib=asan");
         println!("cargo::rustc-link-lib=dylib=ubsan");
     } else {
-        // What costs next to nothing, reported by emulator/undefined.cpp.
+        // These checks cost almost nothing. emulator/undefined.cpp reports what they find.
         build
             .flag_if_supported("-fsanitize=alignment,bounds,integer-divide-by-zero")
             .file("emulator/undefined.cpp");
@@ -59,8 +60,8 @@ pub(crate) fn build() {
     build.compile("relata_emulator");
 }
 
-/// Whether fmaf can be an instruction, where the kernels run that are built here, instead of a call: the
-/// result is the same, and kernels consist of it.
+/// Whether the CPU that runs these kernels has an instruction for fmaf, which they use everywhere. A
+/// call gives the same result and is slower.
 fn has_fma() -> bool {
     let [host, target] = ["HOST", "TARGET"].map(std::env::var_os);
     #[cfg(target_arch = "x86_64")]
@@ -69,7 +70,7 @@ fn has_fma() -> bool {
     return false;
 }
 
-/// A C++ file that includes `kernel`: compilers go by the name's ending.
+/// A C++ file that includes `kernel`: compilers tell languages by the ending of the name.
 fn as_cpp(kernel: &Path) -> PathBuf {
     let stem = kernel.file_stem().expect("a kernel's file has a name");
     let path = out_dir().join(stem).with_extension("cpp");

@@ -14,17 +14,17 @@ namespace emulator {
 
 namespace {
 
-// What shared memory holds before it is written: NaN as f32, f16 and bf16, -1 as an integer.
+// The content of shared memory before it is written: NaN as f32, f16 and bf16, -1 as an integer.
 constexpr unsigned char POISON = 0xFF;
-// What lies between arrays, and must still lie there when the block is done: NaN as well, for those who read it, but
-// no number that a kernel has a reason to write.
+// The content of the guards between arrays, which must be unchanged when the block is done. A kernel that reads it gets NaN
+// too. No kernel has a reason to write these bytes.
 constexpr unsigned char CANARY[2] = {0xFE, 0xFF};
 constexpr size_t GUARD = 128;
-// Arrays are aligned as much as a GPU promises, and no more.
+// Arrays have the alignment that a GPU promises, and no more.
 constexpr size_t STATIC_ALIGNMENT = 16, DYNAMIC_ALIGNMENT = 128;
-// What any GPU offers a block's static arrays.
+// The bytes that every GPU has for the static arrays of a block.
 constexpr size_t STATIC_LIMIT = 48 * 1024;
-// More than any GPU offers a block, plus guards.
+// More than any GPU has for a block, plus guards.
 constexpr size_t CAPACITY = 256 * 1024;
 constexpr unsigned MOST_ARRAYS = 32;
 
@@ -37,10 +37,10 @@ const char* file_name(const char* path) {
 
 }  // namespace
 
-// The shared memory of the block that runs on this thread of the machine; used again by the next one.
+// The shared memory of the block that runs on this thread of the CPU. The next block uses it again.
 struct Block {
     struct Array {
-        // Null for dynamic memory.
+        // Null for dynamic shared memory.
         const Site* site;
         size_t offset, bytes;
     };
@@ -48,21 +48,21 @@ struct Block {
     unsigned char* memory;
     size_t used;
     size_t static_bytes, limit;
-    // The first one is dynamic memory.
+    // The first one is the dynamic shared memory.
     Array arrays[1 + MOST_ARRAYS];
     unsigned count;
     char fault[512];
 
-    // The guards of the whole: memory is unreadable elsewhere, where AddressSanitizer watches.
+    // Fills a guard. AddressSanitizer, where it is on, forbids to read it.
     void guard(size_t from, size_t to) {
         ASAN_UNPOISON_MEMORY_REGION(memory + from, to - from);
         for (size_t i = from; i < to; i++) memory[i] = CANARY[i % 2];
         ASAN_POISON_MEMORY_REGION(memory + from, to - from);
     }
 
-    // An array behind all others, between two guards.
-    void* place(const Site* site, size_t bytes, size_t alignment) {
-        // An odd multiple of the alignment.
+    // Adds an array behind all others, between two guards.
+    void* add_array(const Site* site, size_t bytes, size_t alignment) {
+        // An odd multiple of the alignment: no array has a better alignment than a GPU promises.
         const size_t offset = (used + GUARD + alignment - 1) / (2 * alignment) * (2 * alignment) + alignment;
         guard(count == 0 ? 0 : used + GUARD, offset);
         ASAN_UNPOISON_MEMORY_REGION(memory + offset, bytes);
@@ -80,7 +80,7 @@ struct Block {
 
     bool intact(size_t at) const { return memory[at] == CANARY[at % 2]; }
 
-    // Looks for an array that something was written beside: of the two at a gap, the nearer one.
+    // Looks for a damaged guard and reports the nearer of the two arrays beside it.
     bool overrun() {
         size_t from = 0;
         for (unsigned i = 0; i <= count; i++) {
@@ -110,7 +110,7 @@ struct Block {
     }
 };
 
-// Copies under way.
+// The asynchronous copies of a thread that have not arrived.
 struct Copies {
     struct Copy {
         unsigned char* to;
@@ -156,7 +156,7 @@ void* shared_array(const Site* site, size_t bytes) {
     if (block.static_bytes > STATIC_LIMIT) fail(site->file, site->line, "more than 48 KiB of static shared memory");
     if (block.static_bytes + block.arrays[0].bytes > block.limit)
         fail(site->file, site->line, "more shared memory, static and dynamic, than the GPU has for a block");
-    return block.place(site, bytes, STATIC_ALIGNMENT);
+    return block.add_array(site, bytes, STATIC_ALIGNMENT);
 }
 
 void* dynamic_shared() { return running->shared->memory + running->shared->arrays[0].offset; }
@@ -233,12 +233,12 @@ double power_of_two(int exponent) {
     return value;
 }
 
-// Products that tensor cores add to a sum in one go.
+// The number of products that tensor cores add to a sum at once.
 constexpr unsigned TENSOR_BLOCK = 8;
 
-// sum + Σ products as the tensor cores of compute capability 8.x add: all are brought to the largest one's exponent, what lies
-// beyond one bit more than a float has is cut off, and of the total what lies beyond a float's. (Fasi et al., PeerJ Computer
-// Science 7:e330. Those of 9.0 keep another bit and take 16 products at a time: what holds here holds there.)
+// sum + Σ products, as the tensor cores of compute capability 8.x add (Fasi et al., PeerJ Computer Science 7:e330). They shift
+// all terms to the exponent of the largest one, keep one bit more than a float has, and cut off the rest. They cut the total
+// off to a float. Tensor cores of 9.0 keep another bit and add 16 products at once, so they are at least as exact.
 float add_as_tensor_cores(float sum, const float* products) {
     constexpr int KEPT = 24;
     float terms[TENSOR_BLOCK + 1] = {sum};
@@ -309,7 +309,7 @@ float half_to_float(uint16_t bits) {
         memcpy(&value, &wide, 4);
         return value;
     }
-    // As the bits of a float, an f16's exponent is 112 too small, that of subnormals included.
+    // Read as the bits of a float, the exponent of an f16 is 112 too small, also that of a subnormal.
     wide = magnitude << 13;
     memcpy(&value, &wide, 4);
     value *= 0x1p112f;
@@ -324,21 +324,21 @@ uint16_t float_to_half(float value) {
     if (bits > 0x7F800000) return sign | 0x7FFF;
     if (bits >= 0x477FF000) return sign | 0x7C00;
     if (bits < 0x38800000) {
-        // Subnormal: adding 0.5 puts the last bit of an f16 into the last bit of the float.
+        // Subnormal: after adding 0.5, the last bit of the float is the last bit of the f16.
         float magnitude;
         memcpy(&magnitude, &bits, 4);
         magnitude += 0.5f;
         memcpy(&bits, &magnitude, 4);
         return sign | static_cast<uint16_t>(bits - 0x3F000000);
     }
-    // To the nearest, ties to even.
+    // Round to the nearest, ties to even.
     bits += 0xFFF + (bits >> 13 & 1);
     return sign | static_cast<uint16_t>((bits - 0x38000000) >> 13);
 }
 
 }  // namespace emulator
 
-// What the scheduler calls.
+// The functions that Rust calls.
 extern "C" {
 
 emulator::Block* relata_emulator_block_new() {
@@ -354,7 +354,7 @@ void relata_emulator_block_delete(emulator::Block* block) {
     delete block;
 }
 
-// Empties the block's shared memory for the next block, which may have `limit` bytes of it.
+// Empties the shared memory for the next block, which may use `limit` bytes.
 void relata_emulator_block_begin(emulator::Block* block, size_t dynamic_bytes, size_t limit) {
     ASAN_POISON_MEMORY_REGION(block->memory, emulator::CAPACITY);
     block->used = 0;
@@ -362,10 +362,10 @@ void relata_emulator_block_begin(emulator::Block* block, size_t dynamic_bytes, s
     block->limit = limit;
     block->count = 0;
     block->fault[0] = 0;
-    block->place(nullptr, dynamic_bytes, emulator::DYNAMIC_ALIGNMENT);
+    block->add_array(nullptr, dynamic_bytes, emulator::DYNAMIC_ALIGNMENT);
 }
 
-// What went wrong in the block, or null. The text lives until the next block begins.
+// The fault of the block in words, or null. The text lives until the next block begins.
 const char* relata_emulator_block_end(emulator::Block* block) {
     return block->fault[0] != 0 || block->overrun() ? block->fault : nullptr;
 }
@@ -374,7 +374,7 @@ size_t relata_emulator_warp_bytes() { return sizeof(emulator::Warp); }
 size_t relata_emulator_copies_bytes() { return sizeof(emulator::Copies); }
 size_t relata_emulator_thread_bytes() { return sizeof(emulator::Thread); }
 
-// Runs a thread of a kernel to its end; on a fiber.
+// Runs a thread of a kernel to its end. The caller is a fiber.
 void relata_emulator_run(const emulator::Kernel* kernel, emulator::Thread* thread, const void* arguments) {
     thread->collectives = 0;
     thread->copies->count = 0;
@@ -384,7 +384,7 @@ void relata_emulator_run(const emulator::Kernel* kernel, emulator::Thread* threa
     kernel->run(arguments);
 }
 
-// Makes a region unreadable (and readable again) where AddressSanitizer watches; elsewhere does nothing.
+// Forbids to read a region, and allows it again, where AddressSanitizer is on. Elsewhere they do nothing.
 void relata_emulator_forbid(const void* address, size_t bytes) { ASAN_POISON_MEMORY_REGION(address, bytes); }
 void relata_emulator_allow(const void* address, size_t bytes) { ASAN_UNPOISON_MEMORY_REGION(address, bytes); }
 }

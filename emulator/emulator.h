@@ -1,12 +1,12 @@
-// A CUDA block on a CPU: what the host twins in kernels/common stand on.
+// A CUDA block on a CPU. The host versions of kernels/common call these functions.
 //
-// Every CUDA thread is a fiber. The fibers of a block take turns on one thread of the machine; one runs until it
-// reaches a barrier (or a collective of its warp, which holds one) and is resumed when all others have. The
-// scheduler is on the Rust side (src/gpu/emulator/block.rs), which calls in here to run a thread and is called
-// back through Thread::wait.
+// Each CUDA thread is a fiber. The fibers of a block take turns on one thread of the CPU. A fiber runs until it reaches a
+// barrier, or a collective of its warp, which contains one. It is resumed when all others have reached it. The scheduler is
+// in Rust (src/gpu/emulator/schedule.rs). It calls relata_emulator_run to run a thread, which calls it back through
+// Thread::wait.
 #pragma once
 
-// Not <cmath>: kernels call fma, sqrt, fmax of floats by these names, as in CUDA.
+// Not <cmath>: kernels call fma, sqrt and fmax by these names, as in CUDA.
 #include <math.h>
 
 #include <cstddef>
@@ -88,7 +88,7 @@ struct Kernel {
     void (*run)(const void* arguments);
 };
 
-// A declaration in a kernel, for messages.
+// The declaration of a shared array in a kernel, for messages.
 struct Site {
     const char* name;
     const char* file;
@@ -99,11 +99,11 @@ enum Wait : uint32_t { WAIT_WARP = 1, WAIT_BLOCK = 2, FAILED = 3 };
 
 struct Block;
 
-// What a warp's lanes show one another in a collective. There are two boards: a lane that has gone on to the next
-// collective writes to the other one, and nobody gets further than that before all have read.
+// The memory through which the lanes of a warp exchange values in a collective. There are two boards. A lane that is already
+// in the next collective writes to the other board. No lane gets further before all lanes have read the first board.
 struct alignas(64) Warp {
     unsigned char board[2][32][64];
-    // The operands of an mma, decoded by the first lane to get there.
+    // The operands of an mma. The first lane that reaches it decodes them.
     float a[16][16];
     float b[16][8];
     uint64_t decoded;
@@ -114,15 +114,15 @@ struct Thread {
     Index thread, block, block_dim, grid_dim;
     Block* shared;
     Warp* warp;
-    // Suspends the fiber until all it waits for have come.
+    // Suspends the fiber until all threads that it waits for have arrived.
     void (*wait)(void* fiber, uint32_t kind, const char* file, uint32_t line);
     void* fiber;
-    // How many collectives it has taken part in.
+    // The number of collectives in which it has taken part.
     uint64_t collectives;
     struct Copies* copies;
 };
 
-// The same for all of a thread's life: calls may be put together.
+// The thread that runs. It is the same for the whole life of a thread, so the compiler may merge calls.
 __attribute__((const)) Thread* current();
 
 void* shared_array(const Site* site, size_t bytes);
@@ -131,20 +131,20 @@ void* dynamic_shared();
 void block_barrier(const char* file, unsigned line);
 void warp_barrier(const char* file, unsigned line);
 
-// Reports that the kernel did what a kernel must not, and never returns to it.
+// Reports that the kernel did something a kernel must not do. It does not return.
 [[noreturn]] void fail(const char* file, unsigned line, const char* what);
 
-// Shows `bytes` of `value` to the warp and waits until all lanes have shown theirs; gives the board, a slot of 64
-// bytes a lane.
+// Writes `bytes` bytes of `value` to the board of the warp and waits until all lanes have done so. Returns the board, 64 bytes
+// for each lane.
 const unsigned char (*exchange(const void* value, size_t bytes, const char* file, unsigned line))[64];
 
-// cp.async: 16 bytes of which `valid` are read and the rest zero. They arrive at the wait for their group; until
+// cp.async of 16 bytes: reads `valid` bytes and fills the rest with zeros. The bytes arrive at the wait for their group. Until
 // then the destination holds NaN.
 void copy_async(void* shared, const void* global, unsigned valid, const char* file, unsigned line);
 void copy_commit();
 void copy_wait(unsigned groups_in_flight);
 
-// ldmatrix: four 8x8 matrices of 16-bit elements, rows at the addresses that lanes 0-7, 8-15, 16-23 and 24-31 give.
+// ldmatrix: four 8x8 matrices of 16-bit elements. Lanes 0-7, 8-15, 16-23 and 24-31 give the addresses of their rows.
 void load_matrices(uint32_t (&registers)[4], const void* row, bool transposed, const char* file, unsigned line);
 
 // mma.m16n8k16, f32 += f16 * f16 (or bf16 * bf16).

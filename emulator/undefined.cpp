@@ -1,6 +1,6 @@
-// What the compiler calls where a kernel does what C++ leaves undefined, in place of UndefinedBehaviorSanitizer's
-// runtime library: a misaligned load or store (a GPU faults), an index beyond an array in registers, a division by 0.
-// Left out of builds under the sanitizers, which bring that library.
+// The handlers that the compiler's checks call when a kernel does something that C++ leaves undefined: a misaligned load or
+// store (a fault on a GPU), an index beyond an array in registers, a division by 0. They replace the runtime library of
+// UndefinedBehaviorSanitizer. Builds with the sanitizers have that library instead of this file.
 #include "emulator.h"
 
 #include <cstdio>
@@ -8,7 +8,7 @@
 
 namespace {
 
-// The beginning of all that these handlers are given.
+// The first fields of the data that every handler gets.
 struct Location {
     const char* file;
     uint32_t line, column;

@@ -1,17 +1,20 @@
-//! A loss on tensors that another library owns, as DLPack describes them: an address, a shape, strides, a device. This is all
-//! that an adapter to a framework needs that shares its memory; on a GPU, a stream to go with it.
+//! A loss on tensors that another library owns, as DLPack describes them: an address, a shape, strides
+//! and a device. An adapter to a framework needs nothing more, and on a GPU also a stream.
 //!
 //! ```sh
 //! cargo run --release --example dlpack
 //! ```
-#![allow(unsafe_code, reason = "reads memory at addresses it is given")]
+#![allow(
+    unsafe_code,
+    reason = "reads memory at addresses that the caller gives"
+)]
 
 use std::ffi::c_void;
 use std::slice;
 
 use relata::{Batch, Cpu, Evaluation, Problem, RkdAngle, Rows, Shapes};
 
-/// `DLTensor` of dlpack.h (version 1), which `DLManagedTensor` and a Python capsule lead to.
+/// `DLTensor` of dlpack.h (version 1). `DLManagedTensor` contains it, and a Python capsule points to that.
 #[repr(C)]
 struct DlTensor {
     data: *mut c_void,
@@ -19,7 +22,7 @@ struct DlTensor {
     ndim: i32,
     dtype: DlDataType,
     shape: *mut i64,
-    /// In elements; null for a compact row-major tensor.
+    /// The strides in elements, or null for a compact row-major tensor.
     strides: *mut i64,
     byte_offset: u64,
 }
@@ -27,7 +30,7 @@ struct DlTensor {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct DlDevice {
-    /// 1: the CPU, 2: CUDA.
+    /// 1 is the CPU, 2 is CUDA.
     kind: i32,
     id: i32,
 }
@@ -35,7 +38,7 @@ struct DlDevice {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct DlDataType {
-    /// 2: IEEE floats, 4: bfloat16.
+    /// 2 is an IEEE float, 4 is bfloat16.
     code: u8,
     bits: u8,
     lanes: u16,
@@ -51,7 +54,7 @@ const F32: DlDataType = DlDataType {
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 impl DlTensor {
-    /// Rows and columns of a compact row-major matrix of f32.
+    /// The numbers of rows and columns. The tensor must be a compact row-major matrix of f32.
     ///
     /// # Safety
     /// `shape` and, unless null, `strides` point at `ndim` numbers.
@@ -65,7 +68,7 @@ impl DlTensor {
         if !self.strides.is_null() {
             // SAFETY: two numbers, as the caller promises.
             let strides = unsafe { slice::from_raw_parts(self.strides, 2) };
-            // A stride along one row, or to none, says nothing.
+            // The stride of a dimension with one element, or none, has no meaning.
             let compact = (rows < 2 || strides[0] == shape[1]) && (columns < 2 || strides[1] == 1);
             if !compact {
                 return Err(format!("expected compact rows, got strides {strides:?}").into());
@@ -78,10 +81,11 @@ impl DlTensor {
         self.data as u64 + self.byte_offset
     }
 
-    /// Its memory as rows.
+    /// The tensor as rows.
     ///
     /// # Safety
-    /// As for [`shape`](Self::shape); the tensor is on the CPU, and its memory stays as it is while it is borrowed.
+    /// As for [`shape`](Self::shape). The tensor is on the CPU, and nothing writes to its memory while it is
+    /// borrowed.
     unsafe fn rows(&self) -> Result<Rows<'_, f32>> {
         // SAFETY: as the caller promises.
         let [rows, columns] = unsafe { self.shape() }?;
@@ -89,13 +93,13 @@ impl DlTensor {
         if rows * columns == 0 || data.is_null() || !data.is_aligned() {
             return Err(format!("expected the address of some f32, got {data:p}").into());
         }
-        // SAFETY: a compact matrix of this shape, as the caller promises, and aligned.
+        // SAFETY: an aligned and compact matrix of this shape, as the caller promises.
         let elements = unsafe { slice::from_raw_parts(data, rows * columns) };
         Ok(Rows::new(elements, [rows, columns])?)
     }
 }
 
-/// On the CPU.
+/// Evaluates on the CPU.
 ///
 /// # Safety
 /// As for [`DlTensor::rows`].
@@ -112,15 +116,15 @@ unsafe fn evaluate(student: &DlTensor, teacher: &DlTensor) -> Result<Evaluation<
     Ok(problem.evaluate(&Cpu, batch)?)
 }
 
-/// On a GPU, in the context that is current: enqueues the evaluation on `stream` and returns. A trainer keeps the evaluator and
-/// its workspace from step to step.
+/// Evaluates on a GPU, in the current context: launches the evaluation on `stream` and returns at once.
+/// A trainer would keep the evaluator and its workspace from step to step.
 ///
 /// # Safety
-/// As for [`DlTensor::shape`]. The tensors, `gradient` of the student's shape, `value` of `cuda::VALUE_LEN` f32 and `workspace`, of as many bytes as the
-/// evaluator asks for, are memory of the context that stays until the stream is done; the last three overlap nothing. `stream` is a
-/// `CUstream` of that context.
+/// As for [`DlTensor::shape`]. The tensors, `gradient` (of the student's shape), `value` (`[2]`) and
+/// `workspace` (of as many bytes as the evaluator asks for) are memory of the context. They live until the
+/// stream is done. The last three overlap nothing. `stream` is a `CUstream` of that context.
 #[cfg(feature = "cuda")]
-#[allow(dead_code, reason = "needs a GPU, and somebody's stream")]
+#[allow(dead_code, reason = "needs a GPU and a stream")]
 unsafe fn launch(
     student: &DlTensor,
     teacher: &DlTensor,
@@ -149,7 +153,7 @@ unsafe fn launch(
         workspace: workspace(evaluator.workspace_bytes()),
     };
     evaluator.check(&buffers)?;
-    // SAFETY: as the caller promises; once in a workspace's life.
+    // SAFETY: as the caller promises. It runs once for this workspace.
     unsafe { evaluator.initialize(buffers.workspace, stream) }?;
     // SAFETY: as the caller promises.
     unsafe { evaluator.launch(&buffers, stream) }?;
@@ -157,7 +161,7 @@ unsafe fn launch(
 }
 
 fn main() -> Result<()> {
-    // What another library would hand over.
+    // The memory of another library.
     let mut memory: Vec<f32> = (0..64).map(|i| (i as f32 * 0.7).sin()).collect();
     let (mut student_shape, mut teacher_shape) = ([8, 3], [8, 4]);
     let mut strides = [4, 1];

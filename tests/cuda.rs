@@ -1,7 +1,7 @@
-//! The kernels on a GPU. Without one each test says SKIPPED and passes; with RELATA_REQUIRE_CUDA=1 it
-//! fails.
+//! Tests of the kernels on a GPU. Without a GPU each test prints SKIPPED and passes, or fails if
+//! RELATA_REQUIRE_CUDA=1.
 #![cfg(feature = "cuda")]
-#![allow(unsafe_code, reason = "the raw entry, and graphs")]
+#![allow(unsafe_code, reason = "the raw evaluator, and graphs")]
 
 mod common;
 
@@ -23,7 +23,7 @@ use relata::{
     Shapes, relation_matrix, softmax,
 };
 
-/// The first GPU, or None and a line that says why not.
+/// The first GPU. Without one it prints why and returns None.
 fn gpu() -> Option<Cuda> {
     match Cuda::new(0) {
         Ok(cuda) => Some(cuda),
@@ -31,7 +31,7 @@ fn gpu() -> Option<Cuda> {
         Err(why) => {
             let thread = std::thread::current();
             let test = thread.name().unwrap_or("cuda");
-            // Past the capture of what tests print, so that it is seen.
+            // Written directly to stderr: the test runner captures what print macros write.
             let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {why}");
             None
         }
@@ -42,7 +42,7 @@ fn is_required() -> bool {
     std::env::var("RELATA_REQUIRE_CUDA").is_ok_and(|required| required == "1")
 }
 
-/// The name of the test and then a GPU, or out.
+/// The GPU. Without one the test returns.
 macro_rules! gpu_or_skip {
     () => {
         match gpu() {
@@ -58,9 +58,9 @@ macro_rules! for_every_gpu_dtype {
     };
 }
 
-/// Whether launches have to overlap: where a GPU is required, is of 9.0, has kernels built for it, and a driver of CUDA 12.3
-/// or later.
-fn overlap_is_due() -> bool {
+/// Whether launches must overlap: a GPU is required, it is of compute capability 9.0, there are kernels
+/// for it, and its driver supports CUDA 12.3 or later.
+fn overlap_is_required() -> bool {
     let mut driver = 0;
     // SAFETY: it writes to the address of an int.
     let asked = unsafe { sys::cuDriverGetVersion(&raw mut driver) };
@@ -74,20 +74,20 @@ fn overlap_is_due() -> bool {
         && driver >= 12_030
 }
 
-/// A stream whose slices bring no events that a capture would have to wait for.
+/// A stream that can be captured: its slices have no events for which a capture would wait.
 fn stream_for_captures() -> Arc<CudaStream> {
     let context = CudaContext::new(0).expect("a GPU");
-    // SAFETY: one stream is all that is used.
+    // SAFETY: only this stream is used.
     unsafe { context.disable_event_tracking() };
     context.new_stream().expect("a stream")
 }
 
-/// Those without a queue, which an evaluator of slices takes from the GPU.
+/// The cases without a queue.
 fn without_queue() -> impl Iterator<Item = Case> {
     cases::tests().filter(|case| case.queue.is_none())
 }
 
-/// The inputs and results of an evaluator, each between canaries.
+/// The inputs and results of an evaluator. Each lies between canaries.
 struct OnGpu<T> {
     stream: Arc<CudaStream>,
     problem: Problem,
@@ -98,8 +98,8 @@ struct OnGpu<T> {
     value: CudaSlice<f32>,
 }
 
-/// Elements before and after what counts. They keep an alignment as good as that of memory by itself,
-/// which the order of sums may depend on.
+/// The number of elements in a margin, before and after the data. It keeps the alignment of fresh
+/// memory, on which the order of sums may depend.
 const MARGIN: usize = 128;
 const CANARY: f32 = -1.25e33;
 
@@ -140,16 +140,16 @@ impl<T: GpuElement + DeviceRepr> OnGpu<T> {
         let (gradient, value) = (inner(self.gradient.len()), inner(self.value.len()));
         let mut gradient = self.gradient.slice_mut(gradient);
         let mut value = self.value.slice_mut(value);
-        let enqueued = match &mut self.queue {
+        let launched = match &mut self.queue {
             None => evaluator.launch(&student, &teacher, &mut gradient, &mut value),
             Some(queue) => {
                 evaluator.launch_with_queue(&student, &teacher, queue, &mut gradient, &mut value)
             }
         };
-        enqueued.expect("slices that fit");
+        launched.expect("slices that fit");
     }
 
-    /// Loss and gradient, and canaries where they were.
+    /// The loss and the gradient. Checks the canaries.
     fn results(&self, name: &str) -> (f32, Vec<f32>) {
         let download = |slice| {
             let mut all = self.stream.clone_dtoh(slice).expect("results");
@@ -159,13 +159,17 @@ impl<T: GpuElement + DeviceRepr> OnGpu<T> {
                 all.drain(..MARGIN).collect(),
             ]
             .concat();
-            assert_eq!(margins, [CANARY; 2 * MARGIN], "{name}: written beside it");
+            assert_eq!(
+                margins,
+                [CANARY; 2 * MARGIN],
+                "{name}: written outside of the result"
+            );
             all
         };
         (download(&self.value)[0], download(&self.gradient))
     }
 
-    /// Other numbers in the same places, as the next step of a training would have.
+    /// Exchanges student and teacher: the next step of a training has other numbers at the same addresses.
     fn swap_inputs(&mut self) {
         let (student, teacher) = (self.student.len(), self.teacher.len());
         assert_eq!(student, teacher, "a case whose dims are equal");
@@ -201,7 +205,7 @@ fn weights_in_one_f16_are_right() {
 }
 
 #[test]
-fn the_same_bits_from_both_depths_and_every_time() {
+fn host_slices_and_gpu_slices_give_the_same_bits() {
     let cuda = gpu_or_skip!();
     fn same<T: GpuElement + DeviceRepr>(cuda: &Cuda, case: &Case) {
         let inputs = case.inputs::<T>();
@@ -229,14 +233,14 @@ fn the_same_bits_from_both_depths_and_every_time() {
 }
 
 #[test]
-fn a_graph_evaluates_what_lies_there_when_it_is_launched() {
+fn a_graph_evaluates_the_current_data() {
     let _cuda = gpu_or_skip!();
     let stream = stream_for_captures();
     for case in without_queue().filter(|case| case.student_dim == case.teacher_dim) {
         let inputs = case.inputs::<f32>();
         let mut on_gpu = OnGpu::new(&stream, &inputs);
         let mut evaluator = Evaluator::<f32>::new(&stream, &inputs.problem).expect("an evaluator");
-        // Before any launch: whatever a kernel's first one takes has been done.
+        // Capture before any launch: the constructor has done all work for a first launch.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         stream.begin_capture(mode).expect("a capture");
         on_gpu.launch(&mut evaluator);
@@ -254,7 +258,7 @@ fn a_graph_evaluates_what_lies_there_when_it_is_launched() {
             assert_same_bits(&case.name, &replayed.1, &gradient);
             assert_same_bits(&case.name, &[replayed.0], &[loss]);
         }
-        // The graph has addresses, not numbers.
+        // The graph holds addresses, not numbers.
         let teacher = on_gpu.teacher.clone();
         stream
             .memcpy_dtod(&teacher, &mut on_gpu.student)
@@ -266,10 +270,10 @@ fn a_graph_evaluates_what_lies_there_when_it_is_launched() {
     }
 }
 
-/// A launch that did not wait for those before it would read what they have not written yet: so again and again,
-/// on other numbers each time, in a stream and as a graph, evaluation behind evaluation.
+/// A launch that does not wait for earlier launches would read old data. So this repeats evaluations
+/// with changing numbers, in a stream and as a graph, one directly after another.
 #[test]
-fn the_same_bits_where_launches_overlap() {
+fn overlapping_launches_give_the_same_bits() {
     let _cuda = gpu_or_skip!();
     let stream = stream_for_captures();
     fn same<T: GpuElement + DeviceRepr>(stream: &Arc<CudaStream>, case: &Case) {
@@ -289,7 +293,10 @@ fn the_same_bits_where_launches_overlap() {
             assert_same_bits(&name, &[loss], &[*of]);
         };
         if !evaluator.set_overlap(true).expect("an answer") {
-            assert!(!overlap_is_due(), "{name}: launches do not overlap here");
+            assert!(
+                !overlap_is_required(),
+                "{name}: launches do not overlap here"
+            );
             let _ = writeln!(
                 std::io::stderr(),
                 "SKIPPED {name}: launches do not overlap here"
@@ -307,7 +314,7 @@ fn the_same_bits_where_launches_overlap() {
         });
         for _ in 0..20 {
             for (graph, want) in graphs.iter().zip(&want) {
-                // The other graph's numbers lie in the workspace.
+                // The workspace holds the numbers of the other graph.
                 graph.launch().expect("a launch");
                 check(on_gpu.results(&name), want);
             }
@@ -316,7 +323,7 @@ fn the_same_bits_where_launches_overlap() {
                 check(on_gpu.results(&name), want);
                 on_gpu.swap_inputs();
             }
-            // None waited for but the last.
+            // Wait only after the last launch.
             for graph in graphs.iter().chain(&graphs) {
                 graph.launch().expect("a launch");
             }
@@ -352,12 +359,12 @@ fn an_evaluator_serves_batch_after_batch() {
 }
 
 #[test]
-fn the_raw_entry_on_a_foreign_stream() {
+fn the_raw_evaluator_on_a_foreign_stream() {
     let cuda = gpu_or_skip!();
     let context = CudaContext::new(0).expect("a GPU");
     let stream = context.default_stream();
     let mut foreign = std::ptr::null_mut();
-    // SAFETY: it writes to the address of a stream's handle; a context is current.
+    // SAFETY: it writes a stream's handle to the address of one. A context is current.
     let made = unsafe { sys::cuStreamCreate(&raw mut foreign, 0) };
     made.result().expect("a stream");
     for case in without_queue().filter(|case| case.rows < 20) {
@@ -373,7 +380,7 @@ fn the_raw_entry_on_a_foreign_stream() {
         let mut workspace = stream
             .alloc_zeros::<u8>(evaluator.workspace_bytes())
             .expect("memory");
-        stream.synchronize().expect("all there");
+        stream.synchronize().expect("all copies are done");
         let buffers = Buffers {
             student: student.device_ptr(&stream).0,
             teacher: teacher.device_ptr(&stream).0,
@@ -383,22 +390,23 @@ fn the_raw_entry_on_a_foreign_stream() {
             workspace: workspace.device_ptr_mut(&stream).0,
         };
         evaluator.check(&buffers).expect("memory of this GPU");
-        // SAFETY: memory of these lengths, and a stream, of the current context, all alive below.
+        // SAFETY: memory of these lengths and a stream of the current context. All live until the end.
         unsafe { evaluator.initialize(buffers.workspace, foreign.cast()) }.expect("cleared");
         // SAFETY: as above.
         unsafe { evaluator.launch(&buffers, foreign.cast()) }.expect("launches");
-        // SAFETY: the stream made above.
+        // SAFETY: the stream was created above.
         let done = unsafe { sys::cuStreamSynchronize(foreign) };
         done.result().expect("no fault on the GPU");
         let got = stream.clone_dtoh(&gradient).expect("the gradient");
         assert_same_bits(&case.name, &got, &want.gradient);
     }
-    // SAFETY: the stream made above, which nothing uses any more.
+    // SAFETY: the stream was created above, and nothing uses it any more.
     let gone = unsafe { sys::cuStreamDestroy_v2(foreign) };
     gone.result().expect("no stream");
 }
 
-/// Steps of a training with the queue on the GPU, against the same on the host; batches differ in size.
+/// Compares steps of a training with the queue on the GPU with the same steps with the queue on the
+/// host. Batches differ in size.
 #[test]
 fn a_queue_fills_on_the_gpu() {
     let cuda = gpu_or_skip!();
@@ -433,8 +441,8 @@ fn a_queue_fills_on_the_gpu() {
             let got = stream.clone_dtoh(&gradient).expect("the gradient");
             stream.synchronize().expect("no fault on the GPU");
             let want: Vec<f64> = want.gradient.iter().map(|g| f64::from(*g)).collect();
-            // The keys are cut elsewhere, by the capacity and not by how many there are; and those of halves
-            // come to f16 from f64 here, from f32 there.
+            // The results differ by rounding. Here the keys are split by the capacity, there by their number.
+            // For halves, keys are rounded to f16 from f64 here and from f32 there.
             let tolerance = if T::DTYPE == DType::F32 { 1e-5 } else { 2e-3 };
             assert_gradient(&name, &got, &want, dim, tolerance);
             assert_eq!(queue.to_host().expect("keys").len(), host.len(), "{name}");
@@ -476,7 +484,7 @@ fn building_blocks_are_right() {
     }
 }
 
-/// What sanitizers watch, beside the building blocks and the queue: small, and every kernel of the losses runs.
+/// Small cases that run every kernel of the losses, for compute-sanitizer.
 #[test]
 fn every_kernel_is_right() {
     let cuda = gpu_or_skip!();
@@ -496,7 +504,7 @@ fn every_kernel_is_right() {
 }
 
 #[test]
-fn what_is_not_a_number_makes_the_loss_none() {
+fn a_nan_or_infinity_makes_the_loss_nan() {
     let cuda = gpu_or_skip!();
     for case in cases::tests().filter(|case| (3..20).contains(&case.rows)) {
         for bad in [f32::NAN, f32::INFINITY] {

@@ -1,29 +1,29 @@
-//! The GPU: what it is, and what it cannot do faster than.
+//! The GPU: its properties, and the least time that it needs for a case.
 
 use std::sync::Arc;
 
 use relata::cuda::cudarc::driver::{CudaContext, sys};
-use relata::{Cuda, DType, Loss};
+use relata::{Cuda, DType, Family, Relation};
 
 use crate::Result;
 use crate::cases::Case;
 
-/// FP32 instructions that an unordered triple takes in the angle loss: 6 for the cosines and their difference, 2
-/// to clamp it, 2 for the penalty, 6 for the gradient.
+/// FP32 instructions for an unordered triple in the angle loss: 6 for the cosines and their difference,
+/// 2 to clamp it, 2 for the penalty, 6 for the gradient.
 const PER_TRIPLE: f64 = 16.0;
 
 pub(crate) struct Gpu {
     pub(crate) context: Arc<CudaContext>,
     pub(crate) name: String,
-    /// Of the kernel module, such as 580.95.05, or the newest CUDA that it knows.
+    /// The version of the kernel module, such as 580.95.05.
     pub(crate) driver: String,
     pub(crate) memory: usize,
     pub(crate) l2_bytes: usize,
-    /// FP32 instructions a second.
+    /// FP32 instructions per second.
     fp32: f64,
-    /// Flop a second of the tensor cores on f16 and bf16, where known.
+    /// Flop per second of the tensor cores on f16 and bf16, if known.
     tensor: Option<f64>,
-    /// Bytes a second.
+    /// Bytes per second.
     bandwidth: f64,
 }
 
@@ -43,7 +43,7 @@ impl Gpu {
                 .map(|value| value.unsigned_abs())
         };
         let capability = context.compute_capability()?;
-        // Lanes, and flop of f16 with sums in f32, of a multiprocessor in a cycle.
+        // Of a multiprocessor per cycle: FP32 lanes, and flop of f16 with sums in f32.
         let (lanes, tensor) = match capability {
             (8, 0) => (64, Some(2048)),
             (8, 6) => (128, Some(512)),
@@ -61,41 +61,46 @@ impl Gpu {
             l2_bytes: attribute(L2)? as usize,
             fp32: cycles * f64::from(lanes),
             tensor: tensor.map(|flop| cycles * f64::from(flop)),
-            // Two transfers a cycle.
+            // Two transfers per cycle.
             bandwidth: 2.0 * memory_clock * f64::from(attribute(BUS)?) / 8.0,
             context,
         })
     }
 
-    /// Seconds that no implementation stays under: the busiest unit doing nothing else, at the clock the GPU
-    /// promises.
+    /// The seconds that every implementation needs at least: the time of the busiest unit alone, at the
+    /// nominal clock. None if the throughput of that unit is unknown.
     pub(crate) fn floor(&self, case: &Case, dtype: DType) -> Option<f64> {
         let [n, d, d_t] = [case.rows, case.student_dim, case.teacher_dim].map(|size| size as f64);
         let element = if dtype == DType::F32 { 4.0 } else { 2.0 };
-        let seconds = match case.loss {
-            Loss::RkdDistance(_) | Loss::RkdAngle(_) | Loss::Rkd(_) => {
-                // Two instructions an element of a difference: of each pair once, and of each row with all on the
-                // way back.
-                let pairs = n * n * (d + d_t) + 2.0 * n * n * d;
-                let triples = case.triplets() as f64 / 2.0;
-                Some((pairs + PER_TRIPLE * triples) / self.fp32)
+        // Each pair once in the relation, and each row with all rows in the gradient.
+        let pairs = n * n * (d + d_t) / 2.0 + n * n * d;
+        let seconds = match case.loss.spec().family {
+            Family::Pairwise(pairwise) => {
+                let per_element = match pairwise.relation {
+                    // A subtraction and a multiply-add.
+                    Relation::Distance | Relation::SquaredDistance => 2.0,
+                    // A multiply-add.
+                    Relation::Dot | Relation::Cosine => 1.0,
+                };
+                Some(per_element * pairs / self.fp32)
             }
-            Loss::Rrd(_) | Loss::InfoNce(_) if dtype == DType::F32 => {
-                // A multiply-add is one instruction.
+            Family::Triplet(_) => {
+                let triples = case.triplets() as f64 / 2.0;
+                Some((2.0 * pairs + PER_TRIPLE * triples) / self.fp32)
+            }
+            // A multiply-add is one instruction and two flop.
+            Family::Contrastive(_) if dtype == DType::F32 => {
                 Some(case.flops() as f64 / 2.0 / self.fp32)
             }
-            Loss::Rrd(_) | Loss::InfoNce(_) => {
-                self.tensor.map(|tensor| case.flops() as f64 / tensor)
-            }
-            Loss::KdKl(_) => Some((2.0 * element + 4.0) * n * d / self.bandwidth),
-            _ => None,
+            Family::Contrastive(_) => self.tensor.map(|tensor| case.flops() as f64 / tensor),
+            Family::Logits(_) => Some((2.0 * element + 4.0) * n * d / self.bandwidth),
         };
-        // A driver that does not tell the clock makes it infinite.
+        // If the driver does not tell the clock, the time is infinite.
         seconds.filter(|seconds| seconds.is_finite())
     }
 }
 
-/// As the kernel module says.
+/// The version of the kernel module.
 fn driver() -> Result<String> {
     let version = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
     let number = |word: &&str| word.contains('.') && word.starts_with(|c: char| c.is_ascii_digit());

@@ -1,11 +1,11 @@
-//! relata's kernels on a GPU, and the papers' formulas in PyTorch beside them, in turns.
+//! Times relata's kernels on a GPU and, in turns with them, the papers' formulas in PyTorch.
 //!
 //! ```text
 //! cargo bench -p relata --features cuda --bench cuda -- [--python PATH] [--case NAME]... [--out FILE.csv]
 //! ```
 //!
-//! Check, then time: a case counts only once its loss and gradient agree with the CPU path's. benches/README.md says
-//! how it is measured. Without a GPU it says SKIPPED and succeeds, unless RELATA_REQUIRE_CUDA=1.
+//! It times a case only if its loss and gradient agree with those of the CPU path. benches/README.md
+//! explains the measurement. Without a GPU it prints SKIPPED and succeeds, unless RELATA_REQUIRE_CUDA=1.
 
 #[path = "../../tests/common/cases.rs"]
 mod cases;
@@ -26,7 +26,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use half::{bf16, f16};
 use relata::cuda::cudarc::driver::DeviceRepr;
-use relata::{Cuda, DType, GpuElement, WeightPrecision};
+use relata::{Contrastive, Cuda, DType, Family, GpuElement, Target, WeightPrecision};
 
 use cases::{Case, Purpose};
 use gpu::Gpu;
@@ -37,22 +37,23 @@ use torch::{Files, Worker};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// Seconds that each side evaluates before it is the other's turn.
+/// The seconds of a turn of each side.
 const TURN: f64 = 0.05;
-/// What the kernels and the CPU path may differ by, relatively; that halves are stored as f16 in a queue shows.
+/// The relative difference that the kernels and the CPU path may have. For halves it is larger: a queue
+/// stores keys as f16.
 const F32_TOLERANCE: f64 = 1e-4;
 const HALF_TOLERANCE: f64 = 2e-2;
 
 /// Times the kernels on a GPU.
 #[derive(Debug, Parser)]
 struct Options {
-    /// The Python that has torch, to time it too
+    /// A Python with torch, to time PyTorch too
     #[arg(long)]
     python: Option<PathBuf>,
-    /// baseline_pytorch.py, where it isn't beside the source
+    /// The path of baseline_pytorch.py, if it is not in the folder of the sources
     #[arg(long)]
     baseline: Option<PathBuf>,
-    /// Only this of eager, compiled (minutes: it compiles each case) and attention
+    /// Only this provider: eager, compiled (takes minutes: it compiles each case) or attention
     #[arg(long = "provider", value_name = "NAME", value_parser = record::PROVIDERS)]
     providers: Vec<String>,
     /// Only this case
@@ -61,22 +62,22 @@ struct Options {
     /// Only this type: f32, f16 or bf16 [default: f32, and bf16 for losses whose speed depends on it]
     #[arg(long = "dtype", value_name = "TYPE")]
     dtypes: Vec<String>,
-    /// Where the results go, as CSV [default: nowhere]
+    /// The file for the results, as CSV [default: none]
     #[arg(long)]
     out: Option<PathBuf>,
     /// Turns of each side in a case
     #[arg(long, default_value_t = 11)]
     turns: usize,
-    /// Evaluates each case once and stops: for a profiler
+    /// Evaluates each case once and stops, for a profiler
     #[arg(long)]
     once: bool,
-    /// Names the GPU and stops
+    /// Prints the name of the GPU and stops
     #[arg(long)]
     probe: bool,
-    /// The GPU's number
+    /// The number of the GPU
     #[arg(long, default_value_t = 0)]
     gpu: usize,
-    /// cargo passes it
+    /// cargo passes this
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -148,9 +149,9 @@ fn run(options: &Options, cuda: &Cuda) -> Result<()> {
     let mut record = Record::new(&gpu, version);
     println!("{}", record::heading());
     for case in &cases {
-        // What eager PyTorch keeps for its backward pass has to fit beside everything else.
+        // The tensors that eager PyTorch keeps for its backward pass must fit into memory.
         let fits = torch::kept_bytes(case) < 0.6 * gpu.memory as f64;
-        // The same numbers for all types and weights; written once, where somebody reads them.
+        // All types and weights have the same numbers. Write them once, and only if PyTorch reads them.
         let files = (fits && !providers.is_empty())
             .then(|| Files::new(case, &case.inputs()))
             .transpose()
@@ -166,7 +167,7 @@ fn run(options: &Options, cuda: &Cuda) -> Result<()> {
                 measured.map_err(|error| format!("{} in {dtype}: {error}", case.name))?;
             println!("{measured}");
             record.add(case, &measured);
-            // What is known is kept, whatever becomes of the next case.
+            // Save the results now, in case the next case fails.
             if let Some(path) = &options.out {
                 record.write(path)?;
             }
@@ -189,13 +190,13 @@ fn once(options: &Options, gpu: &Gpu, cases: &[Case]) -> Result<()> {
     Ok(())
 }
 
-/// The types, and of halves both precisions of an attention's weights.
+/// The types and, for halves of a contrastive loss, both precisions of the weights.
 fn variants(options: &Options, case: &Case) -> Result<Vec<(DType, WeightPrecision)>> {
-    use relata::Loss::{InfoNce, Rrd};
+    let contrastive = matches!(case.loss.spec().family, Family::Contrastive(_));
     let mut variants = Vec::new();
     for dtype in dtypes(options, case)? {
         variants.push((dtype, WeightPrecision::Split));
-        if dtype != DType::F32 && matches!(case.loss, Rrd(_) | InfoNce(_)) {
+        if dtype != DType::F32 && contrastive {
             variants.push((dtype, WeightPrecision::Half));
         }
     }
@@ -204,12 +205,11 @@ fn variants(options: &Options, case: &Case) -> Result<Vec<(DType, WeightPrecisio
 
 fn dtypes(options: &Options, case: &Case) -> Result<Vec<DType>> {
     if options.dtypes.is_empty() {
-        // RKD computes in f32 whatever comes.
-        use relata::Loss::{InfoNce, KdKl, Rrd};
-        return Ok(match (case.loss, case.purpose) {
-            (Rrd(_) | InfoNce(_) | KdKl(_), Purpose::Gpu) => vec![DType::BF16],
-            (Rrd(_) | InfoNce(_) | KdKl(_), _) => vec![DType::F32, DType::BF16],
-            _ => vec![DType::F32],
+        return Ok(match (case.loss.spec().family, case.purpose) {
+            // These compute in f32 for every type of input.
+            (Family::Pairwise(_) | Family::Triplet(_), _) => vec![DType::F32],
+            (Family::Contrastive(_) | Family::Logits(_), Purpose::Gpu) => vec![DType::BF16],
+            (Family::Contrastive(_) | Family::Logits(_), _) => vec![DType::F32, DType::BF16],
         });
     }
     let known = [DType::F32, DType::F16, DType::BF16];
@@ -218,6 +218,17 @@ fn dtypes(options: &Options, case: &Case) -> Result<Vec<DType>> {
         dtype.ok_or_else(|| format!("--dtype: expected f32, f16 or bf16, got {name}").into())
     };
     options.dtypes.iter().map(parse).collect()
+}
+
+/// Whether two calls of attention give the gradient of the loss: with a target from the teacher's keys.
+fn is_rrd(case: &Case) -> bool {
+    matches!(
+        case.loss.spec().family,
+        Family::Contrastive(Contrastive {
+            target: Target::Teacher { .. },
+            ..
+        })
+    )
 }
 
 fn measure<T: GpuElement + DeviceRepr>(
@@ -236,12 +247,11 @@ fn measure<T: GpuElement + DeviceRepr>(
     let mut ours = Ours::<T>::new(gpu, case, weights)?;
     ours.check(tolerance)?;
     for provider in &mut *providers {
-        let asked =
-            provider.name() != record::ATTENTION || matches!(case.loss, relata::Loss::Rrd(_));
+        let asked = provider.name() != record::ATTENTION || is_rrd(case);
         match files.filter(|_| asked) {
             Some(files) => {
                 provider.open(case, files, T::DTYPE.name(), ours.copies());
-                // Compiles, too.
+                // The first turn compiles.
                 provider.turn(TURN);
             }
             None => provider.sit_out(),
@@ -261,7 +271,7 @@ fn measure<T: GpuElement + DeviceRepr>(
             samples.torch[provider.index].extend(provider.turn(TURN));
         }
     }
-    // Of the papers' formulas as they are.
+    // The peak of the papers' formulas in eager mode.
     let eager = providers.iter_mut().find(|provider| provider.index == 0);
     let peak = eager.and_then(Provider::peak);
     let floor = gpu.floor(case, T::DTYPE);

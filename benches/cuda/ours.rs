@@ -1,4 +1,4 @@
-//! relata's side: evaluations of slices on the GPU.
+//! relata's evaluations of slices on the GPU.
 
 use std::sync::Arc;
 
@@ -12,13 +12,14 @@ use crate::cases::{Case, Inputs};
 use crate::gpu::Gpu;
 use crate::record::Ours as Times;
 
-/// A sample is of so many evaluations that it takes this long: events are good to half a microsecond.
+/// The seconds of a sample, which has as many evaluations as fit. Events are exact to half a
+/// microsecond.
 const SAMPLE: f64 = 1e-3;
-/// The inputs of so many evaluations are to be this many times what L2 holds.
+/// The inputs of all copies together are this many times as large as L2.
 const COLD: usize = 3;
 const MOST_COPIES: usize = 256;
 
-/// A case on the GPU, in as many copies as it takes to be cold.
+/// A case on the GPU, in so many copies that L2 does not hold the next one.
 pub(crate) struct Ours<T: Element> {
     stream: Arc<CudaStream>,
     inputs: Inputs<T>,
@@ -26,7 +27,7 @@ pub(crate) struct Ours<T: Element> {
     graphs: Vec<Vec<CudaGraph>>,
     evaluator: Evaluator<T>,
     batches: Vec<OnGpu<T>>,
-    /// The copy whose turn it is.
+    /// The copy of the next evaluation.
     turn: usize,
 }
 
@@ -67,19 +68,19 @@ impl<T: GpuElement + DeviceRepr> Ours<T> {
         self.batches.len()
     }
 
-    /// What an evaluation adds to the inputs.
+    /// The bytes that an evaluation needs beside its inputs.
     pub(crate) fn peak_bytes(&self) -> u64 {
         let results = 4 * (self.inputs.student.len() + 2);
         (self.evaluator.workspace_bytes() + results) as u64
     }
 
-    /// Whether launches overlap, as they come and as they may.
+    /// The values of "launches overlap" that this GPU has.
     pub(crate) fn ways(&self) -> impl Iterator<Item = bool> + use<T> {
         [false, true].into_iter().take(self.graphs.len())
     }
 
-    /// Refuses to time what is not right: a graph's results against those of the CPU path, and what comes out where
-    /// launches overlap against what does where they don't, which is the same to the bit.
+    /// Returns an error if the results are wrong. It compares the results of a graph with those of the CPU
+    /// path, and requires the same bits with and without overlapping launches.
     pub(crate) fn check(&mut self, tolerance: f64) -> Result<()> {
         let (gradient, value) = self.results(false, 0)?;
         let all = if self.graphs.len() > 1 {
@@ -88,7 +89,7 @@ impl<T: GpuElement + DeviceRepr> Ours<T> {
             0
         };
         for copy in 0..all {
-            // Each copy holds the same numbers, and is where others were a moment ago.
+            // All copies hold the same numbers, at different addresses.
             let (overlapping, its_value) = self.results(true, copy)?;
             let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             if bits(&overlapping) != bits(&gradient) || bits(&its_value) != bits(&value) {
@@ -110,7 +111,7 @@ impl<T: GpuElement + DeviceRepr> Ours<T> {
         within("gradient", off / want.gradient_norm(), tolerance)
     }
 
-    /// One turn: seconds of evaluations, each way for `budget` seconds, added to `times`.
+    /// One turn: evaluates for `budget` seconds in each way, and adds the seconds per evaluation to `times`.
     pub(crate) fn turn(&mut self, overlap: bool, budget: f64, times: &mut Times) -> Result<()> {
         let way = usize::from(overlap);
         self.evaluator.set_overlap(overlap)?;
@@ -128,7 +129,7 @@ impl<T: GpuElement + DeviceRepr> Ours<T> {
         Ok(())
     }
 
-    /// The gradient and the value that a graph gives, where there were NaN.
+    /// The gradient and the value of a graph. Both buffers hold NaN before.
     fn results(&mut self, overlap: bool, copy: usize) -> Result<(Vec<f32>, Vec<f32>)> {
         let batch = &mut self.batches[copy];
         let nan = vec![f32::NAN; batch.gradient.len()];
@@ -145,13 +146,13 @@ impl<T: GpuElement + DeviceRepr> Ours<T> {
     fn sample(
         &mut self,
         budget: f64,
-        enqueue: impl Fn(&mut Self) -> Result<()>,
+        launch: impl Fn(&mut Self) -> Result<()>,
     ) -> Result<Vec<f64>> {
-        // A warm-up says how many make a sample.
+        // The warm-up decides how many evaluations make a sample.
         let several = |ours: &mut Self, count: usize| -> Result<f64> {
             let start = ours.event()?;
             for _ in 0..count {
-                enqueue(ours)?;
+                launch(ours)?;
             }
             let end = ours.event()?;
             Ok(f64::from(start.elapsed_ms(&end)?) / 1e3 / count as f64)
@@ -210,7 +211,7 @@ impl<T: GpuElement + DeviceRepr> OnGpu<T> {
     }
 }
 
-/// One evaluation, and nothing else that a profiler would have to leave out.
+/// One evaluation without anything else, for a profiler.
 pub(crate) fn once<T: GpuElement + DeviceRepr>(
     gpu: &Gpu,
     case: &Case,
@@ -245,15 +246,15 @@ fn captured<T: GpuElement + DeviceRepr>(
 }
 
 fn quiet_stream(gpu: &Gpu) -> Result<Arc<CudaStream>> {
-    // SAFETY: this stream is the only one that is used.
-    #[allow(unsafe_code, reason = "no capture may wait for events from before it")]
+    // SAFETY: only this stream is used.
+    #[allow(unsafe_code, reason = "a capture must not wait for earlier events")]
     unsafe {
         gpu.context.disable_event_tracking();
     }
     Ok(gpu.context.new_stream()?)
 }
 
-/// NaN is not within anything.
+/// Returns an error if `off` is larger than `tolerance`, or NaN.
 fn within(what: &str, off: f64, tolerance: f64) -> Result<()> {
     if off <= tolerance {
         return Ok(());

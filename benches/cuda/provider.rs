@@ -1,5 +1,5 @@
-//! What PyTorch is asked to do beside us. Where it fails, out of memory or for want of a compiler, that is said and left out,
-//! and the rest is timed all the same.
+//! Evaluations by PyTorch, to compare with. If PyTorch fails, for example because memory or a compiler
+//! is missing, this prints why and the rest is timed without it.
 
 use std::time::Duration;
 
@@ -9,18 +9,18 @@ use crate::record::PROVIDERS;
 use crate::torch::{Files, Torch, Worker};
 
 pub(crate) struct Provider {
-    /// In [`PROVIDERS`].
+    /// The index in [`PROVIDERS`].
     pub(crate) index: usize,
     pub(crate) version: String,
     worker: Worker,
     /// None after a failure, until the next case.
     torch: Option<Torch>,
-    /// The case and the type it takes part in.
+    /// The case and the type that it evaluates, or None if it has no part in the case.
     open: Option<[String; 2]>,
 }
 
 impl Provider {
-    /// Starts it: a Python without torch is the caller's error.
+    /// Starts a Python. One without torch is an error.
     pub(crate) fn new(index: usize, worker: Worker) -> Result<Self> {
         let torch = Torch::spawn(&worker, &[])?;
         Ok(Provider {
@@ -36,7 +36,8 @@ impl Provider {
         PROVIDERS[self.index]
     }
 
-    /// What follows is about this case. If it was so already, with our weights in another precision, nothing is compiled again.
+    /// Selects a case. If it is already selected, for another precision of our weights, PyTorch does not
+    /// compile it again.
     pub(crate) fn open(&mut self, case: &Case, files: &Files, dtype: &str, copies: usize) {
         let asked = Some([case.name.clone(), dtype.to_owned()]);
         if self.open == asked && self.torch.is_some() {
@@ -49,13 +50,13 @@ impl Provider {
         self.ask(|torch| torch.open_copies(case, files, dtype, copies));
     }
 
-    /// What follows is about a case that it has no part in.
+    /// Selects no case: PyTorch has no part in the next one.
     pub(crate) fn sit_out(&mut self) {
         self.ask(Torch::close);
         self.open = None;
     }
 
-    /// Seconds of evaluations, none if it cannot.
+    /// The seconds per evaluation, in a turn of `seconds`. Empty after a failure.
     pub(crate) fn turn(&mut self, seconds: f64) -> Vec<f64> {
         self.ask(|torch| torch.turn(Duration::from_secs_f64(seconds)))
             .unwrap_or_default()

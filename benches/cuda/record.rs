@@ -1,4 +1,4 @@
-//! What is printed and recorded of a case.
+//! The printed line and the recorded row of a case.
 
 use std::fmt;
 use std::fs;
@@ -11,30 +11,30 @@ use crate::cases::Case;
 use crate::gpu::Gpu;
 use crate::machine::{Machine, today};
 
-/// Where nothing was measured.
+/// The text for a value that was not measured.
 const NONE: &str = "n/a";
 
-/// Two calls of scaled_dot_product_attention.
+/// The provider that calls scaled_dot_product_attention twice.
 pub(crate) const ATTENTION: &str = "attention";
-/// What PyTorch is asked to do: the papers' formulas as they are and compiled, and RRD's gradient by attention.
+/// What PyTorch evaluates: the papers' formulas in eager mode and compiled, and RRD's gradient by attention.
 pub(crate) const PROVIDERS: [&str; 3] = ["eager", "compiled", ATTENTION];
 
-/// Seconds of relata's evaluations.
+/// The seconds of relata's evaluations.
 #[derive(Default)]
 pub(crate) struct Ours {
-    /// As a graph, its inputs in no cache.
+    /// As a graph, with inputs that are in no cache.
     pub(crate) cold: Vec<f64>,
-    /// As a graph, the same inputs again and again.
+    /// As a graph, with the same inputs each time.
     pub(crate) warm: Vec<f64>,
-    /// Launch by launch, cold.
+    /// Launch by launch, with inputs that are in no cache.
     pub(crate) launches: Vec<f64>,
 }
 
-/// Seconds of evaluations.
+/// The seconds of all evaluations of a case.
 #[derive(Default)]
 pub(crate) struct Samples {
     pub(crate) ours: Ours,
-    /// With launches that overlap; empty where the GPU or the driver can't.
+    /// With launches that overlap. Empty if the GPU or the driver does not support it.
     pub(crate) overlapping: Ours,
     /// PyTorch, in the order of [`PROVIDERS`].
     pub(crate) torch: [Vec<f64>; 3],
@@ -54,7 +54,7 @@ pub(crate) struct Measurement {
     floor: Option<f64>,
     throughput: f64,
     unit: &'static str,
-    /// Ours and PyTorch's.
+    /// The peak memory of ours and of PyTorch.
     peaks: [Option<u64>; 2],
 }
 
@@ -103,7 +103,7 @@ impl Measurement {
     }
 }
 
-/// As the command calls them.
+/// The name of the option's value in the command.
 fn name_of(weights: WeightPrecision) -> &'static str {
     match weights {
         WeightPrecision::Half => "half",
@@ -118,7 +118,7 @@ fn bytes(case: &Case, dtype: DType) -> u64 {
     }
 }
 
-/// The nearest sample, in tenths of the way to the last; None of none.
+/// The quantile at `tenths` tenths, as the nearest sample. None without samples.
 fn quantile(mut samples: Vec<f64>, tenths: usize) -> Option<f64> {
     samples.sort_by(f64::total_cmp);
     let last = samples.len().checked_sub(1)?;
@@ -192,14 +192,14 @@ fn or_none<T>(value: Option<T>, show: impl Fn(T) -> String) -> String {
 
 /// The lines of a results file.
 pub(crate) struct Record {
-    /// Those columns that are the same in all.
+    /// The columns that are the same in all rows.
     run: Vec<(&'static str, String)>,
     rows: Vec<Vec<(&'static str, String)>>,
 }
 
 impl Record {
     pub(crate) fn new(gpu: &Gpu, torch: Option<String>) -> Self {
-        // Where there is no repository, who built the program says which revision it is.
+        // Without a repository, the environment has the revision of the program.
         let revision =
             std::env::var("RELATA_REVISION").unwrap_or_else(|_| Machine::of(1, "").revision);
         let built = relata::cuda::build();

@@ -1,5 +1,5 @@
-// Structs that Rust declares otherwise: with two fields swapped, with a field of another type, with two fields swapped in a
-// struct in the struct. All have the size that Rust expects.
+// Structs that differ from their declaration in Rust: two fields are swapped, a field has another type, or two fields of an
+// inner struct are swapped. All have the size that Rust expects.
 #include "seeded_bugs.cuh"
 
 namespace {

@@ -1,9 +1,9 @@
-// Barriers that are missing, or that not all threads reach.
+// Missing barriers, and barriers that only some threads reach.
 #include "seeded_bugs.cuh"
 
 namespace {
 
-// Written before it is read.
+// The bug: no barrier between a write and a read.
 DEVICE void missing_barrier(const Arguments& arguments) {
     SHARED_ARRAY(float, tile, THREADS);
     tile[threadIdx.x] = input<float>(arguments, threadIdx.x);
@@ -11,7 +11,7 @@ DEVICE void missing_barrier(const Arguments& arguments) {
     output<float>(arguments, threadIdx.x) = tile[THREADS - 1 - threadIdx.x];
 }
 
-// Read before it is written again.
+// The bug: no barrier between a read and the next write.
 DEVICE void missing_second_barrier(const Arguments& arguments) {
     SHARED_ARRAY(float, tile, THREADS);
     tile[threadIdx.x] = input<float>(arguments, threadIdx.x);
@@ -21,7 +21,7 @@ DEVICE void missing_second_barrier(const Arguments& arguments) {
     tile[threadIdx.x] = 0;
 }
 
-// Both by the lanes of a warp.
+// Both bugs among the lanes of a warp.
 DEVICE void missing_warp_barrier(const Arguments& arguments) {
     SHARED_ARRAY(float, tile, THREADS);
     const unsigned first = threadIdx.x - lane_index();
@@ -34,7 +34,7 @@ DEVICE void missing_warp_barrier(const Arguments& arguments) {
     output<float>(arguments, threadIdx.x) = tile[threadIdx.x];
 }
 
-// What threads must not do at a barrier; what `bug` says of it is in the tests.
+// Barriers that threads reach in different places or different numbers. The tests have the message for each bug.
 DEVICE void divergent_barrier(const Arguments& arguments) {
     const unsigned thread = threadIdx.x;
     switch (arguments.bug) {
@@ -65,7 +65,7 @@ DEVICE void divergent_barrier(const Arguments& arguments) {
                 block_barrier();
             break;
         case 7:
-            // One barrier, twice as far along.
+            // The same barrier, but one thread reaches it one collective later.
             if (thread != 9) shuffle_xor(1.0f, 1);
             shuffle_xor(1.0f, 1);
             break;

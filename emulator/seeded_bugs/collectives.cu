@@ -1,4 +1,4 @@
-// What kernels/common has threads do together, and conversions: right, for once.
+// Collectives and conversions of kernels/common. These kernels have no bugs.
 #include "seeded_bugs.cuh"
 
 namespace {
@@ -30,7 +30,7 @@ DEVICE void reductions(const Arguments& arguments) {
     for (unsigned i = 0; i < 8; i++) output<double>(arguments, i * THREADS + threadIdx.x) = results[i];
 }
 
-// Every block has a slot; the last one adds up all slots. Then flags that all blocks set together.
+// Each block writes its sum to a slot, and the last block adds all slots. Each block also sets a flag.
 DEVICE void ticket(const Arguments& arguments) {
     double* slots = &output<double>(arguments, 1);
     const double sum = block_reduce<THREADS>(input<double>(arguments, blockIdx.x * THREADS + threadIdx.x), Sum());
@@ -42,25 +42,26 @@ DEVICE void ticket(const Arguments& arguments) {
     }
 }
 
-// The same, where the ticket is taken before the block is done: by one warp, which alone adds up, each slot twice over.
+// The same with a ticket that one warp takes before the block is done. This warp alone adds the slots, each one twice.
 DEVICE void early_ticket(const Arguments& arguments) {
     double* slots = &output<double>(arguments, 2);
-    const unsigned clerk = THREADS / WARP - 1;
+    const unsigned finalize_warp = THREADS / WARP - 1;
     unsigned ticket = 0;
     const double sum = block_reduce<THREADS>(input<double>(arguments, blockIdx.x * THREADS + threadIdx.x), Sum());
-    if (warp_index() == clerk && lane_index() == 0) {
+    if (warp_index() == finalize_warp && lane_index() == 0) {
         slots[blockIdx.x] = sum;
         slots[gridDim.x + blockIdx.x] = 2 * sum;
         ticket = take_ticket(arguments.counter);
     }
     block_barrier();
-    if (warp_index() != clerk || !is_last_ticket(ticket)) return;
+    if (warp_index() != finalize_warp || !is_last_ticket(ticket)) return;
     double totals[2] = {};
     warp_sums_of(slots, gridDim.x, totals);
     if (lane_index() < 2) output<double>(arguments, lane_index()) = totals[lane_index()];
 }
 
-// Every value of 16 by the tree, to the lanes that hold it, and back from there; and whether any lane is the last of all.
+// 16 values, each reduced by the tree to the lanes that hold it and read back from there. Then whether any lane of the warp is
+// the last thread of the block.
 DEVICE void scatter(const Arguments& arguments) {
     const float value = input<float>(arguments, threadIdx.x);
     float values[16];
@@ -73,7 +74,7 @@ DEVICE void scatter(const Arguments& arguments) {
     output<float>(arguments, 32 * THREADS + threadIdx.x) = warp_any(threadIdx.x == THREADS - 1);
 }
 
-// `count` numbers through f16 and bf16: as f32 from the bits, and as bits from an f32.
+// Converts `count` numbers: f16 and bf16 to f32, and f32 to f16 and bf16.
 DEVICE void widen(const Arguments& arguments) {
     for (uint32_t i = blockIdx.x * THREADS + threadIdx.x; i < arguments.count; i += gridDim.x * THREADS) {
         output<float>(arguments, i) = to_float(input<f16>(arguments, i));
@@ -87,7 +88,7 @@ DEVICE void narrow(const Arguments& arguments) {
     }
 }
 
-// What a barrier costs: `count` of a kind.
+// `count` barriers of one kind, to measure their cost.
 DEVICE void barriers(const Arguments& arguments) {
     float value = 1;
     for (uint32_t i = 0; i < arguments.count; i++) {

@@ -1,9 +1,9 @@
-// Reads and writes where there is nothing to be read or written.
+// Reads of memory that nothing wrote, and reads and writes outside of an array or an allocation.
 #include "seeded_bugs.cuh"
 
 namespace {
 
-// The input, reversed: what all of these compute when they are right.
+// Writes the input reversed: the result of most of these kernels without a bug.
 DEVICE void reverse(const Arguments& arguments, const float* tile) {
     block_barrier();
     output<float>(arguments, threadIdx.x) = tile[THREADS - 1 - threadIdx.x];
@@ -16,7 +16,7 @@ DEVICE void static_overrun(const Arguments& arguments) {
     reverse(arguments, tile);
 }
 
-// -1 is what memory holds that nobody has written to.
+// Writes -1, which is the content of memory that nothing has written.
 DEVICE void integer_overrun(const Arguments& arguments) {
     SHARED_ARRAY(int, flags, THREADS);
     flags[threadIdx.x + arguments.bug] = -1;
@@ -57,7 +57,7 @@ DEVICE void unwritten_shared(const Arguments& arguments) {
     reverse(arguments, tile);
 }
 
-// Also what reads beside a buffer, by one element: there is NaN on both sides.
+// Copies. The bugs write one element behind or before the output.
 DEVICE void copy(const Arguments& arguments) {
     const uint64_t at = static_cast<uint64_t>(blockIdx.x) * THREADS + threadIdx.x;
     if (at >= arguments.count) return;

@@ -1,5 +1,5 @@
-// Kernels that the emulator's own tests run: each with one bug, which `bug` turns on, beside the right thing, its twin.
-// No loss uses them. See src/gpu/emulator/tests.
+// Kernels for the tests of the emulator (src/gpu/emulator/tests). Each has a bug that `bug` turns on. Without it the kernel is
+// right. No loss uses them.
 #pragma once
 
 #include "../../kernels/common/collective.cuh"
@@ -15,7 +15,7 @@ struct Arguments {
     void* output;
     unsigned* counter;
     uint32_t count;
-    // 0 for none.
+    // Which bug, or 0 for none.
     uint32_t bug;
 };
 ARGUMENTS(Arguments, input, output, counter, count, bug);

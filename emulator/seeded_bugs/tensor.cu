@@ -1,12 +1,12 @@
-// Asynchronous copies and tensor cores, as kernels/common wraps them: here the emulator's side, bare.
+// Asynchronous copies and tensor cores. These kernels call the emulator directly, without kernels/common.
 #include "seeded_bugs.cuh"
 
 namespace {
 
 constexpr unsigned CHUNKS = 4;
 
-// A tile of THREADS rows of 16 bytes, CHUNKS tiles in flight: the sum of each row of 4 floats, in another thread than
-// the one that copied it. The last tile is short by `count` bytes a row, which are to arrive as zeros.
+// Copies CHUNKS tiles of THREADS rows of 16 bytes asynchronously, then adds the 4 floats of each row in another thread than the
+// one that copied it. In the last tile, the last `count` bytes of each row must arrive as zeros.
 DEVICE void copies(const Arguments& arguments) {
     SHARED_ARRAY(float, tiles, CHUNKS* THREADS * 4);
     const unsigned thread = threadIdx.x, bug = arguments.bug;
@@ -19,7 +19,7 @@ DEVICE void copies(const Arguments& arguments) {
         emulator::copy_commit();
     }
     float sum = 0;
-    // Awaits all but the `n` newest groups.
+    // Waits for all but the `n` newest groups.
     const auto take = [&](unsigned n, unsigned c) {
         if (bug != 1) emulator::copy_wait(bug == 7 ? n + 1 : n);
         if (bug != 2) block_barrier();
@@ -33,7 +33,7 @@ DEVICE void copies(const Arguments& arguments) {
     output<float>(arguments, thread) = sum;
 }
 
-// A warp's four matrices, 32 rows of 8 halves; what each lane gets. `count` transposes.
+// Loads four matrices, 32 rows of 8 halves, and writes what each lane gets. They are transposed if `count` is not 0.
 DEVICE void matrices(const Arguments& arguments) {
     SHARED_ARRAY(uint16_t, tile, 33 * 8);
     for (unsigned i = threadIdx.x; i < 32 * 8; i += WARP) tile[i] = input<uint16_t>(arguments, i);
@@ -46,7 +46,7 @@ DEVICE void matrices(const Arguments& arguments) {
     for (unsigned m = 0; m < 4; m++) output<uint32_t>(arguments, threadIdx.x * 4 + m) = registers[m];
 }
 
-// D += A B of a warp, twice: A [16, 16], B [16, 8] halves, D [16, 8] floats. `count` says bf16.
+// D += A B of a warp, twice: A [16, 16] and B [16, 8] are halves, D [16, 8] floats. The halves are bf16 if `count` is not 0.
 DEVICE void multiply(const Arguments& arguments) {
     const unsigned g = threadIdx.x / 4, t = threadIdx.x % 4;
     const auto pair = [&](unsigned first, unsigned second) {
@@ -56,7 +56,7 @@ DEVICE void multiply(const Arguments& arguments) {
     const auto of_b = [&](unsigned k, unsigned column) { return pair(256 + k * 8 + column, 256 + (k + 1) * 8 + column); };
     const uint32_t a[4] = {of_a(g, 2 * t), of_a(g + 8, 2 * t), of_a(g, 2 * t + 8), of_a(g + 8, 2 * t + 8)};
     const uint32_t b[2] = {of_b(2 * t, g), of_b(2 * t + 8, g)};
-    // The second time with A's and B's rows swapped within a pair of halves: what a stale decoding would not show.
+    // The second time the halves of each pair of A are swapped. An emulator that kept the first operands would fail.
     const uint32_t a_swapped[4] = {a[0] >> 16 | a[0] << 16, a[1] >> 16 | a[1] << 16, a[2] >> 16 | a[2] << 16,
                                    a[3] >> 16 | a[3] << 16};
     float d[4] = {1, 2, 3, 4};

@@ -4,10 +4,11 @@ use half::{bf16, f16};
 
 use crate::element::{DType, Element};
 
-/// An element that GPU kernels read: `f32`, [`half::f16`] or [`half::bf16`]. Sums are taken in f32 or
-/// better and gradients come back in f32. Sealed, like [`Element`].
+/// An element that GPU kernels read: `f32`, [`half::f16`] or [`half::bf16`]. Kernels add in f32 or f64
+/// and return gradients in f32. The trait is sealed, like [`Element`].
 ///
-/// There is no `f64`: consumer GPUs compute it 64 times slower. [`Cpu`](crate::Cpu) takes it.
+/// `f64` is not one of them: consumer GPUs compute it 64 times slower than f32. [`Cpu`](crate::Cpu)
+/// takes it.
 pub trait GpuElement: Element<Real = f32> {}
 
 impl GpuElement for f32 {}

@@ -1,4 +1,4 @@
-//! A block, from empty shared memory to the last look at its guards.
+//! Runs one block: empties the shared memory, runs the fibers, checks the guards.
 
 use std::ffi::{CStr, c_char, c_void};
 
@@ -13,7 +13,7 @@ unsafe extern "C" {
     fn relata_emulator_block_end(block: *mut c_void) -> *const c_char;
 }
 
-/// What one thread of the machine runs its blocks with.
+/// The shared memory and the fibers that one thread of the CPU runs its blocks with.
 pub(super) struct Arena {
     shared: *mut c_void,
     team: Team,
@@ -21,7 +21,7 @@ pub(super) struct Arena {
 
 impl Arena {
     pub(super) fn new() -> Self {
-        // SAFETY: it takes nothing; `drop` gives back what it returns.
+        // SAFETY: it takes no arguments. `drop` frees its result.
         let shared = unsafe { relata_emulator_block_new() };
         Arena {
             shared,
@@ -32,7 +32,7 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: made by `relata_emulator_block_new`, and no kernel runs any more.
+        // SAFETY: `relata_emulator_block_new` made it, and no kernel runs.
         unsafe { relata_emulator_block_delete(self.shared) }
     }
 }
@@ -40,17 +40,17 @@ impl Drop for Arena {
 /// One block of a launch.
 pub(super) struct Block<'a> {
     pub(super) kernel: &'static Emulated,
-    /// As the kernel takes them, aligned.
+    /// The struct that the kernel takes, aligned.
     pub(super) arguments: &'a [u8],
     pub(super) block: Index,
     pub(super) grid: Index,
     pub(super) threads: u32,
     pub(super) dynamic_shared: usize,
-    /// What static and dynamic shared memory may come to.
+    /// The most bytes of static and dynamic shared memory together.
     pub(super) most_shared: usize,
 }
 
-/// Runs a block to its end, or says what it did that a kernel must not.
+/// Runs a block to its end. The error says what the kernel did that it must not do.
 pub(super) fn run(
     block: &Block<'_>,
     arena: &mut Arena,
@@ -66,7 +66,7 @@ pub(super) fn run(
         .team
         .begin(indices, block.kernel, block.arguments)
         .map_err(|error| format!("no memory for {} stacks: {error}", block.threads))?;
-    // SAFETY: `shared` came from `relata_emulator_block_new`, and only this thread uses it.
+    // SAFETY: `relata_emulator_block_new` made `shared`, and only this thread uses it.
     unsafe { relata_emulator_block_begin(arena.shared, block.dynamic_shared, block.most_shared) };
     let outcome = Schedule { fibers, bodies }.run(shuffle);
     // SAFETY: as above.

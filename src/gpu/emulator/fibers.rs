@@ -1,4 +1,4 @@
-//! The threads of a block: fibers that take turns on one thread of the machine.
+//! The threads of a block: fibers that take turns on one thread of the CPU.
 
 use std::cell::{Cell, UnsafeCell};
 use std::ffi::{CStr, c_char, c_void};
@@ -10,10 +10,10 @@ use corosensei::{Coroutine, Yielder};
 
 use crate::gpu::kernels::Emulated;
 
-/// Room for a thread's frames, AddressSanitizer's red zones included.
+/// The stack of a thread, with room for AddressSanitizer's red zones.
 const STACK_BYTES: usize = 128 * 1024;
 pub(super) const WARP: usize = 32;
-/// Of a block, on any GPU.
+/// The most threads of a block, on any GPU.
 pub(super) const MOST_THREADS: usize = 1024;
 
 #[repr(C)]
@@ -46,26 +46,26 @@ unsafe extern "C" {
     fn relata_emulator_run(kernel: *const Emulated, thread: *mut Thread, arguments: *const c_void);
 }
 
-/// A place in a kernel's source.
+/// A line in the source of a kernel.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Location {
     file: *const c_char,
     line: u32,
 }
 
-impl Place {
-    const NOWHERE: Place = Place {
+impl Location {
+    const END: Location = Location {
         file: ptr::null(),
         line: 0,
     };
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.file.is_null() {
             return f.write_str("its end");
         }
-        // SAFETY: kernels pass __FILE__, a string that lives as long as the program.
+        // SAFETY: kernels pass __FILE__, which lives as long as the program.
         let file = unsafe { CStr::from_ptr(self.file) };
         let path = file.to_string_lossy();
         let name = path.rsplit('/').next().unwrap_or(&path);
@@ -83,18 +83,19 @@ pub(super) enum State {
     Done,
 }
 
-/// What the scheduler knows of a fiber. Both write to it, in turns.
+/// The state of a fiber. The scheduler and the fiber write it in turns.
 pub(super) struct Fiber {
     yielder: Cell<*const Yielder<(), ()>>,
     pub(super) state: Cell<State>,
-    pub(super) place: Cell<Place>,
+    pub(super) location: Cell<Location>,
 }
 
-/// Runs the team's task whenever it is resumed from the end of the last one.
+/// A fiber's coroutine. It runs the team's task once, suspends at its end, and runs the next task when
+/// it is resumed.
 pub(super) type Body = Coroutine<(), (), (), Stack>;
 
-/// A stack that starts somewhere in its first page. Pages start at the same lines of a cache, and the
-/// fibers of a block take turns so quickly that the tops of their stacks have to fit in side by side.
+/// A stack that starts somewhere in its first page. All pages start at the same lines of a cache. The
+/// fibers of a block switch often, so the tops of their stacks must fit into the cache together.
 pub(super) struct Stack {
     memory: DefaultStack,
     skipped: usize,
@@ -109,7 +110,7 @@ impl Stack {
     }
 }
 
-// SAFETY: a smaller part of a stack that has a guard page.
+// SAFETY: this is a part of a stack that has a guard page.
 unsafe impl corosensei::stack::Stack for Stack {
     fn base(&self) -> StackPointer {
         let base = self.memory.base();
@@ -121,32 +122,32 @@ unsafe impl corosensei::stack::Stack for Stack {
     }
 }
 
-/// What all fibers of a block run.
+/// The kernel that all fibers of a block run, with its arguments.
 #[derive(Clone, Copy)]
 struct Task {
     kernel: *const Emulated,
     arguments: *const c_void,
 }
 
-/// As many fibers as the largest block so far had threads, with what belongs to each. They are kept from
-/// block to block: a stack that has been used lies in a cache.
+/// The fibers, as many as the largest block so far had threads, and the data of each. They are kept
+/// from block to block, because a used stack is already in a cache.
 pub(super) struct Team {
     task: Box<Cell<Task>>,
     threads: Box<[UnsafeCell<Thread>]>,
     fibers: Box<[Fiber]>,
     bodies: Vec<Body>,
-    /// `emulator::Warp` and `emulator::Copies`, which only C++ looks into.
+    /// `emulator::Warp` and `emulator::Copies`. Only C++ reads them.
     warps: Vec<Box<[Line]>>,
     copies: Vec<Box<[Line]>>,
 }
 
-/// 64 bytes, for the alignment.
+/// 64 bytes, aligned to 64.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
 struct Line([u8; 64]);
 
 impl Team {
-    /// Without fibers yet. `shared` is the `emulator::Block` that all blocks use.
+    /// A team without fibers. `shared` is the `emulator::Block` that all blocks use.
     pub(super) fn new(shared: *mut c_void) -> Self {
         // SAFETY: it returns a constant.
         let thread_bytes = unsafe { relata_emulator_thread_bytes() };
@@ -164,7 +165,7 @@ impl Team {
                 .map(|_| Fiber {
                     yielder: Cell::new(ptr::null()),
                     state: Cell::new(State::Done),
-                    place: Cell::new(Place::NOWHERE),
+                    location: Cell::new(Location::END),
                 })
                 .collect(),
             bodies: Vec::new(),
@@ -173,7 +174,7 @@ impl Team {
         }
     }
 
-    /// The fibers of a block, each about to run `kernel` from its beginning.
+    /// The fibers of a block, each ready to run `kernel` from its beginning.
     pub(super) fn begin(
         &mut self,
         [block, block_dim, grid_dim]: [Index; 3],
@@ -191,7 +192,7 @@ impl Team {
             (thread.block, thread.block_dim, thread.grid_dim) = (block, block_dim, grid_dim);
             self.fibers[i].state.set(State::Ready);
             if self.bodies[i].done() {
-                // Ended before its time: from the beginning, on the same stack.
+                // This fiber was stopped early. Make a new one on the same stack.
                 let ended = self.bodies.swap_remove(i);
                 let again = self.body(i, ended.into_stack());
                 self.bodies.push(again);
@@ -236,11 +237,11 @@ impl Team {
                 let fiber = unsafe { &*fiber };
                 let Task { kernel, arguments } = task.get();
                 fiber.yielder.set(yielder);
-                // SAFETY: the arguments are the kernel's, which the launcher has checked, and live until
-                // the block has ended; `thread` is touched by this fiber alone until then.
+                // SAFETY: the launcher has checked that the arguments are the kernel's. They live until
+                // the block has ended. Only this fiber uses `thread` until then.
                 unsafe { relata_emulator_run(kernel, thread, arguments) };
                 fiber.state.set(State::Done);
-                fiber.place.set(Place::NOWHERE);
+                fiber.location.set(Location::END);
                 yielder.suspend(());
             }
         })
@@ -250,7 +251,7 @@ impl Team {
 impl Drop for Team {
     fn drop(&mut self) {
         for body in &mut self.bodies {
-            // SAFETY: a fiber that has come to the kernel's end holds nothing that needs dropping.
+            // SAFETY: a fiber at the end of the kernel holds nothing that needs dropping.
             unsafe { body.force_reset() };
         }
     }
@@ -276,20 +277,20 @@ impl Thread {
     }
 }
 
-/// Called by a kernel that has reached a barrier.
+/// Suspends the fiber that runs. A kernel calls this when it reaches a barrier.
 ///
 /// # Safety
-/// `fiber` is that of the thread that runs, as [`Team::grow`] has set it.
+/// `fiber` is the fiber of the thread that runs, as [`Team::grow`] has set it.
 unsafe extern "C" fn wait(fiber: *mut c_void, kind: u32, file: *const c_char, line: u32) {
-    // SAFETY: by the contract.
+    // SAFETY: the caller promises it.
     let fiber = unsafe { &*fiber.cast::<Fiber>() };
     fiber.state.set(match kind {
         1 => State::Warp,
         2 => State::Block,
         _ => State::Failed,
     });
-    fiber.place.set(Place { file, line });
-    // SAFETY: set by the coroutine when it started, and alive while it runs.
+    fiber.location.set(Location { file, line });
+    // SAFETY: the coroutine set it when it started, and it lives while the coroutine runs.
     let yielder = unsafe { &*fiber.yielder.get() };
     yielder.suspend(());
 }

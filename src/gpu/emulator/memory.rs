@@ -1,4 +1,4 @@
-//! The emulator's global memory: with a guard on both sides, and NaN until something is written.
+//! The emulator's global memory. It has a guard on both sides and holds NaN until it is written.
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::ffi::c_void;
@@ -7,10 +7,10 @@ use std::rc::{Rc, Weak};
 
 use crate::error::{Error, Result};
 
-/// NaN as f32, f16 and bf16: what memory holds before it is written.
+/// The content of memory before it is written: NaN as f32, f16 and bf16.
 const POISON: u8 = 0xFF;
-/// What lies on both sides: NaN as well, for those who read too far, but no number that a kernel has a
-/// reason to write.
+/// The content of the guards. A kernel that reads too far gets NaN here too. No kernel has a reason to
+/// write these bytes.
 const CANARY: [u8; 2] = [0xFE, 0xFF];
 const GUARD: usize = 256;
 
@@ -34,7 +34,7 @@ impl Memory {
 
     pub(super) fn write(&mut self, bytes: &[u8]) {
         assert!(bytes.len() <= self.0.bytes);
-        // SAFETY: as long as this, in an allocation that no kernel uses while it is written to.
+        // SAFETY: the allocation is long enough, and no kernel uses it during the copy.
         unsafe {
             self.address()
                 .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
@@ -43,7 +43,7 @@ impl Memory {
 
     pub(super) fn read(&self, bytes: &mut [u8]) {
         assert!(bytes.len() <= self.0.bytes);
-        // SAFETY: as above; every byte has been initialised.
+        // SAFETY: as above. Every byte is initialised.
         unsafe {
             self.address()
                 .copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len())
@@ -51,7 +51,7 @@ impl Memory {
     }
 }
 
-/// All memory of a machine that is still in use.
+/// All memory of a machine that has not been dropped.
 #[derive(Debug, Default)]
 pub(super) struct Allocations(Vec<Weak<Allocation>>);
 
@@ -61,7 +61,7 @@ impl Allocations {
         self.0.push(Rc::downgrade(&memory.0));
     }
 
-    /// What was written beside some of it.
+    /// A write outside of an allocation, if there was one, in words.
     pub(super) fn overrun(&self) -> Option<String> {
         self.0
             .iter()
@@ -73,7 +73,7 @@ impl Allocations {
 #[derive(Debug)]
 struct Allocation {
     argument: &'static str,
-    /// Of the front guard.
+    /// The address of the front guard.
     start: NonNull<u8>,
     layout: Layout,
     bytes: usize,
@@ -86,7 +86,7 @@ impl Allocation {
             .checked_add(2 * GUARD)
             .and_then(|bytes| Layout::from_size_align(bytes, GUARD).ok())
             .ok_or(out_of_memory.clone())?;
-        // SAFETY: the layout's size is not 0.
+        // SAFETY: the size of the layout is not 0.
         let start = NonNull::new(unsafe { alloc(layout) }).ok_or(out_of_memory)?;
         let allocation = Allocation {
             argument,
@@ -94,7 +94,7 @@ impl Allocation {
             layout,
             bytes,
         };
-        // SAFETY: the allocation is this long, and nothing refers to it yet.
+        // SAFETY: the allocation has this length, and nothing refers to it yet.
         let all = unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), layout.size()) };
         all.fill(POISON);
         let (front, rest) = all.split_at_mut(GUARD);
@@ -105,7 +105,7 @@ impl Allocation {
                 .for_each(|(byte, canary)| *byte = canary);
         }
         for (guard, len) in allocation.guards() {
-            // SAFETY: within the allocation; allowed again before anyone reads it.
+            // SAFETY: within the allocation. It is allowed again before anything reads it.
             unsafe { relata_emulator_forbid(guard.cast(), len) };
         }
         Ok(allocation)
@@ -115,13 +115,13 @@ impl Allocation {
         self.start.as_ptr().wrapping_add(GUARD)
     }
 
-    /// Where a kernel has written beside the memory, nearest first.
+    /// The write in a guard that is nearest to the memory, if there is one, in words.
     fn overrun(&self) -> Option<String> {
         let mut found = None;
         for ((guard, len), behind) in self.guards().into_iter().zip([false, true]) {
             // SAFETY: within the allocation.
             unsafe { relata_emulator_allow(guard.cast(), len) };
-            // SAFETY: initialised when the memory was made, and no kernel runs.
+            // SAFETY: `new` initialised the guard, and no kernel runs.
             let bytes = unsafe { std::slice::from_raw_parts(guard, len) };
             let damaged = |at: &usize| bytes[*at] != CANARY[at % 2];
             let (at, side) = if behind {
@@ -133,7 +133,7 @@ impl Allocation {
             let text = at
                 .map(|at| format!("byte {at} {side} the {size} bytes of '{argument}' was written"));
             found = found.or(text);
-            // SAFETY: as when the memory was made.
+            // SAFETY: as in `new`.
             unsafe { relata_emulator_forbid(guard.cast(), len) };
         }
         found
@@ -154,12 +154,12 @@ impl Drop for Allocation {
             // SAFETY: within the allocation.
             unsafe { relata_emulator_allow(guard.cast(), len) };
         }
-        // SAFETY: allocated with this layout in `new`.
+        // SAFETY: `new` allocated it with this layout.
         unsafe { dealloc(self.start.as_ptr(), self.layout) }
     }
 }
 
-/// A kernel's arguments, where any struct may start.
+/// A kernel's arguments, aligned for any struct.
 pub(super) struct Aligned {
     words: Vec<u128>,
     bytes: usize,

@@ -1,11 +1,8 @@
-//! Kernels on the CPU, thread for thread.
+//! Runs the CUDA kernels on the CPU, thread by thread.
 //!
-//! The blocks of a launch are spread over rayon's pool; the threads of a block are fibers that take
-//! turns ([`block`]). What the kernels call is in emulator/ and kernels/common.
-#![allow(
-    unsafe_code,
-    reason = "a launcher: it hands addresses to C++ and switches stacks"
-)]
+//! The blocks of a launch run in parallel on rayon's pool. The threads of a block are fibers that
+//! take turns ([`block`]). The functions that kernels call are in emulator/ and kernels/common.
+#![allow(unsafe_code, reason = "passes addresses to C++ and switches stacks")]
 
 mod arguments;
 mod block;
@@ -29,12 +26,12 @@ use self::schedule::Shuffle;
 use super::machine::{Launch, Launcher, Limits, Machine};
 use crate::error::{Error, Result};
 
-/// The CUDA kernels, run thread for thread on the CPU by an emulator: what a machine without a GPU
-/// tests kernels with. Slow by design.
+/// Runs the CUDA kernels thread by thread on the CPU, to test them on a machine without a GPU. It is
+/// slow by design.
 ///
-/// Threads run in an order shuffled by the [seed](Emulator::seed); shared and global memory holds NaN
-/// until it is written, with guards around it; barriers are checked. A kernel that does what a kernel
-/// must not is an [`Error::Kernel`].
+/// The [seed](Emulator::seed) shuffles the order in which threads run. Shared and global memory holds
+/// NaN until it is written, and has guards around it. Barriers are checked. A kernel that does
+/// something a kernel must not do is an [`Error::Kernel`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Emulator {
     seed: u64,
@@ -43,14 +40,15 @@ pub struct Emulator {
 crate::gpu::gpu_device!(Emulator, "emulator");
 
 impl Emulator {
-    /// The emulator with its first schedule.
+    /// The emulator with seed 0.
     #[must_use]
     pub const fn new() -> Self {
         Emulator { seed: 0 }
     }
 
-    /// Another schedule: the order in which the threads of a block run, and whether inputs happen to lie
-    /// on aligned addresses (every fourth seed, from 0). No result may depend on it.
+    /// The same with another schedule. The seed decides the order in which the threads of a block run,
+    /// and whether the addresses of inputs are aligned (for every fourth seed, from 0). No result may
+    /// depend on it.
     #[must_use]
     pub const fn seed(self, seed: u64) -> Self {
         Emulator { seed }
@@ -65,7 +63,7 @@ impl Emulator {
     }
 }
 
-/// One evaluation's worth of an emulated GPU.
+/// The emulated GPU for one evaluation.
 #[derive(Debug)]
 pub(crate) struct EmulatedMachine {
     seed: u64,
@@ -105,11 +103,11 @@ impl Launcher for EmulatedMachine {
                 block::run(&block, arena.get_or_insert_with(Arena::new), &mut shuffle)
             };
             let Index { x, y, z } = block.block;
-            // No fiber and no scheduler calls rayon: no other block comes in between.
+            // Fibers and scheduler never call rayon, so no other block uses the arena meanwhile.
             let outcome = ARENA.with_borrow_mut(run);
             outcome.map_err(|what| fault(format!("block ({x}, {y}, {z}): {what}")))
         };
-        // Of several blocks that fail, always the first.
+        // If several blocks fail, report the first one, always.
         let failed = (0..grid.count())
             .into_par_iter()
             .find_map_first(|index| run(index).err());
@@ -119,7 +117,7 @@ impl Launcher for EmulatedMachine {
     }
 }
 
-/// What a GPU would refuse the launch for, and what the kernel was not made for.
+/// Why a GPU would refuse the launch, or why the launch does not fit the kernel.
 fn refused(launch: &Launch<'_>, limits: Limits) -> Option<String> {
     let Launch {
         kernel,
@@ -164,14 +162,14 @@ impl Index {
         u64::from(self.x) * u64::from(self.y) * u64::from(self.z)
     }
 
-    /// The block of this number in a grid of this size.
+    /// The block with this number in a grid of this size.
     fn nth(self, index: u64) -> Index {
-        let along = |size: u32, stride: u64| (index / stride % u64::from(size)) as u32;
+        let coordinate = |size: u32, stride: u64| (index / stride % u64::from(size)) as u32;
         let (x, y) = (u64::from(self.x), u64::from(self.y));
         Index {
-            x: along(self.x, 1),
-            y: along(self.y, x),
-            z: along(self.z, x * y),
+            x: coordinate(self.x, 1),
+            y: coordinate(self.y, x),
+            z: coordinate(self.z, x * y),
         }
     }
 }
@@ -180,8 +178,8 @@ impl Machine for EmulatedMachine {
     type Memory = Memory;
 
     fn limits(&self) -> Limits {
-        // Few multiprocessors, so that plans split as little as they can; an A100's shared memory, the
-        // least that kernels are written for.
+        // Few multiprocessors, so that plans split the work as little as possible. The shared memory of
+        // an A100, which is the least that the kernels need.
         Limits {
             multiprocessors: 4,
             shared_per_block: 163 * 1024,

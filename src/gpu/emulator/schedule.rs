@@ -1,13 +1,13 @@
-//! Which thread of a block runs next, and whether all of them have come to a barrier.
+//! Decides which thread of a block runs next, and whether all threads have reached a barrier.
 
 use super::fibers::{Body, Fiber, State, WARP};
 
-/// A small generator (xorshift64*): schedules need variety, not quality.
+/// A small random number generator (xorshift64*): schedules need variety, not quality.
 pub(super) struct Shuffle(u64);
 
 impl Shuffle {
     pub(super) fn new(seed: u64) -> Self {
-        // SplitMix64's finisher, so that neighbouring seeds differ everywhere; never 0.
+        // The last steps of SplitMix64, so that neighbouring seeds differ in all bits. Never 0.
         let z = (seed ^ (seed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         Shuffle((z ^ (z >> 31)) | 1)
@@ -32,7 +32,7 @@ impl Shuffle {
     }
 }
 
-/// Which fiber runs next.
+/// The fibers of a block, which this runs in a shuffled order.
 pub(super) struct Schedule<'a> {
     pub(super) fibers: &'a [Fiber],
     pub(super) bodies: &'a mut [Body],
@@ -43,13 +43,13 @@ impl Schedule<'_> {
         self.fibers[i].state.get()
     }
 
-    /// Until all fibers are done, or one fails, or none can go on.
+    /// Runs the fibers until all are done, one fails, or none can continue.
     pub(super) fn run(&mut self, shuffle: &mut Shuffle) -> Result<(), String> {
         let warps = self.bodies.len() / WARP;
         loop {
             let mut progress = false;
             let first = shuffle.below(warps);
-            // An odd stride below the next power of two visits every warp, in another order each time.
+            // An odd stride modulo a power of two visits every warp, in another order each time.
             let span = warps.next_power_of_two();
             let stride = 2 * shuffle.below(span) + 1;
             for step in 0..span {
@@ -64,8 +64,8 @@ impl Schedule<'_> {
         }
     }
 
-    /// Runs the lanes of a warp in a shuffled order until they wait for other warps or, now and then,
-    /// until they have passed a barrier of their own. Whether any of them ran.
+    /// Runs the lanes of a warp in a shuffled order until they wait for other warps. Sometimes it stops
+    /// earlier, after a barrier of the warp. Returns whether any lane ran.
     fn run_warp(&mut self, warp: usize, shuffle: &mut Shuffle) -> Result<bool, String> {
         let lanes = warp * WARP..(warp + 1) * WARP;
         let mut progress = false;
@@ -78,7 +78,7 @@ impl Schedule<'_> {
                     ran = true;
                     self.bodies[i].resume(());
                     if self.state(i) == State::Failed {
-                        // What it did, C++ has written down.
+                        // C++ keeps the description of the failure.
                         return Err(String::new());
                     }
                 }
@@ -90,10 +90,11 @@ impl Schedule<'_> {
         }
     }
 
-    /// Lets a warp go on if all its lanes wait for one another.
+    /// Lets a warp continue if all its lanes wait at the same barrier of the warp. Returns whether it
+    /// did.
     fn pass_warp_barrier(&self, lanes: std::ops::Range<usize>) -> Result<bool, String> {
         let leader = lanes.start;
-        let (state, place) = (self.state(leader), self.fibers[leader].place.get());
+        let (state, location) = (self.state(leader), self.fibers[leader].location.get());
         let mut waiting = 0;
         for i in lanes.clone() {
             waiting += usize::from(self.state(i) == State::Warp);
@@ -102,7 +103,7 @@ impl Schedule<'_> {
             return Ok(false);
         }
         for i in lanes.clone() {
-            if self.state(i) != state || self.fibers[i].place.get() != place {
+            if self.state(i) != state || self.fibers[i].location.get() != location {
                 let what = "a barrier of a warp is reached by some lanes only";
                 return Err(self.divergence(what, leader, i));
             }
@@ -113,11 +114,12 @@ impl Schedule<'_> {
         Ok(true)
     }
 
-    /// With no fiber ready: lets all go on if they wait at one barrier. Whether all are done.
+    /// Lets the block continue if all its threads wait at the same barrier. No fiber may be ready.
+    /// Returns whether all threads are done.
     fn pass_block_barrier(&self) -> Result<bool, String> {
-        let (state, place) = (self.state(0), self.fibers[0].place.get());
+        let (state, location) = (self.state(0), self.fibers[0].location.get());
         for i in 0..self.bodies.len() {
-            if self.state(i) != state || self.fibers[i].place.get() != place {
+            if self.state(i) != state || self.fibers[i].location.get() != location {
                 let what = "a barrier of the block is not reached by all threads";
                 return Err(self.divergence(what, 0, i));
             }
@@ -132,17 +134,17 @@ impl Schedule<'_> {
     }
 
     fn divergence(&self, what: &str, a: usize, b: usize) -> String {
-        let [at_a, at_b] = [a, b].map(|i| self.fibers[i].place.get());
+        let [at_a, at_b] = [a, b].map(|i| self.fibers[i].location.get());
         format!("{what}: thread {a} is at {at_a}, thread {b} at {at_b}")
     }
 }
 
 impl Drop for Schedule<'_> {
-    /// Ends the fibers that a failure, or a panic of this thread, has left somewhere in the kernel.
+    /// Ends the fibers that are still inside the kernel after a failure, or a panic of this thread.
     fn drop(&mut self) {
         for (fiber, body) in self.fibers.iter().zip(&mut *self.bodies) {
             if fiber.state.get() != State::Done {
-                // SAFETY: a kernel's frames hold nothing that needs dropping: no kernel owns memory.
+                // SAFETY: no kernel owns memory, so its frames hold nothing that needs dropping.
                 unsafe { body.force_reset() };
             }
         }

@@ -1,4 +1,4 @@
-//! Barriers that are missing, or that not all threads reach.
+//! Missing barriers, and barriers that only some threads reach.
 
 use super::{Run, THREADS, assert_caught, assert_shows, numbers, reversed, seeded_bugs};
 
@@ -27,7 +27,7 @@ fn a_missing_barrier_of_the_block() {
 #[test]
 fn a_missing_barrier_of_a_warp() {
     let input = numbers(THREADS);
-    // Every warp on its own: reversed, then the elements of even lanes, twice.
+    // Each warp by itself: reversed, then the elements of its even lanes, twice.
     let want: Vec<f32> = input
         .chunks(32)
         .flat_map(|warp| {
@@ -43,7 +43,7 @@ fn a_missing_barrier_of_a_warp() {
 }
 
 #[test]
-fn barriers_that_not_all_threads_reach() {
+fn barriers_that_only_some_threads_reach() {
     let input = numbers(THREADS);
     let run = Run::new(&seeded_bugs_divergent_barrier, &input);
     assert_shows(run, &[], &reversed(&input));
@@ -51,7 +51,7 @@ fn barriers_that_not_all_threads_reach() {
         "a barrier of the block is not reached by all threads: ",
         "a barrier of a warp is reached by some lanes only: ",
     );
-    // What is said, and whether two places in the source are named, or one and a thread's end.
+    // The message, and whether it names two lines, or one line and the end of a thread.
     let expected = [
         (
             1,
@@ -118,7 +118,7 @@ fn barriers_that_not_all_threads_reach() {
             );
         }
     }
-    // Places are named by their lines, which differ.
+    // The two lines differ.
     let text = run
         .bug(3)
         .run::<f32>(0, THREADS)
@@ -134,7 +134,7 @@ fn barriers_that_not_all_threads_reach() {
 }
 
 #[test]
-fn after_a_failure_all_is_as_before() {
+fn the_emulator_works_after_a_failure() {
     let input = numbers(THREADS);
     let run = Run::new(&seeded_bugs_divergent_barrier, &input);
     for seed in 0..16 {
@@ -145,7 +145,7 @@ fn after_a_failure_all_is_as_before() {
 }
 
 #[test]
-fn of_several_failures_the_first_is_reported() {
+fn the_first_of_several_failures_is_reported() {
     let input = numbers(THREADS);
     let mut run = Run::new(&seeded_bugs_divergent_barrier, &input).bug(3);
     run.blocks = 40;

@@ -1,4 +1,4 @@
-//! What threads do together, and conversions, against plain loops.
+//! Collectives and conversions of kernels/common, compared with plain loops.
 
 use half::{bf16, f16};
 
@@ -21,7 +21,7 @@ fn shuffles() {
     let input = numbers(THREADS);
     for seed in 0..4 {
         let run = Run::new(&seeded_bugs_shuffles, &input);
-        // Floats, then doubles.
+        // The output has floats, then doubles.
         let got = run
             .run::<u64>(seed, (WARP / 2 + WARP) * THREADS)
             .expect("no fault");
@@ -46,7 +46,7 @@ fn shuffles() {
 
 #[test]
 fn reductions() {
-    // Sums that rounding makes depend on their order: by tree, in warps, then warp by warp.
+    // With rounding the sums depend on the order of addition: a tree in each warp, then warp by warp.
     let input: Vec<f32> = (0..THREADS)
         .map(|i| ((i * 37 + 11) % 64) as f32 * 1.1 - 20.0)
         .collect();
@@ -99,7 +99,7 @@ fn the_last_block_sees_all_others() {
         for seed in 0..4 {
             let (got, counters) = run.run_counting::<f64>(seed, 1 + blocks).expect("no fault");
             assert_eq!(got[0], input.iter().sum::<f64>());
-            // The ticket is back at 0, and every block has set its flag.
+            // The ticket is 0 again, and every block has set its flag.
             assert_eq!(counters[0], 0);
             let flags: u32 = counters[1..].iter().map(|word| word.count_ones()).sum();
             assert_eq!(flags as usize, blocks);
@@ -109,7 +109,7 @@ fn the_last_block_sees_all_others() {
 
 #[test]
 fn the_last_ticket_sees_all_others() {
-    // More than a warp adds up at once.
+    // The last count is more than a warp adds at once.
     for blocks in [1, 2, 7, 1100] {
         let input: Vec<f64> = (0..blocks * THREADS)
             .map(|i| (i * i % 1009) as f64)
@@ -128,7 +128,7 @@ fn the_last_ticket_sees_all_others() {
 }
 
 #[test]
-fn several_values_are_put_together_as_one_by_one() {
+fn a_scattered_reduction_equals_single_reductions() {
     let input = numbers(THREADS);
     for seed in 0..4 {
         let run = Run::new(&seeded_bugs_scatter, &input);
@@ -145,7 +145,7 @@ fn several_values_are_put_together_as_one_by_one() {
     }
 }
 
-/// The same number, or both NaN.
+/// Whether both are the same number, or both NaN.
 fn same(got: f32, want: f32) -> bool {
     got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan()
 }
@@ -171,7 +171,7 @@ fn every_half_becomes_its_float() {
 
 #[test]
 fn floats_become_the_nearest_halves() {
-    // Around every half, and around the middle to its neighbour, where ties go to even.
+    // Numbers around every half, and around the middle between two halves, where ties go to even.
     let mut input = vec![
         f32::INFINITY,
         f32::NEG_INFINITY,
@@ -190,7 +190,7 @@ fn floats_become_the_nearest_halves() {
     for bits in 0..0x7C00u16 {
         for sign in [0, 0x8000] {
             let [a, b] = [bits, bits + 1].map(|bits| f16::from_bits(bits | sign).to_f32());
-            // Beyond the largest f16, the next would be 65536.
+            // The neighbour above the largest f16 would be 65536.
             let b = if b.is_finite() {
                 b
             } else {
@@ -203,7 +203,7 @@ fn floats_become_the_nearest_halves() {
         for sign in [0, 0x8000] {
             let [a, b] = [bits, bits + 1].map(|bits| bf16::from_bits(bits | sign).to_f32());
             input.extend(beside(a));
-            // Their sum may overflow, their bits' does not.
+            // The sum of the numbers may overflow. The sum of their bits does not.
             input.extend(beside(f32::from_bits(a.to_bits().midpoint(b.to_bits()))));
         }
     }

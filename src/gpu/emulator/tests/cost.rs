@@ -1,4 +1,5 @@
-//! What the emulator costs. Says, never asserts: `cargo test --release --features emulator cost -- --ignored --nocapture`.
+//! Measures the cost of the emulator. It prints and asserts nothing:
+//! `cargo test --release --features emulator cost -- --ignored --nocapture`.
 
 use std::time::Instant;
 

@@ -1,4 +1,4 @@
-//! Reads and writes where there is nothing to be read or written.
+//! Reads of memory that nothing wrote, and reads and writes outside of an allocation.
 
 use super::{
     Arguments, Emulator, Launch, Launcher, Run, THREADS, assert_caught, assert_caught_first,
@@ -39,11 +39,11 @@ fn an_overrun_of_a_shared_array() {
 }
 
 #[test]
-fn an_overrun_with_what_memory_held_before() {
+fn an_overrun_that_writes_the_initial_content() {
     let input = numbers(THREADS);
     let run = Run::new(&seeded_bugs_integer_overrun, &input);
     assert_eq!(run.run::<f32>(0, THREADS), Ok(reversed(&input)));
-    let test = "memory::an_overrun_with_what_memory_held_before";
+    let test = "memory::an_overrun_that_writes_the_initial_content";
     let parts = ["behind the 256 bytes of shared array 'flags'"];
     assert_caught_first(
         test,
@@ -95,7 +95,7 @@ fn too_much_shared_memory() {
     assert_eq!(run.run::<f32>(0, THREADS), Ok(reversed(&input)));
     let parts = ["memory.cu:", "more than 48 KiB of static shared memory"];
     assert_caught(run.bug(1).run::<f32>(0, THREADS), run.kernel, &parts);
-    // 48 KiB of static memory, and so much of dynamic memory, are an A100's 163 KiB.
+    // 48 KiB of static memory and 115 KiB of dynamic memory are the 163 KiB of an A100.
     run.shared = 115 * 1024;
     assert_eq!(run.run::<f32>(0, THREADS), Ok(reversed(&input)));
     run.shared += 1;
@@ -118,7 +118,7 @@ fn shared_memory_that_nothing_wrote() {
 
 #[test]
 fn global_memory_that_nothing_wrote_or_owns() {
-    // 3 elements fewer than there are threads.
+    // 3 elements fewer than threads.
     let (count, blocks) = (3 * THREADS - 3, 3);
     let input = numbers(count);
     let mut run = Run::new(&seeded_bugs_copy, &input).count(count);
@@ -138,7 +138,7 @@ fn global_memory_that_nothing_wrote_or_owns() {
     if cfg!(not(feature = "emulator-sanitize")) {
         let before = ["byte 1 before the 756 bytes of 'output'"];
         assert_caught(run.bug(2).run::<f32>(0, count), run.kernel, &before);
-        // An input that is one short.
+        // An input with one element too few.
         let short = &input[..count - 1];
         let mut run = Run::new(&seeded_bugs_copy, short).count(count);
         run.blocks = blocks;
@@ -146,7 +146,7 @@ fn global_memory_that_nothing_wrote_or_owns() {
         assert_eq!(&got[..count - 1], short);
         assert!(got[count - 1].is_nan());
     }
-    // An output of which the last element is left alone.
+    // An output whose last element is not written.
     run.count = count - 1;
     let got = run.run::<f32>(0, count).expect("no fault");
     assert!(got[count - 1].is_nan());
@@ -235,7 +235,7 @@ fn launches_that_a_gpu_refuses() {
         bytes,
         "a grid of 1 x 1 x 65536 blocks",
     );
-    // The emulator is none the worse for it.
+    // The emulator still works.
     let run = Run::new(&seeded_bugs_copy, &input).count(THREADS);
     assert_eq!(run.run(0, THREADS), Ok(input.clone()));
 }

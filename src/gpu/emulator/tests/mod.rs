@@ -1,5 +1,5 @@
-//! Is what the emulator says of a kernel true? Kernels with a bug seeded_bugs in each (emulator/seeded_bugs) are
-//! caught, and their twins, which do the same without the bug, are right.
+//! Tests of the emulator itself. emulator/seeded_bugs has kernels with one bug each. The emulator must
+//! report each bug, and the same kernel without the bug, its twin, must give the right result.
 
 mod arguments;
 mod barriers;
@@ -16,7 +16,7 @@ use crate::gpu::arguments::kernel_arguments;
 use crate::gpu::kernels::EntryPoint;
 use crate::gpu::machine::{Launch, Launcher, Machine};
 
-/// Threads of a block, of most seeded_bugs kernels.
+/// The threads of a block, in most kernels of emulator/seeded_bugs.
 const THREADS: usize = 64;
 
 kernel_arguments! {
@@ -35,8 +35,8 @@ macro_rules! seeded_bugs {
     ($arguments:ty: $($name:ident),+ $(,)?) => {
         #[allow(non_upper_case_globals)]
         mod emulated {
-            // SAFETY: EXPORT_KERNEL in kernels/common/platform.cuh defines these, constant, of this
-            // type; one that is missing does not link.
+            // SAFETY: EXPORT_KERNEL in kernels/common/platform.cuh defines these as constants of
+            // this type. One that is missing does not link.
             unsafe extern "C" {
                 $(pub(super) safe static $name: crate::gpu::kernels::Emulated;)+
             }
@@ -56,7 +56,7 @@ macro_rules! seeded_bugs {
 }
 use seeded_bugs;
 
-/// A launch of a seeded_bugs kernel, and where its output goes.
+/// A launch of a kernel of emulator/seeded_bugs.
 #[derive(Clone, Copy)]
 struct Run<'a, I> {
     kernel: &'static EntryPoint,
@@ -91,12 +91,12 @@ impl<'a, I: NoUninit> Run<'a, I> {
         self
     }
 
-    /// An output of so many elements.
+    /// Launches the kernel and returns its output of `len` elements.
     fn run<O: Pod>(self, seed: u64, len: usize) -> Result<Vec<O>> {
         self.run_counting(seed, len).map(|(output, _)| output)
     }
 
-    /// And what is in the counters afterwards.
+    /// The same, with the counters after the launch.
     fn run_counting<O: Pod>(self, seed: u64, len: usize) -> Result<(Vec<O>, [u32; 8])> {
         let mut machine = Emulator::new().seed(seed).machine();
         let upload = |machine: &mut EmulatedMachine, argument, bytes: &[u8]| -> Result<Memory> {
@@ -138,7 +138,7 @@ fn reversed(input: &[f32]) -> Vec<f32> {
     input.iter().rev().copied().collect()
 }
 
-/// Asserts that the emulator has reported the kernel, with all of `parts` in what it says.
+/// Asserts that the emulator has reported the kernel in an error whose text contains all `parts`.
 #[track_caller]
 fn assert_caught<T>(outcome: Result<T>, entry: &EntryPoint, parts: &[&str]) {
     let Err(error) = outcome else {
@@ -154,8 +154,8 @@ fn assert_caught<T>(outcome: Result<T>, entry: &EntryPoint, parts: &[&str]) {
     }
 }
 
-/// As [`assert_caught`], of a bug that a sanitizer catches first and ends the process for: that test runs
-/// again in a process of its own, and what it writes to stderr names the file.
+/// As [`assert_caught`], for a bug that a sanitizer may catch first. A sanitizer ends the process, so the
+/// test then runs again in a process of its own, whose stderr must name the file.
 #[track_caller]
 fn assert_caught_first<T>(
     test: &str,
@@ -163,7 +163,7 @@ fn assert_caught_first<T>(
     entry: &EntryPoint,
     parts: &[&str],
 ) {
-    const INSIDE: &str = "RELATA_PLANTED";
+    const INSIDE: &str = "RELATA_SEEDED_BUG";
     if !cfg!(feature = "emulator-sanitize") {
         return assert_caught(bug(), entry, parts);
     }
@@ -173,7 +173,7 @@ fn assert_caught_first<T>(
             let outcome = bug().map(|_| ());
             panic!("no sanitizer has caught {}: {outcome:?}", entry.name);
         }
-        // Another bug of the same test, in the process for this one.
+        // This process is for another bug of the same test.
         Ok(_) => {}
         Err(_) => {
             let binary = std::env::current_exe().expect("this binary's path");
@@ -190,8 +190,8 @@ fn assert_caught_first<T>(
     }
 }
 
-/// Runs the twin under several seeds: always right. Then the bug: under one of them at least, not right.
-/// (Right, caught, or wrong in its numbers, as the schedule has it.)
+/// Runs the kernel under several seeds. Without the bug it must always be right. With the bug it must
+/// give wrong numbers under at least one seed: whether it does depends on the schedule.
 #[track_caller]
 fn assert_shows<I: NoUninit>(run: Run<'_, I>, bugs: &[u32], want: &[f32]) {
     const SEEDS: u64 = 8;
@@ -202,7 +202,7 @@ fn assert_shows<I: NoUninit>(run: Run<'_, I>, bugs: &[u32], want: &[f32]) {
         assert_eq!(got, want, "{} with seed {seed}", run.kernel.name);
     }
     for &bug in bugs {
-        // A NaN is equal to nothing.
+        // NaN differs from every number.
         let shows = |seed: &u64| {
             run.bug(bug)
                 .run::<f32>(*seed, want.len())

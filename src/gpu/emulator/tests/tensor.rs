@@ -1,4 +1,4 @@
-//! Asynchronous copies, matrices from shared memory and products on tensor cores.
+//! Asynchronous copies, matrices from shared memory, and products on tensor cores.
 
 use half::{bf16, f16};
 
@@ -26,12 +26,13 @@ fn asynchronous_copies() {
                 of(0, 4) + of(1, 4) + of(2, 4) + of(3, 4 - short / 4)
             })
             .collect();
-        // Not awaited; awaited, but seen by the thread alone that has copied; awaited but for one group.
+        // Bugs: no wait at all; a wait without a barrier, so that only the copying thread sees the data;
+        // a wait for all groups but one.
         assert_shows(run, &[1, 2, 7], &want);
         let got = run.bug(1).run::<f32>(0, THREADS).expect("no fault");
         assert!(
             got.iter().all(|x| x.is_nan()),
-            "what has not arrived is NaN"
+            "data that has not arrived is NaN"
         );
     }
 }
@@ -64,7 +65,8 @@ fn matrices_from_shared_memory() {
                 .expect("no fault");
             for lane in 0..32 {
                 for matrix in 0..4 {
-                    // PTX: lane l holds elements 2(l % 4) and the next of row l / 4; of column l / 4, transposed.
+                    // PTX: lane l holds elements 2(l % 4) and 2(l % 4) + 1 of row l / 4, or of column l / 4
+                    // if transposed.
                     let want = [0, 1].map(|half| {
                         let (major, minor) = (lane / 4, lane % 4 * 2 + half);
                         let (row, column) = if transposed {
@@ -95,8 +97,8 @@ fn matrices_from_shared_memory() {
     }
 }
 
-/// A [16, 16] and B [16, 8] of halves, as numbers and as bits. They differ in every row and column, and
-/// all products of a sum are exact.
+/// A `[16, 16]` and B `[16, 8]` of halves, as numbers and as bits. All rows and columns differ, and all
+/// products and sums are exact.
 fn operands(bits: impl Fn(f32) -> u16) -> (Vec<f32>, Vec<u16>) {
     let numbers: Vec<f32> = (0..16 * 16 + 16 * 8)
         .map(|i| ((i * 89 + i / 16 * 7) % 61) as f32 - 30.0)
@@ -115,7 +117,7 @@ fn products_on_tensor_cores() {
         let (a, b) = x.split_at(256);
         let mut want = vec![0.0f32; 128];
         for (row, column) in (0..16).flat_map(|row| (0..8).map(move |column| (row, column))) {
-            // A lane's four sums start at 1, 2, 3 and 4, and the second product swaps pairs in A.
+            // The four sums of a lane start at 1, 2, 3 and 4. The second product swaps pairs in A.
             let start = 1 + column % 2 + row / 8 * 2;
             want[row * 8 + column] = start as f32
                 + (0..16)
@@ -134,7 +136,7 @@ fn products_on_tensor_cores() {
 }
 
 #[test]
-fn a_product_keeps_what_is_not_finite() {
+fn a_product_keeps_nan_and_infinity() {
     for (special, want) in [(f16::INFINITY, f32::INFINITY), (f16::NAN, f32::NAN)] {
         let mut bits = vec![f16::ONE.to_bits(); 16 * 16 + 16 * 8];
         bits[5 * 16 + 3] = special.to_bits();
