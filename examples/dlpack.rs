@@ -120,7 +120,7 @@ unsafe fn evaluate(student: &DlTensor, teacher: &DlTensor) -> Result<Evaluation<
 /// A trainer would keep the evaluator and its workspace from step to step.
 ///
 /// # Safety
-/// As for [`DlTensor::shape`]. The tensors, `gradient` (of the student's shape), `value` (`[2]`) and
+/// As for [`DlTensor::shape`]. The tensors, `gradient` (of the student's shape), `value` (`cuda::VALUE_LEN` f32) and
 /// `workspace` (of as many bytes as the evaluator asks for) are memory of the context. They live until the
 /// stream is done. The last three overlap nothing. `stream` is a `CUstream` of that context.
 #[cfg(feature = "cuda")]
