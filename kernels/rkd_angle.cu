@@ -173,7 +173,7 @@ struct AngleBlock {
     static constexpr unsigned SUMS_K = PARTIALS_I * PITCH_I, SUMS = SUMS_K + PARTIALS_K * SIDE + 8;
     static constexpr unsigned SHARED = 2 * BUFFER + VERTICES * SUMS;
     static_assert(SHARED * sizeof(float) == (Path::ACCURATE ? 58496 : 41600),
-                  "SHARED in src/gpu/rkd/triple_partition.rs");
+                  "SHARED in src/gpu/tuning.rs");
     // Quads of edges that a thread loads: 64 quads for each of student and teacher, and of ends i
     // and ends k.
     static constexpr unsigned QUADS = 4 * SIDE / THREADS;
