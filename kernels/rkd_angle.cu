@@ -35,8 +35,8 @@
 //               writes there.
 //            7. The fast path folds r into h, a = r h = ½ d: cos = r_i (a_k − r_k h_ik) + r_k a_i
 //               takes 3 instructions.
-//            8. The accurate path stores h as a pair of f32, and adds h_ik to the larger of h_ij
-//               and h_kj first.
+//            8. The accurate path stores h as a pair of f32, and first subtracts h_ik from the larger
+//               of h_ij and h_kj.
 // Buffers    h: symmetric tiles, f32 (fast) or f64 (accurate), of student and teacher. r: [P, P]
 //            f32, of student and teacher. sums: symmetric tiles of f32 in partial buffers.
 //            common/rkd.cuh defines P, the tiles and the partial buffers. The sums of the edge
@@ -77,8 +77,8 @@
 // Numerics   The law of cosines loses accuracy in proportion to the spread, the longest length over
 //            the shortest. The fast path is for spreads of at most 1.75, where it is as accurate as
 //            the definition. Its result is discarded if the mean penalty is below 1e-4, because the
-//            difference of the cosines is then mostly rounding. The accurate path adds h_ik to the
-//            larger of h_ij and h_kj first, with the low halves of both. This leaves cos an error
+//            difference of the cosines is then mostly rounding. The accurate path first
+//            subtracts h_ik from the larger of h_ij and h_kj, with the low halves of both. This leaves cos an error
 //            of 1.5 ulp up to a spread of about 1e7. Beyond 2^54 a pair counts as duplicates
 //            (docs/decisions/0008).
 // Order      Fixed: vertices in order, and threads' sums by their place in the tile. Within a
@@ -173,7 +173,7 @@ struct AngleBlock {
     static constexpr unsigned SUMS_K = PARTIALS_I * PITCH_I, SUMS = SUMS_K + PARTIALS_K * SIDE + 8;
     static constexpr unsigned SHARED = 2 * BUFFER + VERTICES * SUMS;
     static_assert(SHARED * sizeof(float) == (Path::ACCURATE ? 58496 : 41600),
-                  "SHARED in src/gpu/rkd/triple_partition.rs");
+                  "SHARED in src/gpu/tuning.rs");
     // Quads of edges that a thread loads: 64 quads for each of student and teacher, and of ends i
     // and ends k.
     static constexpr unsigned QUADS = 4 * SIDE / THREADS;

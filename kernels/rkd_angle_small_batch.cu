@@ -54,7 +54,7 @@ namespace {
 using Path = triple::Accurate;
 using triple::ROWS;
 
-// Ends of a tile. Mirrored in src/gpu/rkd/small_batch.rs.
+// Ends of a tile. Mirrored in src/gpu/tuning.rs.
 constexpr unsigned SIDE = 32, ELEMENTS = SIDE * SIDE;
 constexpr unsigned THREADS = 256;
 // Threads that process one vertex, and vertices at a time.
@@ -72,7 +72,7 @@ constexpr unsigned SUMS_K = PARTIALS * PITCH_I, SUMS = SUMS_K + SIDE / ROWS * SI
 // First h_ik, [student, teacher][high, low][i][k]; at the end the G of each group of threads.
 constexpr unsigned TILE = 4 * ELEMENTS;
 constexpr unsigned SHARED = 2 * BUFFER + STAGE * SUMS + TILE;
-static_assert(SHARED * sizeof(float) == 58368, "SHARED in src/gpu/rkd/small_batch.rs");
+static_assert(SHARED * sizeof(float) == 58368, "SHARED in src/gpu/tuning.rs");
 
 struct Arguments {
     const double* h[2];

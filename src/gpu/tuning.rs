@@ -88,3 +88,107 @@ pub(crate) mod relation {
     /// Rows of a tile of kernels/relation.cu. Fixed.
     pub(crate) const SIDE: usize = 64;
 }
+
+/// RKD: the angles of triples, and the distances of pairs.
+pub(crate) mod triplet {
+    /// Side of the tiles in which matrices over pairs of rows are stored. Fixed by `rkd::TILE` in
+    /// kernels/common/rkd.cuh.
+    pub(crate) const TILE: usize = 64;
+
+    /// How far the fast path, in f32, is trusted. Its error must stay within twice the error of the
+    /// definition in f32.
+    pub(crate) mod trust {
+        /// For angles: the longest length over the shortest. The law of cosines loses accuracy by
+        /// about this factor, and if lengths are alike the error stays within the bound. From
+        /// docs/decisions/0008; tested in the emulator, not measured on a GPU.
+        pub(crate) const SPREAD_ANGLE: f32 = 1.75;
+        /// For distances: they only have to stay within the range of f32.
+        pub(crate) const SPREAD_DISTANCE: f32 = 1e15;
+        /// The least mean penalty of angles: below it, the difference of the cosines is mostly
+        /// rounding. From docs/decisions/0008; tested in the emulator, not measured on a GPU.
+        pub(crate) const PENALTY: f64 = 1e-4;
+    }
+
+    /// kernels/rkd_angle.cu: triples by groups of three.
+    pub(crate) mod groups {
+        /// Bytes of shared memory of a block, fast. Fixed, and checked by a `static_assert` there.
+        pub(crate) const SHARED: u32 = 41_600;
+        /// The same of the accurate kernel.
+        pub(crate) const SHARED_ACCURATE: u32 = 58_496;
+        /// Vertices that a block takes at a time. Fixed by `VERTICES`.
+        pub(crate) const VERTICES: usize = 4;
+        /// Blocks of the fast kernel that a multiprocessor holds. Counted, and checked by `Resident`
+        /// in the kernel's header.
+        pub(crate) const RESIDENT: usize = 2;
+        /// The most partial buffers of a tile, on average. More of them make more blocks, which
+        /// balance better, and take more memory: 2 N² bytes each. This limit holds for any size and
+        /// means at most 55 bytes a pair of rows, while the memory of the papers' code grows as N³.
+        /// By the cost model: with 16, some sizes up to 4096 would take half as long again.
+        pub(crate) const MAX_BUFFERS: usize = 24;
+        /// The most tiles of partial buffers up to N = 512, where the papers' code needs least
+        /// memory: tiles of 16 KiB, 9.4 MB in all, 16 partial buffers at N = 512.
+        pub(crate) const MAX_SMALL_TILES: usize = 16 * 36;
+        /// The most parts of a group's vertices. By the cost model: no size up to 4096 that was
+        /// tried would take more.
+        pub(crate) const MAX_PARTS: usize = 8;
+        /// The cost of a pair of tiles besides its triples, in vertices: a block fills registers,
+        /// and clears a partial buffer and adds to it. Guess, not measured on a GPU.
+        pub(crate) const OVERHEAD: usize = 2;
+        /// Tiles of partial buffers that are cleared and read again in the time of one vertex and
+        /// one tile. That time is 1200 cycles, counted, where two blocks share a multiprocessor; the
+        /// memory's 4 TB/s are a guess, not measured on a GPU.
+        pub(crate) const TILES_PER_STEP: usize = 64;
+    }
+
+    /// kernels/rkd_angle_small_batch.cu, and when it is used.
+    pub(crate) mod small_batch {
+        /// The most rows of a small batch. Guess, not measured on a GPU: up to this size launch
+        /// overhead dominates. So we use the f64 path directly, with two launches fewer and smaller
+        /// tiles.
+        pub(crate) const MAX_ROWS: usize = 256;
+        /// GPUs whose f64 is at most this many times slower than f32 always take the small-batch
+        /// path. Separates GPUs whose f64 is 2 times slower from those where it is 32 or 64 times
+        /// slower (CUDA programming guide, arithmetic throughput).
+        pub(crate) const FAST_F64: u32 = 4;
+        /// On other GPUs the lengths in f64 may take this many cycles, 13 µs at 2.5 GHz. That is
+        /// more than the two launches and the f32 pass that they save. Guess, not measured on a GPU.
+        pub(crate) const MAX_CYCLES: u64 = 1 << 15;
+        /// f32 operations of a multiprocessor in a cycle. From the CUDA programming guide.
+        pub(crate) const F32_LANES: u64 = 128;
+        /// Ends of a tile. Fixed by `SIDE` in the kernel.
+        pub(crate) const SIDE: usize = super::TILE / 2;
+        /// Bytes of shared memory of a block. Fixed, and checked by a `static_assert` there.
+        pub(crate) const SHARED: u32 = 58_368;
+        /// Vertices that a block takes at a time. Fixed by `VERTICES`.
+        pub(crate) const VERTICES: usize = 4;
+        /// The cost of a block besides its vertices, in steps of four: it loads the first edges and
+        /// stores its sums. Guess, not measured on a GPU.
+        pub(crate) const OVERHEAD: usize = 2;
+        /// Tiles of partial buffers that are read again in the time of a step. Guess, not measured
+        /// on a GPU.
+        pub(crate) const TILES_PER_STEP: usize = 256;
+        /// Tiles of the relation: their side, and the cycles that one takes for 512 dimensions.
+        /// Sides are fixed by `SmallTile` in kernels/common/pair_tile.cuh. Cycles are counted in
+        /// SASS (sm_90a, nvcc 13.0) as issue slots.
+        pub(crate) const RELATION_TILES: [(usize, usize); 2] = [(8, 2356), (12, 3632)];
+    }
+
+    /// kernels/rkd_relation.cu, but for small batches: sides of the tiles, the largest first. Fixed.
+    pub(crate) const RELATION_SIDES: [usize; 3] = [64, 32, 16];
+
+    /// kernels/rkd_coefficients.cu.
+    pub(crate) mod coefficients {
+        /// Sides of the tiles, the largest first. Fixed.
+        pub(crate) const SIDES: [usize; 2] = [32, 16];
+        /// Blocks of a multiprocessor. Counted, and checked by `Resident` in the kernel's header.
+        pub(crate) const RESIDENT: usize = 4;
+    }
+
+    /// kernels/contraction.cu: the rows of a block, the rows that it sums over at a time, and the
+    /// cycles that these take. Rows are fixed. Cycles are counted in SASS (sm_90a, nvcc 13.0) as
+    /// issue slots.
+    pub(crate) const CONTRACTION_TILES: [(usize, usize, usize); 3] =
+        [(64, 32, 2630), (16, 64, 1550), (8, 64, 1000)];
+    /// Dimensions of a block of the contraction. Fixed by `DIMENSIONS`.
+    pub(crate) const CONTRACTION_DIMENSIONS: usize = 64;
+}

@@ -1,21 +1,31 @@
-//! RKD, distance and angle: relation → penalty → contraction.
+//! The triplet family on a GPU: RKD with angles, and the distances that share its kernels.
+//!
+//! The passes:
+//!
+//! 1. The relation: the lengths of all pairs, of student and teacher.
+//! 2. The angle: the penalties of all triples, and their partial sums for each pair.
+//! 3. The coefficients: the penalties of the distances, and ∂L/∂h of each pair.
+//! 4. The contraction: the gradient, and the loss.
+//!
+//! Large batches first try a fast path in f32; then the accurate path returns at once unless the
+//! data need it. A small batch takes the accurate path directly, by kernels of its own.
 
-mod angle;
 mod arguments;
+mod cost;
+mod partition;
 mod small_batch;
 mod triple_partition;
 mod workspace;
 
-use self::angle::Angle;
-use self::arguments::KindArgument;
+use self::arguments::GroupOverlapArgument;
 pub(crate) use self::arguments::{
     AngleArguments, CoefficientArguments, ContractionArguments, RelationArguments,
     SmallBatchAngleArguments,
 };
+use self::partition::AnglePartition;
 use self::small_batch::{VertexSplit, is_small_batch};
 use self::triple_partition::{
-    CoefficientTiles, TILE, Tiles, TriplePartition, contraction_rows, relation_side,
-    small_batch_side,
+    CoefficientTiles, Tiles, TriplePartition, contraction_rows, relation_side, small_batch_side,
 };
 use self::workspace::Workspace;
 use super::kernels::{
@@ -26,6 +36,7 @@ use super::kernels::{
 use super::machine::{Launcher, Limits};
 use super::normalize;
 use super::plan::{Addresses, grid_size, grid_size_y, tile_pairs};
+use super::tuning::triplet::{CONTRACTION_DIMENSIONS, TILE, groups, small_batch as small, trust};
 use super::workspace::Layout;
 use crate::element::DType;
 use crate::error::Result;
@@ -33,31 +44,24 @@ use crate::loss::Rkd;
 use crate::problem::Problem;
 use crate::shapes::Shapes;
 
-/// How far the fast path is trusted. The bar is twice the error of the definition evaluated in f32.
-mod trust {
-    /// For angles, the longest edge over the shortest: the law of cosines loses about as much, and where
-    /// lengths are alike the error stays within the bar.
-    pub(super) const SPREAD_ANGLE: f32 = 1.75;
-    /// For distances; they only have to be in range.
-    pub(super) const SPREAD_DISTANCE: f32 = 1e15;
-    /// The least mean penalty of angles: below, the difference of the cosines is mostly rounding.
-    pub(super) const PENALTY: f64 = 1e-4;
-}
-
-/// What the passes of RKD are launched with.
+/// How RKD runs: its kernels, its grids and its workspace.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Plan {
     loss: Rkd,
     dtype: DType,
     shapes: Shapes,
     upstream: f64,
-    angle: Option<Angle>,
+    /// The partition of the triples, if the angle takes part.
+    angle: Option<AnglePartition>,
+    /// Whether the distance takes part.
     distance: bool,
     /// Whether both parts of the loss are reported.
     terms: bool,
-    /// Whether the rows are few: f64 at once, by kernels of their own.
+    /// Whether the batch takes the accurate path directly, by kernels of its own.
     small_batch: bool,
+    /// The side of the relation's tiles.
     side: usize,
+    /// Rows of a block of the contraction.
     contraction_rows: usize,
     coefficients: CoefficientTiles,
     at: Workspace,
@@ -73,25 +77,25 @@ impl Plan {
     ) -> Result<Self> {
         let n = problem.shapes().rows;
         grid_size("rows", n)?;
-        let partition = || Angle::new(problem.shapes(), limits);
+        let partition = || AnglePartition::new(problem.shapes(), limits);
         let angle = (loss.angle_weight > 0.0).then(partition);
         Self::partitioned(loss, problem, dtype, limits, angle, layout)
     }
 
-    /// With the angle's triples, if it takes part, dealt as is said here.
+    /// The same with this partition of the triples; `None` if the angle takes no part.
     fn partitioned(
         loss: &Rkd,
         problem: &Problem,
         dtype: DType,
         limits: Limits,
-        angle: Option<Angle>,
+        angle: Option<AnglePartition>,
         layout: &mut Layout,
     ) -> Result<Self> {
         let shapes = problem.shapes();
         let n = shapes.rows;
         let multiprocessors = limits.multiprocessors as usize;
         let small_batch = match angle {
-            Some(angle) => matches!(angle, Angle::SmallBatch(_)),
+            Some(angle) => matches!(angle, AnglePartition::SmallBatch(_)),
             None => is_small_batch(shapes, limits),
         };
         let side = if small_batch {
@@ -99,7 +103,7 @@ impl Plan {
         } else {
             relation_side(n, multiprocessors)
         };
-        // With both weights 0, the distance gives the zeros.
+        // If both weights are 0, the distance computes the zeros.
         let distance = loss.distance_weight > 0.0 || angle.is_none();
         let padded = Tiles::of(n).rows();
         let coefficients = CoefficientTiles::new(padded, multiprocessors);
@@ -137,16 +141,18 @@ impl Plan {
             self.launch_relation(launcher, at, rows, RKD_RELATION_SMALL_BATCH.of(dtype))?;
         } else {
             self.launch_relation(launcher, at, rows, RKD_RELATION.of(dtype))?;
-            if let Some(Angle::Groups(partition)) = self.angle {
+            if let Some(AnglePartition::Groups(partition)) = self.angle {
                 self.launch_angle(launcher, at, partition, false)?;
             }
-            // Unless all there is to do here has been done, and well enough: the kernels know.
+            // This kernel returns at once if the fast path was accurate enough.
             self.launch_relation(launcher, at, rows, RKD_RELATION_ACCURATE.of(dtype))?;
         }
         match self.angle {
-            Some(Angle::Groups(partition)) => self.launch_angle(launcher, at, partition, true)?,
-            Some(Angle::SmallBatch(shares)) => {
-                self.launch_angle_small_batch(launcher, at, shares)?
+            Some(AnglePartition::Groups(partition)) => {
+                self.launch_angle(launcher, at, partition, true)?
+            }
+            Some(AnglePartition::SmallBatch(split)) => {
+                self.launch_angle_small_batch(launcher, at, split)?
             }
             None => {}
         }
@@ -164,7 +170,8 @@ impl Plan {
         Ok(())
     }
 
-    /// Gives the rows of student and teacher that the other passes read, and their type.
+    /// Normalises the rows if the loss says so. Returns the rows of student and teacher that the other
+    /// passes read, and their type.
     fn launch_normalize(
         &self,
         launcher: &mut impl Launcher,
@@ -223,7 +230,7 @@ impl Plan {
         kernel.launch(launcher, grid, 0, &arguments)
     }
 
-    /// For the student, and as many for the teacher.
+    /// Blocks of the relation for the student, and as many for the teacher.
     fn relation_blocks(&self) -> Result<u32> {
         tile_pairs(Tiles::of(self.shapes.rows).rows(), self.side)
     }
@@ -245,15 +252,15 @@ impl Plan {
             penalty_limit: trust::PENALTY,
             n: grid_size("rows", self.shapes.rows)?,
             groups: partition.groups as u32,
-            slots: partition.slots().into(),
-            kinds: KindArgument::all(partition),
+            partial_buffers: partition.partial_buffers().into(),
+            overlaps: GroupOverlapArgument::all(partition),
             delta: self.loss.delta as f32,
             padding: 0,
         };
         let (kernel, shared) = if accurate {
-            (&RKD_ANGLE_ACCURATE, TriplePartition::SHARED_ACCURATE)
+            (&RKD_ANGLE_ACCURATE, groups::SHARED_ACCURATE)
         } else {
-            (&RKD_ANGLE, TriplePartition::SHARED)
+            (&RKD_ANGLE, groups::SHARED)
         };
         let grid = [partition.blocks() as u32, 1, 1];
         kernel.launch(launcher, grid, shared, &arguments)
@@ -263,7 +270,7 @@ impl Plan {
         &self,
         launcher: &mut impl Launcher,
         at: &Addresses,
-        shares: VertexSplit,
+        split: VertexSplit,
     ) -> Result<()> {
         let arguments = SmallBatchAngleArguments {
             h: self.h(at),
@@ -274,27 +281,28 @@ impl Plan {
             scalars: self.at.scalars.at(at.workspace),
             n: grid_size("rows", self.shapes.rows)?,
             length_count: self.relation_blocks()?,
-            shares: shares.shares as u32,
-            vertices_per_share: shares.vertices_per_share as u32,
+            ranges: split.ranges as u32,
+            vertices_per_range: split.vertices_per_range as u32,
             delta: self.loss.delta as f32,
             padding: 0,
         };
-        let grid = [shares.blocks() as u32, 1, 1];
-        RKD_ANGLE_SMALL_BATCH.launch(launcher, grid, VertexSplit::SHARED, &arguments)
+        let grid = [split.blocks() as u32, 1, 1];
+        RKD_ANGLE_SMALL_BATCH.launch(launcher, grid, small::SHARED, &arguments)
     }
 
     fn launch_coefficients(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         let n = self.shapes.rows as f64;
         let (angle, loss) = (self.angle, &self.loss);
-        // Scalars are made by many rows' relation, or by few rows' angle.
-        let unsettled = self.small_batch && angle.is_none();
+        // The relation of a large batch computes the scalars, or the angle of a small batch. Otherwise
+        // this pass does.
+        let without_scalars = self.small_batch && angle.is_none();
         let arguments = CoefficientArguments {
             sums: self.at.sums.at(at.workspace),
             r: self.r(at),
             coefficients: self.at.coefficients.at(at.workspace),
             penalties: self.at.triples.at(at.workspace),
             partials: self.at.penalties.at(at.workspace),
-            lengths: if unsettled {
+            lengths: if without_scalars {
                 self.at.lengths.at(at.workspace)
             } else {
                 0
@@ -302,14 +310,17 @@ impl Plan {
             scalars: self.at.scalars.at(at.workspace),
             n: grid_size("rows", self.shapes.rows)?,
             length_count: self.relation_blocks()?,
-            patch: self.coefficients.side as u32,
-            angle_blocks: angle.map_or(0, Angle::blocks) as u32,
-            tile: angle.map_or(TILE, Angle::tile) as u32,
-            slots: angle.map(Angle::slots).unwrap_or_default().into(),
+            tile_side: self.coefficients.side as u32,
+            angle_blocks: angle.map_or(0, AnglePartition::blocks) as u32,
+            sums_side: angle.map_or(TILE, AnglePartition::sums_side) as u32,
+            partial_buffers: angle
+                .map(AnglePartition::partial_buffers)
+                .unwrap_or_default()
+                .into(),
             distance: self.distance.into(),
             delta: loss.delta as f32,
-            // On a line all cosines are ±1: the angle has no gradient, and what rounding would leave of the
-            // terms that cancel is not wanted.
+            // On a line all cosines are ±1. The angle has no gradient, and its terms would cancel to
+            // rounding errors.
             angle_factor: if self.shapes.student_dim == 1 {
                 0.0
             } else {
@@ -350,15 +361,19 @@ impl Plan {
         };
         let grid = [
             grid_size("rows", self.shapes.rows.div_ceil(self.contraction_rows))?,
-            grid_size_y("student_dim", self.shapes.student_dim, 64)?,
+            grid_size_y(
+                "student_dim",
+                self.shapes.student_dim,
+                CONTRACTION_DIMENSIONS,
+            )?,
             1,
         ];
-        let family = if self.contraction_rows == 64 {
+        let kernel = if self.contraction_rows == TILE {
             &CONTRACTION
         } else {
             &CONTRACTION_SMALL_BATCH
         };
-        family.of(dtype).launch(launcher, grid, 0, &arguments)
+        kernel.of(dtype).launch(launcher, grid, 0, &arguments)
     }
 
     fn h(&self, at: &Addresses) -> [u64; 2] {

@@ -1,4 +1,5 @@
-//! Which path the data choose, as the scalars in the workspace tell.
+//! The plans in the emulator: which path the data choose, and that results do not depend on the
+//! partition, the GPU or the type.
 
 use bytemuck::Pod;
 use half::{bf16, f16};
@@ -11,18 +12,19 @@ use crate::gpu::emulator::Emulator;
 use crate::gpu::machine::{Limits, Machine};
 use crate::gpu::plan::QueueAddresses;
 
-/// Whether the accurate path has the last word on these rows.
+/// Whether the result for these rows is that of the accurate path.
 fn ends_accurate(student: &[f32], teacher: &[f32], shape: [usize; 2], loss: Rkd) -> bool {
     evaluate(student, teacher, shape, loss, None).0
 }
 
-/// That, the loss and the gradient; with the triples dealt in this way, if it is not the plan's choice.
+/// Whether the accurate path ran, the loss and the gradient. With this partition of the triples, or with
+/// the plan's choice.
 fn evaluate(
     student: &[f32],
     teacher: &[f32],
     shape: [usize; 2],
     loss: Rkd,
-    partition: Option<Angle>,
+    partition: Option<AnglePartition>,
 ) -> (bool, f32, Vec<f32>) {
     let limits = Emulator::new().machine().limits();
     evaluate_for(limits, student, teacher, shape, loss, partition)
@@ -35,7 +37,7 @@ fn evaluate_for<T: Element + Pod>(
     teacher: &[T],
     [n, dim]: [usize; 2],
     loss: Rkd,
-    partition: Option<Angle>,
+    partition: Option<AnglePartition>,
 ) -> (bool, f32, Vec<f32>) {
     let mut machine = Emulator::new().machine();
     let problem = Problem::new(loss, Shapes::new(n, dim, dim)).unwrap();
@@ -56,7 +58,7 @@ fn evaluate_for<T: Element + Pod>(
     let (_teacher, teacher) = memory(bytemuck::cast_slice(teacher));
     let (of_gradient, gradient) = memory(&vec![0; 4 * n * dim]);
     let (of_value, value) = memory(&[0; 8]);
-    // NaN in all that is not written before it is read.
+    // Memory that is read before it is written gives NaN.
     let (workspace, at) = memory(&vec![0xFF; layout.bytes()]);
     let mut workspace = workspace;
     machine
@@ -95,7 +97,7 @@ fn difference(a: &[f32], b: &[f32]) -> f64 {
     (squares(&|i| a[i] - b[i]) / squares(&|i| b[i])).sqrt()
 }
 
-/// Rows of which any two are about as far apart as any other two, and noise.
+/// Rows that are all about as far apart from one another, with noise.
 fn alike([n, dim]: [usize; 2], noise: f32, seed: f32) -> Vec<f32> {
     let wave = |at: usize| (at as f32 * 12.9898 + seed).sin() * noise;
     (0..n * dim)
@@ -108,7 +110,7 @@ fn the_data_choose_the_path() {
     let shape @ [n, dim] = [260, 260];
     let angle = Rkd::from(crate::RkdAngle::default());
     let (x, y) = (alike(shape, 0.02, 1.0), alike(shape, 0.005, 2.0));
-    // Lengths alike, angles not: f32 will do.
+    // Lengths alike, angles not: f32 suffices.
     let loud = alike(shape, 0.05, 3.0);
     assert!(!ends_accurate(&loud, &y, shape, angle));
     // Angles alike as well.
@@ -119,34 +121,34 @@ fn the_data_choose_the_path() {
     close[dim] += 0.01;
     assert!(ends_accurate(&close, &y, shape, angle));
     assert!(ends_accurate(&y, &close, shape, angle));
-    // Which distances alone do not mind; squares out of range they do.
+    // Distances alone do not need f64 for this. They need it for squares out of range.
     let distance = Rkd::from(crate::RkdDistance::default());
     assert!(!ends_accurate(&close, &y, shape, distance));
     let tiny: Vec<f32> = close.iter().map(|x| x * 1e-25).collect();
     assert!(ends_accurate(&tiny, &y, shape, distance));
-    // Few rows go there at once.
+    // A small batch takes the accurate path directly.
     assert!(ends_accurate(&y[..3 * dim], &y[..3 * dim], [3, dim], angle));
     assert_eq!(n, dim);
 }
 
-/// Groups of several tiles, the last one not full; parts that differ by how many groups of a triple do, so that any of the
-/// three kinds starts first; parts of which the last are empty; shares that end within a tile, and
-/// within what is brought at a time; all paths.
+/// Results do not depend on the partition: groups of several tiles, where the last group is not full;
+/// parts that differ by overlap, so that each of the three overlaps starts first; parts of which the last
+/// are empty; ranges that end within a tile, and within the vertices that are loaded at a time; all paths.
 #[test]
-fn the_deal_does_not_show() {
+fn results_do_not_depend_on_the_partition() {
     let loss = Rkd::from(crate::RkdAngle::default());
-    let groups = |tiles_per_group, groups, parts: [(usize, usize); 3]| {
-        Angle::Groups(TriplePartition {
+    let groups = |tiles_per_group, groups, splits: [(usize, usize); 3]| {
+        AnglePartition::Groups(TriplePartition {
             tiles_per_group,
             groups,
-            parts: parts.map(|(count, vertices)| Split { count, vertices }),
+            splits: splits.map(|(count, len)| Split { count, len }),
         })
     };
-    let small_batch = |tiles, shares, vertices_per_share| {
-        Angle::SmallBatch(VertexSplit {
+    let small_batch = |tiles, ranges, vertices_per_range| {
+        AnglePartition::SmallBatch(VertexSplit {
             tiles,
-            shares,
-            vertices_per_share,
+            ranges,
+            vertices_per_range,
         })
     };
     let close = |rows| {
@@ -155,8 +157,9 @@ fn the_deal_does_not_show() {
         rows[260] += 0.01;
         rows
     };
-    // Of the few rows' partition there is one that is not a multiple of what is brought at a time, and one share for all.
-    let deals = [
+    // Of the small batch's partitions, one has ranges that are no multiple of the vertices that are
+    // loaded at a time, and one has a single range.
+    let partitions = [
         small_batch(7, 3, 68),
         small_batch(7, 1, 200),
         small_batch(7, 17, 12),
@@ -168,8 +171,8 @@ fn the_deal_does_not_show() {
         groups(1, 5, [(16, 4), (3, 24), (1, 64)]),
         groups(2, 3, [(2, 64), (5, 28), (1, 128)]),
     ];
-    for (rows, accurate, deals) in [
-        (200, true, &deals[..]),
+    for (rows, accurate, partitions) in [
+        (200, true, &partitions[..]),
         (260, true, &more),
         (260, false, &more),
     ] {
@@ -182,7 +185,7 @@ fn the_deal_does_not_show() {
         let y = alike(shape, 0.005, 2.0);
         let (path, loss_of_plan, gradient) = evaluate(&x, &y, shape, loss, None);
         assert_eq!(path, accurate);
-        for &partition in deals {
+        for &partition in partitions {
             let (path, other, others) = evaluate(&x, &y, shape, loss, Some(partition));
             assert_eq!(path, accurate);
             assert!(
@@ -195,10 +198,10 @@ fn the_deal_does_not_show() {
     }
 }
 
-/// A GPU of many multiprocessors has smaller tiles and other deals: relations of 16 and 32 rows, of few rows 8 and 12,
-/// patches of 16.
+/// Results do not depend on the GPU. One with many multiprocessors has smaller tiles and other partitions:
+/// tiles of the relation of 16 and 32 rows, in small batches of 8 and 12, and coefficients of 16.
 #[test]
-fn the_gpu_does_not_show() {
+fn results_do_not_depend_on_the_gpu() {
     let (distance, angle) = (crate::RkdDistance::default(), crate::RkdAngle::default());
     for (rows, loss) in [
         (260, Rkd::from(distance)),
@@ -226,9 +229,9 @@ fn the_gpu_does_not_show() {
     }
 }
 
-/// Few rows on a GPU whose f64 is slow have it where it is needed, and f32 elsewhere.
+/// A small batch on a GPU whose f64 is slow takes f64 if the data need it, and f32 otherwise.
 #[test]
-fn slow_f64_is_not_gone_to_at_once() {
+fn slow_f64_is_used_only_if_needed() {
     let shape @ [n, dim] = [100, 150];
     let slow = Limits {
         multiprocessors: 20,
@@ -250,7 +253,7 @@ fn slow_f64_is_not_gone_to_at_once() {
             let (accurate, other, others) = evaluate_for(slow, x, &y, shape, loss, None);
             let title = format!("{n} rows, {loss:?}");
             assert!(at_once, "{title}");
-            // Distances do not mind a pair that is close.
+            // Distances do not need f64 for a close pair.
             assert_eq!(accurate, needed && loss.angle_weight > 0.0, "{title}");
             assert!((other - value).abs() <= 1e-6 * value, "{title}");
             let difference = difference(&others, &gradient);
@@ -259,9 +262,10 @@ fn slow_f64_is_not_gone_to_at_once() {
     }
 }
 
-/// Rows in half types give what the same numbers give in f32, with relations of few rows in tiles of 8 and of 12.
+/// Rows in half types give the same results as the same numbers in f32, with small-batch relations in
+/// tiles of 8 and of 12.
 #[test]
-fn the_type_does_not_show() {
+fn results_do_not_depend_on_the_type() {
     fn check<T: Element + Pod>(rows: usize, of: fn(f32) -> T, back: fn(T) -> f32) {
         let shape @ [n, dim] = [rows, 137];
         let limits = Limits {
