@@ -7,7 +7,7 @@
 
 namespace rkd {
 
-// src/gpu/rkd/workspace.rs reserves memory for it, and its tests read `accurate`. Index 0 is the
+// src/gpu/triplet/workspace.rs reserves memory for it, and its tests read `accurate`. Index 0 is the
 // student, 1 the teacher.
 struct Scalars {
     // A power of two: `unit` times a length is exact. On the accurate path the longest length in
@@ -21,7 +21,7 @@ struct Scalars {
     uint32_t accurate;
     uint32_t padding;
 };
-static_assert(sizeof(Scalars) == 48, "SCALARS in src/gpu/rkd/workspace.rs");
+static_assert(sizeof(Scalars) == 48, "SCALARS in src/gpu/triplet/workspace.rs");
 
 // Matrices over pairs of rows are stored in tiles of 64 x 64 and are zero beyond the N rows, so
 // that 16 bytes can be read anywhere. r and the coefficients are matrices of `padded(n)` rows. h
@@ -38,7 +38,7 @@ DEVICE uint64_t tile_at(uint32_t a, uint32_t b) {
 
 // The sums of the angle have several partial buffers for each tile (a ≤ b), one after the other. A
 // tile between two groups of tiles has a different number of them than a tile within one group.
-// Mirrored in src/gpu/rkd/arguments.rs.
+// Mirrored in src/gpu/triplet/arguments.rs.
 struct PartialBuffers {
     uint32_t between_groups;  // of a tile between two groups
     uint32_t within_group;    // of a tile within one group

@@ -220,13 +220,13 @@ macro_rules! kernels {
 
 kernels! {
     /// ∂L/∂x = Σ C (x_i − x_j): a block for a tile of the gradient.
-    CONTRACTION: super::rkd::ContractionArguments, 256 => by GpuDType {
+    CONTRACTION: super::triplet::ContractionArguments, 256 => by GpuDType {
         F32: relata_contraction_f32,
         F16: relata_contraction_f16,
         BF16: relata_contraction_bf16,
     };
     /// The same of few rows: smaller tiles.
-    CONTRACTION_SMALL_BATCH: super::rkd::ContractionArguments, 256 => by GpuDType {
+    CONTRACTION_SMALL_BATCH: super::triplet::ContractionArguments, 256 => by GpuDType {
         F32: relata_contraction_small_batch_f32,
         F16: relata_contraction_small_batch_f16,
         BF16: relata_contraction_small_batch_bf16,
@@ -258,27 +258,27 @@ kernels! {
         BF16: relata_relation_bf16,
     };
     /// The angle penalty in f32.
-    RKD_ANGLE: super::rkd::AngleArguments, 128 => once relata_rkd_angle;
+    RKD_ANGLE: super::triplet::AngleArguments, 128 => once relata_rkd_angle;
     /// The angle penalty with ½d² as a pair of f32.
-    RKD_ANGLE_ACCURATE: super::rkd::AngleArguments, 256 => once relata_rkd_angle_accurate;
+    RKD_ANGLE_ACCURATE: super::triplet::AngleArguments, 256 => once relata_rkd_angle_accurate;
     /// The same of few rows.
-    RKD_ANGLE_SMALL_BATCH: super::rkd::SmallBatchAngleArguments, 256 => once relata_rkd_angle_small_batch;
+    RKD_ANGLE_SMALL_BATCH: super::triplet::SmallBatchAngleArguments, 256 => once relata_rkd_angle_small_batch;
     /// The distance penalty, the sums of the angle penalty, and the loss of both.
-    RKD_COEFFICIENTS: super::rkd::CoefficientArguments, 256 => once relata_rkd_coefficients;
+    RKD_COEFFICIENTS: super::triplet::CoefficientArguments, 256 => once relata_rkd_coefficients;
     /// All lengths of student and teacher in f32.
-    RKD_RELATION: super::rkd::RelationArguments, 256 => by GpuDType {
+    RKD_RELATION: super::triplet::RelationArguments, 256 => by GpuDType {
         F32: relata_rkd_relation_f32,
         F16: relata_rkd_relation_f16,
         BF16: relata_rkd_relation_bf16,
     };
     /// All lengths of student and teacher in f64.
-    RKD_RELATION_ACCURATE: super::rkd::RelationArguments, 256 => by GpuDType {
+    RKD_RELATION_ACCURATE: super::triplet::RelationArguments, 256 => by GpuDType {
         F32: relata_rkd_relation_accurate_f32,
         F16: relata_rkd_relation_accurate_f16,
         BF16: relata_rkd_relation_accurate_bf16,
     };
     /// The same of few rows.
-    RKD_RELATION_SMALL_BATCH: super::rkd::RelationArguments, 256 => by GpuDType {
+    RKD_RELATION_SMALL_BATCH: super::triplet::RelationArguments, 256 => by GpuDType {
         F32: relata_rkd_relation_small_batch_f32,
         F16: relata_rkd_relation_small_batch_f16,
         BF16: relata_rkd_relation_small_batch_bf16,

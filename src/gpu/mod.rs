@@ -22,7 +22,7 @@ mod normalize;
 mod pairwise;
 pub(crate) mod queue;
 mod relation;
-mod rkd;
+mod triplet;
 mod tuning;
 
 pub(crate) use evaluate::{evaluate, relation_matrix, softmax};

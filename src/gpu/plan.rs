@@ -2,7 +2,7 @@
 
 use super::machine::{Launcher, Limits};
 use super::workspace::Layout;
-use super::{contrastive, logits, pairwise, queue, rkd};
+use super::{contrastive, logits, pairwise, queue, triplet};
 use crate::element::DType;
 use crate::error::{Error, Result};
 use crate::loss::{Family, Rkd, Triplet};
@@ -41,7 +41,7 @@ pub(crate) struct Plan {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(clippy::large_enum_variant, reason = "there is one for each evaluator")]
 enum Passes {
-    Rkd(rkd::Plan),
+    Rkd(triplet::Plan),
     Pairwise(pairwise::Plan),
     Contrastive(contrastive::Plan),
     Logits(logits::Plan),
@@ -50,8 +50,9 @@ enum Passes {
 impl Plan {
     pub(crate) fn new(problem: &Problem, dtype: DType, limits: Limits) -> Result<Self> {
         let mut layout = Layout::new();
-        let rkd =
-            |loss: Rkd, layout: &mut Layout| rkd::Plan::new(&loss, problem, dtype, limits, layout);
+        let rkd = |loss: Rkd, layout: &mut Layout| {
+            triplet::Plan::new(&loss, problem, dtype, limits, layout)
+        };
         let spec = problem.spec();
         let rkd_of = |t: Triplet| Rkd {
             distance_weight: t.distance_weight,

@@ -247,7 +247,7 @@ fn a_gpu_is_kept_busy_within_the_limit_of_partial_buffers() {
 #[test]
 fn an_evaluation_takes_little_memory() {
     use crate::gpu::machine::Limits;
-    use crate::gpu::rkd::Plan;
+    use crate::gpu::triplet::Plan;
     use crate::gpu::workspace::Layout;
     use crate::{DType, Problem, RkdAngle, Shapes};
 
