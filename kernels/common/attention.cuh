@@ -21,6 +21,7 @@ struct Stat {
     // Σ_k v_k (product_k − largest), with the teacher's weights v and the row's own products.
     float moment;
 };
+ARGUMENTS(Stat, largest, sum, moment);
 
 // The arguments that all attention kernels have. Mirrored in src/gpu/contrastive/arguments.rs.
 struct AttentionCommon {
@@ -35,6 +36,8 @@ struct AttentionCommon {
     uint32_t mean_pitch;
     uint32_t padding;
 };
+ARGUMENTS(AttentionCommon, keys, state, stats, means, row_count, key_count, dim, key_pitch,
+          mean_pitch, padding);
 
 struct KeyRange {
     uint32_t begin, end;

@@ -9,6 +9,7 @@ use std::marker::PhantomData;
 
 use bytemuck::Pod;
 
+use super::arguments::ArgumentType;
 use super::element::GpuDType;
 use super::machine::{Launch, Launcher};
 use crate::error::Result;
@@ -40,22 +41,7 @@ pub(crate) struct EntryPoint {
 
 impl EntryPoint {
     /// An entry point that takes an `A`.
-    #[cfg(test)]
-    #[cfg(feature = "emulator")]
-    pub(crate) const fn new<A: super::arguments::ArgumentType>(
-        name: &'static str,
-        emulated: &'static Emulated,
-    ) -> Self {
-        EntryPoint {
-            name,
-            arguments_bytes: size_of::<A>(),
-            arguments: A::FIELDS,
-            emulated,
-        }
-    }
-
-    /// The same without its fields.
-    const fn bare<A: Pod>(
+    pub(crate) const fn new<A: ArgumentType>(
         name: &'static str,
         #[cfg(feature = "emulator")] emulated: &'static Emulated,
     ) -> Self {
@@ -63,7 +49,7 @@ impl EntryPoint {
             name,
             arguments_bytes: size_of::<A>(),
             #[cfg(feature = "emulator")]
-            arguments: &[],
+            arguments: A::FIELDS,
             #[cfg(feature = "emulator")]
             emulated,
         }
@@ -210,7 +196,7 @@ macro_rules! kernels {
     };
     (@entry $name:ident, $arguments:ty) => {
         #[allow(non_upper_case_globals, reason = "a symbol in the fatbin")]
-        static $name: EntryPoint = EntryPoint::bare::<$arguments>(
+        static $name: EntryPoint = EntryPoint::new::<$arguments>(
             stringify!($name),
             #[cfg(feature = "emulator")]
             &emulated::$name,
