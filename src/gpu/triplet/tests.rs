@@ -57,7 +57,8 @@ fn evaluate_for<T: Element + Pod>(
     let (_student, student) = memory(bytemuck::cast_slice(student));
     let (_teacher, teacher) = memory(bytemuck::cast_slice(teacher));
     let (of_gradient, gradient) = memory(&vec![0; 4 * n * dim]);
-    let (of_value, value) = memory(&[0; 8]);
+    // The loss and its two parts.
+    let (of_value, value) = memory(&[0; 12]);
     // Memory that is read before it is written gives NaN.
     let (workspace, at) = memory(&vec![0xFF; layout.bytes()]);
     let mut workspace = workspace;
@@ -80,14 +81,20 @@ fn evaluate_for<T: Element + Pod>(
         "counters"
     );
     let accurate = bytes[plan.at.scalars.at(0) as usize + SCALARS - 8] != 0;
-    let (mut value, mut gradient) = ([0f32; 2], vec![0f32; n * dim]);
+    let (mut value, mut gradient) = ([0f32; 3], vec![0f32; n * dim]);
     machine
         .read(&of_value, bytemuck::bytes_of_mut(&mut value))
         .unwrap();
     machine
         .read(&of_gradient, bytemuck::cast_slice_mut(&mut gradient))
         .unwrap();
-    (accurate, value[0], gradient)
+    let [value, distance, angle] = value;
+    let sum = loss.distance_weight * f64::from(distance) + loss.angle_weight * f64::from(angle);
+    assert!(
+        (sum - f64::from(value)).abs() <= 1e-6 * sum,
+        "{sum} of {distance} and {angle}, {value}"
+    );
+    (accurate, value, gradient)
 }
 
 /// ‖a − b‖/‖b‖
