@@ -116,7 +116,7 @@ unsafe fn evaluate(student: &DlTensor, teacher: &DlTensor) -> Result<Evaluation<
 /// its workspace from step to step.
 ///
 /// # Safety
-/// As for [`DlTensor::shape`]. The tensors, `gradient` of the student's shape, `value` `[2]` and `workspace`, of as many bytes as the
+/// As for [`DlTensor::shape`]. The tensors, `gradient` of the student's shape, `value` of `cuda::VALUE_LEN` f32 and `workspace`, of as many bytes as the
 /// evaluator asks for, are memory of the context that stays until the stream is done; the last three overlap nothing. `stream` is a
 /// `CUstream` of that context.
 #[cfg(feature = "cuda")]

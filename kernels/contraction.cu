@@ -3,7 +3,8 @@
 //            the coefficients' blocks.
 // Buffers    rows: [N, D] f32, f16 or bf16, aligned to their element. coefficients and r: [P, P]
 //            f32, symmetric, P the rows rounded up to a multiple of 64, zero beyond N. penalties:
-//            [blocks of rkd_coefficients]. gradient: [N, D] f32. value: [1] f32.
+//            [blocks of rkd_coefficients]. gradient: [N, D] f32. value: f32, the loss and, on
+//            request, its two parts.
 // Passes     One launch, the last. Each block adds up the penalties for itself while its first rows
 //            are in flight: this takes less time than if all blocks waited for a last block of
 //            rkd_coefficients.
@@ -77,12 +78,14 @@ struct Arguments {
     float upstream;
     float distance_factor;  // 2 weight / N²
     uint32_t distance;      // whether the distance takes part
-    uint32_t padding;
+    uint32_t terms;         // whether `value` takes the two parts of the loss, not weighted
 };
 
 // The loss, from the penalties of all blocks.
 struct Totals {
     float loss;
+    // The parts of the loss, not weighted; 0 for a part of weight 0.
+    float distance, angle;
     // Times r_ij, it is the derivative of the distance loss through the mean length, a part of
     // ∂L/∂h_ij.
     float through_mean;
@@ -96,6 +99,9 @@ struct Totals {
         const double sum =
             arguments.angle_value * all.angle + arguments.distance_value * all.distance;
         loss = static_cast<float>(sum + scalars.poison);
+        const double of_distance = arguments.distance_value != 0 ? all.distance / (n * n) : 0;
+        distance = static_cast<float>(of_distance + scalars.poison);
+        angle = static_cast<float>(all.angle / (n * n * n) + scalars.poison);
     }
 };
 
@@ -207,7 +213,13 @@ DEVICE void contract(const Arguments& arguments, float* shared) {
     // Reduce the penalties
     const rkd::Scalars scalars = *arguments.scalars;
     const Totals totals(arguments, scalars);
-    if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) arguments.value[0] = totals.loss;
+    if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) {
+        arguments.value[0] = totals.loss;
+        if (arguments.terms) {
+            arguments.value[1] = totals.distance;
+            arguments.value[2] = totals.angle;
+        }
+    }
     // If the loss is NaN, so is the gradient.
     const float upstream = totals.loss == totals.loss ? arguments.upstream : totals.loss;
     // A power of two, and so is its reciprocal.

@@ -17,7 +17,7 @@ use half::{bf16, f16};
 use relata::cuda::cudarc::driver::{
     CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, sys,
 };
-use relata::cuda::{Buffers, Evaluator, Queue, RawEvaluator};
+use relata::cuda::{Buffers, Evaluator, Queue, RawEvaluator, VALUE_LEN};
 use relata::{
     Batch, Cuda, DType, Evaluation, GpuElement, Loss, Problem, Reference, Relation, Rows, Rrd,
     Shapes, relation_matrix, softmax,
@@ -127,7 +127,7 @@ impl<T: GpuElement + DeviceRepr> OnGpu<T> {
                 queue
             }),
             gradient: canaries(inputs.student.len()),
-            value: canaries(2),
+            value: canaries(VALUE_LEN),
         }
     }
 
@@ -369,7 +369,7 @@ fn the_raw_entry_on_a_foreign_stream() {
         let mut gradient = stream
             .alloc_zeros::<f32>(inputs.student.len())
             .expect("memory");
-        let mut value = stream.alloc_zeros::<f32>(2).expect("memory");
+        let mut value = stream.alloc_zeros::<f32>(VALUE_LEN).expect("memory");
         let mut workspace = stream
             .alloc_zeros::<u8>(evaluator.workspace_bytes())
             .expect("memory");
@@ -410,7 +410,7 @@ fn a_queue_fills_on_the_gpu() {
         };
         let mut queue = Queue::<T>::new(&stream, &problem_of(17)).expect("a queue");
         let mut host = relata::Queue::<f32>::new(capacity, dim).expect("a queue");
-        let mut value = stream.alloc_zeros::<f32>(2).expect("memory");
+        let mut value = stream.alloc_zeros::<f32>(VALUE_LEN).expect("memory");
         for (step, rows) in [17, 17, 5, 40, 17].into_iter().enumerate() {
             let problem = problem_of(rows);
             let shapes = problem.shapes();

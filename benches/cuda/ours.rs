@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use relata::cuda::cudarc::driver::safe::CudaGraph;
 use relata::cuda::cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DeviceRepr, sys};
-use relata::cuda::{Evaluator, Queue};
+use relata::cuda::{Evaluator, Queue, VALUE_LEN};
 use relata::{Cpu, Element, GpuElement, WeightPrecision};
 
 use crate::Result;
@@ -134,7 +134,7 @@ impl<T: GpuElement + DeviceRepr> Ours<T> {
         let nan = vec![f32::NAN; batch.gradient.len()];
         self.stream.memcpy_htod(&nan, &mut batch.gradient)?;
         self.stream
-            .memcpy_htod(&nan[..1].repeat(2), &mut batch.value)?;
+            .memcpy_htod(&nan[..1].repeat(VALUE_LEN), &mut batch.value)?;
         self.graphs[usize::from(overlap)][copy].launch()?;
         let gradient = self.stream.clone_dtoh(&batch.gradient)?;
         let value = self.stream.clone_dtoh(&batch.value)?;
@@ -190,7 +190,7 @@ impl<T: GpuElement + DeviceRepr> OnGpu<T> {
             teacher: stream.clone_htod(&inputs.teacher)?,
             queue,
             gradient: stream.alloc_zeros(inputs.student.len())?,
-            value: stream.alloc_zeros(2)?,
+            value: stream.alloc_zeros(VALUE_LEN)?,
         })
     }
 

@@ -1,4 +1,4 @@
-//! Memory that registers are read from and written to.
+//! Aligned memory, recycled by each thread.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
@@ -16,8 +16,8 @@ thread_local! {
     static POOL: RefCell<Vec<Vec<u64>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Reals from a cache line's beginning on: a register's read that straddles two lines takes twice as
-/// long. Its memory comes from the thread's past buffers where one fits.
+/// Reals that start at the beginning of a cache line: a read of a register that straddles two lines
+/// takes twice as long. The memory is that of a past buffer of the thread, if one fits.
 pub(crate) struct Buffer<R: Real> {
     memory: Vec<u64>,
     /// Where the first line begins, in reals.
@@ -36,7 +36,7 @@ impl<R: Real> Buffer<R> {
         Ok(buffer)
     }
 
-    /// `len` numbers of no particular value, for those who write before they read.
+    /// `len` arbitrary numbers, for callers that write before they read.
     pub(crate) fn any(len: usize) -> Result<Self> {
         Ok(Self::take(len)?.0)
     }
@@ -46,11 +46,11 @@ impl<R: Real> Buffer<R> {
         let bytes = len.saturating_mul(size_of::<R>()).saturating_add(LINE);
         let words = bytes.div_ceil(size_of::<u64>());
         let kept = POOL.with_borrow_mut(|pool| {
-            // Not one so large that most of it would lie idle.
+            // Not a buffer so large that most of it would lie idle.
             let fits = |memory: &Vec<u64>| (words..=2 * words).contains(&memory.len());
             let kept = pool.iter().position(fits).map(|at| pool.swap_remove(at));
             if bytes > KEPT {
-                // An evaluation this large has no use for what smaller ones have left.
+                // An evaluation this large cannot use the buffers of smaller ones.
                 pool.clear();
             }
             kept
@@ -79,7 +79,7 @@ impl<R: Real> Buffer<R> {
 impl<R: Real> Drop for Buffer<R> {
     fn drop(&mut self) {
         let memory = std::mem::take(&mut self.memory);
-        // The pool is gone where a thread is ending; its memory then goes the ordinary way.
+        // The pool no longer exists if the thread is ending. Its memory is then freed as usual.
         let _ = POOL.try_with(|pool| {
             let mut pool = pool.borrow_mut();
             let kept: usize = pool.iter().map(|memory| size_of_val(&memory[..])).sum();

@@ -1,4 +1,4 @@
-//! A batch as the kernels read it: padded rows of reals, scaled or normalised.
+//! A batch in the form that the kernels read: padded rows of reals, scaled or normalised.
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -19,7 +19,7 @@ pub(crate) struct Embeddings<R: Real> {
     pub(crate) rows: usize,
     pub(crate) dim: usize,
     pub(crate) stride: usize,
-    /// What the elements were multiplied by, unless they were normalised.
+    /// The factor that the elements were multiplied by, unless they were normalised.
     pub(crate) scale: f64,
     /// The lengths the rows had, if they were normalised.
     norms: Option<Vec<f64>>,
@@ -27,7 +27,7 @@ pub(crate) struct Embeddings<R: Real> {
     finite: bool,
 }
 
-/// How the rows enter.
+/// What is done to the rows when they are read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RowScaling {
     /// As they are.
@@ -121,7 +121,7 @@ impl<R: Real> Embeddings<R> {
         &self.data[i * self.stride..][..self.stride]
     }
 
-    /// The registers' worth of a row that hold its elements.
+    /// The part of a row that holds its elements, in whole groups of `PAD`.
     pub(crate) fn used(&self, i: usize) -> &[R] {
         &self.row(i)[..self.dim.next_multiple_of(R::PAD)]
     }
@@ -150,8 +150,9 @@ impl<R: Real> Embeddings<R> {
         Ok(centred)
     }
 
-    /// Carries the gradient with respect to row i as it entered back to the row as it came, times
-    /// `factor`: (g − ⟨g,z⟩z)/‖x‖ if rows were normalised (0 for a zero row), scale · g if not.
+    /// Turns the gradient g with respect to the scaled or normalised row i into that of the row as it
+    /// came, times `factor`: (g − ⟨g,z⟩z)/‖x‖ if rows were normalised (0 for a zero row), and
+    /// scale · g if not.
     pub(crate) fn write_gradient<G: Real>(&self, i: usize, factor: f64, g: &[R], out: &mut [G]) {
         let (factor, along) = match &self.norms {
             None => (factor * self.scale, 0.0),
@@ -179,8 +180,8 @@ fn widen<T: Element, R: Real>(elements: &[T], out: &mut [R]) {
     }
 }
 
-/// Divides a row by its length, which it gives; summed in f64. A row whose squares overflow or vanish
-/// is scaled for the sum.
+/// Divides a row by its length and returns the length, which is summed in f64. A row whose squares
+/// overflow or vanish is scaled for the sum.
 fn normalize<R: Real>(row: &mut [R]) -> f64 {
     let norm_by = |unit: f64| {
         let sum: f64 = row.iter().map(|x| (x.to_f64() / unit).powi(2)).sum();

@@ -349,4 +349,48 @@ kernels! {
         F16: relata_softmax_f16,
         BF16: relata_softmax_bf16,
     };
+    /// The pairwise family: products of every two rows.
+    PAIRWISE_RELATION_DOT: super::pairwise::RelationArguments, 256 => by GpuDType {
+        F32: relata_pairwise_relation_dot_f32,
+        F16: relata_pairwise_relation_dot_f16,
+        BF16: relata_pairwise_relation_dot_bf16,
+    };
+    /// The pairwise family: squared distances of every two rows.
+    PAIRWISE_RELATION_DIFFERENCE: super::pairwise::RelationArguments, 256 => by GpuDType {
+        F32: relata_pairwise_relation_difference_f32,
+        F16: relata_pairwise_relation_difference_f16,
+        BF16: relata_pairwise_relation_difference_bf16,
+    };
+    /// Relations and scales, where the normalizer's scope is the matrix.
+    PAIRWISE_SCALE_DISTANCE_MEAN: super::pairwise::PenaltyArguments, 128 => once relata_pairwise_scale_distance_mean;
+    /// Relations and scales, where the normalizer's scope is the matrix.
+    PAIRWISE_SCALE_SQUARED_FROBENIUS: super::pairwise::PenaltyArguments, 128 => once relata_pairwise_scale_squared_frobenius;
+    /// The penalties; where the scope is a row, relations and scales too.
+    PAIRWISE_PENALTY_SP: super::pairwise::PenaltyArguments, 128 => once relata_pairwise_penalty_sp;
+    /// The penalties; where the scope is a row, relations and scales too.
+    PAIRWISE_PENALTY_DISTANCE_MEAN_HUBER: super::pairwise::PenaltyArguments, 128 => once relata_pairwise_penalty_distance_mean_huber;
+    /// The penalties; where the scope is a row, relations and scales too.
+    PAIRWISE_PENALTY_DOT_NONE_SQUARED: super::pairwise::PenaltyArguments, 128 => once relata_pairwise_penalty_dot_none_squared;
+    /// The penalties; where the scope is a row, relations and scales too.
+    PAIRWISE_PENALTY_SQUARED_FROBENIUS_HUBER: super::pairwise::PenaltyArguments, 128 => once relata_pairwise_penalty_squared_frobenius_huber;
+    /// The coefficients of the contraction.
+    PAIRWISE_COEFFICIENTS_SP: super::pairwise::CoefficientArguments, 128 => once relata_pairwise_coefficients_sp;
+    /// The coefficients of the contraction.
+    PAIRWISE_COEFFICIENTS_DISTANCE_MEAN_HUBER: super::pairwise::CoefficientArguments, 128 => once relata_pairwise_coefficients_distance_mean_huber;
+    /// The coefficients of the contraction.
+    PAIRWISE_COEFFICIENTS_DOT_NONE_SQUARED: super::pairwise::CoefficientArguments, 128 => once relata_pairwise_coefficients_dot_none_squared;
+    /// The coefficients of the contraction.
+    PAIRWISE_COEFFICIENTS_SQUARED_FROBENIUS_HUBER: super::pairwise::CoefficientArguments, 128 => once relata_pairwise_coefficients_squared_frobenius_huber;
+    /// The gradient and the loss: Σ K_ij x_j.
+    PAIRWISE_CONTRACTION_DOT: super::pairwise::ContractionArguments, 256 => by GpuDType {
+        F32: relata_pairwise_contraction_dot_f32,
+        F16: relata_pairwise_contraction_dot_f16,
+        BF16: relata_pairwise_contraction_dot_bf16,
+    };
+    /// The gradient and the loss: Σ K_ij (x_i − x_j).
+    PAIRWISE_CONTRACTION_DIFFERENCE: super::pairwise::ContractionArguments, 256 => by GpuDType {
+        F32: relata_pairwise_contraction_difference_f32,
+        F16: relata_pairwise_contraction_difference_f16,
+        BF16: relata_pairwise_contraction_difference_bf16,
+    };
 }

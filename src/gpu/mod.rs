@@ -19,6 +19,7 @@ pub(crate) mod workspace;
 mod contrastive;
 mod logits;
 mod normalize;
+mod pairwise;
 pub(crate) mod queue;
 mod relation;
 mod rkd;

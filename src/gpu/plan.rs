@@ -2,7 +2,7 @@
 
 use super::machine::{Launcher, Limits};
 use super::workspace::Layout;
-use super::{contrastive, logits, queue, rkd};
+use super::{contrastive, logits, pairwise, queue, rkd};
 use crate::element::DType;
 use crate::error::{Error, Result};
 use crate::loss::{Family, Rkd, Triplet};
@@ -19,7 +19,7 @@ pub(crate) struct Addresses {
     pub(crate) queue: QueueAddresses,
     /// `[N, D]` f32, overwritten.
     pub(crate) gradient: u64,
-    /// `[2]` f32, overwritten: the loss and, for RRD, the KL.
+    /// f32, overwritten: the loss, and then its terms.
     pub(crate) value: u64,
     pub(crate) workspace: u64,
 }
@@ -42,6 +42,7 @@ pub(crate) struct Plan {
 #[allow(clippy::large_enum_variant, reason = "there is one for each evaluator")]
 enum Passes {
     Rkd(rkd::Plan),
+    Pairwise(pairwise::Plan),
     Contrastive(contrastive::Plan),
     Logits(logits::Plan),
 }
@@ -61,7 +62,13 @@ impl Plan {
         let passes = match spec.family {
             Family::Pairwise(pairwise) => match pairwise.as_triplet() {
                 Some(triplet) => Passes::Rkd(rkd(rkd_of(triplet), &mut layout)?),
-                None => todo!("generic"),
+                None => Passes::Pairwise(pairwise::Plan::new(
+                    pairwise,
+                    problem,
+                    dtype,
+                    limits,
+                    &mut layout,
+                )?),
             },
             Family::Triplet(triplet) => Passes::Rkd(rkd(rkd_of(triplet), &mut layout)?),
             Family::Contrastive(loss) => Passes::Contrastive(contrastive::Plan::new(
@@ -109,6 +116,7 @@ impl Plan {
     pub(crate) fn launch(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         match &self.passes {
             Passes::Rkd(plan) => plan.launch(launcher, at),
+            Passes::Pairwise(plan) => plan.launch(launcher, at),
             Passes::Contrastive(plan) => plan.launch(launcher, at),
             Passes::Logits(plan) => plan.launch(launcher, at),
         }

@@ -2,9 +2,7 @@
 //! for inputs that are well conditioned, and a factor for other kinds of data. `numerics.rs` has a
 //! second bar: the definition evaluated directly in the device's own precision.
 
-use relata::{
-    Contrastive, DType, Family, Loss, Problem, Relation, Target, WeightPrecision,
-};
+use relata::{Contrastive, DType, Family, Loss, Problem, Relation, Target, WeightPrecision};
 
 use super::cases::Data;
 use super::losses;

@@ -1,8 +1,8 @@
 //! Evaluations of slices on the GPU.
 
 use relata::Error;
-use relata::cuda::Evaluator;
 use relata::cuda::cudarc::driver::{CudaContext, CudaSlice, sys::CUstream};
+use relata::cuda::{Evaluator, VALUE_LEN};
 
 use crate::fake_driver::{actions, calls, with_fake_driver};
 use crate::{CLASSES, ROWS, problem, stream};
@@ -26,7 +26,7 @@ with_fake_driver!(an_evaluation_only_launches, [], {
     let student = stream.alloc_zeros::<f32>(LEN).expect("memory");
     let teacher = stream.alloc_zeros::<f32>(LEN).expect("memory");
     let mut gradient = stream.alloc_zeros::<f32>(LEN).expect("memory");
-    let mut value = stream.alloc_zeros::<f32>(2).expect("memory");
+    let mut value = stream.alloc_zeros::<f32>(VALUE_LEN).expect("memory");
     calls();
     let mut launches = Vec::new();
     for _ in 0..3 {
@@ -89,7 +89,7 @@ with_fake_driver!(other_streams_are_waited_for, [], {
     let student = other.alloc_zeros::<f32>(LEN).expect("memory");
     let teacher = other.alloc_zeros::<f32>(LEN).expect("memory");
     let mut gradient = other.alloc_zeros::<f32>(LEN).expect("memory");
-    let mut value = other.alloc_zeros::<f32>(2).expect("memory");
+    let mut value = other.alloc_zeros::<f32>(VALUE_LEN).expect("memory");
     let mut evaluator = Evaluator::<f32>::new(&stream, &problem()).expect("an evaluator");
     calls();
     evaluator
@@ -127,7 +127,7 @@ with_fake_driver!(
             of(LEN - 1),
             elsewhere.alloc_zeros::<f32>(LEN).expect("memory"),
         );
-        let (mut gradient, mut value, mut one) = (of(LEN), of(2), of(1));
+        let (mut gradient, mut value, mut one) = (of(LEN), of(VALUE_LEN), of(1));
         let mut evaluator = Evaluator::<f32>::new(&stream, &problem()).expect("an evaluator");
         calls();
         let length = |argument, expected, got| {

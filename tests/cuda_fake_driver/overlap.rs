@@ -1,7 +1,7 @@
 //! Launches that begin before the launch before them ends.
 
 use relata::cuda::cudarc::driver::CudaSlice;
-use relata::cuda::{Evaluator, Queue};
+use relata::cuda::{Evaluator, Queue, VALUE_LEN};
 use relata::{Error, Problem, Rkd, Rrd, Shapes};
 
 use crate::fake_driver::{actions, calls, with_fake_driver};
@@ -32,7 +32,7 @@ impl Evaluations {
             evaluator: Evaluator::new(&stream, problem).expect("an evaluator"),
             rows: stream.alloc_zeros(ROWS * DIM).expect("memory"),
             gradient: stream.alloc_zeros(ROWS * DIM).expect("memory"),
-            value: stream.alloc_zeros(2).expect("memory"),
+            value: stream.alloc_zeros(VALUE_LEN).expect("memory"),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Queues on the GPU.
 
 use half::f16;
-use relata::cuda::{Buffers, Evaluator, Queue, RawEvaluator};
+use relata::cuda::{Buffers, Evaluator, Queue, RawEvaluator, VALUE_LEN};
 use relata::{Enqueue, Error, InfoNce, Problem, Rows, Rrd, Shapes};
 
 use crate::fake_driver::{actions, calls, with_fake_driver};
@@ -36,7 +36,7 @@ with_fake_driver!(the_batch_enters_when_the_loss_says, [], {
     let stream = stream();
     let rows = stream.alloc_zeros::<f16>(ROWS * DIM).expect("memory");
     let mut gradient = stream.alloc_zeros::<f32>(ROWS * DIM).expect("memory");
-    let mut value = stream.alloc_zeros::<f32>(2).expect("memory");
+    let mut value = stream.alloc_zeros::<f32>(VALUE_LEN).expect("memory");
     let entry = ["measure_keys_f16", "write_keys_f16"];
     let mut evaluations = Vec::new();
     for enqueue in [Enqueue::Before, Enqueue::After, Enqueue::Never] {
@@ -81,7 +81,7 @@ with_fake_driver!(a_queue_that_does_not_fit_is_refused, [], {
     let stream = stream();
     let rows = stream.alloc_zeros::<f32>(ROWS * DIM).expect("memory");
     let mut gradient = stream.alloc_zeros::<f32>(ROWS * DIM).expect("memory");
-    let mut value = stream.alloc_zeros::<f32>(2).expect("memory");
+    let mut value = stream.alloc_zeros::<f32>(VALUE_LEN).expect("memory");
     let other_shapes = |keys, dim| {
         let shapes = Shapes::new(ROWS, dim, dim).with_queue(keys);
         Rrd::default().problem(shapes).expect("shapes that fit")
@@ -211,7 +211,7 @@ with_fake_driver!(batches_of_any_size_share_a_queue, [], {
     let evaluate = |queue: &mut Queue<f32>, rows: usize| {
         let batch = stream.alloc_zeros::<f32>(rows * DIM).expect("memory");
         let mut gradient = stream.alloc_zeros::<f32>(rows * DIM).expect("memory");
-        let mut value = stream.alloc_zeros::<f32>(2).expect("memory");
+        let mut value = stream.alloc_zeros::<f32>(VALUE_LEN).expect("memory");
         let mut evaluator = Evaluator::new(&stream, &of_rows(rows)).expect("an evaluator");
         evaluator.launch_with_queue(&batch, &batch, queue, &mut gradient, &mut value)
     };

@@ -1,5 +1,6 @@
-//! [relata]'s relational distillation losses on burn's tensors: differentiable, on any of its devices. They are computed by
-//! relata's path for CPUs: on another device the embeddings travel to the host and their gradient back, and the device waits.
+//! [relata]'s relational distillation losses on burn's tensors: differentiable, on any of its devices.
+//! relata computes them on the CPU. From another device the embeddings are copied to the host and the
+//! gradient is copied back, and the device waits.
 //!
 //! ```
 //! use burn_tensor::{Device, Distribution, Tensor}; // burn::tensor, in a program
@@ -8,24 +9,28 @@
 //! let device = Device::flex().autodiff();
 //! let student = Tensor::<2>::random([16, 32], Distribution::Default, &device).require_grad();
 //! let teacher = Tensor::<2>::random([16, 64], Distribution::Default, &device);
-//! let loss = relata_burn::loss(student.clone(), teacher, relata::Rkd::default())?;
+//! let loss = relata_burn::loss(&student, &teacher, relata::Rkd::default())?;
 //! let gradients = loss.backward();
 //! assert_eq!(student.grad(&gradients).unwrap().dims(), [16, 32]);
 //! # Ok(()) }
 //! ```
 //!
-//! - Student and teacher are of one dtype: f64, f32, f16 or bf16. The teacher is a constant.
+//! - Student `[N, D]` and teacher `[N, D_t]` have one dtype: f64, f32, f16 or bf16. The teacher is a
+//!   constant.
 //! - The loss is a tensor of one element, f64 for f64 and f32 for all others.
-//! - The gradient is multiplied by the upstream factor in the loss's type and rounded to the student's last.
+//! - The upstream factor multiplies the gradient in the loss's type. The rounding to the student's
+//!   type comes last.
 
 use burn_tensor::{DType, DataError, FloatDType, Tensor, TensorData, bf16, f16};
 use relata::{Cpu, Element, Evaluation, Loss, Queue, Rows};
+
+pub use relata::Terms;
 
 /// Why there is no loss.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Shapes or parameters that the loss does not take.
+    /// Shapes, parameters or a queue that the loss does not accept.
     #[error(transparent)]
     Relata(#[from] relata::Error),
     /// A tensor that could not be read.
@@ -33,17 +38,17 @@ pub enum Error {
     Unreadable {
         /// The tensor at fault.
         argument: &'static str,
-        /// What burn says.
+        /// burn's message.
         why: String,
     },
-    /// A tensor of another dtype than it should be.
+    /// A tensor of the wrong dtype.
     #[error("{argument}: expected {expected}, got {got:?}")]
     DType {
         /// The tensor at fault.
         argument: &'static str,
-        /// What it should have been.
+        /// What was expected.
         expected: String,
-        /// What it is.
+        /// What came.
         got: DType,
     },
 }
@@ -51,41 +56,108 @@ pub enum Error {
 /// The result of a loss.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A loss without a queue, in the student's graph.
+/// A loss without a queue, or InfoNCE within the batch, in the student's graph.
 ///
 /// # Errors
 /// [`Error`], naming what does not fit.
-pub fn loss(student: Tensor<2>, teacher: Tensor<2>, loss: impl Into<Loss>) -> Result<Tensor<1>> {
-    let (loss, inputs) = (loss.into(), Inputs::read(&student, teacher)?);
-    let gradient = match inputs.student.dtype() {
+pub fn loss(student: &Tensor<2>, teacher: &Tensor<2>, loss: impl Into<Loss>) -> Result<Tensor<1>> {
+    Ok(loss_and_terms(student, teacher, loss)?.0)
+}
+
+/// A loss compared with the keys in `queue`: RRD or InfoNCE, of f32, f16 or bf16. The teacher's rows
+/// enter the queue when the loss's `enqueue` says: see [`Loss::evaluate_with_queue`].
+///
+/// # Errors
+/// [`Error`], naming what does not fit. Nothing has been enqueued then.
+pub fn loss_with_queue(
+    student: &Tensor<2>,
+    teacher: &Tensor<2>,
+    queue: &mut Queue<f32>,
+    loss: impl Into<Loss>,
+) -> Result<Tensor<1>> {
+    Ok(loss_and_terms_with_queue(student, teacher, queue, loss)?.0)
+}
+
+/// As [`loss`], with the loss's named [`Terms`] from the same evaluation. They cost nothing: the CPU
+/// has computed them with the loss.
+///
+/// # Errors
+/// As [`loss`].
+pub fn loss_and_terms(
+    student: &Tensor<2>,
+    teacher: &Tensor<2>,
+    loss: impl Into<Loss>,
+) -> Result<(Tensor<1>, Terms)> {
+    let (loss, inputs) = (loss.into(), Inputs::read(student, teacher)?);
+    let evaluated = match inputs.student.dtype() {
         DType::F64 => inputs.evaluate::<f64>(None, loss)?,
         DType::F32 => inputs.evaluate::<f32>(None, loss)?,
         DType::F16 => inputs.evaluate::<f16>(None, loss)?,
         DType::BF16 => inputs.evaluate::<bf16>(None, loss)?,
         got => return Err(no_such_dtype(got)),
     };
-    Ok(gradient.in_graph_of(student))
+    Ok(evaluated.in_graph_of(student))
 }
 
-/// RRD, or InfoNCE beside a queue, which `teacher` enters when the loss says: f32, f16 or bf16.
+/// As [`loss_with_queue`], with the loss's named [`Terms`] from the same evaluation.
 ///
 /// # Errors
-/// [`Error`], naming what does not fit; nothing has been enqueued then.
-pub fn loss_with_queue(
+/// As [`loss_with_queue`].
+pub fn loss_and_terms_with_queue(
+    student: &Tensor<2>,
+    teacher: &Tensor<2>,
     queue: &mut Queue<f32>,
-    student: Tensor<2>,
-    teacher: Tensor<2>,
     loss: impl Into<Loss>,
-) -> Result<Tensor<1>> {
-    let (loss, inputs) = (loss.into(), Inputs::read(&student, teacher)?);
-    let gradient = match inputs.student.dtype() {
+) -> Result<(Tensor<1>, Terms)> {
+    let (loss, inputs) = (loss.into(), Inputs::read(student, teacher)?);
+    let evaluated = match inputs.student.dtype() {
         DType::F32 => inputs.evaluate::<f32>(Some(queue), loss)?,
         DType::F16 => inputs.evaluate::<f16>(Some(queue), loss)?,
         DType::BF16 => inputs.evaluate::<bf16>(Some(queue), loss)?,
         got => return Err(no_such_dtype(got)),
     };
-    Ok(gradient.in_graph_of(student))
+    Ok(evaluated.in_graph_of(student))
 }
+
+/// `loss.forward(student, teacher)`, in the manner of burn's own losses.
+///
+/// ```
+/// # use burn_tensor::{Device, Distribution, Tensor};
+/// use relata_burn::Forward;
+///
+/// # fn main() -> Result<(), relata_burn::Error> {
+/// # let device = Device::flex();
+/// # let student = Tensor::<2>::random([16, 32], Distribution::Default, &device);
+/// # let teacher = Tensor::<2>::random([16, 32], Distribution::Default, &device);
+/// let criterion = relata::Rkd::CLASSIFICATION;
+/// let loss = criterion.forward(student, teacher)?;
+/// # assert_eq!(loss.dims(), [1]);
+/// # Ok(()) }
+/// ```
+pub trait Forward: Into<Loss> + Copy {
+    /// As [`loss()`].
+    ///
+    /// # Errors
+    /// As [`loss()`].
+    fn forward(&self, student: Tensor<2>, teacher: Tensor<2>) -> Result<Tensor<1>> {
+        loss(&student, &teacher, *self)
+    }
+
+    /// As [`loss_with_queue`].
+    ///
+    /// # Errors
+    /// As [`loss_with_queue`].
+    fn forward_with_queue(
+        &self,
+        student: Tensor<2>,
+        teacher: Tensor<2>,
+        queue: &mut Queue<f32>,
+    ) -> Result<Tensor<1>> {
+        loss_with_queue(&student, &teacher, queue, *self)
+    }
+}
+
+impl<L: Into<Loss> + Copy> Forward for L {}
 
 /// Student and teacher on the host.
 struct Inputs {
@@ -96,7 +168,7 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn read(student: &Tensor<2>, teacher: Tensor<2>) -> Result<Self> {
+    fn read(student: &Tensor<2>, teacher: &Tensor<2>) -> Result<Self> {
         let [student_shape, teacher_shape] = [student.dims(), teacher.dims()];
         if student.dtype() != teacher.dtype() {
             return Err(Error::DType {
@@ -113,7 +185,7 @@ impl Inputs {
         };
         Ok(Inputs {
             student: student.try_to_data().map_err(unreadable("student"))?,
-            teacher: teacher.try_into_data().map_err(unreadable("teacher"))?,
+            teacher: teacher.try_to_data().map_err(unreadable("teacher"))?,
             student_shape,
             teacher_shape,
         })
@@ -134,46 +206,53 @@ impl Inputs {
         ])
     }
 
-    fn evaluate<T>(&self, queue: Option<&mut Queue<T::Real>>, loss: Loss) -> Result<Gradient>
+    fn evaluate<T>(&self, queue: Option<&mut Queue<T::Real>>, loss: Loss) -> Result<Evaluated>
     where
         T: Element<Real: burn_tensor::Element> + burn_tensor::Element,
     {
         let [student, teacher] = self.rows::<T>()?;
-        Ok(self.gradient(loss.evaluate(&Cpu, student, teacher, queue)?))
+        let evaluation = match queue {
+            None => loss.evaluate(&Cpu, student, teacher)?,
+            Some(queue) => loss.evaluate_with_queue(&Cpu, student, teacher, queue)?,
+        };
+        Ok(self.evaluated(evaluation))
     }
 
-    fn gradient<R: relata::Real + burn_tensor::Element>(
+    fn evaluated<R: relata::Real + burn_tensor::Element>(
         &self,
         evaluation: Evaluation<R>,
-    ) -> Gradient {
-        Gradient {
+    ) -> Evaluated {
+        Evaluated {
             dtype: if R::DTYPE == relata::DType::F64 {
                 FloatDType::F64
             } else {
                 FloatDType::F32
             },
             value: TensorData::new(vec![R::from_f64(evaluation.loss)], [1]),
+            terms: evaluation.terms,
             gradient: TensorData::new(evaluation.gradient, self.student_shape),
         }
     }
 }
 
-/// A loss and its gradient `[N, D]`.
-struct Gradient {
+/// A loss, its terms and its gradient `[N, D]`.
+struct Evaluated {
     dtype: FloatDType,
     value: TensorData,
+    terms: Terms,
     gradient: TensorData,
 }
 
-impl Gradient {
-    /// The loss as a function of the student that has this gradient: the value and a sum that is 0. Made of burn's operations,
-    /// so that one definition is for all of its backends.
-    fn in_graph_of(self, student: Tensor<2>) -> Tensor<1> {
+impl Evaluated {
+    /// The loss as a function of the student that has this gradient: the value plus a sum that is 0.
+    /// burn's own operations make it work on all of its backends. With the terms.
+    fn in_graph_of(self, student: &Tensor<2>) -> (Tensor<1>, Terms) {
         let device = student.device();
-        let student = student.cast(self.dtype);
+        let student = student.clone().cast(self.dtype);
         let zeros = student.clone() - student.detach();
         let gradient = Tensor::<2>::from_data(self.gradient, (&device, self.dtype.into()));
-        Tensor::<1>::from_data(self.value, (&device, self.dtype.into())) + (zeros * gradient).sum()
+        let value = Tensor::<1>::from_data(self.value, (&device, self.dtype.into()));
+        (value + (zeros * gradient).sum(), self.terms)
     }
 }
 

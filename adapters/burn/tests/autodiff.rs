@@ -1,9 +1,12 @@
-//! Does a gradient through the adapter equal what burn's autodiff makes of the formula? In f64, on burn's CPU backend.
+//! Compares gradients through the adapter with burn's autodiff of the formulas, in f64 on burn's CPU
+//! backend.
 
 use burn_tensor::activation::log_softmax;
 use burn_tensor::{DType, Device, FloatDType, Tensor, TensorData};
-use relata::{Enqueue, KdKl, Loss, Queue, Rkd, RkdAngle, RkdDistance, Rrd};
-use relata_burn::{Error, loss, loss_with_queue};
+use relata::{Enqueue, KdKl, Loss, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
+use relata_burn::{
+    Error, Forward, loss, loss_and_terms, loss_and_terms_with_queue, loss_with_queue,
+};
 
 type Formula = fn(Tensor<2>, Tensor<2>) -> Tensor<1>;
 
@@ -62,6 +65,16 @@ fn rkd(x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
     distance(x.clone(), y.clone()) + angle(x, y) * 2.
 }
 
+fn sp(x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
+    let similarities = |rows: Tensor<2>| unit(rows.clone().matmul(rows.transpose()));
+    let differences = similarities(x) - similarities(y);
+    (differences.clone() * differences).mean()
+}
+
+fn unit(x: Tensor<2>) -> Tensor<2> {
+    x.clone() / (x.clone() * x).sum_dim(1).sqrt()
+}
+
 fn kd(x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
     let rows = x.dims()[0] as f64;
     let (log_q, log_p) = (log_softmax(x / 4., 1), log_softmax(y / 4., 1));
@@ -91,21 +104,22 @@ fn losses_in_graphs() {
         ("transposed", |x| x.transpose()),
         ("columns", |x| x.slice([0..9, 3..10])),
     ];
-    let losses: [(Loss, Formula); 4] = [
+    let losses: [(Loss, Formula); 5] = [
         (RkdDistance::default().into(), distance),
         (RkdAngle::default().into(), angle),
         (Rkd::default().into(), rkd),
+        (Sp.into(), sp),
         (KdKl::default().into(), kd),
     ];
     let dtypes = [
-        // Burn's side of the comparison is good to some 1e-8 in f64; see below for the adapter's.
+        // burn's autodiff is accurate to about 1e-8 in f64. The adapter's own accuracy is tested below.
         (FloatDType::F64, 1e-6),
         (FloatDType::F32, 1e-5),
         (FloatDType::F16, 2e-3),
         (FloatDType::BF16, 1e-2),
     ];
     for (dtype, tolerance) in dtypes {
-        // What the type can hold, so that all there is to compare is arithmetic.
+        // Only values that the type can hold, so that the comparison is about arithmetic.
         let held = |seed| numbers([9, 14], seed).cast(dtype).cast(FloatDType::F64);
         for (view_name, view) in views {
             for (fused, formula) in losses {
@@ -122,7 +136,7 @@ fn losses_in_graphs() {
                         (wide(value.into_data()), wide(gradient.into_data()))
                     };
                 let want = gradient(FloatDType::F64, &formula);
-                let got = gradient(dtype, &|x, y| loss(x, y, fused).expect("a loss"));
+                let got = gradient(dtype, &|x, y| loss(&x, &y, fused).expect("a loss"));
                 assert_close(&label, &got.0, &want.0, tolerance);
                 assert_close(&label, &got.1, &want.1, tolerance);
             }
@@ -131,14 +145,13 @@ fn losses_in_graphs() {
 }
 
 #[test]
-fn beside_a_queue() -> Result<(), Error> {
+fn with_a_queue() -> Result<(), Error> {
     let rows = |seed| numbers([6, 5], seed).cast(FloatDType::F32);
     let mut queue = Queue::new(32, 5)?;
     let student = rows(1).detach().require_grad();
-    let got = loss_with_queue(&mut queue, student.clone(), rows(2), Rrd::default())?;
+    let (got, terms) = loss_and_terms_with_queue(&student, &rows(2), &mut queue, Rrd::default())?;
     assert_eq!(queue.len(), 6);
 
-    let unit = |x: Tensor<2>| x.clone() / (x.clone() * x).sum_dim(1).sqrt();
     let (z, y) = (
         student.clone().detach().cast(FloatDType::F64),
         rows(2).cast(FloatDType::F64),
@@ -147,7 +160,16 @@ fn beside_a_queue() -> Result<(), Error> {
     let keys = unit(y.clone());
     let logits =
         |rows: Tensor<2>, t: f64| log_softmax(unit(rows).matmul(keys.clone().transpose()) / t, 1);
-    let want = (logits(y, 0.02).exp() * logits(z.clone(), 0.1)).sum() / -6.;
+    let log_p = logits(y, 0.02).detach();
+    let want = (log_p.clone().exp() * logits(z.clone(), 0.1)).sum() / -6.;
+    let entropy = (log_p.clone().exp() * log_p).sum() / -6.;
+    let kl = terms.get("kl").expect("a term");
+    assert_close(
+        "kl",
+        &[kl],
+        &wide((want.clone() - entropy).into_data()),
+        1e-5,
+    );
     let [got_gradient, want_gradient] = [(&got, &student), (&want, &z)].map(|(loss, leaf)| {
         let gradient = leaf.grad(&loss.backward()).expect("a gradient");
         wide(gradient.into_data())
@@ -168,7 +190,7 @@ fn the_teacher_is_a_constant() -> Result<(), Error> {
         numbers([7, 3], 1).require_grad(),
         numbers([7, 4], 2).require_grad(),
     );
-    let gradients = loss(student.clone(), teacher.clone(), Rkd::default())?.backward();
+    let gradients = loss(&student, &teacher, Rkd::default())?.backward();
     assert!(student.grad(&gradients).is_some());
     assert!(teacher.grad(&gradients).is_none());
     Ok(())
@@ -177,7 +199,7 @@ fn the_teacher_is_a_constant() -> Result<(), Error> {
 #[test]
 fn what_does_not_fit_is_refused() -> Result<(), Error> {
     let rows = |n| numbers([n, 3], 1);
-    let refused = loss(rows(4), rows(5), Rkd::default());
+    let refused = loss(&rows(4), &rows(5), Rkd::default());
     assert!(matches!(
         refused,
         Err(Error::Relata(relata::Error::Dimension {
@@ -186,7 +208,7 @@ fn what_does_not_fit_is_refused() -> Result<(), Error> {
             got: 5
         }))
     ));
-    let other = loss(rows(4), rows(4).cast(FloatDType::F32), Rkd::default());
+    let other = loss(&rows(4), &rows(4).cast(FloatDType::F32), Rkd::default());
     assert!(matches!(
         other,
         Err(Error::DType {
@@ -196,7 +218,7 @@ fn what_does_not_fit_is_refused() -> Result<(), Error> {
     ));
 
     let mut queue = Queue::new(8, 3)?;
-    let wide = loss_with_queue(&mut queue, rows(4), rows(4), Rrd::default());
+    let wide = loss_with_queue(&rows(4), &rows(4), &mut queue, Rrd::default());
     assert!(matches!(
         wide,
         Err(Error::DType {
@@ -205,7 +227,7 @@ fn what_does_not_fit_is_refused() -> Result<(), Error> {
         })
     ));
     let narrow = |n| rows(n).cast(FloatDType::F32);
-    let unexpected = loss_with_queue(&mut queue, narrow(4), narrow(4), Rkd::default());
+    let unexpected = loss_with_queue(&narrow(4), &narrow(4), &mut queue, Rkd::default());
     assert!(matches!(
         unexpected,
         Err(Error::Relata(relata::Error::Unexpected { .. }))
@@ -214,7 +236,7 @@ fn what_does_not_fit_is_refused() -> Result<(), Error> {
         enqueue: Enqueue::After,
         ..Rrd::default()
     };
-    let empty = loss_with_queue(&mut queue, narrow(4), narrow(4), after);
+    let empty = loss_with_queue(&narrow(4), &narrow(4), &mut queue, after);
     assert!(matches!(
         empty,
         Err(Error::Relata(relata::Error::Empty {
@@ -225,14 +247,16 @@ fn what_does_not_fit_is_refused() -> Result<(), Error> {
     Ok(())
 }
 
-/// What relata gives, to the bit.
+/// The adapter's results are relata's, to the bit.
 #[test]
-fn nothing_is_lost_on_the_way() -> Result<(), Error> {
+fn results_are_relatas_own() -> Result<(), Error> {
     let (x, y) = (
         numbers([9, 14], 1).detach().require_grad(),
         numbers([9, 14], 2),
     );
-    let value = loss(x.clone(), y.clone(), Rkd::default())?;
+    let (value, terms) = loss_and_terms(&x, &y, Rkd::default())?;
+    let same = Rkd::default().forward(x.clone(), y.clone())?;
+    assert_eq!(wide(same.into_data()), wide(value.clone().into_data()));
     let gradient = x.grad(&value.backward()).expect("a gradient");
     let [x, y] = [x, y].map(|x| wide(x.into_data()));
     let [x, y] = [
@@ -241,6 +265,9 @@ fn nothing_is_lost_on_the_way() -> Result<(), Error> {
     ];
     let direct = Rkd::default().evaluate(&relata::Cpu, x, y)?;
     assert_eq!(wide(value.into_data()), [direct.loss]);
+    assert_eq!(terms, direct.terms);
+    let names: Vec<_> = terms.iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["distance", "angle"]);
     assert_eq!(wide(gradient.into_data()), direct.gradient);
     Ok(())
 }

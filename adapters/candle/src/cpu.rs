@@ -33,13 +33,18 @@ where
         on_host(&inputs.teacher, |teacher| {
             let student = Rows::<T>::new(student, inputs.student_shape).or_candle(name)?;
             let teacher = Rows::<T>::new(teacher, inputs.teacher_shape).or_candle(name)?;
-            let evaluation = loss.evaluate(&Cpu, student, teacher, queue);
+            let evaluation = match queue {
+                None => loss.evaluate(&Cpu, student, teacher),
+                Some(queue) => loss.evaluate_with_queue(&Cpu, student, teacher, queue),
+            };
             evaluation.or_candle(name)
         })
     })?;
-    let value = <T::Real as Element>::from_f64(evaluation.loss);
+    let terms = evaluation.terms.iter().map(|(_, value)| value);
+    let value = [evaluation.loss].into_iter().chain(terms);
+    let value: Vec<T::Real> = value.map(<T::Real as Element>::from_f64).collect();
     Ok(Evaluated {
-        value: Storage::Cpu(WithDType::to_cpu_storage(&[value])),
+        value: Storage::Cpu(WithDType::to_cpu_storage_owned(value)),
         gradient: Tensor::from_vec(
             evaluation.gradient,
             inputs.student_shape.as_slice(),
@@ -48,14 +53,14 @@ where
     })
 }
 
-/// The elements of a contiguous tensor, wherever in its storage they begin.
+/// The elements of a contiguous tensor, at any offset in its storage.
 pub(crate) fn on_host<T: WithDType, R>(
     tensor: &Tensor,
     read: impl FnOnce(&[T]) -> Result<R>,
 ) -> Result<R> {
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cpu(storage) = &*storage else {
-        return Err(Error::msg("relata-candle: expected memory of the host"));
+        return Err(Error::msg("relata-candle: expected host memory"));
     };
     let elements = storage.as_slice::<T>()?;
     let elements = layout

@@ -2,7 +2,7 @@
 
 use candle_core::Error;
 
-/// relata's error within candle's, if that is what went wrong.
+/// The error of relata's inside candle's, if there is one.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -27,7 +27,7 @@ pub fn cause(error: &Error) -> Option<&relata::Error> {
     }
 }
 
-/// A result of relata's, on behalf of `name`.
+/// A result of relata's as candle's, on behalf of `name`.
 pub(crate) trait OrCandle<T> {
     fn or_candle(self, name: &'static str) -> candle_core::Result<T>;
 }

@@ -1,4 +1,5 @@
-//! Evaluations on a GPU: in candle's memory, on candle's stream. Nothing is copied and nobody waits.
+//! Evaluations on a GPU, in candle's memory and on candle's stream. Nothing is copied and the host
+//! does not wait.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -19,7 +20,7 @@ use crate::queue::{Keys, Queue};
 
 /// A type of embeddings on a GPU.
 pub(crate) trait CudaElement: GpuElement + CudaDType + DeviceRepr + WithDType {
-    /// Where a ring for this type has its queue.
+    /// The queue of a ring for this type.
     fn keys(keys: &mut Keys) -> Option<&mut Option<relata::cuda::Queue<Self>>>;
 }
 
@@ -63,14 +64,23 @@ fn evaluate_as<T: CudaElement>(
         queue: queue.as_ref().map(|queue| queue.capacity()),
         ..Shapes::new(rows, dim, teacher_dim)
     };
-    let weights = queue.as_ref().map(|queue| queue.weight_precision());
-    let problem = Problem::new(loss, shapes).or_candle(name)?;
-    let problem = problem.weights(weights.unwrap_or_default());
+    let spec = loss.spec();
+    let mut problem = Problem::new(loss, shapes).or_candle(name)?;
+    if let Some(queue) = &queue {
+        if queue.normalize() != spec.normalize {
+            return Err(relata::Error::QueueNormalization {
+                loss: name,
+                normalize: spec.normalize,
+            })
+            .or_candle(name);
+        }
+        problem = problem.with_weight_precision(queue.weight_precision());
+    }
     let queue = queue.map(|queue| queue.gpu::<T>(rows, device, name));
     let queue = queue.transpose()?;
 
     let mut gradient = overwritten(device, rows * dim)?;
-    let mut value = overwritten(device, 2)?;
+    let mut value = overwritten(device, relata::cuda::VALUE_LEN)?;
     on_gpu(&inputs.student, |student| {
         on_gpu(&inputs.teacher, |teacher| {
             let evaluate = |evaluator: &mut Evaluator<T>| match queue {
@@ -93,15 +103,15 @@ fn evaluate_as<T: CudaElement>(
     })
 }
 
-/// Memory for a result.
+/// Memory for a result. Its content is undefined until the evaluation has run.
 #[allow(unsafe_code, reason = "memory that nothing has written")]
 fn overwritten(device: &CudaDevice, len: usize) -> Result<CudaSlice<f32>> {
-    // SAFETY: any bits are an f32. The evaluation overwrites all of it before anything else that is enqueued on the stream
-    // can read it, and where the evaluation fails it is dropped.
+    // SAFETY: any bits are an f32. The evaluation overwrites all of it before any later work on the
+    // stream can read it. If the evaluation fails, it is dropped.
     unsafe { device.alloc(len) }
 }
 
-/// The elements of a contiguous tensor, wherever in its storage they begin.
+/// The elements of a contiguous tensor, at any offset in its storage.
 pub(crate) fn on_gpu<T: CudaElement, R>(
     tensor: &Tensor,
     read: impl FnOnce(CudaView<'_, T>) -> Result<R>,
@@ -118,17 +128,18 @@ pub(crate) fn on_gpu<T: CudaElement, R>(
     read(elements)
 }
 
-/// The most evaluators that a thread keeps.
+/// How many evaluators a thread keeps at most.
 const KEPT: usize = 16;
 
 thread_local! {
-    /// The evaluators that this thread has used last, the very last at the end: a training's step finds its kernels ready and
-    /// its workspaces allocated. Not shared among threads: candle's devices enqueue on a stream that each thread has for
-    /// itself behind one handle, and a workspace is one stream's.
+    /// The evaluators that this thread used last, the most recent one at the end. A training step
+    /// finds its kernels loaded and its workspaces allocated. Threads do not share evaluators: a
+    /// workspace belongs to one stream, and candle's device launches on a stream of each thread's own
+    /// behind one handle.
     static EVALUATORS: RefCell<Vec<Box<dyn Any>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// `evaluate` with the evaluator of a problem on a stream.
+/// Calls `evaluate` with the evaluator of `problem` on `stream`.
 fn with_evaluator<T: CudaElement>(
     stream: &Arc<CudaStream>,
     problem: &Problem,
@@ -138,7 +149,8 @@ fn with_evaluator<T: CudaElement>(
         Some(evaluator) => evaluator,
         None => Box::new(Evaluator::<T>::new(stream, problem)?),
     };
-    // Not kept after an error: what has been launched may have left the workspace in a state that the rest would have mended.
+    // An evaluator that fails is not kept: the launches that did run may have left the workspace in a
+    // state that only the missing launches would repair.
     evaluate(&mut evaluator)?;
     EVALUATORS.with_borrow_mut(|kept| {
         if kept.len() == KEPT {
@@ -159,7 +171,7 @@ fn take<T: CudaElement>(stream: &Arc<CudaStream>, problem: &Problem) -> Option<B
     })
 }
 
-/// Gives back the memory that evaluations on this thread have kept on GPUs for the next ones.
+/// Frees the GPU memory that this thread keeps from one evaluation to the next.
 pub fn release_workspaces() {
     EVALUATORS.take();
 }

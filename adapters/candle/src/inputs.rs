@@ -1,4 +1,4 @@
-//! Student and teacher as an evaluation takes them.
+//! Student and teacher in the form that an evaluation takes.
 
 use candle_core::{DType, Device, Error, Result, Tensor};
 
@@ -6,9 +6,9 @@ use crate::error::OrCandle;
 
 /// Two matrices, contiguous, of one dtype on one device.
 pub(crate) struct Inputs {
-    /// Part of the graph.
+    /// In the graph.
     pub(crate) student: Tensor,
-    /// Not part of it.
+    /// Outside the graph.
     pub(crate) teacher: Tensor,
     /// N and D.
     pub(crate) student_shape: [usize; 2],
@@ -18,8 +18,8 @@ pub(crate) struct Inputs {
 
 impl Inputs {
     /// # Errors
-    /// Candle's own, on behalf of `op`: ranks, dtypes, devices; and relata's for rows that differ in number. Other sizes are
-    /// the loss's to check.
+    /// Candle's own, on behalf of `op`, for ranks, dtypes and devices. relata's, for different numbers
+    /// of rows; the loss checks the other sizes.
     pub(crate) fn new(student: &Tensor, teacher: &Tensor, op: &'static str) -> Result<Self> {
         let student_shape = shape(student, "student", op)?;
         let teacher_shape = shape(teacher, "teacher", op)?;
@@ -68,12 +68,12 @@ pub(crate) fn same_device(lhs: &Device, rhs: &Device, op: &'static str) -> Resul
     .bt())
 }
 
-/// The error of a dtype that has no kernels on the device at hand.
+/// The error of a dtype that has no kernels on this device.
 pub(crate) fn unsupported(dtype: DType, op: &'static str) -> Error {
     Error::UnsupportedDTypeForOp(dtype, op).bt()
 }
 
-/// The error of a device that has none at all.
+/// The error of a device that has no kernels at all.
 pub(crate) fn no_kernels(device: &Device, op: &'static str) -> Error {
     let got = device.location();
     let expected = if cfg!(feature = "cuda") {

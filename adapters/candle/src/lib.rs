@@ -1,19 +1,30 @@
-//! [relata]'s relational distillation losses on [candle](candle_core)'s tensors: differentiable, on the CPU and on CUDA.
+//! [relata]'s relational distillation losses on [candle](candle_core)'s tensors: differentiable,
+//! on the CPU and on CUDA.
 //!
-//! Each function returns the loss as a scalar [`Tensor`] that `loss.backward()` goes through: alone, added to a task loss,
-//! scaled, used twice. Loss and gradient are computed by one fused call when the function is called; the backward pass only
-//! multiplies by what comes from upstream.
+//! [`loss`] and [`loss_with_queue`] evaluate any loss and return it as a scalar [`Tensor`] that
+//! `loss.backward()` goes through: alone, added to a task loss, scaled, used twice. One fused call
+//! computes the loss and its gradient when the function is called. The backward pass only
+//! multiplies the gradient by the upstream factor.
+//!
+//! [`loss_and_terms`] and [`loss_and_terms_with_queue`] also return the loss's named [`Terms`], for
+//! logging. The functions named after a loss, such as [`rkd`] and [`rrd`], are short for the first
+//! two.
+//!
+//! `examples/train.rs` is a whole training loop.
 //!
 //! # What all of them share
 //!
-//! - `student` `[N, D]` and `teacher` `[N, D_t]` are of one dtype on one device. Views of any strides and offsets are taken;
-//!   one that is not contiguous is made so first, on its device.
-//! - f64 (on the CPU), f32, f16 and bf16. The loss and the sum behind it are f64 for f64 and f32 for all others.
-//! - The gradient goes to the student alone. The teacher is a constant, whether it is detached or not.
-//! - The gradient is kept in f32 for half types, multiplied by the upstream factor there and rounded last: with loss scaling
-//!   nothing underflows that need not.
-//! - Errors are candle's: its own variants for dtypes, devices and ranks; relata's, such as rows that differ in number, come
-//!   wrapped, and [`cause`] gets at them. Nothing has been enqueued then.
+//! - `student` `[N, D]` and `teacher` `[N, D_t]` have one dtype and lie on one device. Views of any
+//!   strides and offsets are accepted. A view that is not contiguous is copied first, on its
+//!   device.
+//! - The dtype is f64 (on the CPU), f32, f16 or bf16. The loss is f64 for f64, and f32 for all
+//!   others.
+//! - Only the student gets a gradient. The teacher is a constant, whether it is detached or not.
+//! - For half types the gradient is kept in f32. The upstream factor multiplies in f32 and the
+//!   rounding comes last, so loss scaling saves small gradients.
+//! - Errors are candle's: its own variants for dtypes, devices and ranks. relata's errors, such as
+//!   different numbers of rows, are wrapped in candle's, and [`cause`] finds them. After an error
+//!   nothing has been enqueued.
 
 mod cpu;
 mod error;
@@ -22,79 +33,149 @@ mod gpu;
 mod inputs;
 mod node;
 mod queue;
+mod terms;
 
 use candle_core::{Result, Tensor};
-pub use relata::{Enqueue, InfoNce, KdKl, Loss, Rkd, RkdAngle, RkdDistance, Rrd, WeightPrecision};
+pub use relata::{
+    Enqueue, InfoNce, KdKl, Loss, Rkd, RkdAngle, RkdDistance, Rrd, Sp, WeightPrecision,
+};
 
 pub use self::error::cause;
 #[cfg(feature = "cuda")]
 pub use self::gpu::release_workspaces;
 pub use self::queue::Queue;
+pub use self::terms::Terms;
+
+/// A loss without a queue, or InfoNCE within the batch.
+///
+/// # Errors
+/// As [the crate](crate#what-all-of-them-share) says.
+pub fn loss(student: &Tensor, teacher: &Tensor, loss: impl Into<Loss>) -> Result<Tensor> {
+    Ok(loss_and_terms(student, teacher, loss)?.0)
+}
+
+/// A loss compared with the keys in `queue`: RRD or InfoNCE. The teacher's rows enter the queue
+/// when the loss's `enqueue` says: see [`Loss::evaluate_with_queue`].
+///
+/// # Errors
+/// As [the crate](crate#what-all-of-them-share) says; a loss that takes no queue; an empty queue
+/// unless the batch enters before.
+pub fn loss_with_queue(
+    student: &Tensor,
+    teacher: &Tensor,
+    queue: &mut Queue,
+    loss: impl Into<Loss>,
+) -> Result<Tensor> {
+    Ok(loss_and_terms_with_queue(student, teacher, queue, loss)?.0)
+}
+
+/// As [`loss`], with the loss's named terms from the same evaluation.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use relata_candle::{Rkd, loss_and_terms};
+/// # fn main() -> candle_core::Result<()> {
+/// let student = Tensor::randn(0f32, 1., (8, 4), &Device::Cpu)?;
+/// let teacher = Tensor::randn(0f32, 1., (8, 6), &Device::Cpu)?;
+/// let (loss, terms) = loss_and_terms(&student, &teacher, Rkd::default())?;
+/// let angle = terms.get("angle")?.expect("Rkd has this term");
+/// assert!(angle > 0. && f64::from(loss.to_scalar::<f32>()?) > angle);
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// As [`loss`].
+pub fn loss_and_terms(
+    student: &Tensor,
+    teacher: &Tensor,
+    loss: impl Into<Loss>,
+) -> Result<(Tensor, Terms)> {
+    node::fused(student, teacher, None, loss.into())
+}
+
+/// As [`loss_with_queue`], with the loss's named terms from the same evaluation.
+///
+/// # Errors
+/// As [`loss_with_queue`].
+pub fn loss_and_terms_with_queue(
+    student: &Tensor,
+    teacher: &Tensor,
+    queue: &mut Queue,
+    loss: impl Into<Loss>,
+) -> Result<(Tensor, Terms)> {
+    node::fused(student, teacher, Some(queue), loss.into())
+}
 
 /// RKD's distance loss: see [`RkdDistance`].
 ///
 /// # Errors
-/// As [the crate](crate#what-all-of-them-share) says.
+/// As [`loss`](crate::loss()).
 pub fn rkd_distance(student: &Tensor, teacher: &Tensor, loss: RkdDistance) -> Result<Tensor> {
-    node::fused(student, teacher, None, loss.into())
+    crate::loss(student, teacher, loss)
 }
 
 /// RKD's angle loss: see [`RkdAngle`].
 ///
 /// # Errors
-/// As [the crate](crate#what-all-of-them-share) says.
+/// As [`loss`](crate::loss()).
 pub fn rkd_angle(student: &Tensor, teacher: &Tensor, loss: RkdAngle) -> Result<Tensor> {
-    node::fused(student, teacher, None, loss.into())
+    crate::loss(student, teacher, loss)
 }
 
 /// RKD's distance and angle losses, weighted, in one evaluation: see [`Rkd`].
 ///
 /// # Errors
-/// As [the crate](crate#what-all-of-them-share) says.
+/// As [`loss`](crate::loss()).
 pub fn rkd(student: &Tensor, teacher: &Tensor, loss: Rkd) -> Result<Tensor> {
-    node::fused(student, teacher, None, loss.into())
+    crate::loss(student, teacher, loss)
+}
+
+/// Similarity-preserving distillation of activations: see [`Sp`].
+///
+/// # Errors
+/// As [`loss`](crate::loss()).
+pub fn sp(student: &Tensor, teacher: &Tensor, loss: Sp) -> Result<Tensor> {
+    crate::loss(student, teacher, loss)
 }
 
 /// Hinton's divergence between softened logits `[N, C]`: see [`KdKl`].
 ///
 /// # Errors
-/// As [the crate](crate#what-all-of-them-share) says.
+/// As [`loss`](crate::loss()).
 pub fn kd_kl(student_logits: &Tensor, teacher_logits: &Tensor, loss: KdKl) -> Result<Tensor> {
-    node::fused(student_logits, teacher_logits, None, loss.into())
+    crate::loss(student_logits, teacher_logits, loss)
 }
 
 /// InfoNCE within the batch: see [`InfoNce`].
 ///
 /// # Errors
-/// As [the crate](crate#what-all-of-them-share) says.
+/// As [`loss`](crate::loss()).
 pub fn info_nce(student: &Tensor, teacher: &Tensor, loss: InfoNce) -> Result<Tensor> {
-    node::fused(student, teacher, None, loss.into())
+    crate::loss(student, teacher, loss)
 }
 
-/// InfoNCE against the row's own teacher and the keys in `queue`, which the teacher's rows enter when `loss.enqueue` says:
-/// see [`InfoNce::evaluate_with_queue`].
+/// InfoNCE against the row's own teacher and the keys in `queue`: see [`InfoNce`].
 ///
 /// # Errors
-/// As [the crate](crate#what-all-of-them-share) says, and an empty queue unless the batch is enqueued before.
-pub fn info_nce_with(
+/// As [`loss_with_queue`].
+pub fn info_nce_with_queue(
     student: &Tensor,
     teacher: &Tensor,
     queue: &mut Queue,
     loss: InfoNce,
 ) -> Result<Tensor> {
-    node::fused(student, teacher, Some(queue), loss.into())
+    loss_with_queue(student, teacher, queue, loss)
 }
 
-/// Relational representation distillation against the keys in `queue`, which the teacher's rows enter when `loss.enqueue`
-/// says: see [`Rrd::evaluate`].
+/// Relational representation distillation against the keys in `queue`: see [`Rrd`].
 ///
 /// # Errors
-/// As [the crate](crate#what-all-of-them-share) says, and an empty queue unless the batch is enqueued before.
+/// As [`loss_with_queue`].
 pub fn rrd(student: &Tensor, teacher: &Tensor, queue: &mut Queue, loss: Rrd) -> Result<Tensor> {
-    node::fused(student, teacher, Some(queue), loss.into())
+    loss_with_queue(student, teacher, queue, loss)
 }
 
-/// The examples of the README.
+/// The README's examples.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;

@@ -12,10 +12,11 @@ use crate::cpu;
 use crate::gpu;
 use crate::inputs::{Inputs, no_kernels};
 use crate::queue::Queue;
+use crate::terms::Terms;
 
-/// What an evaluation gives.
+/// The result of an evaluation.
 pub(crate) struct Evaluated {
-    /// The loss, its first element: f64 for f64, f32 for all others.
+    /// The loss, then its terms: f64 for f64, f32 for all others.
     pub(crate) value: Storage,
     /// `[N, D]` of the same type.
     pub(crate) gradient: Tensor,
@@ -27,25 +28,28 @@ pub(crate) fn fused(
     teacher: &Tensor,
     queue: Option<&mut Queue>,
     loss: Loss,
-) -> Result<Tensor> {
-    let inputs = Inputs::new(student, teacher, loss.name())?;
+) -> Result<(Tensor, Terms)> {
+    let spec = loss.spec();
+    let inputs = Inputs::new(student, teacher, spec.name)?;
     let Evaluated { value, gradient } = match student.device() {
         Device::Cpu => cpu::evaluate(&inputs, queue, loss),
         #[cfg(feature = "cuda")]
         Device::Cuda(gpu) => gpu::evaluate(&inputs, queue, loss, gpu),
-        device => Err(no_kernels(device, loss.name())),
+        device => Err(no_kernels(device, spec.name)),
     }?;
-    inputs.student.apply_op1(Fused {
-        name: loss.name(),
+    let loss = inputs.student.apply_op1(Fused {
+        name: spec.name,
         value: Mutex::new(Some(value)),
         gradient,
-    })
+    })?;
+    let terms = Terms::behind(&loss, spec.terms);
+    Ok((loss, terms))
 }
 
-/// An evaluation that is done: forward hands out its value, backward scales its gradient.
+/// A finished evaluation: forward returns its value, backward scales its gradient.
 struct Fused {
     name: &'static str,
-    /// Until the node is made.
+    /// Present until the node is made.
     value: Mutex<Option<Storage>>,
     gradient: Tensor,
 }
@@ -56,7 +60,7 @@ impl Fused {
         value.ok_or_else(|| Error::msg(format!("{}: its value has been taken", self.name)))
     }
 
-    /// A node on a device that its value is not on.
+    /// The error of a node on another device than its value.
     fn misplaced(&self) -> Error {
         Error::msg(format!("{}: its value is on another device", self.name))
     }
@@ -82,7 +86,8 @@ impl CustomOp1 for Fused {
     }
 
     fn bwd(&self, student: &Tensor, _: &Tensor, upstream: &Tensor) -> Result<Option<Tensor>> {
-        // Rounded last: what a half type could not hold, a scaled loss brings back into its range.
+        // The rounding comes last: a scaled loss can bring back into range what a half type could
+        // not hold.
         let gradient = self.gradient.broadcast_mul(upstream)?;
         gradient.to_dtype(student.dtype()).map(Some)
     }

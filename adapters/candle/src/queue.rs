@@ -1,4 +1,4 @@
-//! The memory of past teacher keys, beside the model.
+//! The memory of past teacher keys.
 
 #[cfg(feature = "cuda")]
 mod gpu;
@@ -13,13 +13,14 @@ use crate::cpu::on_host;
 use crate::error::OrCandle;
 use crate::inputs::{no_kernels, same_device, unsupported};
 
-/// A first-in first-out ring of teacher keys `[capacity, dim]`, empty at first, that [`rrd`](crate::rrd()) and
-/// [`info_nce_with`](crate::info_nce_with) compare with and fill. It belongs beside the model, on the model's device.
+/// A first-in first-out ring of teacher keys `[capacity, dim]`, empty at first.
+/// [`loss_with_queue`](crate::loss_with_queue) compares with them and adds to them. Make one queue for
+/// a model, on the model's device.
 ///
 /// Keys are L2-normalised as they enter. See [`relata::Queue`].
 ///
-/// On a GPU, batches enter by launches alone; what asks for the number of keys or for the keys waits for the stream. The
-/// memory is taken when the first batch enters.
+/// On a GPU, batches enter by launches alone. The memory is allocated when the first batch enters.
+/// Methods that return the keys or their number wait for the stream.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -27,7 +28,7 @@ use crate::inputs::{no_kernels, same_device, unsupported};
 /// # fn main() -> candle_core::Result<()> {
 /// let mut queue = Queue::new(Rrd::QUEUE_CAPACITY, 2, DType::F32, &Device::Cpu)?;
 /// queue.enqueue(&Tensor::new(&[[3f32, 4.], [0., 2.]], &Device::Cpu)?)?;
-/// let saved = queue.to_tensor()?; // of the oldest key first: to a checkpoint
+/// let saved = queue.to_tensor()?; // the oldest key first: for a checkpoint
 /// assert_eq!(saved.to_vec2::<f32>()?, [[0.6, 0.8], [0., 1.]]);
 ///
 /// let mut restored = Queue::new(Rrd::QUEUE_CAPACITY, 2, DType::F32, &Device::Cpu)?;
@@ -58,7 +59,7 @@ impl Queue {
     /// An empty queue for `capacity` teacher rows of `dim` elements of `dtype` on `device`.
     ///
     /// # Errors
-    /// A size that is 0, a dtype or a device without kernels, memory that is not there.
+    /// A size of 0, a dtype or a device without kernels, too little memory.
     pub fn new(capacity: usize, dim: usize, dtype: DType, device: &Device) -> Result<Self> {
         let ring = match (device, dtype) {
             (Device::Cpu, DType::F64) => {
@@ -85,19 +86,20 @@ impl Queue {
         })
     }
 
-    /// An empty queue whose keys are L2-normalised as they enter (on at first) or, to go with a loss whose own `normalize`
-    /// is off, are not. What is in it is forgotten: to be said before anything enters.
+    /// Sets whether keys are L2-normalised as they enter; on at first. Off, they are stored as they
+    /// come, for a loss whose own `normalize` is off. A loss refuses a queue that differs from it
+    /// ([`relata::Error::QueueNormalization`]). This forgets all keys: call it before any enter.
     #[must_use]
-    pub fn normalize(mut self, normalize: bool) -> Self {
+    pub fn with_normalize(mut self, normalize: bool) -> Self {
         self.normalize = normalize;
         match self.ring {
             Ring::F64(mut ring) => {
                 ring.clear();
-                self.ring = Ring::F64(ring.normalize(normalize));
+                self.ring = Ring::F64(ring.with_normalize(normalize));
             }
             Ring::F32(mut ring) => {
                 ring.clear();
-                self.ring = Ring::F32(ring.normalize(normalize));
+                self.ring = Ring::F32(ring.with_normalize(normalize));
             }
             #[cfg(feature = "cuda")]
             Ring::Gpu(ref mut ring) => ring.forget(normalize),
@@ -105,15 +107,22 @@ impl Queue {
         self
     }
 
-    /// How precise the softmax weights of losses beside this queue are on a GPU, for half types; as split in two f16 at first.
-    /// See [`relata::Problem::weights`]. No effect on the CPU.
+    /// Whether keys are L2-normalised as they enter.
     #[must_use]
-    pub fn weights(mut self, weights: WeightPrecision) -> Self {
+    pub fn normalize(&self) -> bool {
+        self.normalize
+    }
+
+    /// Sets how precise the softmax weights of losses with this queue are on a GPU, for half types;
+    /// [`Split`](WeightPrecision::Split) at first. See [`relata::Problem::with_weight_precision`]. No
+    /// effect on the CPU.
+    #[must_use]
+    pub fn with_weight_precision(mut self, weights: WeightPrecision) -> Self {
         self.weights = weights;
         self
     }
 
-    /// The precision set by [`weights`](Self::weights).
+    /// The precision set by [`with_weight_precision`](Self::with_weight_precision).
     #[must_use]
     pub fn weight_precision(&self) -> WeightPrecision {
         self.weights
@@ -122,7 +131,7 @@ impl Queue {
     /// The number of keys in the queue.
     ///
     /// # Errors
-    /// On a GPU, what went wrong there in the meantime.
+    /// On a GPU, what went wrong there since the launches.
     pub fn len(&self) -> Result<usize> {
         match &self.ring {
             Ring::F64(ring) => Ok(ring.len()),
@@ -140,7 +149,7 @@ impl Queue {
         self.len().map(|len| len == 0)
     }
 
-    /// The most keys it holds.
+    /// How many keys it holds at most.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.capacity
@@ -158,7 +167,7 @@ impl Queue {
         self.dtype
     }
 
-    /// Where it lives.
+    /// The device that holds the keys.
     #[must_use]
     pub fn device(&self) -> &Device {
         &self.device
@@ -167,7 +176,7 @@ impl Queue {
     /// Forgets all keys.
     ///
     /// # Errors
-    /// On a GPU, what the driver says.
+    /// On a GPU, the driver's.
     pub fn clear(&mut self) -> Result<()> {
         match &mut self.ring {
             Ring::F64(ring) => ring.clear(),
@@ -178,11 +187,12 @@ impl Queue {
         Ok(())
     }
 
-    /// Adds `keys` `[B, dim]`, in order, over the oldest ones where there is no room.
+    /// Adds `keys` `[B, dim]`, in order. Where there is no room they replace the oldest ones.
     ///
     /// # Errors
-    /// A dtype, device or length that is not the queue's. NaN or infinities, which would spoil every loss until they leave
-    /// the queue: an error on the CPU, while on a GPU, where nobody looks, such a batch just does not enter.
+    /// A dtype, device or length that is not the queue's. A NaN or an infinity would spoil every loss
+    /// until it leaves the queue: on the CPU it is an error; on a GPU the batch does not enter, without
+    /// an error, because the host does not wait for the check.
     pub fn enqueue(&mut self, keys: &Tensor) -> Result<()> {
         let shape: [usize; 2] = keys.dims2().map_err(|error| error.context("keys"))?.into();
         same_device(&self.device, keys.device(), NAME)?;
@@ -238,10 +248,11 @@ impl Queue {
         crate::gpu::on_gpu(keys, |keys| queue.enqueue(&keys).or_candle(NAME))
     }
 
-    /// The keys `[len, dim]` on the CPU, the oldest first: what to save in a checkpoint. f64 for f64, f32 for all others.
+    /// The keys `[len, dim]` on the CPU, the oldest first: save them in a checkpoint. They are f64 for
+    /// f64 and f32 for all others.
     ///
     /// # Errors
-    /// Memory that is not there, and what went wrong on a GPU in the meantime.
+    /// Too little memory, and on a GPU what went wrong there since the launches.
     pub fn to_tensor(&self) -> Result<Tensor> {
         let shape = |len| (len, self.dim);
         match &self.ring {
@@ -255,18 +266,22 @@ impl Queue {
         }
     }
 
-    /// Takes over the keys that [`to_tensor`](Self::to_tensor) gave, as they are, in the place of its own; of more than
-    /// there is room for, the newest. `keys` may be on any device.
+    /// Replaces all keys by those that [`to_tensor`](Self::to_tensor) returned, as they are. If there
+    /// are more than there is room for, the newest stay. `keys` may be on any device.
     ///
     /// # Errors
-    /// As [`enqueue`](Self::enqueue), on any device; the queue is as it was then.
+    /// As [`enqueue`](Self::enqueue), but for the device. After an error the queue is as it was.
     pub fn restore(&mut self, keys: &Tensor) -> Result<()> {
         let shape: [usize; 2] = keys.dims2().map_err(|error| error.context("keys"))?.into();
         let keys = keys.detach().to_device(&Device::Cpu)?.contiguous()?;
         let (capacity, dim, normalize) = (self.capacity, self.dim, self.normalize);
         match &mut self.ring {
-            Ring::F64(ring) => *ring = restored(capacity, dim, &keys, shape)?.normalize(normalize),
-            Ring::F32(ring) => *ring = restored(capacity, dim, &keys, shape)?.normalize(normalize),
+            Ring::F64(ring) => {
+                *ring = restored(capacity, dim, &keys, shape)?.with_normalize(normalize)
+            }
+            Ring::F32(ring) => {
+                *ring = restored(capacity, dim, &keys, shape)?.with_normalize(normalize)
+            }
             #[cfg(feature = "cuda")]
             Ring::Gpu(ring) => ring.restore(&restored(capacity, dim, &keys, shape)?)?,
         }
@@ -312,7 +327,7 @@ impl Queue {
     }
 }
 
-/// A queue of these keys as they are: normalising them once more would change their last bits.
+/// A queue of these keys as they are: to normalise them once more would change their last bits.
 fn restored<R: HostReal>(
     capacity: usize,
     dim: usize,
@@ -320,7 +335,7 @@ fn restored<R: HostReal>(
     shape: [usize; 2],
 ) -> Result<relata::Queue<R>> {
     let queue = relata::Queue::new(capacity, dim).or_candle(NAME)?;
-    let mut queue = queue.normalize(false);
+    let mut queue = queue.with_normalize(false);
     on_host(keys, |keys: &[R]| {
         Rows::new(keys, shape)
             .and_then(|keys| queue.enqueue(keys))

@@ -1,11 +1,11 @@
-//! Does a queue hold what it should when it should: before a loss or after it, over the rim, into a checkpoint and back?
+//! Checks a queue's keys: before and after a loss, when the ring wraps, and through a checkpoint.
 
 use candle_core::{DType, Device, Result, Tensor};
-use relata_candle::{Enqueue, InfoNce, Queue, Rrd, info_nce_with, rrd};
+use relata_candle::{Enqueue, InfoNce, Queue, Rrd, info_nce_with_queue, rrd};
 
 const DEVICE: &Device = &Device::Cpu;
 
-/// Row `first` + i of a sequence of unit vectors, for the i-th of `count`.
+/// The rows `first` to `first + count` of a sequence of unit vectors.
 fn keys(first: usize, count: usize) -> Result<Tensor> {
     let angles: Vec<f64> = (first..first + count).map(|i| i as f64 * 0.7).collect();
     let row = |angle: f64| [angle.cos(), angle.sin()];
@@ -20,7 +20,7 @@ fn queue(capacity: usize) -> Result<Queue> {
     Queue::new(capacity, 2, DType::F64, DEVICE)
 }
 
-/// Keys as they were stored, to the rounding of their length to 1.
+/// Asserts the keys, up to the rounding of their length to 1.
 #[track_caller]
 fn assert_holds(queue: &Queue, want: &Tensor) -> Result<()> {
     let got = queue.to_tensor()?;
@@ -50,7 +50,7 @@ fn before_after_or_never() -> Result<()> {
             },
         )?;
         assert_eq!(queue.len()?, first, "{enqueue:?}");
-        info_nce_with(
+        info_nce_with_queue(
             &batch,
             &batch,
             &mut queue,
@@ -61,7 +61,7 @@ fn before_after_or_never() -> Result<()> {
         )?;
         assert_eq!(queue.len()?, second, "{enqueue:?}");
 
-        // The same loss over a queue filled by hand.
+        // The same loss with a queue filled by hand.
         let mut by_hand = self::queue(9)?;
         by_hand.enqueue(&others)?;
         if enqueue == Enqueue::Before {
@@ -85,7 +85,7 @@ fn the_oldest_leave_first() -> Result<()> {
         queue.enqueue(&keys(first, 3)?)?;
     }
     assert_holds(&queue, &keys(4, 5)?)?;
-    queue.enqueue(&keys(20, 12)?)?; // more than there is room for
+    queue.enqueue(&keys(20, 12)?)?; // more than fit
     assert_holds(&queue, &keys(27, 5)?)
 }
 
@@ -115,7 +115,7 @@ fn to_a_checkpoint_and_back() -> Result<()> {
         assert_eq!((saved.dtype(), saved.dims()), (stored, [5, 2].as_slice()));
 
         let mut restored = Queue::new(5, 2, dtype, DEVICE)?;
-        restored.enqueue(&keys(50, 2)?.to_dtype(dtype)?)?; // makes room for what was saved
+        restored.enqueue(&keys(50, 2)?.to_dtype(dtype)?)?; // replaced by restore
         restored.restore(&saved)?;
         let bits = |tensor: Tensor| tensor.to_dtype(DType::F64)?.to_vec2::<f64>();
         assert_eq!(
@@ -183,7 +183,7 @@ fn an_empty_one() -> Result<()> {
 
 #[test]
 fn keys_as_they_come() -> Result<()> {
-    let mut raw = queue(5)?.normalize(false);
+    let mut raw = queue(5)?.with_normalize(false);
     let long = (keys(0, 3)? * 3.)?;
     raw.enqueue(&long)?;
     assert_holds(&raw, &long)?;

@@ -1,9 +1,11 @@
-//! Is what cannot be computed refused with an error that says why, and the queue left as it was?
+//! Inputs that cannot be evaluated are refused with an error that says why, and the queue stays as it
+//! was.
 
 use candle_core::{DType, Device, Error, Result, Tensor};
+use relata::QueueUse;
 use relata_candle::{
-    Enqueue, InfoNce, KdKl, Queue, Rkd, RkdAngle, RkdDistance, Rrd, cause, info_nce, info_nce_with,
-    kd_kl, rkd, rkd_angle, rkd_distance, rrd,
+    Enqueue, InfoNce, KdKl, Loss, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp, cause, info_nce,
+    info_nce_with_queue, kd_kl, loss, loss_with_queue, rkd, rkd_angle, rkd_distance, rrd, sp,
 };
 
 fn zeros(shape: impl Into<candle_core::Shape>, dtype: DType) -> Tensor {
@@ -14,7 +16,7 @@ fn queue(dim: usize) -> Queue {
     Queue::new(8, dim, DType::F32, &Device::Cpu).expect("a small queue")
 }
 
-/// The error without its context, and without the backtrace that it carries where `RUST_BACKTRACE` is set.
+/// The error without its context, and without the backtrace that `RUST_BACKTRACE` adds.
 fn bare(error: &Error) -> &Error {
     match error {
         Error::WithBacktrace { inner, .. } | Error::Context { inner, .. } => bare(inner),
@@ -22,17 +24,18 @@ fn bare(error: &Error) -> &Error {
     }
 }
 
-/// Every loss on these inputs; the queues have room, and keys of the student's length.
+/// The errors of every loss on these inputs, with empty queues of the student's width.
 fn refusals(student: &Tensor, teacher: &Tensor) -> Vec<Error> {
     let dim = student.dims().last().copied().unwrap_or(0).max(1);
     let results = [
         rkd_distance(student, teacher, RkdDistance::default()),
         rkd_angle(student, teacher, RkdAngle::default()),
         rkd(student, teacher, Rkd::default()),
+        sp(student, teacher, Sp),
         kd_kl(student, teacher, KdKl::default()),
         info_nce(student, teacher, InfoNce::default()),
         rrd(student, teacher, &mut queue(dim), Rrd::default()),
-        info_nce_with(
+        info_nce_with_queue(
             student,
             teacher,
             &mut queue(dim),
@@ -107,7 +110,7 @@ fn tensors_that_are_no_matrices() {
             };
             assert_eq!((expected, got), (2, tensor.rank()));
         }
-        assert_eq!(refusals(&zeros((2, 3), DType::F32), &tensor).len(), 7);
+        assert_eq!(refusals(&zeros((2, 3), DType::F32), &tensor).len(), 8);
     }
 }
 
@@ -127,6 +130,7 @@ fn types_that_differ() {
                 "rkd",
                 "rkd-distance",
                 "rkd-angle",
+                "sp",
                 "kd-kl",
                 "info-nce",
                 "rrd"
@@ -256,7 +260,8 @@ fn an_empty_queue_unless_it_is_filled_before() -> Result<()> {
             argument: "queue keys"
         })
     );
-    let error = info_nce_with(&rows, &rows, &mut queue, InfoNce::default()).expect_err("refused");
+    let error =
+        info_nce_with_queue(&rows, &rows, &mut queue, InfoNce::default()).expect_err("refused");
     assert_eq!(
         cause(&error),
         Some(&relata::Error::Empty {
@@ -320,4 +325,43 @@ fn a_cause_behind_context() {
         Some(relata::Error::Dimension { .. })
     ));
     assert!(cause(&Error::msg("something else")).is_none());
+}
+
+/// The loss's spec says whether it takes a queue and how the queue stores its keys.
+#[test]
+fn queues_that_are_not_for_the_loss() {
+    let rows = zeros((4, 3), DType::F32);
+    for kind in Loss::all() {
+        let spec = kind.spec();
+        let without = loss(&rows, &rows, kind);
+        let with = loss_with_queue(&rows, &rows, &mut queue(3), kind);
+        match spec.queue {
+            QueueUse::Never => assert!(matches!(
+                cause(&with.expect_err("refused")),
+                Some(relata::Error::Unexpected {
+                    argument: "queue",
+                    ..
+                })
+            )),
+            QueueUse::Required => assert!(matches!(
+                cause(&without.expect_err("refused")),
+                Some(relata::Error::Missing {
+                    argument: "queue",
+                    ..
+                })
+            )),
+            QueueUse::Optional => assert!(without.is_ok()),
+        }
+        if spec.queue != QueueUse::Never {
+            let mut raw = queue(3).with_normalize(!spec.normalize);
+            raw.enqueue(&rows).expect("zeros enter");
+            let error = loss_with_queue(&rows, &rows, &mut raw, kind).expect_err("refused");
+            let expected = relata::Error::QueueNormalization {
+                loss: spec.name,
+                normalize: spec.normalize,
+            };
+            assert_eq!(cause(&error), Some(&expected));
+            assert_eq!(raw.len().expect("on the CPU"), 4);
+        }
+    }
 }

@@ -1,5 +1,5 @@
-//! Evaluations on a GPU: libtorch's memory at its addresses, on libtorch's stream.
-#![allow(unsafe_code, reason = "hands addresses to the raw entry")]
+//! Evaluations on a GPU, in libtorch's memory and on libtorch's stream.
+#![allow(unsafe_code, reason = "passes addresses to the raw evaluator")]
 
 use std::ptr::null_mut;
 
@@ -20,11 +20,11 @@ pub(crate) fn evaluate(inputs: &Inputs, problem: &Problem) -> Result<Evaluated> 
 }
 
 fn evaluate_as<T: GpuElement>(inputs: &Inputs, problem: &Problem) -> Result<Evaluated> {
-    // libtorch has made its context current on this thread when it was asked for memory. A trainer keeps the evaluator, and the
-    // workspace, from step to step; that is left out here.
+    // libtorch makes its context current on this thread when it allocates. A trainer would keep the
+    // evaluator and the workspace from step to step; this adapter does not.
     let device = inputs.student.device();
     let gradient = Tensor::f_empty(&inputs.student.size()[..], (Kind::Float, device))?;
-    let value = Tensor::f_empty([2], (Kind::Float, device))?;
+    let value = Tensor::f_empty([relata::cuda::VALUE_LEN as i64], (Kind::Float, device))?;
     let evaluator = RawEvaluator::new::<T>(problem)?;
     let bytes = i64::try_from(evaluator.workspace_bytes()).unwrap_or(i64::MAX);
     let workspace = Tensor::f_empty([bytes], (Kind::Uint8, device))?;
@@ -37,19 +37,17 @@ fn evaluate_as<T: GpuElement>(inputs: &Inputs, problem: &Problem) -> Result<Eval
         value: address(&value),
         workspace: address(&workspace),
     };
-    // Above all, that they are on the GPU whose context is current.
+    // Above all, this checks that they are on the GPU whose context is current.
     evaluator.check(&buffers)?;
-    // libtorch launches on the default stream unless told otherwise, which tch has no means for.
+    // libtorch launches on the default stream, and tch cannot change that.
     let stream = null_mut();
-    // SAFETY: memory of the current context, as has just been checked, and of this length; a stream of it.
+    // SAFETY: memory of this length in the current context, as just checked, and a stream of it.
     unsafe { evaluator.initialize(buffers.workspace, stream) }?;
-    // SAFETY: contiguous matrices of the problem's shapes and of T, and new tensors that overlap nothing, of the lengths that
-    // are asked for. libtorch hands out freed memory anew in the order of the stream, so the workspace may go at once.
+    // SAFETY: contiguous matrices of T of the problem's shapes, and new tensors of the right lengths that
+    // overlap nothing. libtorch reuses freed memory in the stream's order, so the workspace may be freed
+    // at once.
     unsafe { evaluator.launch(&buffers, stream) }?;
-    Ok(Evaluated {
-        value: value.f_select(0, 0)?,
-        gradient,
-    })
+    Ok(Evaluated { value, gradient })
 }
 
 fn address(tensor: &Tensor) -> u64 {

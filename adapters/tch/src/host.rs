@@ -24,43 +24,45 @@ fn evaluate_as<T: Kinded<Real: Kinded>>(inputs: &Inputs, problem: &Problem) -> R
 }
 
 pub(crate) fn evaluate_with_queue(
-    queue: &mut Queue<f32>,
     inputs: &Inputs,
+    queue: &mut Queue<f32>,
     loss: Loss,
 ) -> Result<Evaluated> {
     match inputs.student.kind() {
-        Kind::Float => evaluate_with_queue_as::<f32>(queue, inputs, loss),
-        Kind::Half => evaluate_with_queue_as::<f16>(queue, inputs, loss),
-        Kind::BFloat16 => evaluate_with_queue_as::<bf16>(queue, inputs, loss),
+        Kind::Float => evaluate_with_queue_as::<f32>(inputs, queue, loss),
+        Kind::Half => evaluate_with_queue_as::<f16>(inputs, queue, loss),
+        Kind::BFloat16 => evaluate_with_queue_as::<bf16>(inputs, queue, loss),
         kind => Err(no_such_kind(kind)),
     }
 }
 
 fn evaluate_with_queue_as<T: Kinded + Element<Real = f32>>(
-    queue: &mut Queue<f32>,
     inputs: &Inputs,
+    queue: &mut Queue<f32>,
     loss: Loss,
 ) -> Result<Evaluated> {
     let [student, teacher] = rows::<T>(inputs)?;
-    let evaluation = loss.evaluate(&Cpu, student, teacher, Some(queue))?;
+    let evaluation = loss.evaluate_with_queue(&Cpu, student, teacher, queue)?;
     evaluated(inputs, &evaluation)
 }
 
 fn evaluated<R: Kinded>(inputs: &Inputs, evaluation: &Evaluation<R>) -> Result<Evaluated> {
     let shape = inputs.student.size();
+    let terms = evaluation.terms.iter().map(|(_, value)| value);
+    let value: Vec<f64> = [evaluation.loss].into_iter().chain(terms).collect();
     Ok(Evaluated {
-        value: Tensor::from(evaluation.loss).f_to_kind(R::KIND)?,
+        value: Tensor::f_from_slice(&value)?.f_to_kind(R::KIND)?,
         gradient: Tensor::f_from_slice(&evaluation.gradient)?.f_view(&shape[..])?,
     })
 }
 
-/// An element that libtorch knows.
+/// An element type of libtorch.
 trait Kinded: Element + tch::kind::Element {}
 impl<T: Element + tch::kind::Element> Kinded for T {}
 
 fn rows<T: Kinded>(inputs: &Inputs) -> Result<[Rows<'_, T>; 2]> {
-    // SAFETY: contiguous, on the CPU, and of the kind that this was chosen by. It is detached from its graph, not from its
-    // memory, but nothing writes there while the caller lends it, for no other call of tch's is made.
+    // SAFETY: contiguous, on the CPU, and T was chosen by its kind. It is detached from its graph, not from
+    // its memory, but nothing writes there while the caller lends it: no other function of tch's is called.
     let student = unsafe { elements(&inputs.student) };
     // SAFETY: as above.
     let teacher = unsafe { elements(&inputs.teacher) };
@@ -71,12 +73,13 @@ fn rows<T: Kinded>(inputs: &Inputs) -> Result<[Rows<'_, T>; 2]> {
 }
 
 /// # Safety
-/// The tensor is contiguous, on the CPU, of T's kind, and not written to while the elements are borrowed.
+/// The tensor is contiguous, on the CPU and of T's kind. Nothing writes to it while the elements are
+/// borrowed.
 unsafe fn elements<T: Kinded>(tensor: &Tensor) -> &[T] {
     let len = tensor.numel();
     if len == 0 {
-        return &[]; // libtorch gives such a tensor no address
+        return &[]; // such a tensor has no address
     }
-    // SAFETY: libtorch's memory of that many elements, aligned for them, which lives as long as the tensor.
+    // SAFETY: libtorch's memory of that many elements, aligned for them. It lives as long as the tensor.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<T>(), len) }
 }

@@ -1,5 +1,6 @@
-//! [relata]'s relational distillation losses on [tch]'s tensors: differentiable, on the CPU and, with the feature `cuda`, on
-//! GPUs. It shows what an adapter to a framework takes that hands out addresses and knows no operations of others.
+//! [relata]'s relational distillation losses on [tch]'s tensors: differentiable, on the CPU and, with
+//! the feature `cuda`, on GPUs. It shows how to adapt relata to a framework that gives addresses and
+//! accepts no operations of others.
 //!
 //! ```no_run
 //! use tch::{Device, Kind, Tensor};
@@ -13,36 +14,37 @@
 //! # Ok(()) }
 //! ```
 //!
-//! - Student and teacher are matrices of one kind on one device: f64 on the CPU, f32, f16 and bf16. Views of any strides are
-//!   taken; one that is not contiguous is copied first.
+//! - Student `[N, D]` and teacher `[N, D_t]` have one kind and lie on one device: f64 on the CPU, f32,
+//!   f16 and bf16. Views of any strides are accepted. A view that is not contiguous is copied first.
 //! - The loss is a scalar, f64 for f64 and f32 for all others. The teacher is a constant.
-//! - The gradient is multiplied by the upstream factor in the loss's type and rounded to the student's last.
+//! - The upstream factor multiplies the gradient in the loss's type. The rounding to the student's
+//!   type comes last.
 
 #[cfg(feature = "cuda")]
 mod gpu;
 mod host;
 
-use relata::{Loss, Problem, Queue, Shapes};
+use relata::{Loss, Problem, Queue, Shapes, Spec};
 use tch::{Device, Kind, TchError, Tensor};
 
 /// Why there is no loss.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Shapes or parameters that the loss does not take, or what a GPU refused.
+    /// Shapes, parameters or a queue that the loss does not accept, or an error of the GPU.
     #[error(transparent)]
     Relata(#[from] relata::Error),
-    /// What libtorch said.
+    /// libtorch's error.
     #[error(transparent)]
     Torch(#[from] TchError),
-    /// A tensor that is no matrix, or of a kind or on a device without kernels.
+    /// A tensor that is not a matrix, or that has a kind or a device without kernels.
     #[error("{argument}: expected {expected}, got {got}")]
     Unsupported {
         /// The tensor at fault.
         argument: &'static str,
-        /// What it should have been.
+        /// What was expected.
         expected: &'static str,
-        /// What it is.
+        /// What came.
         got: String,
     },
 }
@@ -50,11 +52,38 @@ pub enum Error {
 /// The result of a loss.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A loss without a queue, as a scalar in the student's graph.
+/// A loss without a queue, or InfoNCE within the batch, as a scalar in the student's graph.
 ///
 /// # Errors
 /// [`Error`], naming what does not fit.
 pub fn loss(student: &Tensor, teacher: &Tensor, loss: impl Into<Loss>) -> Result<Tensor> {
+    Ok(loss_and_terms(student, teacher, loss)?.0)
+}
+
+/// A loss compared with the keys in `queue`: RRD or InfoNCE, of f32, f16 or bf16 on the CPU. The
+/// teacher's rows enter the queue when the loss's `enqueue` says: see
+/// [`Loss::evaluate_with_queue`].
+///
+/// # Errors
+/// [`Error`], naming what does not fit. Nothing has been enqueued then.
+pub fn loss_with_queue(
+    student: &Tensor,
+    teacher: &Tensor,
+    queue: &mut Queue<f32>,
+    loss: impl Into<Loss>,
+) -> Result<Tensor> {
+    Ok(loss_and_terms_with_queue(student, teacher, queue, loss)?.0)
+}
+
+/// As [`loss`], with the loss's named terms from the same evaluation.
+///
+/// # Errors
+/// As [`loss`].
+pub fn loss_and_terms(
+    student: &Tensor,
+    teacher: &Tensor,
+    loss: impl Into<Loss>,
+) -> Result<(Tensor, Terms)> {
     let inputs = Inputs::new(student, teacher)?;
     let problem = Problem::new(loss, inputs.shapes())?;
     let evaluated = match inputs.student.device() {
@@ -63,23 +92,57 @@ pub fn loss(student: &Tensor, teacher: &Tensor, loss: impl Into<Loss>) -> Result
         Device::Cuda(_) => gpu::evaluate(&inputs, &problem)?,
         device => return Err(no_kernels(device)),
     };
-    evaluated.in_graph_of(student)
+    evaluated.in_graph_of(student, &problem.spec())
 }
 
-/// RRD, or InfoNCE beside a queue: `teacher` enters it when the loss says. f32, f16 or bf16 on the CPU.
+/// As [`loss_with_queue`], with the loss's named terms from the same evaluation.
 ///
 /// # Errors
-/// [`Error`], naming what does not fit; nothing has been enqueued then.
-pub fn loss_with_queue(
-    queue: &mut Queue<f32>,
+/// As [`loss_with_queue`].
+pub fn loss_and_terms_with_queue(
     student: &Tensor,
     teacher: &Tensor,
+    queue: &mut Queue<f32>,
     loss: impl Into<Loss>,
-) -> Result<Tensor> {
-    let inputs = Inputs::new(student, teacher)?;
-    match inputs.student.device() {
-        Device::Cpu => host::evaluate_with_queue(queue, &inputs, loss.into())?.in_graph_of(student),
-        device => Err(no_kernels(device)),
+) -> Result<(Tensor, Terms)> {
+    let (loss, inputs) = (loss.into(), Inputs::new(student, teacher)?);
+    let evaluated = match inputs.student.device() {
+        Device::Cpu => host::evaluate_with_queue(&inputs, queue, loss)?,
+        device => return Err(no_kernels(device)),
+    };
+    evaluated.in_graph_of(student, &loss.spec())
+}
+
+/// The named terms that an evaluation computes with the loss, for logging: RRD's `kl`, RKD's
+/// `distance` and `angle`, which are not weighted. Other losses have none. See [`relata::Terms`].
+///
+/// No gradient goes through them. They cost nothing until they are read. On a GPU each read copies a
+/// few bytes to the host, for which it waits for the stream. Read them every few steps.
+#[derive(Debug)]
+pub struct Terms {
+    names: &'static [&'static str],
+    values: Tensor,
+}
+
+impl Terms {
+    /// The term of this name, if the loss has one.
+    ///
+    /// # Errors
+    /// libtorch's, for example what went wrong on the GPU since the launch.
+    pub fn get(&self, name: &str) -> Result<Option<f64>> {
+        let terms = self.to_vec()?;
+        let found = terms.iter().find(|&&(known, _)| known == name);
+        Ok(found.map(|&(_, value)| value))
+    }
+
+    /// All terms, in the order of [`Spec::terms`].
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn to_vec(&self) -> Result<Vec<(&'static str, f64)>> {
+        let values = self.values.f_to_device(Device::Cpu)?;
+        let values = Vec::<f64>::try_from(values.f_to_kind(Kind::Double)?)?;
+        Ok(self.names.iter().copied().zip(values).collect())
     }
 }
 
@@ -100,7 +163,7 @@ impl Inputs {
             return Err(Error::Unsupported {
                 argument: "teacher",
                 expected: "the student's device and kind",
-                got: format!("{:?} beside {:?}", at(teacher), at(student)),
+                got: format!("{:?}, not {:?}", at(teacher), at(student)),
             });
         }
         if student_shape[0] != teacher_shape[0] {
@@ -134,20 +197,27 @@ fn shape(argument: &'static str, tensor: &Tensor) -> Result<[usize; 2]> {
     })
 }
 
-/// A loss and its gradient `[N, D]`, f64 for f64 and f32 for all others.
+/// The result of an evaluation, f64 for f64 and f32 for all others.
 struct Evaluated {
+    /// The loss, then its terms.
     value: Tensor,
+    /// `[N, D]`
     gradient: Tensor,
 }
 
 impl Evaluated {
-    /// The loss as a function of the student that has this gradient. tch cannot be given an operation of one's own, so it is
-    /// made of libtorch's: the value and a sum that is 0.
-    fn in_graph_of(self, student: &Tensor) -> Result<Tensor> {
+    /// The loss as a function of the student that has this gradient, with its terms. tch accepts no
+    /// operations of others, so the loss is made of libtorch's: the value plus a sum that is 0.
+    fn in_graph_of(self, student: &Tensor, spec: &Spec) -> Result<(Tensor, Terms)> {
+        let names = spec.terms;
+        let terms = Terms {
+            names,
+            values: self.value.f_narrow(0, 1, names.len() as i64)?,
+        };
         let student = student.f_to_kind(self.value.kind())?;
         let zeros = student.f_sub(&student.f_detach()?)?;
         let zero = zeros.f_mul(&self.gradient)?.f_sum(self.value.kind())?;
-        Ok(self.value.f_add(&zero)?)
+        Ok((self.value.f_select(0, 0)?.f_add(&zero)?, terms))
     }
 }
 

@@ -1,8 +1,8 @@
-//! Does a gradient through the adapter equal what libtorch makes of the formula? Needs libtorch.
+//! Compares gradients through the adapter with libtorch's autodiff of the formulas. Needs libtorch.
 #![cfg(not(feature = "doc-only"))]
 
-use relata::{KdKl, Queue, Rkd, RkdAngle, RkdDistance, Rrd};
-use relata_tch::{Error, loss, loss_with_queue};
+use relata::{KdKl, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
+use relata_tch::{Error, loss, loss_and_terms, loss_and_terms_with_queue, loss_with_queue};
 use tch::{Device, Kind, Tensor};
 
 const F32: f64 = 1e-5;
@@ -49,6 +49,16 @@ fn angle(x: &Tensor, y: &Tensor) -> Tensor {
     huber(&(cosines(x) - cosines(y)))
 }
 
+fn sp(x: &Tensor, y: &Tensor) -> Tensor {
+    let similarities = |rows: &Tensor| unit(&rows.matmul(&rows.tr()));
+    let differences = similarities(x) - similarities(y);
+    (&differences * &differences).mean(Kind::Double)
+}
+
+fn unit(x: &Tensor) -> Tensor {
+    x / x.norm_scalaropt_dim(2, [1], true)
+}
+
 fn kd(x: &Tensor, y: &Tensor) -> Tensor {
     let log_softmax = |rows: &Tensor| (rows / 4.).log_softmax(1, Kind::Double);
     let (log_q, log_p) = (log_softmax(x), log_softmax(y));
@@ -60,7 +70,7 @@ fn relative(got: &Tensor, want: &Tensor) -> f64 {
     off.double_value(&[])
 }
 
-/// f64 leaves whose views are student and teacher; a graph around the loss.
+/// Checks the gradient of a leaf in f64 whose view is the student, in a graph around the loss.
 fn check(
     label: &str,
     kind: Kind,
@@ -114,20 +124,21 @@ fn losses_in_graphs() {
             of("rkd", Rkd::default().into(), |x, y| {
                 distance(x, y) + angle(x, y) * 2.
             });
+            of("sp", Sp.into(), sp);
             of("kd-kl", KdKl::default().into(), kd);
         }
     }
 }
 
 #[test]
-fn beside_a_queue() {
+fn with_a_queue() {
     let rows = |seed| numbers([6, 5], seed).to_kind(Kind::Float);
     let mut queue = Queue::new(32, 5).expect("a queue");
     let student = rows(1).set_requires_grad(true);
-    let first = loss_with_queue(&mut queue, &student, &rows(2), Rrd::default()).expect("a loss");
+    let (first, terms) =
+        loss_and_terms_with_queue(&student, &rows(2), &mut queue, Rrd::default()).expect("a loss");
     assert_eq!(queue.len(), 6);
 
-    let unit = |x: &Tensor| x / x.norm_scalaropt_dim(2, [1], true);
     let (z, y) = (
         student
             .to_kind(Kind::Double)
@@ -138,11 +149,33 @@ fn beside_a_queue() {
     let keys = unit(&y);
     let log_softmax =
         |rows: &Tensor, t: f64| (unit(rows).matmul(&keys.tr()) / t).log_softmax(1, Kind::Double);
-    let want: Tensor = -(log_softmax(&y, 0.02).exp() * log_softmax(&z, 0.1)).sum(Kind::Double) / 6.;
+    let log_p = log_softmax(&y, 0.02);
+    let want: Tensor = -(log_p.exp() * log_softmax(&z, 0.1)).sum(Kind::Double) / 6.;
+    let entropy: Tensor = -(log_p.exp() * &log_p).sum(Kind::Double) / 6.;
+    let kl = terms.get("kl").expect("a read").expect("a term");
+    assert!((kl - (&want - entropy).double_value(&[])).abs() <= F32 * kl);
     want.backward();
     first.backward();
     assert!(relative(&first, &want) <= F32);
     assert!(relative(&student.grad(), &z.grad()) <= F32);
+}
+
+#[test]
+fn terms_of_rkd() {
+    let [x, y] = [numbers([9, 14], 1), numbers([9, 14], 2)];
+    let (total, terms) = loss_and_terms(&x, &y, Rkd::default()).expect("a loss");
+    let terms = terms.to_vec().expect("a read");
+    let want = [("distance", distance(&x, &y)), ("angle", angle(&x, &y))];
+    assert_eq!(terms.len(), want.len());
+    for ((name, got), (expected, want)) in terms.iter().zip(&want) {
+        assert_eq!(name, expected);
+        assert!((got - want.double_value(&[])).abs() <= 1e-10, "{name}");
+    }
+    let weighted = terms[0].1 + 2. * terms[1].1;
+    assert!((total.double_value(&[]) - weighted).abs() <= 1e-12);
+
+    let (_, none) = loss_and_terms(&x, &y, RkdAngle::default()).expect("a loss");
+    assert!(none.to_vec().expect("a read").is_empty());
 }
 
 #[test]
@@ -176,7 +209,7 @@ fn what_does_not_fit_is_refused() {
     let mut queue = Queue::new(8, 3).expect("a queue");
     let rows = x.to_kind(Kind::Float);
     assert!(matches!(
-        loss_with_queue(&mut queue, &rows, &rows, Rkd::default()),
+        loss_with_queue(&rows, &rows, &mut queue, Rkd::default()),
         Err(Error::Relata(relata::Error::Unexpected {
             argument: "queue",
             ..

@@ -1,9 +1,31 @@
-//! Rows attending over keys: softmax(⟨row, key⟩/τ) and the mean of the keys under it, in one pass over
-//! the keys. RRD and InfoNCE are made of it; no matrix of rows × keys exists.
+//! Attention of rows over keys: softmax(⟨row, key⟩/τ), and the mean of the keys under it.
 //!
-//! Rows lie along the lanes, `STRIP` registers of them, so the softmax needs no sums across lanes and
-//! a key's element meets all rows of a strip as one broadcast. The maximum runs along, as in online
-//! softmax: a bound known beforehand (1/τ) underflows at small τ.
+//! RRD and InfoNCE are made of it. One pass reads the keys, and no matrix of rows × keys exists:
+//!
+//! ```text
+//! for each strip of rows, for each part of the keys, in parallel:
+//!     max ← initial_max        sum ← 0        weighted ← 0
+//!     for each chunk of 64 keys:
+//!         logit_k   = ⟨row, key_k⟩                          products
+//!         new_max   = max(max, logit_k)
+//!         decay     = exp((max − new_max)/τ)
+//!         weight_k  = exp((logit_k − new_max)/τ)
+//!         sum       = decay · sum + Σ_k weight_k
+//!         weighted  = decay · weighted + Σ_k weight_k key_k  gather
+//!         max       = new_max
+//! for each row: merge its parts
+//! ```
+//!
+//! 1. Rows lie along the lanes, `STRIP` registers of them. So the softmax needs no sums across lanes,
+//!    and one broadcast of a key's element meets all rows of a strip.
+//! 2. The maximum is a running one, as in online softmax. A bound known beforehand (1/τ) underflows
+//!    at small τ.
+//! 3. The running maximum starts at `initial_max`, a lower bound of the largest product. Where the
+//!    bound is near, no later chunk decays what was gathered before.
+//! 4. `gather` is skipped for a chunk whose keys all weigh less than rounding. With a sharp teacher
+//!    that is nearly every chunk.
+//! 5. The parts of the keys depend on the number of keys alone, so the sums are the same on any
+//!    number of threads.
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -14,20 +36,18 @@ use crate::element::Real;
 use crate::error::Result;
 use crate::simd::{Lanes, dispatch, unroll};
 
-/// Registers of rows that go together.
+/// Registers of rows in a strip.
 const STRIP: usize = 4;
-/// Keys, or elements of keys, of a tile whose sums are held in registers.
+/// Keys, or elements of keys, in a tile. Its sums are held in registers.
 const TILE: usize = 4;
-/// Keys whose logits are formed before their exponentials. Sums start anew with each chunk, so that
-/// long ones round less.
+/// Keys in a chunk: their logits are formed before their exponentials. Sums start anew with each
+/// chunk, so that long sums round less.
 const CHUNK: usize = 64;
-/// At most so many parts of the keys are attended to separately, and no part is shorter than
-/// `PART` but the last. Both depend on the keys alone, so the sums come out the same on any number of
-/// threads.
+/// The largest number of parts of the keys, and the least number of keys in a part but the last.
 const PARTS: usize = 8;
 const PART: usize = 4096;
 
-/// Keys, which are values too: `[len, stride]`, of which `dim` columns count.
+/// Keys, which are the values too: `[len, stride]`. The first `dim` columns count.
 #[derive(Clone, Copy)]
 pub(in crate::cpu) struct Keys<'a, R> {
     pub(in crate::cpu) data: &'a [R],
@@ -47,7 +67,7 @@ impl<'a, R> Keys<'a, R> {
     }
 }
 
-/// What each row got.
+/// The result for each row.
 pub(in crate::cpu) struct Attention<R: Real> {
     /// log Σ_k exp(⟨row, key_k⟩/τ), `[N]`.
     pub(in crate::cpu) log_sum: Vec<f64>,
@@ -55,13 +75,14 @@ pub(in crate::cpu) struct Attention<R: Real> {
     pub(in crate::cpu) mean: Buffer<R>,
 }
 
-/// All rows over all keys. `initial_maxima` holds for each row no more than its largest product with a key, the nearer
-/// to it the better: the maximum runs from there. With `others`, row i passes over key i.
+/// Attention of all rows over all keys. `initial_maxima` holds for each row a lower bound of its
+/// largest product with a key, where the running maximum starts. The nearer the bound, the better.
+/// With `except_own`, row i leaves out key i.
 pub(in crate::cpu) fn attention_forward<R: Real>(
     rows: &Embeddings<R>,
     keys: Keys<'_, R>,
     initial_maxima: &[f64],
-    others: bool,
+    except_own: bool,
     temperature: f64,
 ) -> Result<Attention<R>> {
     let lanes = STRIP * dispatch(Width::<R>(std::marker::PhantomData));
@@ -80,7 +101,7 @@ pub(in crate::cpu) fn attention_forward<R: Real>(
             dispatch(Strip {
                 queries: &transpose(rows, first, lanes)?,
                 keys: keys.part(p * part, keys.len.min((p + 1) * part)),
-                passed_over: others.then(|| first as isize - (p * part) as isize),
+                left_out: except_own.then(|| first as isize - (p * part) as isize),
                 per_temperature: R::from_f64(1.0 / temperature),
                 negligible: (R::EPSILON / (4.0 * keys.len as f64)).ln(),
                 out: &mut out,
@@ -128,7 +149,7 @@ fn transpose<R: Real>(rows: &Embeddings<R>, first: usize, lanes: usize) -> Resul
     Ok(out)
 }
 
-/// What the rows of a strip got from a part of the keys.
+/// The sums of a strip's rows over a part of the keys.
 struct Partial<R: Real> {
     /// The largest product, then the largest logit, `[lanes]`.
     max: Vec<f64>,
@@ -148,7 +169,7 @@ impl<R: Real> Partial<R> {
     }
 }
 
-/// Puts together what a row got from all parts of the keys; gives its log-sum.
+/// Merges a row's sums over all parts of the keys into its mean. Returns its log-sum.
 fn merge<R: Real>(parts: &[Partial<R>], lane: usize, lanes: usize, mean: &mut [R]) -> f64 {
     let max = parts
         .iter()
@@ -181,13 +202,13 @@ struct Strip<'a, 'b, R: Real> {
     /// `[dim, lanes]`
     queries: &'a [R],
     keys: Keys<'a, R>,
-    /// The key that the first row passes over, counted from the part's first; each row passes over
-    /// the one after its predecessor's.
-    passed_over: Option<isize>,
+    /// The key that the first row leaves out, counted from the part's first key. Each next row leaves
+    /// out the next key.
+    left_out: Option<isize>,
     /// 1/τ
     per_temperature: R,
-    /// The logit, less the largest, below which all keys together weigh less than half a unit in the
-    /// last place.
+    /// If each logit of some keys is this far below the largest, all these keys together weigh less
+    /// than half a unit in the last place.
     negligible: f64,
     out: &'b mut Partial<R>,
 }
@@ -214,7 +235,7 @@ impl<R: Real> WithSimd for Strip<'_, '_, R> {
             let chunk = keys.part(from, keys.len.min(from + CHUNK));
             let logits = &mut buffer[..chunk.len * lanes];
             products::<S, R>(s, queries, chunk, R::vectors_mut::<S>(logits));
-            if let Some(key) = self.passed_over {
+            if let Some(key) = self.left_out {
                 for lane in 0..lanes {
                     let k = key + lane as isize - from as isize;
                     if (0..chunk.len as isize).contains(&k) {
@@ -230,7 +251,7 @@ impl<R: Real> WithSimd for Strip<'_, '_, R> {
                     *max = R::vmax(s, *max, logit);
                 }
             }
-            // exp((old − new)/τ): what all that was gathered so far is worth now.
+            // exp((old − new)/τ): the factor on all that was gathered so far.
             let mut decay = [R::splat(s, R::ZERO); STRIP];
             for w in 0..STRIP {
                 let a = R::vmul(s, per_temperature, R::vsub(s, old_max[w], max[w]));
@@ -253,8 +274,8 @@ impl<R: Real> WithSimd for Strip<'_, '_, R> {
             for ((total, decay), sum) in out.sum.iter_mut().zip(decays).zip(sums) {
                 *total = *total * decay.to_f64() + sum.to_f64();
             }
-            // Beside a sharp teacher's own key nearly all keys weigh nothing, and the maximum, and with it
-            // what was gathered so far, stays as it is.
+            // With a sharp teacher nearly all keys but the row's own weigh nothing. Then the maximum does
+            // not change, and neither does what was gathered so far.
             if R::reduce_max(s, largest).to_f64() >= self.negligible {
                 gather::<S, R>(s, logits, chunk, decay, weighted);
             }

@@ -1,4 +1,5 @@
-//! InfoNCE: the student's attention over the other teacher rows, or over the queue, beside the own key.
+//! InfoNCE: the student's attention over the other teacher rows, or over the queue, compared with
+//! the row's own key.
 
 use rayon::prelude::*;
 
@@ -35,9 +36,9 @@ pub(super) fn info_nce<T: Element>(
             stride: queue.dim(),
         },
     };
-    // The own key is kept apart: near convergence it has all but a little of the softmax, and that
-    // little is the loss.
-    let others = batch.queue.is_none();
+    // The own key is kept apart. Near convergence it has almost all of the softmax, and the small
+    // rest is the loss.
+    let except_own = batch.queue.is_none();
     let initial_maxima = match batch.queue {
         None if z.rows == 1 => vec![0.0],
         None => (0..z.rows)
@@ -45,7 +46,7 @@ pub(super) fn info_nce<T: Element>(
             .collect(),
         Some(queue) => initial_maxima(&z, queue),
     };
-    let attention = attention_forward(&z, keys, &initial_maxima, others, temperature)?;
+    let attention = attention_forward(&z, keys, &initial_maxima, except_own, temperature)?;
 
     let (n, dim) = (z.rows, z.dim);
     let factor = upstream / (n as f64 * temperature);
@@ -55,7 +56,7 @@ pub(super) fn info_nce<T: Element>(
         .map(|(i, out)| {
             let own = &y.row(i)[..dim];
             let own_logit = dot(z.row(i), own) / temperature;
-            let (excess, others_weight) = beside(attention.log_sum[i], own_logit);
+            let (excess, others_weight) = log_ratio(attention.log_sum[i], own_logit);
             let mean = &attention.mean[i * dim..][..dim];
             let mut g = Buffer::any(dim)?;
             for ((g, mean), own) in g.iter_mut().zip(mean).zip(own) {
@@ -69,8 +70,8 @@ pub(super) fn info_nce<T: Element>(
     Ok(Some(losses.iter().sum::<f64>() / n as f64))
 }
 
-/// log(e^a + e^b) − b, and the share of e^a in that sum.
-fn beside(a: f64, b: f64) -> (f64, f64) {
+/// log((e^a + e^b)/e^b), and the share of e^a in that sum.
+fn log_ratio(a: f64, b: f64) -> (f64, f64) {
     let ratio = (-(a - b).abs()).exp();
     if a > b {
         (a - b + ratio.ln_1p(), 1.0 / (1.0 + ratio))

@@ -39,16 +39,17 @@ pub(super) fn evaluate<T: Element>(
     }
 }
 
-/// For each row its product with one key: with its own where the batch has just been enqueued, next to
-/// which few others weigh anything at a small temperature.
+/// A lower bound of each row's largest product, from its product with one key. Where the batch has
+/// just been enqueued that is the row's own key. At a small temperature few other keys weigh anything.
 fn initial_maxima<R: Real>(rows: &Embeddings<R>, queue: &Queue<R>) -> Vec<f64> {
     (0..rows.rows)
         .map(|i| initial_max(rows.row(i), queue.recent(rows.rows - 1 - i)))
         .collect()
 }
 
-/// ⟨row, key⟩ less all that rounding can do to it. The maximum of the logits runs from here; begun above
-/// the product as it comes out in `R`, by many temperatures, it would leave no exponential.
+/// ⟨row, key⟩ less the largest rounding error that the product in `R` may have. The running maximum
+/// starts here. A start above the product as computed in `R`, by many temperatures, would underflow
+/// every exponential.
 fn initial_max<R: Real>(row: &[R], key: &[R]) -> f64 {
     let lengths: f64 = row
         .iter()

@@ -1,6 +1,6 @@
-//! RRD: two attentions over the queue, the student's and the teacher's.
+//! RRD: the attention of the student and that of the teacher over the queue.
 //!
-//! With O_s, O_t the means of the keys under q and p:
+//! O_s and O_t are the means of the keys under q and p:
 //!
 //! ```text
 //! L_i = log-sum_s − ⟨z, O_t⟩/τ_s      H(p_i) = log-sum_t − ⟨y, O_t⟩/τ_t      ∂L_i/∂z = (O_s − O_t)/τ_s

@@ -1,5 +1,7 @@
-//! Hinton's KL over given logits: a row at a time, which stays in the cache between its three sweeps
-//! (largest, sums, gradient), so memory is read once and written once.
+//! Hinton's KL over given logits.
+//!
+//! A task takes one row at a time. The row stays in the cache between its three sweeps (largest, sums,
+//! gradient), so memory is read once and written once.
 
 pub(super) mod softmax;
 
@@ -120,11 +122,13 @@ impl<R: Real> WithSimd for Row<'_, R> {
     }
 }
 
-/// The largest logits of a row of each, in every lane, and how differences are to be taken.
+/// The largest logits of a row of student and teacher, in every lane, and the order in which
+/// differences are formed.
 struct Maxima<S: Simd, R: Real> {
     x: R::Of<S>,
     y: R::Of<S>,
-    /// What a logit loses before the difference of two is taken, and what the difference loses then.
+    /// What is subtracted from each logit before the difference of the two, and what from the
+    /// difference.
     first_x: R::Of<S>,
     first_y: R::Of<S>,
     last: R::Of<S>,
@@ -135,8 +139,8 @@ impl<S: Simd, R: Real> Maxima<S, R> {
     #[inline(always)]
     fn new(s: S, x: R, y: R, temperature: f64) -> Self {
         // a_y − a_x is the difference of two logits less that of their maxima. Near the teacher the
-        // logits are almost equal, and taken first they lose nothing; where an offset lies between
-        // the two, each has to lose its own maximum first.
+        // logits are almost equal, so their difference is exact if it is formed first. Where an
+        // offset lies between the two, each logit's own maximum is subtracted first.
         let between = (y - x).to_f64();
         let (first_x, first_y, last) = if between.abs() <= temperature {
             (R::ZERO, R::ZERO, y - x)
@@ -153,7 +157,7 @@ impl<S: Simd, R: Real> Maxima<S, R> {
         }
     }
 
-    /// Turns logits into e^a, with a = (logit − largest)/T, and gives T (a_y − a_x).
+    /// Turns logits into e^a, with a = (logit − largest)/T, and returns T (a_y − a_x).
     #[inline(always)]
     fn exponentials(&self, s: S, x: &mut R::Of<S>, y: &mut R::Of<S>) -> R::Of<S> {
         let difference = R::vsub(

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::rows::Rows;
 use crate::simd::{Lanes, dispatch};
 
-/// Elements added up before the sum moves on to f64.
+/// Elements that are summed in R before the sum moves on to f64.
 pub(in crate::cpu) const CHUNK: usize = 1024;
 /// Elements in the widest register.
 const WIDEST: usize = 16;
@@ -79,8 +79,9 @@ impl<R: Real> WithSimd for Softmax<'_, R> {
     }
 }
 
-/// The largest of the first `classes` logits. Pads the rest with it, and [`present`] keeps that out of the
-/// sums: no number is so far below all logits that its exponential vanishes at every temperature.
+/// The largest of the first `classes` logits. Pads the row with it. [`present`] keeps the padding out
+/// of the sums: no number is so far below all logits that its exponential vanishes at every
+/// temperature.
 #[inline(always)]
 pub(in crate::cpu) fn largest<S: Simd, R: Real>(s: S, row: &mut [R], classes: usize) -> R {
     let last = row[classes - 1];
@@ -94,7 +95,8 @@ pub(in crate::cpu) fn largest<S: Simd, R: Real>(s: S, row: &mut [R], classes: us
     largest
 }
 
-/// A padded row as the registers full of classes, and the others, of which the first may have some.
+/// A padded row, split into the registers that are full of classes and the rest, of which the first
+/// register may hold some classes.
 #[inline(always)]
 pub(in crate::cpu) fn split_whole<S: Simd, R: Real>(
     row: &mut [R],

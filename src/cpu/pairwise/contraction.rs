@@ -13,13 +13,13 @@ use crate::simd::{by_fours, dispatch, unroll};
 const BLOCK: usize = 16;
 /// Rows of a tile.
 const ROWS: usize = 4;
-/// Rows j summed at a time, so that the rounding errors of long sums stay small.
+/// Rows j in a sum that starts at 0, so that the rounding errors of long sums stay small.
 const CHUNK: usize = 128;
 
 /// How Σ_j C_ij (x_i − x_j) is summed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(in crate::cpu) enum Form {
-    /// As it stands. Right wherever rows lie.
+    /// By differences. Exact wherever the rows lie.
     Differences,
     /// As (Σ_j C_ij) x_i − Σ_j C_ij x_j with centred rows: half the instructions. It cancels where
     /// rows are much closer to each other than to the centre.

@@ -38,12 +38,11 @@ impl PairField {
     }
 }
 
-/// The distances of student and teacher. For every pair of rows h = ½d² and r = 1/d (0 where d = 0) of
-/// both.
+/// For every pair of rows h = ½d² and r = 1/d (0 where d = 0) of student and teacher.
 ///
-/// `[rows, lines, 4, PAD]`: the columns of a row in lines of `PAD`, and side by side the four lines
-/// that belong together, so that the penalties read a row as one stream. Rows and columns from N on
-/// are zero.
+/// The layout is `[rows, lines, 4, PAD]`. The columns of a row are cut into lines of `PAD`, and the
+/// four lines of the same columns lie side by side, so that the penalties read a row as one stream.
+/// Rows and columns from N on are zero.
 pub(in crate::cpu) struct PairTable<R: Real> {
     data: Buffer<R>,
     /// N, or the next multiple of [`ROWS`].
@@ -172,7 +171,7 @@ impl<R: Real> PairTable<R> {
             })
     }
 
-    /// Puts others in the places of 1/d of student and teacher in row i, and gives those that were there.
+    /// Replaces 1/d of student and teacher in row i, and returns the old numbers.
     pub(in crate::cpu) fn replace_inverses(
         &mut self,
         i: usize,
@@ -208,7 +207,7 @@ fn most_inverse<R: Real>() -> f64 {
     }
 }
 
-/// Writes h and r of rows of d² to the places of student or teacher; gives the largest d and the
+/// Writes h and r of rows of d² to the fields of student or teacher. Returns the largest d and the
 /// largest 1/d.
 struct Roots<'a, R> {
     /// `[rows, stride]`

@@ -1,8 +1,8 @@
 //! Work on pairs of row blocks of a symmetric matrix, in parallel and in a fixed order.
 //!
-//! Blocks are matched as in a round-robin tournament: in one round no two matches share a block, so
-//! matches run in parallel and write the rows of their own two blocks only; the rounds follow one
-//! another, so whatever a row gathers comes in the same order on any number of threads.
+//! The work comes in rounds, as in a round-robin tournament. Within a round no two pairs share a
+//! block, so the pairs run in parallel, and each writes to the rows of its own two blocks only. The
+//! rounds follow one another, so a row is added to in the same order on any number of threads.
 
 use rayon::prelude::*;
 
@@ -19,7 +19,7 @@ pub(in crate::cpu) struct Block<'a, R> {
 }
 
 /// Cuts `matrix` into blocks of `side` rows, calls `one` on every block and then `two` on every pair
-/// of blocks. Gives the sum of what the calls return.
+/// of blocks. Returns the sum of the calls' results.
 pub(in crate::cpu) fn for_all_pairs<R: Send>(
     matrix: &mut [R],
     stride: usize,
@@ -42,8 +42,8 @@ pub(in crate::cpu) fn for_all_pairs<R: Send>(
         .collect::<Result<Vec<f64>>>()?;
     let mut total: f64 = ones.iter().sum();
 
-    // The circle method: one block stays, the others move on by a place each round. A block without
-    // rows makes their number even.
+    // The circle method: one block stays, and the others move by one position each round. A block
+    // without rows makes the number of blocks even.
     if blocks.len() % 2 == 1 {
         blocks.push(Block {
             first: 0,

@@ -1,4 +1,4 @@
-//! The distance penalty, and what its slopes need to know of all pairs.
+//! RKD's distance penalty, and the means over all pairs that its slopes depend on.
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -7,7 +7,7 @@ use super::pair_table::{PairField, PairTable};
 use crate::element::Real;
 use crate::simd::{Lanes, dispatch};
 
-/// The distance penalty of a batch, and what its slopes need to know of all pairs.
+/// The distance penalty of a batch, and the means over all pairs that its slopes depend on.
 pub(in crate::cpu) struct DistancePenalty {
     pub(in crate::cpu) delta: f64,
     /// 2/μ of the student, which takes ½d to d/μ; 0 where all rows are equal.
@@ -95,8 +95,8 @@ impl<R: Real> WithSimd for HalfSums<'_, R> {
     }
 }
 
-/// Σ_j huber(e_ij) and Σ_j w_ij d_ij/μ of a row. In f64: an error that all pairs share, as that of a
-/// rounded μ, would add up.
+/// Σ_j huber(e_ij) and Σ_j w_ij d_ij/μ of a row, in f64. An error that all pairs share, such as that
+/// of a rounded μ, would add up.
 struct Penalties<'a, R: Real> {
     penalty: &'a DistancePenalty,
     row: &'a [R],

@@ -1,4 +1,4 @@
-//! The angle penalty: all triples by the law of cosines, each pair of ends once.
+//! The angle penalty over all triples of rows, by the law of cosines.
 //!
 //! With h = ½d² and r = 1/d, the cosine at vertex j between the ends i and k is
 //!
@@ -6,16 +6,31 @@
 //! cos_jik = r_ij r_kj (h_ij + h_kj − h_ik)
 //! ```
 //!
-//! and with w the penalty's slope there, the coefficients ∂L/∂h of the three edges gather
+//! The algorithm, where w is the slope of the penalty at the difference e of two cosines:
 //!
 //! ```text
-//! G_ik  = Σ_j w r_ij r_kj          the edge between the ends
-//! S_ij += w (r_kj − cos r_ij)      the edges to the vertex, less a factor r_ij that waits for the end
-//! S_kj += w (r_ij − cos r_kj)
+//! for each pair of blocks of rows, in rounds of pairs that share no block:   for_all_pairs
+//!     for each chunk of vertices j, for each panel of ends k, for each end i:
+//!         G_ik ← 0
+//!         for each vertex j of the chunk:                                    angle_tile
+//!             e     = cos_jik(X) − cos_jik(Y)        w = clamp(e, −δ, δ)
+//!             loss += w (e − ½w)
+//!             G_ik += w r_ij r_kj                    the edge between the ends
+//!             S_ij += w (r_kj − cos r_ij)            the edges to the vertex
+//!             S_kj += w (r_ij − cos r_kj)
+//!         S_ik −= 2 · ½d_ik · G_ik
+//! ∂L/∂h_ij = −(2/N³) r_ij (S_ij + S_ji)                                      by the caller
 //! ```
 //!
-//! Vertices lie along the lanes: for a pair (i,k) the rows i and k of each matrix are read in order,
-//! h_ik is one number, and nothing is shuffled. `angle_tile` has the kernel.
+//! 1. Each unordered pair of ends is visited once. The tile of some ends with themselves has every
+//!    pair in both orders, so it counts half.
+//! 2. Vertices lie along the lanes. For a pair (i, k) the rows i and k of each matrix are read in
+//!    order, h_ik is one number, and no lane is shuffled.
+//! 3. S leaves out a factor r_ij that all terms of an edge share. The caller multiplies by it. G
+//!    therefore enters S with a factor d_ik.
+//! 4. Chunks of vertices and panels of ends keep the rows in use in the first-level cache.
+//! 5. If no e can exceed δ, w = e, and the clamp is left out.
+//! 6. A pair of blocks has sums of its own. Shorter sums round less.
 
 use std::ops::Range;
 
@@ -30,35 +45,35 @@ use crate::element::Real;
 use crate::error::Result;
 use crate::simd::dispatch;
 
-/// Ends k whose rows stay in the first-level cache while the ends i pass by.
+/// Ends k in a panel. Their rows stay in the first-level cache for all ends i of a block.
 const PANEL: usize = ROWS;
-/// Lines of vertices at a time: 2 ends' rows, with their sums, fill 40 KiB.
+/// Lines of vertices in a chunk. The rows of 2 ends and their sums fill 40 KiB.
 const LINES: usize = 64;
 
 /// The spread up to which no triangle has an obtuse angle: √2, less what rounding may do.
 const ACUTE: f64 = 1.414;
 
-/// Adds up the penalty over all ordered triples, and leaves in `sums`, zero at first, what makes
-/// −r_ij (S_ij + S_ji) be N³/2 times ∂L/∂h_ij. Gives the sum of penalties.
+/// Returns the sum of the penalty over all ordered triples. Accumulates S into `sums`, which must
+/// start at zero. Then ∂L/∂h_ij = −(2/N³) r_ij (S_ij + S_ji).
 pub(in crate::cpu) fn penalize<R: Real>(
     delta: f64,
-    relations: &PairTable<R>,
+    table: &PairTable<R>,
     sums: &mut [R],
 ) -> Result<f64> {
     // Cosines between 0 and 1 differ by no more than 1. (They are 0 where an edge has no length, and 1
     // where the one between the ends has none.)
-    let clamped = !(relations.spread <= ACUTE && delta >= 1.0);
+    let clamped = !(table.spread <= ACUTE && delta >= 1.0);
     let upper = for_all_pairs(
         sums,
-        relations.stride(),
-        block_side(relations.rows),
+        table.stride(),
+        block_side(table.rows),
         |block| {
             let mut s_k = Buffer::zeros(block.data.len())?;
             let ends = (block.first, block.rows);
             let penalty = dispatch(BlockPair {
                 delta,
                 clamped,
-                relations,
+                table,
                 i: ends,
                 k: ends,
                 s_i: block.data,
@@ -68,13 +83,13 @@ pub(in crate::cpu) fn penalize<R: Real>(
             Ok(penalty)
         },
         |a, b| {
-            // Sums of this match alone: shorter sums round less.
+            // Sums of this pair of blocks alone: shorter sums round less.
             let mut s_i = Buffer::zeros(a.data.len())?;
             let mut s_k = Buffer::zeros(b.data.len())?;
             let penalty = dispatch(BlockPair {
                 delta,
                 clamped,
-                relations,
+                table,
                 i: (a.first, a.rows),
                 k: (b.first, b.rows),
                 s_i: &mut s_i,
@@ -111,18 +126,19 @@ fn add<R: Real>(sums: &mut [R], terms: &[R]) {
     dispatch(Add { sums, terms });
 }
 
-/// Rows in a block: enough that a round is worth its start, few enough for many matches at once.
+/// Rows in a block: enough to pay for the start of a round, and so few that many pairs of blocks run
+/// at the same time.
 fn block_side(rows: usize) -> usize {
     (rows / 16).next_multiple_of(ROWS).clamp(32, 64)
 }
 
-/// All pairs of ends with one in each of two blocks, given as their first row and how many; or with
-/// both in one block, the second not before the first.
+/// All pairs of ends (i, k) with i in one block and k in another, or both in one block with k ≥ i. A
+/// block is its first row and its number of rows.
 struct BlockPair<'a, R: Real> {
     delta: f64,
     /// Whether some |e| may exceed δ.
     clamped: bool,
-    relations: &'a PairTable<R>,
+    table: &'a PairTable<R>,
     i: (usize, usize),
     k: (usize, usize),
     s_i: &'a mut [R],
@@ -135,8 +151,8 @@ impl<R: Real> WithSimd for BlockPair<'_, R> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, s: S) -> f64 {
         let mut penalty = 0.0;
-        for line in (0..self.relations.used_lines).step_by(LINES) {
-            let lines = line..self.relations.used_lines.min(line + LINES);
+        for line in (0..self.table.used_lines).step_by(LINES) {
+            let lines = line..self.table.used_lines.min(line + LINES);
             for panel in (0..self.k.1).step_by(PANEL) {
                 for i in (0..self.i.1).step_by(ENDS) {
                     penalty += self.panel(s, &lines, i, panel);
@@ -151,14 +167,14 @@ impl<R: Real> BlockPair<'_, R> {
     /// The pairs of the ends from `i` on with those of a panel, at the vertices of some lines.
     #[inline(always)]
     fn panel<S: Simd>(&mut self, s: S, lines: &Range<usize>, i: usize, panel: usize) -> f64 {
-        let relations = self.relations;
-        let stride = relations.stride();
+        let table = self.table;
+        let stride = table.stride();
         let (first_i, first_k) = (self.i.0 + i, self.k.0 + panel);
         let within = self.i.0 == self.k.0;
         // The numbers of the edges between the ends: a panel lies within a line.
         let edges = |end: usize, field: PairField| -> &[R; PANEL] {
             let at = (first_k / R::PAD * 4 + field.line()) * R::PAD + first_k % R::PAD;
-            relations.row(first_i + end)[at..]
+            table.row(first_i + end)[at..]
                 .first_chunk()
                 .expect("a panel in a line")
         };
@@ -171,7 +187,7 @@ impl<R: Real> BlockPair<'_, R> {
             edges(1, PairField::TeacherHalfSquare),
         ];
         let delta = R::from_f64(self.delta);
-        let ends_i = registers::<R, S>(relations, first_i, lines);
+        let ends_i = registers::<R, S>(table, first_i, lines);
         let [mut sums_0, mut sums_1] = sums::<R, S>(&mut self.s_i[i * stride..], stride, lines);
         let mut penalties = [R::splat(s, R::ZERO); ENDS];
         let mut g = [[R::splat(s, R::ZERO); ENDS]; PANEL];
@@ -189,14 +205,14 @@ impl<R: Real> BlockPair<'_, R> {
                 h_x: pair(h_x),
                 h_y: pair(h_y),
                 ends_i,
-                ends_k: registers::<R, S>(relations, first_k + tile, lines),
+                ends_k: registers::<R, S>(table, first_k + tile, lines),
                 sums_i: [&mut sums_0, &mut sums_1],
                 sums_k: sums::<R, S>(&mut self.s_k[k * stride..], stride, lines),
                 g: g[tile..].first_chunk_mut().expect("a tile in a panel"),
             };
-            // The tile of some ends with themselves has every pair in both orders, so all that comes of
-            // it counts half. So do its pairs of equal ends, whose cosines are 1, or 0 where the edge
-            // has no length.
+            // The tile of some ends with themselves has every pair in both orders, so its penalties
+            // and slopes count half. So do its pairs of equal ends, whose cosines are 1, or 0 where
+            // the edge has no length.
             match (within && k == i, self.clamped) {
                 (false, false) => tile.penalize::<false, false>(&mut penalties),
                 (false, true) => tile.penalize::<false, true>(&mut penalties),
@@ -204,13 +220,13 @@ impl<R: Real> BlockPair<'_, R> {
                 (true, true) => tile.penalize::<true, true>(&mut penalties),
             }
         }
-        // The sums hold −S, and g is −G; the end waits for a factor d.
+        // The sums hold −S and g holds −G, which enters with a factor d.
         for u in 0..ENDS {
             let (h, r) = (h_x[u], edges(u, PairField::StudentInverse));
             let out = &mut self.s_i[(i + u) * stride + first_k..][..PANEL];
             for k in 0..PANEL {
                 let (h, r) = (h[k].to_f64(), r[k].to_f64());
-                // Of a pair that has been set aside 1/d is not here.
+                // A masked close pair has no 1/d in the table.
                 let half = if r > 0.0 {
                     half_distance(h, r)
                 } else {
@@ -224,7 +240,7 @@ impl<R: Real> BlockPair<'_, R> {
             .into_iter()
             .map(|lanes| R::reduce_sum(s, lanes).to_f64())
             .sum();
-        // Without clamping e² was added up.
+        // Without the clamp the tile adds up e².
         if self.clamped { sum } else { 0.5 * sum }
     }
 }
@@ -232,14 +248,14 @@ impl<R: Real> BlockPair<'_, R> {
 /// Some lines of the rows from `first` on.
 #[inline(always)]
 fn registers<'a, R: Real, S: Simd>(
-    relations: &'a PairTable<R>,
+    table: &'a PairTable<R>,
     first: usize,
     lines: &Range<usize>,
 ) -> [&'a [R::Of<S>]; ENDS] {
     let lines = lines.start * 4 * R::PAD..lines.end * 4 * R::PAD;
     [
-        R::vectors::<S>(&relations.row(first)[lines.clone()]),
-        R::vectors::<S>(&relations.row(first + 1)[lines]),
+        R::vectors::<S>(&table.row(first)[lines.clone()]),
+        R::vectors::<S>(&table.row(first + 1)[lines]),
     ]
 }
 

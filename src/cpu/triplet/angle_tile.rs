@@ -1,7 +1,8 @@
-//! The angle penalty's kernel: a tile of pairs of ends, a register of vertices at a time.
+//! The kernel of the angle penalty: a tile of 2 × 2 pairs of ends, one register of vertices at a time.
 //!
-//! In the terms of `angle`: 14 instructions a pair and register, 4 of them differences; 3 more
-//! where e may exceed δ. The differences come in an order that gives −cos, and with it −e, −w, −G and −S.
+//! The names are those of `angle`. A pair and register take 14 instructions, 4 of them differences,
+//! and 3 more where e may exceed δ. The order of the differences gives −cos, and with it −e, −w, −G
+//! and −S.
 
 use pulp::Simd;
 
@@ -9,7 +10,8 @@ use crate::cpu::pairwise::pair_table::PairField;
 use crate::element::Real;
 use crate::simd::unroll;
 
-/// Ends i in a tile of pairs, and ends k, as many: a tile is then on the diagonal or off it.
+/// Ends i in a tile of pairs, and ends k. The numbers are equal, so that a tile lies on the diagonal
+/// or off it.
 pub(in crate::cpu) const ENDS: usize = 2;
 
 /// The pairs of `ENDS` ends i with as many ends k, at the vertices of some lines.
@@ -22,13 +24,13 @@ pub(in crate::cpu) struct Tile<'a, S: Simd, R: Real> {
     pub(in crate::cpu) ends_k: [&'a [R::Of<S>]; ENDS],
     pub(in crate::cpu) sums_i: [&'a mut [R::Of<S>]; ENDS],
     pub(in crate::cpu) sums_k: [&'a mut [R::Of<S>]; ENDS],
-    /// −G of the pairs, `[k, i]`, whose lanes are summed later.
+    /// −G of the pairs, `[k, i]`. The caller sums the lanes.
     pub(in crate::cpu) g: &'a mut [[R::Of<S>; ENDS]; ENDS],
 }
 
 impl<S: Simd, R: Real> Tile<'_, S, R> {
-    /// Adds to the ends' rows of −S and to the penalties, and sets the pairs' −G; or half of all that.
-    /// Unless `CLAMPED`, no |e| exceeds δ, so that w = e, and the penalties come doubled.
+    /// Adds to the ends' rows of −S and to the penalties, and sets the pairs' −G. `HALF`: adds and sets
+    /// half of each. Without `CLAMPED` no |e| may exceed δ; then w = e, and the penalties are doubled.
     #[inline(always)]
     pub(in crate::cpu) fn penalize<const HALF: bool, const CLAMPED: bool>(
         self,
@@ -73,8 +75,8 @@ impl<S: Simd, R: Real> Tile<'_, S, R> {
             for v in 0..per_line {
                 let end_i = [End::<S, R>::read(i0, v), End::<S, R>::read(i1, v)];
                 let end_k = [End::<S, R>::read(k0, v), End::<S, R>::read(k1, v)];
-                // Step by step for all pairs of the tile, rather than pair by pair: each step of a pair
-                // waits for the one before.
+                // Each step runs for all pairs of the tile before the next step: a step of one pair
+                // waits for the step before it.
                 let mut q = [[zero; ENDS]; ENDS];
                 let mut minus_cos = [[zero; ENDS]; ENDS];
                 let mut minus_e = [[zero; ENDS]; ENDS];

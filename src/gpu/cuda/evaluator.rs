@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice};
 
+use super::VALUE_LEN;
 use super::driver;
 use super::failure::WithContext;
 use super::memory::Memory;
@@ -34,7 +35,7 @@ use crate::problem::Problem;
 /// let mut evaluator = Evaluator::<f32>::new(&stream, &problem)?;
 ///
 /// let (student, teacher) = (stream.alloc_zeros(128 * 512)?, stream.alloc_zeros(128 * 768)?);
-/// let (mut gradient, mut value) = (stream.alloc_zeros(128 * 512)?, stream.alloc_zeros(2)?);
+/// let (mut gradient, mut value) = (stream.alloc_zeros(128 * 512)?, stream.alloc_zeros(relata::cuda::VALUE_LEN)?);
 /// evaluator.launch(&student, &teacher, &mut gradient, &mut value)?; // returns at once
 /// let loss = stream.clone_dtoh(&value)?[0];
 /// # Ok(()) }
@@ -112,7 +113,7 @@ impl<T: GpuElement> Evaluator<T> {
     /// Launches an evaluation and returns at once.
     ///
     /// It reads `student` `[N, D]` and `teacher` `[N, D_t]`. It overwrites `gradient` `[N, D]` and `value`
-    /// `[2]`: the loss and, for RRD, KL(p‖q). It allocates nothing, copies nothing and does not wait.
+    /// [`VALUE_LEN`](super::VALUE_LEN): the loss and its terms. It allocates nothing, copies nothing and does not wait.
     ///
     /// # Errors
     /// [`Error::Length`] and [`Error::ForeignMemory`] name the argument. [`Error::Missing`] if the problem
@@ -178,7 +179,7 @@ impl<T: GpuElement> Evaluator<T> {
             shapes.rows * shapes.student_dim,
             stream,
         )?;
-        check("value", value, 2, stream)?;
+        check("value", value, VALUE_LEN, stream)?;
         bind(stream)?;
         // While these guards live, other streams wait for the launches.
         let (student, _read_student) = student.device_ptr(stream);

@@ -61,6 +61,10 @@ pub fn build() -> BuildInfo {
     }
 }
 
+/// The number of f32 that `value` has on a GPU: the loss, and room for the most terms that a loss
+/// reports ([`Spec::terms`](crate::Spec::terms)), in their order.
+pub const VALUE_LEN: usize = 1 + crate::problem::MOST_TERMS;
+
 /// A CUDA GPU as a [`Device`](crate::Device) for rows of [`f32`], [`half::f16`] or [`half::bf16`] in host
 /// memory.
 ///

@@ -28,7 +28,8 @@ pub struct Buffers {
     pub queue: u64,
     /// The gradient, `[N, D]` f32. It is overwritten.
     pub gradient: u64,
-    /// The loss and, for RRD, KL(p‖q): `[2]` f32. It is overwritten.
+    /// [`VALUE_LEN`](super::VALUE_LEN) f32: the loss, and then its terms. It is overwritten as far
+    /// as the loss has terms.
     pub value: u64,
     /// Scratch memory of [`RawEvaluator::workspace_bytes`] bytes, aligned to 256. Nothing else may write
     /// there, also between evaluations.

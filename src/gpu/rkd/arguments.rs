@@ -140,5 +140,5 @@ pub(crate) struct ContractionArguments {
     pub(super) upstream: f32,
     pub(super) distance_factor: f32,
     pub(super) distance: u32,
-    pub(super) padding: u32,
+    pub(super) terms: u32,
 }

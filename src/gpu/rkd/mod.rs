@@ -53,6 +53,8 @@ pub(crate) struct Plan {
     upstream: f64,
     angle: Option<Angle>,
     distance: bool,
+    /// Whether both parts of the loss are reported.
+    terms: bool,
     /// Whether the rows are few: f64 at once, by kernels of their own.
     small_batch: bool,
     side: usize,
@@ -115,6 +117,7 @@ impl Plan {
             upstream: problem.upstream(),
             angle,
             distance,
+            terms: !problem.spec().terms.is_empty(),
             small_batch,
             side,
             contraction_rows: contraction_rows(n, shapes.student_dim, multiprocessors),
@@ -343,7 +346,7 @@ impl Plan {
             upstream: self.upstream as f32,
             distance_factor: (2.0 * loss.distance_weight / (n * n)) as f32,
             distance: self.distance.into(),
-            padding: 0,
+            terms: self.terms.into(),
         };
         let grid = [
             grid_size("rows", self.shapes.rows.div_ceil(self.contraction_rows))?,

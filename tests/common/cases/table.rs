@@ -153,10 +153,11 @@ pub(super) fn many_rows() -> Vec<Case> {
 }
 
 /// One small case of each kind that has kernels of its own.
-pub(super) const OF_EVERY_KERNEL: [&str; 15] = [
+pub(super) const OF_EVERY_KERNEL: [&str; 16] = [
     "rkd-33x16",
     "rkd-17x16-to-7-delta-0.5-normalize",
     "rkd-distance-17x33-to-130",
+    "sp-17x33-to-130",
     "rrd-17x16-k7-own",
     "rrd-17x100-k130-past-200-own",
     "rrd-17x130-k65-past-40-own",
@@ -244,6 +245,9 @@ fn timed(cases: &mut Vec<Case>) {
     cases.extend([512, 1024].map(|n| case(distance, n, 512).bench()));
     cases.extend([128, 256, 512, 1024, 2048].map(|n| case(angle, n, 512).bench()));
     cases.push(case(both, 128, 512).bench());
+    let sp = Loss::from(Sp);
+    cases.push(case(sp, 128, 512).purpose(Purpose::Both));
+    cases.extend([512, 1024].map(|n| case(sp, n, 512).bench()));
     for (n, keys) in [(64, 16_384), (256, 16_384), (256, 65_536)] {
         let loss = Loss::from(Rrd::default());
         cases.extend([false, true].map(|own| case(loss, n, 128).queue(keys, keys, own).bench()));

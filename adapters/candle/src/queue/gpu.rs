@@ -1,4 +1,4 @@
-//! A queue's keys on a GPU.
+//! A queue's keys in GPU memory.
 
 use std::cell::Cell;
 use std::thread::{self, ThreadId};
@@ -21,11 +21,11 @@ pub(crate) struct CudaRing {
     dim: usize,
     pub(super) normalize: bool,
     keys: Keys,
-    /// Candle's devices enqueue on a stream that each thread has for itself.
+    /// The thread that used the ring last. Candle's device launches on a stream of each thread's own.
     thread: Cell<ThreadId>,
 }
 
-/// Made when the first batch says how many rows to expect.
+/// The queue is made with the first batch, which says how many rows to expect.
 #[derive(Debug)]
 pub(crate) enum Keys {
     F32(Option<relata::cuda::Queue<f32>>),
@@ -33,7 +33,7 @@ pub(crate) enum Keys {
     BF16(Option<relata::cuda::Queue<bf16>>),
 }
 
-/// `$body` of the queue, whatever its type, or None.
+/// `$body` for the queue of any type, or None where there is none yet.
 macro_rules! of_keys {
     ($keys:expr, $queue:ident => $body:expr) => {
         match $keys {
@@ -75,6 +75,7 @@ impl CudaRing {
     ) -> Result<&mut relata::cuda::Queue<T>> {
         self.wait_for_another_thread()?;
         let shapes = Shapes::new(rows, self.dim, self.dim).with_queue(self.capacity);
+        // Every loss with a queue lays its keys out in the same way.
         let loss = Rrd {
             normalize: self.normalize,
             ..Rrd::default()
@@ -107,7 +108,7 @@ impl CudaRing {
         cleared.unwrap_or(Ok(()))
     }
 
-    /// Without keys, for others to come as `normalize` says.
+    /// Drops all keys; `normalize` is for those that enter from now on.
     pub(super) fn forget(&mut self, normalize: bool) {
         self.normalize = normalize;
         match &mut self.keys {
@@ -134,7 +135,8 @@ impl CudaRing {
         .or_candle(NAME)
     }
 
-    /// What another thread has enqueued is on another stream, though its handle is the same.
+    /// Waits for the launches of another thread: they are on another stream, though the handle is the
+    /// same.
     fn wait_for_another_thread(&self) -> Result<()> {
         let here = thread::current().id();
         if self.thread.get() != here {

@@ -1,17 +1,17 @@
-//! Every loss beside its formula.
+//! Every loss with its formula.
 
 use candle_core::{DType, Device, Result, Tensor};
-use relata_candle::{Enqueue, InfoNce, KdKl, Queue, Rkd, RkdAngle, RkdDistance, Rrd};
+use relata_candle::{Enqueue, InfoNce, KdKl, Loss, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
 
 use crate::formulas;
 
-type Loss = Box<dyn Fn(&Tensor, &Tensor) -> Result<Tensor>>;
+type Function = Box<dyn Fn(&Tensor, &Tensor) -> Result<Tensor>>;
 
 pub(crate) struct Case {
     pub(crate) name: &'static str,
-    pub(crate) fused: Loss,
-    /// Of candle's operations.
-    pub(crate) formula: Loss,
+    pub(crate) fused: Function,
+    /// Candle's operations.
+    pub(crate) formula: Function,
 }
 
 /// All losses, with the parameters that change what is computed.
@@ -73,6 +73,7 @@ pub(crate) fn all() -> Vec<Case> {
             formulas::rkd,
             Rkd::CLASSIFICATION,
         ),
+        pair("sp", relata_candle::sp, formulas::sp, Sp),
         pair(
             "kd-kl",
             relata_candle::kd_kl,
@@ -91,29 +92,34 @@ pub(crate) fn all() -> Vec<Case> {
             formulas::info_nce,
             nce(false, Enqueue::After),
         ),
-        beside(
+        with_queue(
             "info-nce, queue after",
             nce(true, Enqueue::After),
-            info_nce_with,
-            formulas::info_nce_with,
+            relata_candle::info_nce_with_queue,
+            formulas::info_nce_with_queue,
         ),
-        beside(
+        with_queue(
             "info-nce, queue before",
             nce(true, Enqueue::Before),
-            info_nce_with,
-            formulas::info_nce_with,
+            relata_candle::info_nce_with_queue,
+            formulas::info_nce_with_queue,
         ),
-        beside("rrd", rrd(true, Enqueue::Before), rrd_with, formulas::rrd),
-        beside(
-            "rrd, after",
-            rrd(true, Enqueue::After),
-            rrd_with,
+        with_queue(
+            "rrd",
+            rrd(true, Enqueue::Before),
+            relata_candle::rrd,
             formulas::rrd,
         ),
-        beside(
+        with_queue(
+            "rrd, after",
+            rrd(true, Enqueue::After),
+            relata_candle::rrd,
+            formulas::rrd,
+        ),
+        with_queue(
             "rrd, as it comes",
             rrd(false, Enqueue::Never),
-            rrd_with,
+            relata_candle::rrd,
             formulas::rrd,
         ),
     ]
@@ -132,65 +138,34 @@ fn pair<P: Copy + 'static>(
     }
 }
 
-/// A loss that has a queue, and what its formula has to know of it.
-trait Beside: Copy + 'static {
-    fn normalize(&self) -> bool;
-    fn enqueue(&self) -> Enqueue;
-}
-
-impl Beside for Rrd {
-    fn normalize(&self) -> bool {
-        self.normalize
-    }
-    fn enqueue(&self) -> Enqueue {
-        self.enqueue
-    }
-}
-
-impl Beside for InfoNce {
-    fn normalize(&self) -> bool {
-        self.normalize
-    }
-    fn enqueue(&self) -> Enqueue {
-        self.enqueue
-    }
-}
-
-fn rrd_with(x: &Tensor, y: &Tensor, queue: &mut Queue, loss: Rrd) -> Result<Tensor> {
-    relata_candle::rrd(x, y, queue, loss)
-}
-
-fn info_nce_with(x: &Tensor, y: &Tensor, queue: &mut Queue, loss: InfoNce) -> Result<Tensor> {
-    relata_candle::info_nce_with(x, y, queue, loss)
-}
-
-/// Keys that are in the queue already.
+/// How many keys are in the queue already.
 const PAST: usize = 11;
 
-fn beside<P: Beside>(
+fn with_queue<P: Into<Loss> + Copy + 'static>(
     name: &'static str,
     parameters: P,
     fused: fn(&Tensor, &Tensor, &mut Queue, P) -> Result<Tensor>,
     formula: fn(&Tensor, &Tensor, &Tensor, P) -> Result<Tensor>,
 ) -> Case {
+    let spec = parameters.into().spec();
     Case {
         name,
         fused: Box::new(move |x, y| {
-            let mut queue = Queue::new(1000, y.dim(1)?, y.dtype(), y.device())?
-                .normalize(parameters.normalize());
+            let mut queue =
+                Queue::new(1000, y.dim(1)?, y.dtype(), y.device())?.with_normalize(spec.normalize);
             queue.enqueue(&past(y)?)?;
             fused(x, y, &mut queue, parameters)
         }),
         formula: Box::new(move |x, y| {
             let keys = |rows: &Tensor| {
-                if parameters.normalize() {
+                if spec.normalize {
                     formulas::unit(rows)
                 } else {
                     Ok(rows.clone())
                 }
             };
             let mut all = vec![keys(&past(y)?)?];
-            if parameters.enqueue() == Enqueue::Before {
+            if spec.enqueue == Enqueue::Before {
                 all.push(keys(y)?);
             }
             formula(x, y, &Tensor::cat(&all, 0)?, parameters)
@@ -198,7 +173,7 @@ fn beside<P: Beside>(
     }
 }
 
-/// Keys of the teacher's length and type that do not depend on the type.
+/// Keys of the teacher's width and type. Their values are the same for all types.
 fn past(teacher: &Tensor) -> Result<Tensor> {
     numbers((PAST, teacher.dim(1)?), 77)?
         .to_dtype(DType::BF16)?

@@ -1,4 +1,4 @@
-//! Where the adapter is asked.
+//! The devices that the adapter is tested on.
 
 use candle_core::{DType, Device};
 
@@ -16,30 +16,30 @@ pub(crate) fn gpu() -> Option<Device> {
 /// The first GPU. Without one this says SKIPPED once; with RELATA_REQUIRE_CUDA=1 it panics.
 #[cfg(feature = "cuda")]
 pub(crate) fn gpu() -> Option<Device> {
-    static CARD: std::sync::LazyLock<Option<Device>> = std::sync::LazyLock::new(|| {
+    static GPU: std::sync::LazyLock<Option<Device>> = std::sync::LazyLock::new(|| {
         let why = match Device::new_cuda(0) {
-            Ok(_) if beside_a_fake_driver() => "a fake driver for the driver".to_owned(),
+            Ok(_) if is_fake_driver() => "a fake driver".to_owned(),
             Ok(gpu) => return Some(gpu),
             Err(why) => why.to_string(),
         };
         let required = std::env::var("RELATA_REQUIRE_CUDA").is_ok_and(|required| required == "1");
         assert!(!required, "RELATA_REQUIRE_CUDA=1 and no GPU: {why}");
-        // Past the capture of what tests print, so that it is seen.
+        // Not println!: tests capture that, and this must be seen.
         let _ = std::io::Write::write_fmt(
             &mut std::io::stderr(),
             format_args!("SKIPPED on CUDA: {why}\n"),
         );
         None
     });
-    CARD.clone()
+    GPU.clone()
 }
 
-/// Whether what answers is fake-driver/driver.c, which runs no kernel.
+/// Whether the driver is fake-driver/driver.c, which runs no kernel.
 #[cfg(feature = "cuda")]
-#[allow(unsafe_code, reason = "looks for a name among the driver's")]
-fn beside_a_fake_driver() -> bool {
-    // SAFETY: the library that the program is linked with, loaded already.
+#[allow(unsafe_code, reason = "looks for a name in the driver")]
+fn is_fake_driver() -> bool {
+    // SAFETY: the program is linked with this library, which is loaded already.
     let driver = unsafe { libloading::Library::new("libcuda.so.1") };
-    // SAFETY: only looked for, never called.
+    // SAFETY: the name is only looked for, never called.
     driver.is_ok_and(|driver| unsafe { driver.get::<*const ()>(b"fake_driver_set\0") }.is_ok())
 }

@@ -1,8 +1,8 @@
-//! The losses as their papers print them, in candle's operations, for candle to differentiate. Nothing here is relata's
-//! but the parameters.
+//! The losses as their papers print them, in candle's operations, for candle to differentiate. Only
+//! the parameters are relata's.
 
 use candle_core::{D, Result, Tensor};
-use relata_candle::{InfoNce, KdKl, Rkd, RkdAngle, RkdDistance, Rrd};
+use relata_candle::{InfoNce, KdKl, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
 
 pub(crate) fn rkd_distance(x: &Tensor, y: &Tensor, loss: RkdDistance) -> Result<Tensor> {
     let scaled = |rows: &Tensor| -> Result<Tensor> {
@@ -32,6 +32,11 @@ pub(crate) fn rkd(x: &Tensor, y: &Tensor, loss: Rkd) -> Result<Tensor> {
     (distance * loss.distance_weight)? + (angle * loss.angle_weight)?
 }
 
+pub(crate) fn sp(x: &Tensor, y: &Tensor, _: Sp) -> Result<Tensor> {
+    let similarities = |rows: &Tensor| unit(&rows.matmul(&rows.t()?)?);
+    (similarities(x)? - similarities(y)?)?.sqr()?.mean_all()
+}
+
 pub(crate) fn kd_kl(x: &Tensor, y: &Tensor, loss: KdKl) -> Result<Tensor> {
     let t = loss.temperature;
     let log_q = log_softmax(&(x / t)?)?;
@@ -49,8 +54,9 @@ pub(crate) fn info_nce(x: &Tensor, y: &Tensor, loss: InfoNce) -> Result<Tensor> 
     (log_q * eye_like(x)?)?.sum_all()? / -(x.dim(0)? as f64)
 }
 
-/// `keys`: those in the queue when the loss is taken, the batch's own among them if it went there before.
-pub(crate) fn info_nce_with(
+/// `keys`: the keys in the queue when the loss is computed. They include the batch's own if it enters
+/// before.
+pub(crate) fn info_nce_with_queue(
     x: &Tensor,
     y: &Tensor,
     keys: &Tensor,
@@ -66,7 +72,7 @@ pub(crate) fn info_nce_with(
     log_q.narrow(1, 0, 1)?.mean_all()?.neg()
 }
 
-/// As [`info_nce_with`].
+/// As [`info_nce_with_queue`].
 pub(crate) fn rrd(x: &Tensor, y: &Tensor, keys: &Tensor, loss: Rrd) -> Result<Tensor> {
     let log_softmax_of = |rows: &Tensor, temperature: f64| -> Result<Tensor> {
         let rows = optionally_unit(rows, loss.normalize)?;

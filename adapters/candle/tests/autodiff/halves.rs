@@ -1,12 +1,13 @@
-//! Half types: summed in f32, rounded last.
+//! Half types: sums are f32, and rounding comes last.
 
 use candle_core::{DType, Result, Var};
 
 use crate::cases::{self, numbers};
 use crate::{F32, assert_close, check, devices, gradients};
 
-/// f32 until the gradient is rounded: half a unit in the last place of each element, and no more than twice that below
-/// f16's normal range, where elements of these gradients come to lie.
+/// The gradient is f32 until it is rounded. The rounding error is half a unit in the last place of
+/// each element, and at most twice that below f16's normal range, where elements of these gradients
+/// lie.
 const ROUNDED: [(DType, f64); 2] = [(DType::F16, 1e-3), (DType::BF16, 4e-3)];
 
 #[test]
@@ -21,8 +22,9 @@ fn gradients_of_half_types() -> Result<()> {
     Ok(())
 }
 
-/// Gradients below what f16 can hold, brought back by the trainer's loss scaling: they have to be scaled before they are rounded.
-/// Of losses that do not depend on the length of rows: their gradients are as small as the rows are long.
+/// The trainer's loss scaling saves gradients below what f16 can hold, if they are scaled before they
+/// are rounded. Only losses that do not depend on the length of rows: the longer the rows, the smaller
+/// are their gradients.
 #[test]
 fn loss_scaling_saves_small_gradients() -> Result<()> {
     const LENGTH: f64 = 3e4;
@@ -41,7 +43,7 @@ fn loss_scaling_saves_small_gradients() -> Result<()> {
             let lost = &gradients(&loss, &[&student])?[0];
             let saved = (&gradients(&(loss * SCALE)?, &[&student])?[0] / SCALE)?;
             assert_close(case.name, &saved, want, 1e-3)?;
-            // There was something to save.
+            // Without scaling, f16 did lose something.
             let off = (lost - want)?.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt();
             let unit = want.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt();
             assert!(

@@ -1,6 +1,6 @@
-//! Does a gradient through the adapter equal what candle's own autodiff makes of the formula, wherever the loss stands in
-//! a graph and however its inputs lie in memory? The formulas are differentiated in f64, on the CPU; the adapter is asked there
-//! and, with the feature `cuda` and a GPU, on the GPU.
+//! Compares gradients through the adapter with candle's own autodiff of the formulas: in graphs, and
+//! for views. The formulas are differentiated in f64 on the CPU. The adapter runs on the CPU and, with
+//! the feature `cuda` and a GPU, on the GPU.
 
 mod cases;
 mod devices;
@@ -8,13 +8,14 @@ mod formulas;
 mod graphs;
 mod halves;
 mod steps;
+mod terms;
 mod views;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 use crate::cases::{Case, numbers};
 
-/// In f32: what rounding leaves of a gradient, ‖got − want‖ / ‖want‖.
+/// The rounding error allowed in f32: ‖got − want‖ / ‖want‖.
 pub(crate) const F32: f64 = 1e-5;
 
 /// The gradients with respect to `variables`, f64.
@@ -29,7 +30,7 @@ pub(crate) fn gradients(loss: &Tensor, variables: &[&Var]) -> Result<Vec<Tensor>
     variables.iter().map(of).collect()
 }
 
-/// Asserts ‖got − want‖ ≤ tolerance · ‖want‖, and not of NaN.
+/// Asserts ‖got − want‖ ≤ tolerance · ‖want‖. A NaN fails.
 #[track_caller]
 pub(crate) fn assert_close(label: &str, got: &Tensor, want: &Tensor, tolerance: f64) -> Result<()> {
     let got = got.to_device(&Device::Cpu)?;
@@ -51,7 +52,8 @@ pub(crate) fn assert_close(label: &str, got: &Tensor, want: &Tensor, tolerance: 
     Ok(())
 }
 
-/// `case` in a graph that `around` makes of it and its student, with student and teacher of `dtype` and of these shapes.
+/// Checks `case` in the graph that `around` builds with it, for student and teacher of `dtype` and of
+/// these shapes.
 #[track_caller]
 pub(crate) fn check(
     label: &str,
@@ -62,7 +64,7 @@ pub(crate) fn check(
     around: impl Fn(&Tensor, &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor>,
 ) -> Result<()> {
     let label = format!("{}, {label}, {shapes:?}, {dtype:?}", case.name);
-    // What the type can hold, so that all there is to compare is arithmetic.
+    // Only values that the type can hold, so that the comparison is about arithmetic.
     let held = |x: Tensor| x.to_dtype(dtype)?.to_dtype(DType::F64);
     let (x, y) = (held(numbers(shapes[0], 1)?)?, held(numbers(shapes[1], 2)?)?);
 

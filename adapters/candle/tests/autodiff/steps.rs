@@ -1,14 +1,15 @@
-//! A training's steps beside a queue.
+//! Training steps with a queue.
 
 use candle_core::{DType, Device, Result, Tensor};
-use relata_candle::{InfoNce, Queue, Rrd, info_nce_with, rrd};
+use relata_candle::{InfoNce, Queue, Rrd, info_nce_with_queue, rrd};
 
 use crate::cases::numbers;
 use crate::{F32, assert_close, devices};
 
-/// Batches of several sizes, one with a NaN among them: the same losses and the same keys as from one large batch each time.
+/// Batches of several sizes, and one with a NaN: losses and keys are the same as from one large batch
+/// at each step.
 #[test]
-fn a_queue_fills_alike_wherever_it_lives() -> Result<()> {
+fn a_queue_fills_alike_on_every_device() -> Result<()> {
     for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
         let keys_as = if dtype == DType::F64 { 1e-15 } else { 5e-4 };
         for device in devices::computing(dtype) {
@@ -24,7 +25,7 @@ fn a_queue_fills_alike_wherever_it_lives() -> Result<()> {
                 let got = rrd(&student, &teacher, &mut queue, Rrd::default())?;
                 entered.push(teacher.to_device(&Device::Cpu)?.to_dtype(DType::F64)?);
 
-                // In f64, from all that has entered.
+                // The same in f64, from all keys that have entered.
                 let mut whole = Queue::new(20, 6, DType::F64, &Device::Cpu)?;
                 whole.enqueue(&Tensor::cat(&entered, 0)?)?;
                 let wide = |x: &Tensor| x.to_device(&Device::Cpu)?.to_dtype(DType::F64);
@@ -34,13 +35,13 @@ fn a_queue_fills_alike_wherever_it_lives() -> Result<()> {
                 };
                 let want = rrd(&wide(&student)?, &wide(&teacher)?, &mut whole, never)?;
                 let label = format!("{dtype:?}, {:?}, step {step}", device.location());
-                // On a GPU unit keys of half types are f16.
+                // On a GPU, unit keys of half types are stored as f16.
                 let exact = device.is_cpu() || dtype == DType::F32;
                 assert_close(&label, &got, &want, if exact { F32 } else { 5e-3 })?;
                 assert_close(&label, &queue.to_tensor()?, &whole.to_tensor()?, keys_as)?;
 
                 let bad = (&teacher / 0.)?;
-                let loss = info_nce_with(&student, &bad, &mut queue, InfoNce::default())?;
+                let loss = info_nce_with_queue(&student, &bad, &mut queue, InfoNce::default())?;
                 assert!(
                     loss.to_device(&Device::Cpu)?
                         .to_dtype(DType::F64)?

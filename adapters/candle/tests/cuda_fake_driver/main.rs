@@ -1,27 +1,27 @@
-//! What the adapter asks of a GPU, without one: beside a fake driver for the driver, which records the calls. No kernel runs, so
+//! The adapter's host code for CUDA, without a GPU: a fake driver records the calls. No kernel runs, so
 //! nothing here is about numbers.
 
 mod support;
 
 use candle_core::{DType, Device, Error, Result, Tensor, Var};
 use relata_candle::{
-    Enqueue, InfoNce, KdKl, Queue, Rkd, RkdAngle, Rrd, WeightPrecision, cause, kd_kl,
-    release_workspaces, rkd, rkd_angle, rrd,
+    Enqueue, InfoNce, KdKl, Queue, Rkd, RkdAngle, Rrd, Sp, WeightPrecision, cause, kd_kl,
+    loss_and_terms, loss_and_terms_with_queue, release_workspaces, rkd, rkd_angle, rrd, sp,
 };
 
-use crate::support::StandIn;
+use crate::support::FakeDriver;
 
 const ROWS: usize = 5;
 const DIM: usize = 3;
 
-/// The stream that candle's devices have for each thread.
+/// The stream that candle's device has for each thread.
 const STREAM: &str = "stream 0x2";
 
 fn rows(device: &Device) -> Result<Tensor> {
     Tensor::zeros((ROWS, DIM), DType::F32, device)
 }
 
-/// Names of the kernels among these calls, relata's without its name and without the type.
+/// The names of the kernels in these calls; relata's are without the prefix.
 fn kernels(calls: &[String]) -> Vec<&str> {
     let launches = calls
         .iter()
@@ -36,20 +36,22 @@ fn count(calls: &[String], name: &str) -> usize {
     calls.iter().filter(|call| call.starts_with(name)).count()
 }
 
-/// From the second step on: memory for gradient and loss, and launches; all on candle's stream.
+/// From the second step on an evaluation allocates the gradient and the loss, and launches; all on
+/// candle's stream.
 #[test]
 fn a_step_is_launches_on_candles_stream() -> Result<()> {
-    let Some(fake_driver) = StandIn::found() else {
+    let Some(fake_driver) = FakeDriver::found() else {
         return Ok(());
     };
     let student = Var::zeros((ROWS, DIM), DType::F32, &fake_driver.device)?;
     let teacher = rows(&fake_driver.device)?;
-    let losses: [(&str, &dyn Fn() -> Result<Tensor>); 3] = [
+    let losses: [(&str, &dyn Fn() -> Result<Tensor>); 4] = [
         ("kd-kl", &|| kd_kl(&student, &teacher, KdKl::default())),
         ("rkd", &|| rkd(&student, &teacher, Rkd::default())),
         ("rkd-angle", &|| {
             rkd_angle(&student, &teacher, RkdAngle::default())
         }),
+        ("sp", &|| sp(&student, &teacher, Sp)),
     ];
     for (name, loss) in losses {
         let first = loss()?;
@@ -73,10 +75,37 @@ fn a_step_is_launches_on_candles_stream() -> Result<()> {
     Ok(())
 }
 
-/// Backwards nothing comes to the host: the upstream factor stays where it is.
+/// Terms lie in the loss's memory. Only reading them copies, and waits.
+#[test]
+fn terms_are_copied_when_they_are_read() -> Result<()> {
+    let Some(fake_driver) = FakeDriver::found() else {
+        return Ok(());
+    };
+    let device = &fake_driver.device;
+    let (student, teacher) = (rows(device)?, rows(device)?);
+    let mut queue = Queue::new(10, DIM, DType::F32, device)?;
+    let (rkd, parts) = loss_and_terms(&student, &teacher, Rkd::default())?;
+    let (rrd, divergence) =
+        loss_and_terms_with_queue(&student, &teacher, &mut queue, Rrd::default())?;
+    let (kd, none) = loss_and_terms(&student, &teacher, KdKl::default())?;
+    assert!([&rkd, &rrd, &kd].iter().all(|loss| loss.rank() == 0));
+    assert_eq!(count(&fake_driver.calls(), "cuMemcpyDtoH"), 0);
+    let names = |terms: &relata_candle::Terms| -> Result<Vec<&str>> {
+        Ok(terms.to_vec()?.iter().map(|&(name, _)| name).collect())
+    };
+    assert_eq!(names(&parts)?, ["distance", "angle"]);
+    assert_eq!(names(&divergence)?, ["kl"]);
+    let calls = fake_driver.calls();
+    assert_eq!(count(&calls, "cuMemcpyDtoH"), 2, "{calls:#?}");
+    assert!(names(&none)?.is_empty());
+    assert!(fake_driver.calls().is_empty());
+    Ok(())
+}
+
+/// The backward pass copies nothing to the host: the upstream factor stays on the GPU.
 #[test]
 fn backward_is_launches_too() -> Result<()> {
-    let Some(fake_driver) = StandIn::found() else {
+    let Some(fake_driver) = FakeDriver::found() else {
         return Ok(());
     };
     for dtype in [DType::F32, DType::F16, DType::BF16] {
@@ -100,10 +129,10 @@ fn backward_is_launches_too() -> Result<()> {
     Ok(())
 }
 
-/// A view of whole rows is read where it lies; one that is not contiguous is copied on the GPU first.
+/// A view of whole rows is not copied. A view that is not contiguous is copied first, on the GPU.
 #[test]
 fn views_are_read_where_they_lie() -> Result<()> {
-    let Some(fake_driver) = StandIn::found() else {
+    let Some(fake_driver) = FakeDriver::found() else {
         return Ok(());
     };
     let device = &fake_driver.device;
@@ -147,7 +176,7 @@ fn views_are_read_where_they_lie() -> Result<()> {
 
 #[test]
 fn the_batch_enters_when_the_loss_says() -> Result<()> {
-    let Some(fake_driver) = StandIn::found() else {
+    let Some(fake_driver) = FakeDriver::found() else {
         return Ok(());
     };
     let (student, teacher) = (rows(&fake_driver.device)?, rows(&fake_driver.device)?);
@@ -188,10 +217,10 @@ fn the_batch_enters_when_the_loss_says() -> Result<()> {
     Ok(())
 }
 
-/// Weights in one f16 have kernels of their own.
+/// Weights in one f16 have kernels of their own; see [`WeightPrecision`].
 #[test]
 fn weights_are_as_precise_as_the_queue_says() -> Result<()> {
-    let Some(fake_driver) = StandIn::found() else {
+    let Some(fake_driver) = FakeDriver::found() else {
         return Ok(());
     };
     let device = &fake_driver.device;
@@ -202,7 +231,7 @@ fn weights_are_as_precise_as_the_queue_says() -> Result<()> {
         (WeightPrecision::Half, "attention_mma_64_half_pair"),
         (WeightPrecision::Split, "attention_mma_64"),
     ] {
-        queue = queue.weights(weights);
+        queue = queue.with_weight_precision(weights);
         let loss = Rrd {
             student_temperature: 0.1,
             teacher_temperature: 0.1,
@@ -216,10 +245,10 @@ fn weights_are_as_precise_as_the_queue_says() -> Result<()> {
     Ok(())
 }
 
-/// The last batch of an epoch is smaller, and one may be larger; the ring comes along.
+/// The last batch of an epoch is smaller, and one may be larger. The queue keeps its keys.
 #[test]
 fn batches_of_any_size_share_a_queue() -> Result<()> {
-    let Some(fake_driver) = StandIn::found() else {
+    let Some(fake_driver) = FakeDriver::found() else {
         return Ok(());
     };
     let device = &fake_driver.device;
@@ -232,7 +261,7 @@ fn batches_of_any_size_share_a_queue() -> Result<()> {
         queue.enqueue(&batch)?;
         queue.enqueue(&batch.narrow(0, 0, 0)?)?;
     }
-    // No kernel runs, so nothing has entered; but nothing is lost.
+    // No kernel runs, so no key enters; but none is lost.
     assert_eq!(queue.len()?, 2);
     assert_eq!(queue.to_tensor()?.to_vec2::<f32>()?, keys.to_vec2::<f32>()?);
     queue.clear()?;
@@ -242,13 +271,13 @@ fn batches_of_any_size_share_a_queue() -> Result<()> {
 
 #[test]
 fn keys_of_every_type_are_saved_and_restored() -> Result<()> {
-    let Some(fake_driver) = StandIn::found() else {
+    let Some(fake_driver) = FakeDriver::found() else {
         return Ok(());
     };
     let keys = Tensor::new(&[[0.6f32, 0.8], [1., 0.], [0., 1.]], &Device::Cpu)?;
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         for normalize in [true, false] {
-            let mut queue = Queue::new(2, 2, dtype, &fake_driver.device)?.normalize(normalize);
+            let mut queue = Queue::new(2, 2, dtype, &fake_driver.device)?.with_normalize(normalize);
             assert!(queue.is_empty()?);
             assert_eq!(queue.to_tensor()?.dims(), [0, 2]);
             queue.restore(&keys.narrow(0, 1, 2)?)?;
@@ -262,7 +291,7 @@ fn keys_of_every_type_are_saved_and_restored() -> Result<()> {
 
 #[test]
 fn what_does_not_fit_is_refused() -> Result<()> {
-    let Some(fake_driver) = StandIn::found() else {
+    let Some(fake_driver) = FakeDriver::found() else {
         return Ok(());
     };
     let device = &fake_driver.device;
@@ -327,20 +356,21 @@ fn what_does_not_fit_is_refused() -> Result<()> {
         ..InfoNce::default()
     };
     let mut unit = Queue::new(10, DIM, DType::F32, device)?;
-    let error = relata_candle::info_nce_with(&here, &here, &mut unit, unequal);
-    assert!(
-        error
-            .expect_err("unit keys")
-            .to_string()
-            .contains("normalises as this one does")
+    let error = relata_candle::info_nce_with_queue(&here, &here, &mut unit, unequal);
+    assert_eq!(
+        cause(&error.expect_err("unit keys")),
+        Some(&relata::Error::QueueNormalization {
+            loss: "info-nce",
+            normalize: false
+        })
     );
     Ok(())
 }
 
-/// What has failed half-way may have left the workspace in disorder: the next evaluation starts with another.
+/// A failed evaluation may leave the workspace in a bad state: the next one takes a new workspace.
 #[test]
 fn an_evaluator_that_failed_is_not_used_again() -> Result<()> {
-    let Some(fake_driver) = StandIn::found() else {
+    let Some(fake_driver) = FakeDriver::found() else {
         return Ok(());
     };
     let (student, teacher) = (rows(&fake_driver.device)?, rows(&fake_driver.device)?);
@@ -361,10 +391,10 @@ fn an_evaluator_that_failed_is_not_used_again() -> Result<()> {
     Ok(())
 }
 
-/// A workspace is one stream's, and each thread has its own behind one handle.
+/// A workspace belongs to one stream, and each thread has its own behind one handle.
 #[test]
 fn threads_do_not_share() -> Result<()> {
-    let Some(fake_driver) = StandIn::found() else {
+    let Some(fake_driver) = FakeDriver::found() else {
         return Ok(());
     };
     let (student, teacher) = (rows(&fake_driver.device)?, rows(&fake_driver.device)?);
@@ -383,9 +413,9 @@ fn threads_do_not_share() -> Result<()> {
     let calls = fake_driver.calls();
     let workspaces = count(&calls, "cuMemAllocAsync") - 4;
     assert_eq!(workspaces, 2, "{calls:#?}");
-    // What the queue holds was written on the other thread's stream.
+    // The queue's keys were written on the other thread's stream.
     assert_eq!(count(&calls, "cuCtxSynchronize"), 1, "{calls:#?}");
-    // The other thread has ended and given its workspaces back.
+    // The other thread has ended and freed its workspaces.
     assert_eq!(count(&calls, "cuMemFreeAsync"), 6, "{calls:#?}");
     step()?;
     assert_eq!(count(&fake_driver.calls(), "cuCtxSynchronize"), 1);
@@ -394,7 +424,7 @@ fn threads_do_not_share() -> Result<()> {
 
 #[test]
 fn workspaces_can_be_given_back() -> Result<()> {
-    let Some(fake_driver) = StandIn::found() else {
+    let Some(fake_driver) = FakeDriver::found() else {
         return Ok(());
     };
     let (student, teacher) = (rows(&fake_driver.device)?, rows(&fake_driver.device)?);
@@ -404,7 +434,7 @@ fn workspaces_can_be_given_back() -> Result<()> {
     assert!(count(&fake_driver.calls(), "cuMemFreeAsync") >= 1);
     drop(loss);
 
-    // And are, when there are too many of them.
+    // A thread frees them itself when there are too many.
     for rows in 1..40 {
         let rows = Tensor::zeros((rows, DIM), DType::F32, &fake_driver.device)?;
         kd_kl(&rows, &rows, KdKl::default())?;

@@ -1,5 +1,5 @@
-//! The fake driver for the driver: its settings and what it has recorded.
-#![allow(unsafe_code, reason = "looks for the fake driver among the libraries")]
+//! The fake driver: its settings and its record of calls.
+#![allow(unsafe_code, reason = "calls the fake driver's own function")]
 
 use std::ffi::{CString, c_char, c_int};
 use std::fs;
@@ -10,28 +10,28 @@ use candle_core::Device;
 
 type Set = unsafe extern "C" fn(*const c_char, *const c_char) -> c_int;
 
-/// A GPU of the fake driver's, which one test at a time has.
-pub(crate) struct StandIn {
+/// The fake driver's GPU. One test at a time has it.
+pub(crate) struct FakeDriver {
     pub(crate) device: Device,
     set: Set,
     log: PathBuf,
     _alone: MutexGuard<'static, ()>,
 }
 
-impl StandIn {
-    /// None, and a line that says so, where the driver is a real one.
+impl FakeDriver {
+    /// None, and a line that says so, if the driver is a real one.
     pub(crate) fn found() -> Option<Self> {
         static ONE: Mutex<()> = Mutex::new(());
         let alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: the library that the program is linked with, loaded already.
+        // SAFETY: the program is linked with this library, which is loaded already.
         let driver = unsafe { libloading::Library::new("libcuda.so.1") }.expect("a driver");
-        // SAFETY: fake-driver/driver.c defines it so; a real driver has nothing of this name.
+        // SAFETY: fake-driver/driver.c defines it so; a real driver has no function of this name.
         let Ok(set) = (unsafe { driver.get::<Set>(b"fake_driver_set\0") }) else {
-            eprintln!("SKIPPED: a driver and no fake driver");
+            eprintln!("SKIPPED: the driver is not the fake one");
             return None;
         };
         let log = format!("adapter-{}.log", std::process::id());
-        let mut fake_driver = StandIn {
+        let mut fake_driver = FakeDriver {
             device: Device::Cpu,
             set: *set,
             log: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(log),
@@ -47,12 +47,12 @@ impl StandIn {
 
     fn set(&self, name: &str, value: &str) {
         let [name, value] = [name, value].map(|text| CString::new(text).expect("no zeros"));
-        // SAFETY: two strings that end with 0.
+        // SAFETY: both strings end with 0.
         let failed = unsafe { (self.set)(name.as_ptr(), value.as_ptr()) };
         assert_eq!(failed, 0);
     }
 
-    /// Lets calls of this name fail with this code from now on.
+    /// Makes calls of this name fail with this code from now on.
     pub(crate) fn fail(&self, call: &str, code: u32) {
         self.set("STAND_IN_FAIL", &format!("{call}:{code}"));
     }
@@ -61,7 +61,7 @@ impl StandIn {
         self.set("STAND_IN_FAIL", "");
     }
 
-    /// What the driver has been called with since this was called last, but for mere questions and events.
+    /// The driver's calls since the last call of this, without mere queries and events.
     pub(crate) fn calls(&self) -> Vec<String> {
         let calls = fs::read_to_string(&self.log).unwrap_or_default();
         let _ = fs::remove_file(&self.log);
@@ -71,16 +71,16 @@ impl StandIn {
             "cuStreamIsCapturing",
             "cuModule",
         ];
-        let deeds = calls
+        let kept = calls
             .lines()
             .filter(|call| !quiet.iter().any(|name| call.starts_with(name)));
-        deeds.map(str::to_owned).collect()
+        kept.map(str::to_owned).collect()
     }
 }
 
-impl Drop for StandIn {
+impl Drop for FakeDriver {
     fn drop(&mut self) {
-        // Not when this test's thread ends, which another test would see.
+        // Now, not when this test's thread ends: another test would record those calls.
         relata_candle::release_workspaces();
         let _ = fs::remove_file(&self.log);
     }

@@ -1,0 +1,91 @@
+//! The combinations of relation, normalizer and penalty that kernels exist for.
+
+use super::{CoefficientArguments, ContractionArguments, PenaltyArguments, RelationArguments};
+use crate::gpu::kernels::{
+    ByDType, Kernel, PAIRWISE_COEFFICIENTS_DISTANCE_MEAN_HUBER,
+    PAIRWISE_COEFFICIENTS_DOT_NONE_SQUARED, PAIRWISE_COEFFICIENTS_SP,
+    PAIRWISE_COEFFICIENTS_SQUARED_FROBENIUS_HUBER, PAIRWISE_CONTRACTION_DIFFERENCE,
+    PAIRWISE_CONTRACTION_DOT, PAIRWISE_PENALTY_DISTANCE_MEAN_HUBER,
+    PAIRWISE_PENALTY_DOT_NONE_SQUARED, PAIRWISE_PENALTY_SP,
+    PAIRWISE_PENALTY_SQUARED_FROBENIUS_HUBER, PAIRWISE_RELATION_DIFFERENCE, PAIRWISE_RELATION_DOT,
+    PAIRWISE_SCALE_DISTANCE_MEAN, PAIRWISE_SCALE_SQUARED_FROBENIUS,
+};
+use crate::loss::{Normalizer, Pairwise, Penalty, Relation};
+
+/// A combination. The cosine is the dot product of normalised rows.
+///
+/// All 24 combinations would be 60 kernels. A new loss adds a line here and in three kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Instance {
+    /// SP.
+    DotRowL2Squared,
+    /// RKD's distance. It has kernels of its own, which these are compared with.
+    DistanceMeanHuber,
+    /// No loss: the instance tests the parts that the other ones have not.
+    DotNoneSquared,
+    /// No loss, as above.
+    SquaredFrobeniusHuber,
+}
+
+/// The kernels of a combination.
+pub(super) struct Kernels {
+    pub(super) relation: &'static ByDType<RelationArguments>,
+    /// Where the normalizer's scope is the matrix.
+    pub(super) scale: Option<&'static Kernel<PenaltyArguments>>,
+    pub(super) penalty: &'static Kernel<PenaltyArguments>,
+    pub(super) coefficients: &'static Kernel<CoefficientArguments>,
+    pub(super) contraction: &'static ByDType<ContractionArguments>,
+}
+
+impl Instance {
+    pub(super) fn of(pairwise: Pairwise) -> Option<Self> {
+        match (pairwise.relation, pairwise.normalizer, pairwise.penalty) {
+            (Relation::Dot | Relation::Cosine, Normalizer::RowL2, Penalty::Squared) => {
+                Some(Instance::DotRowL2Squared)
+            }
+            (Relation::Distance, Normalizer::Mean, Penalty::Huber { .. }) => {
+                Some(Instance::DistanceMeanHuber)
+            }
+            (Relation::Dot | Relation::Cosine, Normalizer::None, Penalty::Squared) => {
+                Some(Instance::DotNoneSquared)
+            }
+            (Relation::SquaredDistance, Normalizer::Frobenius, Penalty::Huber { .. }) => {
+                Some(Instance::SquaredFrobeniusHuber)
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn kernels(self) -> Kernels {
+        match self {
+            Instance::DotRowL2Squared => Kernels {
+                relation: &PAIRWISE_RELATION_DOT,
+                scale: None,
+                penalty: &PAIRWISE_PENALTY_SP,
+                coefficients: &PAIRWISE_COEFFICIENTS_SP,
+                contraction: &PAIRWISE_CONTRACTION_DOT,
+            },
+            Instance::DistanceMeanHuber => Kernels {
+                relation: &PAIRWISE_RELATION_DIFFERENCE,
+                scale: Some(&PAIRWISE_SCALE_DISTANCE_MEAN),
+                penalty: &PAIRWISE_PENALTY_DISTANCE_MEAN_HUBER,
+                coefficients: &PAIRWISE_COEFFICIENTS_DISTANCE_MEAN_HUBER,
+                contraction: &PAIRWISE_CONTRACTION_DIFFERENCE,
+            },
+            Instance::DotNoneSquared => Kernels {
+                relation: &PAIRWISE_RELATION_DOT,
+                scale: None,
+                penalty: &PAIRWISE_PENALTY_DOT_NONE_SQUARED,
+                coefficients: &PAIRWISE_COEFFICIENTS_DOT_NONE_SQUARED,
+                contraction: &PAIRWISE_CONTRACTION_DOT,
+            },
+            Instance::SquaredFrobeniusHuber => Kernels {
+                relation: &PAIRWISE_RELATION_DIFFERENCE,
+                scale: Some(&PAIRWISE_SCALE_SQUARED_FROBENIUS),
+                penalty: &PAIRWISE_PENALTY_SQUARED_FROBENIUS_HUBER,
+                coefficients: &PAIRWISE_COEFFICIENTS_SQUARED_FROBENIUS_HUBER,
+                contraction: &PAIRWISE_CONTRACTION_DIFFERENCE,
+            },
+        }
+    }
+}

@@ -1,0 +1,378 @@
+//! The pairwise family: relation → penalty → coefficients → contraction, for any combination of
+//! relation, normalizer and penalty that kernels exist for.
+//!
+//! | pass | kernel | launches |
+//! |---|---|---|
+//! | x/‖x‖ | normalize | 1 if rows are normalised |
+//! | sums over the dimensions of every two rows | pairwise_relation | 1, or 2 if rows can leave f32's range |
+//! | relations and scales | pairwise_penalty, `scale` | 1 if the normalizer's scope is the matrix |
+//! | penalties; relations and scales if the scope is a row | pairwise_penalty, `penalty` | 1 |
+//! | coefficients | pairwise_coefficients | 1 |
+//! | gradient and loss | pairwise_contraction | 1 |
+//! | the way back through x/‖x‖ | normalize | 1 if rows are normalised |
+
+mod arguments;
+mod instance;
+
+use self::arguments::MatrixArgument;
+pub(crate) use self::arguments::{
+    CoefficientArguments, ContractionArguments, PenaltyArguments, RelationArguments,
+};
+use self::instance::Instance;
+use super::machine::{Launcher, Limits};
+use super::normalize;
+use super::plan::{Addresses, grid_size, grid_size_y, tile_pairs};
+use super::workspace::{Layout, Region};
+use crate::element::DType;
+use crate::error::Result;
+use crate::loss::{Pairwise, Penalty, Relation};
+use crate::problem::Problem;
+use crate::shapes::Shapes;
+
+/// The side of a tile of pairs: `TILE` in kernels/common/pairwise.cuh.
+const TILE: usize = 64;
+/// Dimensions that pairwise_relation has in shared memory at a time: its `DEPTH`.
+const DEPTH: usize = 32;
+/// The fewest dimensions of a slice. A block needs two steps of `DEPTH` to hide its loads, and a
+/// slice costs 8 bytes a pair.
+const LEAST_SLICE: usize = 2 * DEPTH;
+/// Blocks of pairwise_relation that a multiprocessor holds: `Resident` in its header.
+const RELATION_BLOCKS: usize = 2;
+/// Dimensions of a tile of pairwise_contraction, and its rows in a large batch and in a small one:
+/// its `DIMENSIONS` and `tile_rows`.
+const DIMENSIONS: usize = 64;
+const LARGE_ROWS: usize = 64;
+const SMALL_ROWS: usize = 16;
+
+/// Bytes of `Scales` in kernels/common/pairwise.cuh.
+const SCALES: usize = 16;
+
+/// How the dimensions of one matrix are split between blocks of pairwise_relation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Slices {
+    count: usize,
+    /// The dimensions of a slice, but the last one may have fewer.
+    dims: usize,
+}
+
+impl Slices {
+    /// As many as it takes to give every multiprocessor its blocks, with `pairs` tiles of student
+    /// and of teacher.
+    fn new(dim: usize, pairs: usize, multiprocessors: usize) -> Self {
+        let wanted = (RELATION_BLOCKS * multiprocessors).div_ceil(2 * pairs);
+        let count = wanted.clamp(1, dim.div_ceil(LEAST_SLICE));
+        let dims = dim.div_ceil(count).next_multiple_of(DEPTH);
+        Slices {
+            count: dim.div_ceil(dims),
+            dims,
+        }
+    }
+}
+
+/// Where the passes keep what they hand one another. P is the number of rows, up to a multiple of
+/// [`TILE`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Workspace {
+    normalized: Option<[Region; 2]>,
+    norms: Region,
+    /// `[slices, P, P]` of student and teacher: sums of a slice; then relations in the first one;
+    /// then the coefficients in the student's.
+    slots: [Region; 2],
+    /// `[2, tiles · slices]`
+    maxima: Region,
+    units: Region,
+    sums: Region,
+    scales: Region,
+    losses: Region,
+    partials: Region,
+    weighted: Region,
+}
+
+impl Workspace {
+    fn new(
+        layout: &mut Layout,
+        shapes: Shapes,
+        normalize: bool,
+        slices: [Slices; 2],
+    ) -> Result<Self> {
+        let n = shapes.rows;
+        let padded = n.next_multiple_of(TILE);
+        let normalized = if normalize {
+            Some([
+                layout.push::<f32>(&[n, shapes.student_dim])?,
+                layout.push::<f32>(&[n, shapes.teacher_dim])?,
+            ])
+        } else {
+            None
+        };
+        Ok(Workspace {
+            normalized,
+            norms: layout.push::<f32>(&[if normalize { n } else { 0 }])?,
+            slots: [
+                layout.push::<f32>(&[slices[0].count, padded, padded])?,
+                layout.push::<f32>(&[slices[1].count, padded, padded])?,
+            ],
+            maxima: layout.push::<f32>(&[2, maxima_pitch(n, slices)])?,
+            units: layout.push::<f32>(&[2])?,
+            sums: layout.push::<f64>(&[2, padded])?,
+            scales: layout.push::<u8>(&[padded, SCALES])?,
+            losses: layout.push::<f64>(&[padded])?,
+            partials: layout.push::<f64>(&[padded])?,
+            weighted: layout.push::<f32>(&[padded])?,
+        })
+    }
+}
+
+/// The maxima that pairwise_relation can leave for one matrix.
+fn maxima_pitch(rows: usize, slices: [Slices; 2]) -> usize {
+    rows.div_ceil(TILE) * slices[0].count.max(slices[1].count)
+}
+
+/// What the passes of a pairwise loss are launched with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Plan {
+    instance: Instance,
+    delta: f64,
+    dtype: DType,
+    shapes: Shapes,
+    upstream: f64,
+    slices: [Slices; 2],
+    contraction_rows: usize,
+    at: Workspace,
+}
+
+impl Plan {
+    /// # Panics
+    ///
+    /// If no kernels exist for this combination. A test checks that they do for every loss.
+    pub(crate) fn new(
+        pairwise: Pairwise,
+        problem: &Problem,
+        dtype: DType,
+        limits: Limits,
+        layout: &mut Layout,
+    ) -> Result<Self> {
+        let instance = Instance::of(pairwise).expect("kernels for the pairwise loss");
+        let shapes = problem.shapes();
+        let n = shapes.rows;
+        grid_size("rows", n)?;
+        let normalize = problem.spec().normalize || pairwise.relation == Relation::Cosine;
+        let multiprocessors = limits.multiprocessors as usize;
+        let pairs = tile_pairs(n, TILE)? as usize;
+        let slices = [shapes.student_dim, shapes.teacher_dim]
+            .map(|dim| Slices::new(dim, pairs, multiprocessors));
+        Ok(Plan {
+            instance,
+            delta: match pairwise.penalty {
+                Penalty::Huber { delta } => delta,
+                Penalty::Squared => 0.0,
+            },
+            dtype,
+            shapes,
+            upstream: problem.upstream(),
+            slices,
+            contraction_rows: contraction_rows(n, shapes.student_dim, multiprocessors),
+            at: Workspace::new(layout, shapes, normalize, slices)?,
+        })
+    }
+
+    /// Launches all passes.
+    pub(crate) fn launch(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+        let (dtype, rows) = self.launch_normalize(launcher, at)?;
+        self.launch_relation(launcher, at, dtype, rows, 0)?;
+        if self.may_leave_range() {
+            // Returns at once unless the rows do: the kernel knows.
+            let units = self.at.units.at(at.workspace);
+            self.launch_relation(launcher, at, dtype, rows, units)?;
+        }
+        self.launch_penalty(launcher, at)?;
+        self.launch_coefficients(launcher, at)?;
+        self.launch_contraction(launcher, at, dtype, rows[0])?;
+        if let Some([student, _]) = self.at.normalized {
+            normalize::launch_backward(
+                launcher,
+                [self.shapes.rows, self.shapes.student_dim],
+                student.at(at.workspace),
+                self.at.norms.at(at.workspace),
+                at.gradient,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Whether products of rows can leave f32's range. Those of f16 and of unit rows cannot.
+    fn may_leave_range(&self) -> bool {
+        self.at.normalized.is_none() && self.dtype != DType::F16
+    }
+
+    /// The units of the rows, if they have any.
+    fn units(&self, at: &Addresses) -> u64 {
+        if self.may_leave_range() {
+            self.at.units.at(at.workspace)
+        } else {
+            0
+        }
+    }
+
+    fn slots(&self, at: &Addresses) -> [u64; 2] {
+        self.at.slots.map(|region| region.at(at.workspace))
+    }
+
+    /// Rows of the matrices over pairs, a block for each in the passes between relation and
+    /// contraction.
+    fn padded(&self) -> usize {
+        self.shapes.rows.next_multiple_of(TILE)
+    }
+
+    /// Gives the rows of student and teacher that the other passes read, and their type.
+    fn launch_normalize(
+        &self,
+        launcher: &mut impl Launcher,
+        at: &Addresses,
+    ) -> Result<(DType, [u64; 2])> {
+        let Some(normalized) = self.at.normalized else {
+            return Ok((self.dtype, [at.student, at.teacher]));
+        };
+        let [student, teacher] = normalized.map(|region| region.at(at.workspace));
+        let matrices = [
+            normalize::Matrix {
+                rows: at.student,
+                dim: self.shapes.student_dim,
+                normalized: student,
+                norms: self.at.norms.at(at.workspace),
+            },
+            normalize::Matrix {
+                rows: at.teacher,
+                dim: self.shapes.teacher_dim,
+                normalized: teacher,
+                norms: 0,
+            },
+        ];
+        normalize::launch(launcher, self.dtype, self.shapes.rows, &matrices)?;
+        Ok((DType::F32, [student, teacher]))
+    }
+
+    /// The first launch without `units`, the second with them.
+    fn launch_relation(
+        &self,
+        launcher: &mut impl Launcher,
+        at: &Addresses,
+        dtype: DType,
+        rows: [u64; 2],
+        units: u64,
+    ) -> Result<()> {
+        let slots = self.slots(at);
+        let dims = [
+            grid_size("student_dim", self.shapes.student_dim)?,
+            grid_size("teacher_dim", self.shapes.teacher_dim)?,
+        ];
+        let of = [0, 1].map(|which| MatrixArgument {
+            rows: rows[which],
+            slots: slots[which],
+            dim: dims[which],
+            slices: self.slices[which].count as u32,
+            slice: self.slices[which].dims as u32,
+            padding: 0,
+        });
+        let maxima = if self.may_leave_range() {
+            self.at.maxima.at(at.workspace)
+        } else {
+            0
+        };
+        let arguments = RelationArguments {
+            of,
+            maxima,
+            units,
+            n: grid_size("rows", self.shapes.rows)?,
+            maxima_pitch: maxima_pitch(self.shapes.rows, self.slices) as u32,
+        };
+        let pairs = tile_pairs(self.shapes.rows, TILE)? as usize;
+        let most_slices = self.slices[0].count.max(self.slices[1].count);
+        let grid = [grid_size("rows", pairs * most_slices)?, 2, 1];
+        let kernel = self.instance.kernels().relation.of(dtype);
+        kernel.launch(launcher, grid, 0, &arguments)
+    }
+
+    fn launch_penalty(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+        let arguments = PenaltyArguments {
+            r: self.slots(at),
+            units: self.units(at),
+            sums: self.at.sums.at(at.workspace),
+            scales: self.at.scales.at(at.workspace),
+            losses: self.at.losses.at(at.workspace),
+            partials: self.at.partials.at(at.workspace),
+            weighted: self.at.weighted.at(at.workspace),
+            counter: Layout::counter(0).at(at.workspace),
+            slices: self.slices.map(|slices| slices.count as u32),
+            n: grid_size("rows", self.shapes.rows)?,
+            delta: self.delta as f32,
+        };
+        let grid = [grid_size("rows", self.padded())?, 1, 1];
+        let kernels = self.instance.kernels();
+        if let Some(scale) = kernels.scale {
+            scale.launch(launcher, grid, 0, &arguments)?;
+        }
+        let penalty = kernels.penalty;
+        penalty.launch(launcher, grid, 0, &arguments)
+    }
+
+    fn launch_coefficients(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+        let [student, teacher] = self.slots(at);
+        let arguments = CoefficientArguments {
+            student,
+            teacher,
+            scales: self.at.scales.at(at.workspace),
+            weighted: self.at.weighted.at(at.workspace),
+            n: grid_size("rows", self.shapes.rows)?,
+            delta: self.delta as f32,
+        };
+        let grid = [grid_size("rows", self.padded())?, 1, 1];
+        let kernel = self.instance.kernels().coefficients;
+        kernel.launch(launcher, grid, 0, &arguments)
+    }
+
+    fn launch_contraction(
+        &self,
+        launcher: &mut impl Launcher,
+        at: &Addresses,
+        dtype: DType,
+        rows: u64,
+    ) -> Result<()> {
+        let n = self.shapes.rows as f64;
+        let arguments = ContractionArguments {
+            rows,
+            coefficients: self.slots(at)[0],
+            losses: self.at.losses.at(at.workspace),
+            units: self.units(at),
+            value: at.value,
+            gradient: at.gradient,
+            loss_factor: 1.0 / (n * n),
+            n: grid_size("rows", self.shapes.rows)?,
+            dim: grid_size("student_dim", self.shapes.student_dim)?,
+            tile_rows: self.contraction_rows as u32,
+            factor: (self.upstream / (n * n)) as f32,
+        };
+        let grid = [
+            grid_size("rows", self.shapes.rows.div_ceil(self.contraction_rows))?,
+            grid_size_y("student_dim", self.shapes.student_dim, DIMENSIONS)?,
+            1,
+        ];
+        let kernel = self.instance.kernels().contraction.of(dtype);
+        kernel.launch(launcher, grid, 0, &arguments)
+    }
+}
+
+/// Rows of a tile of the contraction: small tiles where large ones leave multiprocessors idle.
+fn contraction_rows(rows: usize, dim: usize, multiprocessors: usize) -> usize {
+    let large = rows
+        .div_ceil(LARGE_ROWS)
+        .saturating_mul(dim.div_ceil(DIMENSIONS));
+    if large >= multiprocessors {
+        LARGE_ROWS
+    } else {
+        SMALL_ROWS
+    }
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests;
