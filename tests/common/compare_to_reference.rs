@@ -189,5 +189,6 @@ pub(crate) fn as_stored<T: Element>(queue: &Queue<f32>, loss: &Loss) -> Queue<f3
     stored
         .enqueue(Rows::new(&keys, [queue.len(), queue.dim()]).expect("whole keys"))
         .expect("finite keys");
-    stored
+    // Rounding has left the keys unit keys, which need no second normalisation.
+    stored.with_normalize(true)
 }

@@ -81,7 +81,9 @@ impl Input {
             problem: *problem,
             student: cast(&self.student),
             teacher: cast(&self.teacher),
-            queue: self.queue::<T>(),
+            queue: self
+                .queue::<T>()
+                .map(|queue| queue.with_normalize(problem.spec().normalize)),
         }
     }
 
