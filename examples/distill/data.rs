@@ -1,5 +1,5 @@
-//! Characters as typefaces draw them: `examples/data/glyphs.safetensors`, cut into what is trained on and what
-//! is held out.
+//! Characters in many typefaces, from `examples/data/glyphs.safetensors`, split into training data
+//! and held-out data.
 
 use candle_core::{Device, Tensor};
 use safetensors::SafeTensors;
@@ -8,9 +8,10 @@ use crate::failure::{Failure, Result};
 
 /// The side of an image in pixels.
 const SIDE: usize = 20;
-/// The levels of grey but one: the value of white on black.
+/// The value of white; black is 0.
 const WHITE: f32 = 15.0;
-/// Every training image also comes shifted by a pixel: in all eight directions, if all shifts are used.
+/// Every training image is also shifted by one pixel, in all eight directions if all shifts are
+/// used.
 const SHIFTS: [(isize, isize); 9] = [
     (0, 0),
     (0, 1),
@@ -31,7 +32,7 @@ pub(crate) struct Set {
     pub(crate) labels: Vec<u32>,
 }
 
-/// What is trained on: `[shift][class][typeface]`, so that an image's row says what it is.
+/// The training images, `[shift][class][typeface]`: an image's row tells all three.
 pub(crate) struct Training {
     /// `[shifts * classes * typefaces, pixels]`
     pub(crate) images: Tensor,
@@ -42,18 +43,19 @@ pub(crate) struct Training {
 
 pub(crate) struct Data {
     pub(crate) training: Training,
-    /// The characters trained on, in typefaces that were not: for the accuracy of classification.
+    /// Trained characters in new typefaces, to measure the accuracy of classification.
     pub(crate) test: Set,
-    /// Characters never trained on, in typefaces never trained on, to choose weights by.
+    /// New characters in new typefaces, to choose weights.
     pub(crate) validation: Set,
-    /// Others of the kind, for the reported recall.
+    /// Other new characters in new typefaces, for the reported recall.
     pub(crate) unseen: Set,
 }
 
 pub(crate) const PIXELS: usize = SIDE * SIDE;
 
 impl Data {
-    /// Reads the file that is part of this program. With `small`, only every third training typeface and no shifts.
+    /// Reads the file, which is compiled into this program. `small` keeps only every third training
+    /// typeface and no shifts.
     pub(crate) fn load(device: &Device, small: bool) -> Result<Self> {
         let file = File::read()?;
         let [seen, validation, unseen] = [0, 1, 2].map(|part| where_is(&file.characters, part));
@@ -133,7 +135,8 @@ impl File {
         })
     }
 
-    /// Appends the images of characters in typefaces, `[character][typeface][y][x]`, shifted down and to the right.
+    /// Appends the images of characters in typefaces, `[character][typeface][y][x]`, shifted down
+    /// and to the right.
     fn draw(
         &self,
         characters: &[usize],
@@ -161,7 +164,7 @@ impl File {
     }
 }
 
-/// The indices at which `part` stands.
+/// The indices of `part`.
 fn where_is(parts: &[u8], part: u8) -> Vec<usize> {
     (0..parts.len()).filter(|&i| parts[i] == part).collect()
 }

@@ -1,9 +1,11 @@
-//! Distillation that shows whether it pays: a teacher, and small students with and without each of the losses, on
-//! characters in many typefaces. Recall is measured on characters that nobody was trained on.
+//! Measures whether distillation helps: trains a teacher, and small students with and without each
+//! of the losses, on characters in many typefaces. Recall is measured on characters that no network
+//! was trained on.
 //!
 //! ```sh
 //! cargo run --release --example distill
-//! cargo run --release --example distill -- --method rkd-angle=100 --recall-on validation --first-seed 100 --seeds 3
+//! cargo run --release --example distill -- --method rkd-angle=100 --recall-on validation \
+//!     --first-seed 100 --seeds 3
 //! ```
 
 mod data;
@@ -41,7 +43,7 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let options = Options::from_command_line()?;
     let out = &options.out;
-    // Whatever can be refused is refused before anything is trained.
+    // Everything that can be refused is refused before the training.
     fs::create_dir_all(out).map_err(|e| Failure::refused(format!("--out {}", out.display()), e))?;
     let study = Study::run(&options)?;
     let write = |name: &str, text: String| {
@@ -52,14 +54,14 @@ fn run() -> Result<()> {
     write("runs.csv", table::csv(&study))?;
     plot::recall(&study, &out.join("recall.svg"))?;
     plot::distances(&study, &out.join("distances.svg"))?;
-    let said = format!(
+    let message = format!(
         "{}\n\nwritten to {}\n",
         table::terminal(&study),
         out.display()
     );
-    // Whoever closed standard output has the files.
+    // If standard output is closed, the files are written all the same.
     std::io::stdout()
-        .write_all(said.as_bytes())
+        .write_all(message.as_bytes())
         .map_err(|_| Failure::Quiet)
 }
 

@@ -1,4 +1,4 @@
-//! How a student is distilled: a weighted sum of losses between what it says and what its teacher says.
+//! A method of distillation: a weighted sum of losses between the outputs of student and teacher.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use relata_candle::{kd_kl, rkd, rkd_angle, rkd_distance, rrd};
 
 use crate::model::{Network, Output};
 
-/// The weights of the losses; 0 where one is not used.
+/// The weights of the losses; 0 leaves one out.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(crate) struct Method {
     rkd_distance: f64,
@@ -18,8 +18,8 @@ pub(crate) struct Method {
     rrd: f64,
 }
 
-/// The weights unless others are given. Those of RKD are the authors' beside a task loss; the others were chosen on the
-/// validation characters (docs/decisions/0012).
+/// The default weights. Those of RKD are the authors' for a sum with a task loss. The others were
+/// chosen on the validation characters (docs/decisions/0012).
 const WEIGHTS: Method = Method {
     rkd_distance: Rkd::CLASSIFICATION.distance_weight,
     rkd_angle: Rkd::CLASSIFICATION.angle_weight,
@@ -34,11 +34,12 @@ const NONE: Method = Method {
     rrd: 0.0,
 };
 
-/// The keys RRD keeps: to the 4872 training images what the paper's 16384 are to its 50000.
+/// The capacity of RRD's queue. It is to the 4872 training images as the paper's 16384 to its
+/// 50000.
 const QUEUE_CAPACITY: usize = 2048;
 
 impl Method {
-    /// What is compared unless other methods are asked for.
+    /// The methods that are compared by default.
     pub(crate) const COMPARED: [Method; 6] = [
         Method {
             rkd_distance: WEIGHTS.rkd_distance,
@@ -68,7 +69,7 @@ impl Method {
         },
     ];
 
-    /// A queue for the teacher's keys, if this method compares with one.
+    /// A queue for the teacher's keys, if this method needs one.
     pub(crate) fn queue(&self, dim: usize, device: &Device) -> Result<Option<Queue>> {
         match self.rrd > 0.0 {
             true => Queue::new(QUEUE_CAPACITY, dim, DType::F32, device).map(Some),
@@ -76,7 +77,7 @@ impl Method {
         }
     }
 
-    /// The loss, if there is any: of `student`'s output against the teacher's for the same images.
+    /// The loss of the student's output against the teacher's for the same images, if there is one.
     pub(crate) fn loss(
         &self,
         network: &Network,
@@ -133,13 +134,13 @@ impl fmt::Display for Method {
             ("RRD", self.rrd),
         ];
         let used = terms.iter().filter(|(_, weight)| *weight > 0.0);
-        let said = used.map(|(label, weight)| match *weight == 1.0 {
+        let labels = used.map(|(label, weight)| match *weight == 1.0 {
             true => (*label).to_owned(),
             false => format!("{weight} {label}"),
         });
-        match said.collect::<Vec<_>>() {
+        match labels.collect::<Vec<_>>() {
             none if none.is_empty() => f.write_str("none"),
-            said => f.write_str(&said.join(" + ")),
+            labels => f.write_str(&labels.join(" + ")),
         }
     }
 }

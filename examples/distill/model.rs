@@ -1,5 +1,5 @@
-//! The networks: layers with ReLU between them that end in an embedding, a linear classifier on top of it, and
-//! for RRD a linear projection to the teacher's dimension.
+//! The networks: layers with ReLU between them that end in an embedding, a linear classifier on the
+//! embedding, and for RRD a linear projection to the teacher's dimension.
 
 use candle_core::{Device, Result, Tensor, Var};
 use candle_nn::{Linear, Module};
@@ -13,16 +13,17 @@ pub(crate) struct Network {
     variables: Vec<Var>,
 }
 
-/// What a network says of a batch.
+/// A network's output for a batch.
 pub(crate) struct Output {
-    /// `[n, dim]`, rows of length 1: what is compared in retrieval.
+    /// `[n, dim]`, rows of length 1, which retrieval compares.
     pub(crate) embedding: Tensor,
     /// `[n, classes]`
     pub(crate) logits: Tensor,
 }
 
 impl Network {
-    /// `widths`: of the input, of the hidden layers and of the embedding. `projected`: the dimension projected to.
+    /// `widths`: of the input, the hidden layers and the embedding. `projected`: the projection's
+    /// dimension.
     pub(crate) fn new(
         widths: &[usize],
         classes: usize,
@@ -63,7 +64,7 @@ impl Network {
         self.variables.clone()
     }
 
-    /// Numbers that are trained, without the projection, which is thrown away.
+    /// The number of trained parameters, without the projection, which is discarded.
     pub(crate) fn size(&self) -> usize {
         let layers = self.trunk.iter().chain([&self.classifier]);
         let bias = |layer: &Linear| layer.bias().map_or(0, Tensor::elem_count);
@@ -73,7 +74,8 @@ impl Network {
     }
 }
 
-/// He's initialisation, uniform. Drawn here, because candle's own draws on the CPU cannot be seeded.
+/// He's initialisation, uniform. candle's own random numbers on the CPU cannot be seeded, so these
+/// are drawn here.
 fn linear(
     inputs: usize,
     outputs: usize,

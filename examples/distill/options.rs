@@ -9,10 +9,12 @@ use crate::failure::{Failure, Result};
 use crate::method::Method;
 use crate::train::Plan;
 
-/// Trains a teacher on characters in many typefaces, then small students with and without distillation, and compares
-/// how well each finds characters again that none of them was trained on.
+/// Trains a teacher on characters in many typefaces, then small students with and without
+/// distillation, and compares how well each finds characters again that none of them was trained
+/// on.
 ///
-/// Prints a table and writes it with the plots into a folder: results.md, runs.csv, recall.svg, distances.svg.
+/// Prints a table and writes it with the plots into a folder: results.md, runs.csv, recall.svg,
+/// distances.svg.
 #[derive(Debug, Parser)]
 #[command(name = "distill", version, after_help = AFTER_HELP)]
 pub(crate) struct Options {
@@ -22,9 +24,10 @@ pub(crate) struct Options {
     /// The first seed; the others follow it
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(..=1 << 32))]
     first_seed: u64,
-    /// A sum of losses to distil with, each with its weight if another than the default is wanted, such as
-    /// rkd-distance=25+rkd-angle=50; or none. Losses: rkd-distance, rkd-angle, kd, rrd. May be repeated; none is always among them
-    /// [default: none, every loss alone, both of RKD, kd+rrd]
+    /// A sum of losses to distil with, each with its weight if another than the default is wanted,
+    /// such as rkd-distance=25+rkd-angle=50; or none. Losses: rkd-distance, rkd-angle, kd, rrd. May
+    /// be repeated; none is always among them [default: none, every loss alone, both of RKD,
+    /// kd+rrd]
     #[arg(long = "method", value_name = "LOSSES", value_parser = str::parse::<Method>)]
     methods: Vec<Method>,
     /// The characters to measure recall on. Choose weights on validation, never on unseen

@@ -124,7 +124,8 @@ const GAP: i32 = 16;
 /// The distance, in units of the mean, that has the last colour.
 const FAR: f64 = 1.6;
 
-/// The distances, in units of their mean, between embeddings of the same images: teacher, plain student, distilled student.
+/// The distances, in units of their mean, between embeddings of the same images: teacher, plain
+/// student, distilled student.
 pub(crate) fn distances(study: &Study, path: &Path) -> Result<()> {
     let teacher = scaled_distances(&study.teacher_embedding, study.each)?;
     let mut maps = vec![("teacher".to_owned(), teacher.clone())];

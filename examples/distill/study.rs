@@ -1,4 +1,5 @@
-//! All that is trained and measured: for every seed a teacher, and with it a student of every method.
+//! The study: for every seed it trains and measures a teacher, and with it a student of every
+//! method.
 
 use candle_core::Tensor;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -11,26 +12,26 @@ use crate::model::Network;
 use crate::options::{Options, Part};
 use crate::train::{Plan, Student, Teacher};
 
-/// How good a network is.
+/// A network's scores.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scores {
     /// Recall@1 and @4 on characters that were not trained on.
     pub(crate) recall: [f64; 2],
-    /// On those that were, in typefaces that were not; there is none without a classifier.
+    /// On trained characters in new typefaces. There is none without a classifier.
     pub(crate) accuracy: Option<f64>,
 }
 
-/// A student of a method: what became of it.
+/// The result of one student of a method.
 pub(crate) struct Run {
     pub(crate) scores: Scores,
     /// Epochs, recall@1.
     pub(crate) curve: Vec<(f64, f64)>,
-    /// Seconds of training, and those of them in the distillation losses.
+    /// The seconds of training, and the part of them in the distillation losses.
     pub(crate) seconds: f64,
     pub(crate) seconds_in_losses: f64,
 }
 
-/// All runs of a method, one a seed.
+/// All runs of a method, one for each seed.
 pub(crate) struct Arm {
     pub(crate) method: Method,
     pub(crate) runs: Vec<Run>,
@@ -42,16 +43,16 @@ pub(crate) struct Study {
     pub(crate) seeds: Vec<u64>,
     pub(crate) quick: bool,
     pub(crate) part: Part,
-    /// Of the images as they are.
+    /// The scores of the images themselves.
     pub(crate) pixels: Scores,
     pub(crate) teachers: Vec<Scores>,
-    /// Numbers trained in a teacher and in a student.
+    /// The numbers of trained parameters of a teacher and of a student.
     pub(crate) sizes: [usize; 2],
     /// The first is without distillation.
     pub(crate) arms: Vec<Arm>,
     /// The first teacher's embeddings, like [`Arm::embedding`].
     pub(crate) teacher_embedding: Tensor,
-    /// How many images there are of each character in the set that recall is measured on.
+    /// How many images of each character the set has that recall is measured on.
     pub(crate) each: usize,
 }
 
@@ -122,7 +123,7 @@ impl Study {
         })
     }
 
-    /// Of the distilled arms that with the best recall@1, if there is any.
+    /// The distilled arm with the best recall@1, if there is one.
     pub(crate) fn best(&self) -> Option<&Arm> {
         let sum = |arm: &Arm| arm.runs.iter().map(|run| run.scores.recall[0]).sum::<f64>();
         self.arms
@@ -156,7 +157,7 @@ fn scores(network: &Network, data: &Data, set: &Set) -> Result<Scores> {
 }
 
 fn progress(steps: usize) -> ProgressBar {
-    // A template that does not parse would be a mistake above, and no reason to stop.
+    // A template that does not parse is a mistake above, but no reason to stop.
     let style = ProgressStyle::with_template("{bar:30} {percent:>3} %  {msg}  (ready in {eta})");
     ProgressBar::new(steps as u64)
         .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))

@@ -1,4 +1,4 @@
-//! What every network is trained with: batches, and the loss on labels.
+//! The training task of every network: batches, and the loss on labels.
 
 use candle_core::{DType, Device, Result, Tensor};
 use rand::Rng;
@@ -10,7 +10,7 @@ use crate::data::Training;
 use crate::metrics::squared_distances;
 use crate::model::Output;
 
-/// The classes in a batch, and the images of each.
+/// How many classes are in a batch, and how many images of each.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BatchSize {
     pub(crate) classes: usize,
@@ -23,7 +23,7 @@ impl BatchSize {
     }
 }
 
-/// Draws batches: some classes, of each some typefaces, every image in a random shift.
+/// Draws batches: some classes, some typefaces of each, every image with a random shift.
 pub(crate) struct Batches {
     rng: StdRng,
     size: BatchSize,
@@ -37,7 +37,7 @@ impl Batches {
         }
     }
 
-    /// Rows of the training images, and their classes. A class's images stand together.
+    /// Rows of the training images, and their classes. The images of a class are adjacent.
     pub(crate) fn draw(&mut self, of: &Training) -> Result<(Tensor, Tensor)> {
         let (mut rows, mut labels) = (Vec::new(), Vec::new());
         for class in sample(&mut self.rng, of.classes, self.size.classes) {
@@ -54,13 +54,14 @@ impl Batches {
 
 /// Cross-entropy of the classifier plus a triplet loss on the embedding.
 pub(crate) struct Task {
-    /// `[n * each]`: for each row of a batch where in a flat `[n, n]` those of its class stand.
+    /// `[n * each]`: for each row of a batch, the indices of its class's rows in a flat `[n, n]`.
     same_class: Tensor,
-    /// `[n, each, n]`: 1 where the second is another one of the first's class and the third is not of that class.
+    /// `[n, each, n]`: 1 where the second is another image of the first one's class and the third
+    /// is of another class.
     triplets: Tensor,
 }
 
-/// Of the triplet loss, between distances of rows of length 1; as in the RKD paper.
+/// The margin of the triplet loss, between distances of rows of length 1, as in the RKD paper.
 const MARGIN: f64 = 0.2;
 
 impl Task {
@@ -85,10 +86,11 @@ impl Task {
         candle_nn::loss::cross_entropy(&output.logits, labels)? + self.triplet(&output.embedding)?
     }
 
-    /// The mean over all triplets that violate the margin: Hermans et al., arXiv 1703.07737, "batch all".
+    /// The mean over all triplets that violate the margin: Hermans et al., arXiv 1703.07737,
+    /// "batch all".
     fn triplet(&self, embedding: &Tensor) -> Result<Tensor> {
         let (n, each, _) = self.triplets.dims3()?;
-        // The small number keeps the root's derivative finite where rows coincide.
+        // The small number keeps the root's derivative finite where two rows are equal.
         let distances = (squared_distances(embedding)?.relu()? + 1e-6)?.sqrt()?;
         let near = distances
             .flatten_all()?

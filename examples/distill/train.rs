@@ -1,4 +1,4 @@
-//! How the teacher and its students are trained.
+//! The training of the teacher and of its students.
 
 use std::f64::consts::PI;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::metrics;
 use crate::model::{Network, Output};
 use crate::task::{BatchSize, Batches, Task};
 
-/// How large the networks are, and how long they are trained.
+/// The sizes of the networks, and the lengths of their trainings.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan {
     /// The widths of two hidden layers and of the embedding.
@@ -23,9 +23,9 @@ pub(crate) struct Plan {
     batch: BatchSize,
     pub(crate) teacher_steps: usize,
     pub(crate) steps: usize,
-    /// How often, in steps, a student's recall is taken.
+    /// A student's recall is measured every so many steps.
     watch_every: usize,
-    /// Whether to train on a part of the data only.
+    /// Whether to train only on a part of the data.
     pub(crate) small_data: bool,
 }
 
@@ -55,30 +55,30 @@ impl Plan {
         small_data: true,
     };
 
-    /// Steps in which as many images are seen as there are, shifts aside.
+    /// How many steps see as many images as there are, not counting shifts.
     pub(crate) fn steps_of_epoch(&self, data: &Data) -> f64 {
         let images = data.training.classes * data.training.typefaces;
         images as f64 / self.batch.images() as f64
     }
 }
 
-/// AdamW's, at the start; it falls to 0 along half a cosine.
+/// AdamW's learning rate at the start. It falls to 0 along half a cosine.
 const LEARNING_RATE: f64 = 4e-3;
 const WEIGHT_DECAY: f64 = 1e-4;
 
-/// The teacher, and what it says of all training images: it is asked only once.
+/// The teacher, and its outputs for all training images, which it computes only once.
 pub(crate) struct Teacher {
     pub(crate) network: Network,
     answers: Output,
 }
 
-/// A student, and how it came to be.
+/// A trained student, and its training.
 pub(crate) struct Student {
     pub(crate) network: Network,
-    /// Steps done, and recall@1 then.
+    /// Recall@1 after so many steps.
     pub(crate) curve: Vec<(usize, f64)>,
     pub(crate) took: Duration,
-    /// The part of it that the distillation losses and their gradients took.
+    /// The part of that time in the distillation losses and their gradients.
     pub(crate) in_losses: Duration,
 }
 
@@ -98,15 +98,15 @@ impl Teacher {
                 Ok(())
             },
         )?;
-        let said = network.forward(&data.training.images)?;
+        let output = network.forward(&data.training.images)?;
         let answers = Output {
-            embedding: said.embedding.detach(),
-            logits: said.logits.detach(),
+            embedding: output.embedding.detach(),
+            logits: output.logits.detach(),
         };
         Ok(Teacher { network, answers })
     }
 
-    /// What it says of the training images in these rows.
+    /// Its outputs for the training images in these rows.
     fn answer(&self, rows: &Tensor) -> Result<Output> {
         Ok(Output {
             embedding: self.answers.embedding.index_select(rows, 0)?,
@@ -116,7 +116,8 @@ impl Teacher {
 }
 
 impl Student {
-    /// With the same seed, all methods start from the same weights and see the same batches. The recall is watched on `watched`.
+    /// With the same seed, all methods start from the same weights and see the same batches. The
+    /// recall is measured on `watched`.
     pub(crate) fn train(
         data: &Data,
         plan: &Plan,
@@ -177,8 +178,8 @@ fn network(widths: [usize; 3], projected: usize, data: &Data, seed: u64) -> Resu
     )
 }
 
-/// Trains `network` by the task and by what `more` gives for its output on the training images in given rows; calls
-/// `after` with the number of steps done.
+/// Trains `network` on the task's loss plus the loss that `more` returns for its output and the
+/// rows of the batch. Calls `after` with the number of steps done.
 fn fit(
     network: &Network,
     data: &Data,

@@ -1,6 +1,6 @@
-//! [relata]'s relational distillation losses on burn's tensors: differentiable, on any of its devices.
-//! relata computes them on the CPU. From another device the embeddings are copied to the host and the
-//! gradient is copied back, and the device waits.
+//! [relata]'s relational distillation losses on burn's tensors: differentiable, on any of its
+//! devices. relata computes them on the CPU. From another device the embeddings are copied to the
+//! host and the gradient is copied back, and the device waits.
 //!
 //! ```
 //! use burn_tensor::{Device, Distribution, Tensor}; // burn::tensor, in a program
@@ -15,8 +15,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! - Student `[N, D]` and teacher `[N, D_t]` have one dtype: f64, f32, f16 or bf16. The teacher is a
-//!   constant.
+//! - Student `[N, D]` and teacher `[N, D_t]` have one dtype: f64, f32, f16 or bf16. The teacher is
+//!   a constant.
 //! - The loss is a tensor of one element, f64 for f64 and f32 for all others.
 //! - The upstream factor multiplies the gradient in the loss's type. The rounding to the student's
 //!   type comes last.
@@ -64,8 +64,8 @@ pub fn loss(student: &Tensor<2>, teacher: &Tensor<2>, loss: impl Into<Loss>) -> 
     Ok(loss_and_terms(student, teacher, loss)?.0)
 }
 
-/// A loss compared with the keys in `queue`: RRD or InfoNCE, of f32, f16 or bf16. The teacher's rows
-/// enter the queue when the loss's `enqueue` says: see [`Loss::evaluate_with_queue`].
+/// A loss compared with the keys in `queue`: RRD or InfoNCE, of f32, f16 or bf16. The teacher's
+/// rows enter the queue when the loss's `enqueue` says: see [`Loss::evaluate_with_queue`].
 ///
 /// # Errors
 /// [`Error`], naming what does not fit. Nothing has been enqueued then.
@@ -78,8 +78,8 @@ pub fn loss_with_queue(
     Ok(loss_and_terms_with_queue(student, teacher, queue, loss)?.0)
 }
 
-/// As [`loss`], with the loss's named [`Terms`] from the same evaluation. They cost nothing: the CPU
-/// has computed them with the loss.
+/// As [`loss`], with the loss's named [`Terms`] from the same evaluation. They cost nothing: the
+/// CPU has computed them with the loss.
 ///
 /// # Errors
 /// As [`loss`].
@@ -244,8 +244,8 @@ struct Evaluated {
 }
 
 impl Evaluated {
-    /// The loss as a function of the student that has this gradient: the value plus a sum that is 0.
-    /// burn's own operations make it work on all of its backends. With the terms.
+    /// The loss as a function of the student that has this gradient: the value plus a sum that is
+    /// 0. burn's own operations make it work on all of its backends. With the terms.
     fn in_graph_of(self, student: &Tensor<2>) -> (Tensor<1>, Terms) {
         let device = student.device();
         let student = student.clone().cast(self.dtype);

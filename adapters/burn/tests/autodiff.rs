@@ -1,5 +1,5 @@
-//! Compares gradients through the adapter with burn's autodiff of the formulas, in f64 on burn's CPU
-//! backend.
+//! Compares gradients through the adapter with burn's autodiff of the formulas, in f64 on burn's
+//! CPU backend.
 
 use burn_tensor::activation::log_softmax;
 use burn_tensor::{DType, Device, FloatDType, Tensor, TensorData};
@@ -112,7 +112,8 @@ fn losses_in_graphs() {
         (KdKl::default().into(), kd),
     ];
     let dtypes = [
-        // burn's autodiff is accurate to about 1e-8 in f64. The adapter's own accuracy is tested below.
+        // burn's autodiff is accurate to about 1e-8 in f64. The adapter's own accuracy is tested
+        // below.
         (FloatDType::F64, 1e-6),
         (FloatDType::F32, 1e-5),
         (FloatDType::F16, 2e-3),

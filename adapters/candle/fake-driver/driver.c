@@ -1,7 +1,7 @@
-// The fake driver for the driver that relata's own tests have, with the calls that candle makes besides. No kernel runs.
+// The fake driver of relata's own tests, with the other calls that candle makes. No kernel runs.
 #include "../../../tests/cuda_fake_driver/libcuda.c"
 
-// The program that is being tested changes the settings while it runs; that it finds this tells it that it is beside a fake driver.
+// The tested program changes the settings while it runs. It knows the fake driver by this function.
 int fake_driver_set(const char* name, const char* value) {
     return setenv(name, value, 1);
 }
@@ -34,7 +34,8 @@ CUresult cuStreamIsCapturing(Handle stream, int* status) {
     *status = 0;
     return SUCCESS;
 }
-CUresult cuMemcpyPeerAsync(CUdeviceptr to, Handle there, CUdeviceptr from, Handle here, size_t bytes, Handle stream) {
+CUresult cuMemcpyPeerAsync(CUdeviceptr to, Handle there, CUdeviceptr from, Handle here,
+                           size_t bytes, Handle stream) {
     (void)to, (void)there, (void)from, (void)here, (void)bytes, (void)stream;
     BEGIN_PLAIN();
     return INVALID_VALUE;

@@ -1,5 +1,5 @@
-// Stands in for cuBLAS and cuRAND, of which a candle device makes handles, and for the rest of the toolkit, of which it calls
-// nothing. Nothing is computed.
+// A fake cuBLAS and cuRAND, for which a candle device makes handles, and a fake for the rest of the
+// toolkit, which it never calls. Nothing is computed.
 #include <stddef.h>
 #include <stdint.h>
 

@@ -106,8 +106,9 @@ fn evaluate_as<T: CudaElement>(
 /// Memory for a result. Its content is undefined until the evaluation has run.
 #[allow(unsafe_code, reason = "memory that nothing has written")]
 fn overwritten(device: &CudaDevice, len: usize) -> Result<CudaSlice<f32>> {
-    // SAFETY: any bits are an f32. The evaluation overwrites all of it before any later work on the
-    // stream can read it. If the evaluation fails, it is dropped.
+    // SAFETY: any bits are an f32. The evaluation writes the gradient, the loss and its terms before
+    // any later work on the stream can read them. Nothing uses the elements behind the last term. If
+    // the evaluation fails, the memory is dropped.
     unsafe { device.alloc(len) }
 }
 
@@ -134,8 +135,8 @@ const KEPT: usize = 16;
 thread_local! {
     /// The evaluators that this thread used last, the most recent one at the end. A training step
     /// finds its kernels loaded and its workspaces allocated. Threads do not share evaluators: a
-    /// workspace belongs to one stream, and candle's device launches on a stream of each thread's own
-    /// behind one handle.
+    /// workspace belongs to one stream, and candle's device launches on a stream of each thread's
+    /// own behind one handle.
     static EVALUATORS: RefCell<Vec<Box<dyn Any>>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -149,8 +150,8 @@ fn with_evaluator<T: CudaElement>(
         Some(evaluator) => evaluator,
         None => Box::new(Evaluator::<T>::new(stream, problem)?),
     };
-    // An evaluator that fails is not kept: the launches that did run may have left the workspace in a
-    // state that only the missing launches would repair.
+    // An evaluator that fails is not kept: the launches that did run may have left the workspace in
+    // a state that only the missing launches would repair.
     evaluate(&mut evaluator)?;
     EVALUATORS.with_borrow_mut(|kept| {
         if kept.len() == KEPT {

@@ -18,8 +18,8 @@ pub(crate) struct Inputs {
 
 impl Inputs {
     /// # Errors
-    /// Candle's own, on behalf of `op`, for ranks, dtypes and devices. relata's, for different numbers
-    /// of rows; the loss checks the other sizes.
+    /// Candle's own, on behalf of `op`, for ranks, dtypes and devices. relata's, for different
+    /// numbers of rows; the loss checks the other sizes.
     pub(crate) fn new(student: &Tensor, teacher: &Tensor, op: &'static str) -> Result<Self> {
         let student_shape = shape(student, "student", op)?;
         let teacher_shape = shape(teacher, "teacher", op)?;

@@ -14,8 +14,8 @@ use crate::error::OrCandle;
 use crate::inputs::{no_kernels, same_device, unsupported};
 
 /// A first-in first-out ring of teacher keys `[capacity, dim]`, empty at first.
-/// [`loss_with_queue`](crate::loss_with_queue) compares with them and adds to them. Make one queue for
-/// a model, on the model's device.
+/// [`loss_with_queue`](crate::loss_with_queue) compares with them and adds to them. Make one queue
+/// for a model, on the model's device.
 ///
 /// Keys are L2-normalised as they enter. See [`relata::Queue`].
 ///
@@ -114,8 +114,8 @@ impl Queue {
     }
 
     /// Sets how precise the softmax weights of losses with this queue are on a GPU, for half types;
-    /// [`Split`](WeightPrecision::Split) at first. See [`relata::Problem::with_weight_precision`]. No
-    /// effect on the CPU.
+    /// [`Split`](WeightPrecision::Split) at first. See [`relata::Problem::with_weight_precision`].
+    /// No effect on the CPU.
     #[must_use]
     pub fn with_weight_precision(mut self, weights: WeightPrecision) -> Self {
         self.weights = weights;
@@ -190,9 +190,9 @@ impl Queue {
     /// Adds `keys` `[B, dim]`, in order. Where there is no room they replace the oldest ones.
     ///
     /// # Errors
-    /// A dtype, device or length that is not the queue's. A NaN or an infinity would spoil every loss
-    /// until it leaves the queue: on the CPU it is an error; on a GPU the batch does not enter, without
-    /// an error, because the host does not wait for the check.
+    /// A dtype, device or length that is not the queue's. A NaN or an infinity would spoil every
+    /// loss until it leaves the queue: on the CPU it is an error; on a GPU the batch does not
+    /// enter, without an error, because the host does not wait for the check.
     pub fn enqueue(&mut self, keys: &Tensor) -> Result<()> {
         let shape: [usize; 2] = keys.dims2().map_err(|error| error.context("keys"))?.into();
         same_device(&self.device, keys.device(), NAME)?;
@@ -248,8 +248,8 @@ impl Queue {
         crate::gpu::on_gpu(keys, |keys| queue.enqueue(&keys).or_candle(NAME))
     }
 
-    /// The keys `[len, dim]` on the CPU, the oldest first: save them in a checkpoint. They are f64 for
-    /// f64 and f32 for all others.
+    /// The keys `[len, dim]` on the CPU, the oldest first: save them in a checkpoint. They are f64
+    /// for f64 and f32 for all others.
     ///
     /// # Errors
     /// Too little memory, and on a GPU what went wrong there since the launches.
@@ -266,8 +266,8 @@ impl Queue {
         }
     }
 
-    /// Replaces all keys by those that [`to_tensor`](Self::to_tensor) returned, as they are. If there
-    /// are more than there is room for, the newest stay. `keys` may be on any device.
+    /// Replaces all keys by those that [`to_tensor`](Self::to_tensor) returned, as they are. If
+    /// there are more than there is room for, the newest stay. `keys` may be on any device.
     ///
     /// # Errors
     /// As [`enqueue`](Self::enqueue), but for the device. After an error the queue is as it was.

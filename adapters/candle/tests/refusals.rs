@@ -1,5 +1,5 @@
-//! Inputs that cannot be evaluated are refused with an error that says why, and the queue stays as it
-//! was.
+//! Inputs that cannot be evaluated are refused with an error that says why, and the queue stays as
+//! it was.
 
 use candle_core::{DType, Device, Error, Result, Tensor};
 use relata::QueueUse;

@@ -43,9 +43,9 @@ fn evaluate_as<T: GpuElement>(inputs: &Inputs, problem: &Problem) -> Result<Eval
     let stream = null_mut();
     // SAFETY: memory of this length in the current context, as just checked, and a stream of it.
     unsafe { evaluator.initialize(buffers.workspace, stream) }?;
-    // SAFETY: contiguous matrices of T of the problem's shapes, and new tensors of the right lengths that
-    // overlap nothing. libtorch reuses freed memory in the stream's order, so the workspace may be freed
-    // at once.
+    // SAFETY: contiguous matrices of T of the problem's shapes, and new tensors of the right
+    // lengths that overlap nothing. libtorch reuses freed memory in the stream's order, so the
+    // workspace may be freed at once.
     unsafe { evaluator.launch(&buffers, stream) }?;
     Ok(Evaluated { value, gradient })
 }

@@ -61,8 +61,9 @@ trait Kinded: Element + tch::kind::Element {}
 impl<T: Element + tch::kind::Element> Kinded for T {}
 
 fn rows<T: Kinded>(inputs: &Inputs) -> Result<[Rows<'_, T>; 2]> {
-    // SAFETY: contiguous, on the CPU, and T was chosen by its kind. It is detached from its graph, not from
-    // its memory, but nothing writes there while the caller lends it: no other function of tch's is called.
+    // SAFETY: contiguous, on the CPU, and T was chosen by its kind. It is detached from its graph,
+    // not from its memory, but nothing writes there while the caller lends it: no other function of
+    // tch's is called.
     let student = unsafe { elements(&inputs.student) };
     // SAFETY: as above.
     let teacher = unsafe { elements(&inputs.teacher) };
@@ -73,13 +74,14 @@ fn rows<T: Kinded>(inputs: &Inputs) -> Result<[Rows<'_, T>; 2]> {
 }
 
 /// # Safety
-/// The tensor is contiguous, on the CPU and of T's kind. Nothing writes to it while the elements are
-/// borrowed.
+/// The tensor is contiguous, on the CPU and of T's kind. Nothing writes to it while the elements
+/// are borrowed.
 unsafe fn elements<T: Kinded>(tensor: &Tensor) -> &[T] {
     let len = tensor.numel();
     if len == 0 {
         return &[]; // such a tensor has no address
     }
-    // SAFETY: libtorch's memory of that many elements, aligned for them. It lives as long as the tensor.
+    // SAFETY: libtorch's memory of that many elements, aligned for them. It lives as long as the
+    // tensor.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<T>(), len) }
 }

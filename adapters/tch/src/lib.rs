@@ -1,6 +1,6 @@
-//! [relata]'s relational distillation losses on [tch]'s tensors: differentiable, on the CPU and, with
-//! the feature `cuda`, on GPUs. It shows how to adapt relata to a framework that gives addresses and
-//! accepts no operations of others.
+//! [relata]'s relational distillation losses on [tch]'s tensors: differentiable, on the CPU and,
+//! with the feature `cuda`, on GPUs. It shows how to adapt relata to a framework that gives
+//! addresses and accepts no operations of others.
 //!
 //! ```no_run
 //! use tch::{Device, Kind, Tensor};
@@ -14,8 +14,9 @@
 //! # Ok(()) }
 //! ```
 //!
-//! - Student `[N, D]` and teacher `[N, D_t]` have one kind and lie on one device: f64 on the CPU, f32,
-//!   f16 and bf16. Views of any strides are accepted. A view that is not contiguous is copied first.
+//! - Student `[N, D]` and teacher `[N, D_t]` have one kind and lie on one device: f64 on the CPU,
+//!   f32, f16 and bf16. Views of any strides are accepted. A view that is not contiguous is copied
+//!   first.
 //! - The loss is a scalar, f64 for f64 and f32 for all others. The teacher is a constant.
 //! - The upstream factor multiplies the gradient in the loss's type. The rounding to the student's
 //!   type comes last.
@@ -116,8 +117,8 @@ pub fn loss_and_terms_with_queue(
 /// The named terms that an evaluation computes with the loss, for logging: RRD's `kl`, RKD's
 /// `distance` and `angle`, which are not weighted. Other losses have none. See [`relata::Terms`].
 ///
-/// No gradient goes through them. They cost nothing until they are read. On a GPU each read copies a
-/// few bytes to the host, for which it waits for the stream. Read them every few steps.
+/// No gradient goes through them. They cost nothing until they are read. On a GPU each read copies
+/// a few bytes to the host, for which it waits for the stream. Read them every few steps.
 #[derive(Debug)]
 pub struct Terms {
     names: &'static [&'static str],

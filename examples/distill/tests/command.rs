@@ -1,4 +1,4 @@
-//! Does the command that distils do what it says? Its quick run, what it writes, and what it refuses.
+//! The command that distils: its quick run, the files that it writes, and what it refuses.
 
 #[path = "../../../tests/common/example.rs"]
 mod example;
@@ -28,7 +28,7 @@ fn distill(arguments: &[&str], out: &Path) -> Output {
     run.expect("the example runs")
 }
 
-/// What a quick run of everything wrote, in a folder that it had to make.
+/// The folder that a quick run of everything made and wrote to.
 fn quick() -> &'static Path {
     static RUN: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
     let (_, out) = RUN.get_or_init(|| {
@@ -52,7 +52,7 @@ fn succeeds(arguments: &[&str], out: &Path) -> String {
     String::from_utf8(run.stdout).expect("UTF-8")
 }
 
-/// Method and seed to recall@1, recall@4 and accuracy, which pixels have none of.
+/// Method and seed to recall@1, recall@4 and accuracy, which pixels do not have.
 fn runs(out: &Path) -> BTreeMap<(String, String), Vec<f64>> {
     let text = fs::read_to_string(out.join("runs.csv")).expect("runs.csv");
     let lines = text.lines().skip(1).map(|line| {
@@ -124,7 +124,8 @@ fn recall_on_the_images_themselves_is_what_numpy_says() {
     }
 }
 
-/// Two seeds: the standard error of a mean is half the difference, that of differences likewise.
+/// With two seeds, the standard error of a mean is half the difference. The same holds for
+/// differences.
 #[test]
 fn the_table_has_means_errors_and_paired_differences() {
     let out = quick();
@@ -155,7 +156,7 @@ fn the_table_has_means_errors_and_paired_differences() {
     }
 }
 
-/// Whether `said`, as in `+1.5 ± 0.2 *`, is the mean and the error to the last digit printed.
+/// Asserts that `said`, for example `+1.5 ± 0.2 *`, is the mean and the error to the last digit.
 fn close(said: &str, mean: f64, error: f64) {
     let said = said.trim_end_matches('*').trim();
     let (left, right) = said.split_once(" ± ").expect("a mean and an error");

@@ -21,7 +21,8 @@ pub(crate) struct CudaRing {
     dim: usize,
     pub(super) normalize: bool,
     keys: Keys,
-    /// The thread that used the ring last. Candle's device launches on a stream of each thread's own.
+    /// The thread that used the ring last. Candle's device launches on a stream of each thread's
+    /// own.
     thread: Cell<ThreadId>,
 }
 
@@ -135,8 +136,8 @@ impl CudaRing {
         .or_candle(NAME)
     }
 
-    /// Waits for the launches of another thread: they are on another stream, though the handle is the
-    /// same.
+    /// Waits for the launches of another thread: they are on another stream, though the handle is
+    /// the same.
     fn wait_for_another_thread(&self) -> Result<()> {
         let here = thread::current().id();
         if self.thread.get() != here {

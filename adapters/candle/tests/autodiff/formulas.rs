@@ -54,8 +54,8 @@ pub(crate) fn info_nce(x: &Tensor, y: &Tensor, loss: InfoNce) -> Result<Tensor> 
     (log_q * eye_like(x)?)?.sum_all()? / -(x.dim(0)? as f64)
 }
 
-/// `keys`: the keys in the queue when the loss is computed. They include the batch's own if it enters
-/// before.
+/// `keys`: the keys in the queue when the loss is computed. They include the batch's own if it
+/// enters before.
 pub(crate) fn info_nce_with_queue(
     x: &Tensor,
     y: &Tensor,

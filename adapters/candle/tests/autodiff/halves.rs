@@ -22,9 +22,9 @@ fn gradients_of_half_types() -> Result<()> {
     Ok(())
 }
 
-/// The trainer's loss scaling saves gradients below what f16 can hold, if they are scaled before they
-/// are rounded. Only losses that do not depend on the length of rows: the longer the rows, the smaller
-/// are their gradients.
+/// The trainer's loss scaling saves gradients below what f16 can hold, if they are scaled before
+/// they are rounded. Only losses that do not depend on the length of rows: the longer the rows, the
+/// smaller are their gradients.
 #[test]
 fn loss_scaling_saves_small_gradients() -> Result<()> {
     const LENGTH: f64 = 3e4;

@@ -1,6 +1,6 @@
-//! Compares gradients through the adapter with candle's own autodiff of the formulas: in graphs, and
-//! for views. The formulas are differentiated in f64 on the CPU. The adapter runs on the CPU and, with
-//! the feature `cuda` and a GPU, on the GPU.
+//! Compares gradients through the adapter with candle's own autodiff of the formulas: in graphs,
+//! and for views. The formulas are differentiated in f64 on the CPU. The adapter runs on the CPU
+//! and, with the feature `cuda` and a GPU, on the GPU.
 
 mod cases;
 mod devices;
@@ -52,8 +52,8 @@ pub(crate) fn assert_close(label: &str, got: &Tensor, want: &Tensor, tolerance: 
     Ok(())
 }
 
-/// Checks `case` in the graph that `around` builds with it, for student and teacher of `dtype` and of
-/// these shapes.
+/// Checks `case` in the graph that `around` builds with it, for student and teacher of `dtype` and
+/// of these shapes.
 #[track_caller]
 pub(crate) fn check(
     label: &str,

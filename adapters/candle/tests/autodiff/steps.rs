@@ -6,8 +6,8 @@ use relata_candle::{InfoNce, Queue, Rrd, info_nce_with_queue, rrd};
 use crate::cases::numbers;
 use crate::{F32, assert_close, devices};
 
-/// Batches of several sizes, and one with a NaN: losses and keys are the same as from one large batch
-/// at each step.
+/// Batches of several sizes, and one with a NaN: losses and keys are the same as from one large
+/// batch at each step.
 #[test]
 fn a_queue_fills_alike_on_every_device() -> Result<()> {
     for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {

@@ -1,5 +1,5 @@
-//! The adapter's host code for CUDA, without a GPU: a fake driver records the calls. No kernel runs, so
-//! nothing here is about numbers.
+//! The adapter's host code for CUDA, without a GPU: a fake driver records the calls. No kernel
+//! runs, so nothing here is about numbers.
 
 mod support;
 

@@ -38,8 +38,8 @@ impl FakeDriver {
             _alone: alone,
         };
         std::mem::forget(driver);
-        fake_driver.set("STAND_IN_LOG", &fake_driver.log.display().to_string());
-        fake_driver.set("STAND_IN_FAIL", "");
+        fake_driver.set("FAKE_DRIVER_LOG", &fake_driver.log.display().to_string());
+        fake_driver.set("FAKE_DRIVER_FAIL", "");
         fake_driver.device = Device::new_cuda(0).expect("the fake driver's GPU");
         fake_driver.calls();
         Some(fake_driver)
@@ -54,11 +54,11 @@ impl FakeDriver {
 
     /// Makes calls of this name fail with this code from now on.
     pub(crate) fn fail(&self, call: &str, code: u32) {
-        self.set("STAND_IN_FAIL", &format!("{call}:{code}"));
+        self.set("FAKE_DRIVER_FAIL", &format!("{call}:{code}"));
     }
 
     pub(crate) fn work_again(&self) {
-        self.set("STAND_IN_FAIL", "");
+        self.set("FAKE_DRIVER_FAIL", "");
     }
 
     /// The driver's calls since the last call of this, without mere queries and events.
