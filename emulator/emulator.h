@@ -1,9 +1,9 @@
 // A CUDA block on a CPU. The host versions of kernels/common call these functions.
 //
-// Each CUDA thread is a fiber. The fibers of a block take turns on one thread of the CPU. A fiber runs until it reaches a
-// barrier, or a collective of its warp, which contains one. It is resumed when all others have reached it. The scheduler is
-// in Rust (src/gpu/emulator/schedule.rs). It calls relata_emulator_run to run a thread, which calls it back through
-// Thread::wait.
+// Each CUDA thread is a fiber. The fibers of a block take turns on one thread of the CPU. A fiber
+// runs until it reaches a barrier, or a collective of its warp, which contains one. It is resumed
+// when all others have reached it. The scheduler is in Rust (src/gpu/emulator/schedule.rs). It
+// calls relata_emulator_run to run a thread, which calls it back through Thread::wait.
 #pragma once
 
 // Not <cmath>: kernels call fma, sqrt and fmax by these names, as in CUDA.
@@ -99,8 +99,9 @@ enum Wait : uint32_t { WAIT_WARP = 1, WAIT_BLOCK = 2, FAILED = 3 };
 
 struct Block;
 
-// The memory through which the lanes of a warp exchange values in a collective. There are two boards. A lane that is already
-// in the next collective writes to the other board. No lane gets further before all lanes have read the first board.
+// The memory through which the lanes of a warp exchange values in a collective. There are two
+// boards. A lane that is already in the next collective writes to the other board. No lane gets
+// further before all lanes have read the first board.
 struct alignas(64) Warp {
     unsigned char board[2][32][64];
     // The operands of an mma. The first lane that reaches it decodes them.
@@ -122,7 +123,8 @@ struct Thread {
     struct Copies* copies;
 };
 
-// The thread that runs. It is the same for the whole life of a thread, so the compiler may merge calls.
+// The thread that runs. It is the same for the whole life of a thread, so the compiler may merge
+// calls.
 __attribute__((const)) Thread* current();
 
 void* shared_array(const Site* site, size_t bytes);
@@ -134,17 +136,18 @@ void warp_barrier(const char* file, unsigned line);
 // Reports that the kernel did something a kernel must not do. It does not return.
 [[noreturn]] void fail(const char* file, unsigned line, const char* what);
 
-// Writes `bytes` bytes of `value` to the board of the warp and waits until all lanes have done so. Returns the board, 64 bytes
-// for each lane.
+// Writes `bytes` bytes of `value` to the board of the warp and waits until all lanes have done so.
+// Returns the board, 64 bytes for each lane.
 const unsigned char (*exchange(const void* value, size_t bytes, const char* file, unsigned line))[64];
 
-// cp.async of 16 bytes: reads `valid` bytes and fills the rest with zeros. The bytes arrive at the wait for their group. Until
-// then the destination holds NaN.
+// cp.async of 16 bytes: reads `valid` bytes and fills the rest with zeros. The bytes arrive at the
+// wait for their group. Until then the destination holds NaN.
 void copy_async(void* shared, const void* global, unsigned valid, const char* file, unsigned line);
 void copy_commit();
 void copy_wait(unsigned groups_in_flight);
 
-// ldmatrix: four 8x8 matrices of 16-bit elements. Lanes 0-7, 8-15, 16-23 and 24-31 give the addresses of their rows.
+// ldmatrix: four 8x8 matrices of 16-bit elements. Lanes 0-7, 8-15, 16-23 and 24-31 give the
+// addresses of their rows.
 void load_matrices(uint32_t (&registers)[4], const void* row, bool transposed, const char* file, unsigned line);
 
 // mma.m16n8k16, f32 += f16 * f16 (or bf16 * bf16).

@@ -4,8 +4,8 @@ use half::{bf16, f16};
 
 use crate::element::{DType, Element};
 
-/// An element that GPU kernels read: `f32`, [`half::f16`] or [`half::bf16`]. Kernels add in f32 or f64
-/// and return gradients in f32. The trait is sealed, like [`Element`].
+/// An element that GPU kernels read: `f32`, [`half::f16`] or [`half::bf16`]. Kernels add in f32 or
+/// f64 and return gradients in f32. The trait is sealed, like [`Element`].
 ///
 /// `f64` is not one of them: consumer GPUs compute it 64 times slower than f32. [`Cpu`](crate::Cpu)
 /// takes it.

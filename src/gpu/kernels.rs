@@ -157,8 +157,8 @@ impl From<crate::element::DType> for KeyType {
     }
 }
 
-/// Declares the kernels and their entry points: `once`, or one for each variant of an enum. `$threads`
-/// is the number of threads of a block.
+/// Declares the kernels and their entry points: `once`, or one for each variant of an enum.
+/// `$threads` is the number of threads of a block.
 macro_rules! kernels {
     ($(
         $(#[$doc:meta])*
@@ -289,8 +289,8 @@ kernels! {
         F16: relata_attention_rows_f16,
         BF16: relata_attention_rows_bf16,
     };
-    /// Attention of halves, rows of up to 64 elements: over a queue and over the rest of a batch, with weights as two
-    /// f16 and as one; as one, of student and teacher side by side.
+    /// Attention of halves, rows of up to 64 elements: over a queue and over the rest of a batch,
+    /// with weights as two f16 and as one; as one, of student and teacher side by side.
     ATTENTION_MMA_64: super::contrastive::MmaArguments, 128 => by MmaVariant {
         Split: relata_attention_mma_64,
         SplitBatch: relata_attention_mma_64_batch,
