@@ -28,16 +28,16 @@ struct Fields {
     uint32_t count;
 };
 
-// One of them, as ARGUMENTS describes it. Mirrored in src/gpu/emulator/arguments.rs.
+// A field, as ARGUMENTS describes it. Mirrored in src/gpu/emulator/arguments.rs.
 struct Field {
     const char* name;
     // The type of an element: u32, u64 (also a pointer), f32, f64 or struct.
     const char* kind;
     // From the beginning of the struct, in bytes.
     uint32_t offset;
-    // With all elements.
+    // The size with all elements.
     uint32_t bytes;
-    // Of an element that is a struct, else none.
+    // The fields of an element that is a struct, else none.
     Fields fields;
 };
 
@@ -46,27 +46,20 @@ constexpr const char* kind_of() {
     if (std::is_class_v<T>) return "struct";
     if (std::is_same_v<T, float>) return "f32";
     if (std::is_same_v<T, double>) return "f64";
-    return std::is_pointer_v<T> || std::is_same_v<T, uint64_t> ? "u64" : "u32";
+    if (std::is_pointer_v<T> || std::is_same_v<T, uint64_t>) return "u64";
+    return std::is_same_v<T, uint32_t> ? "u32" : "unknown to Rust";
 }
 
 // A field of type T. A struct in a struct needs ARGUMENTS of its own.
 template <typename T>
 constexpr Field field(const char* name, size_t offset) {
     using Element = std::remove_all_extents_t<T>;
-    static_assert(sizeof(Element) >= 4, "a field of 4 bytes or more, as src/gpu/arguments.rs knows them");
+    static_assert(sizeof(Element) >= 4, "src/gpu/arguments.rs has no smaller fields");
     Fields fields = {nullptr, 0};
-    if constexpr (std::is_class_v<Element>) fields = fields_of(static_cast<const Element*>(nullptr));
-    return {name, kind_of<Element>(), static_cast<uint32_t>(offset), static_cast<uint32_t>(sizeof(T)), fields};
-}
-
-// Those of a kernel's arguments.
-template <typename T>
-constexpr auto fields(int) -> decltype(fields_of(static_cast<const T*>(nullptr))) {
-    return fields_of(static_cast<const T*>(nullptr));
-}
-template <typename T>
-constexpr Fields fields(long) {
-    return {nullptr, 0};
+    if constexpr (std::is_class_v<Element>)
+        fields = fields_of(static_cast<const Element*>(nullptr));
+    const auto bytes = static_cast<uint32_t>(sizeof(T));
+    return {name, kind_of<Element>(), static_cast<uint32_t>(offset), bytes, fields};
 }
 
 // Whether the fields follow one another without gaps from 0 to `bytes`.

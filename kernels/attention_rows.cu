@@ -32,6 +32,7 @@ struct RowSet {
     float per_temperature;  // log2(e)/τ, or 1 for keys
     uint32_t padding;
 };
+ARGUMENTS(RowSet, from, to, scales, per_temperature, padding);
 
 // Mirrored, with RowSet, in src/gpu/contrastive/arguments.rs.
 struct Arguments {
@@ -43,6 +44,7 @@ struct Arguments {
     uint32_t normalize;
     uint32_t padding;
 };
+ARGUMENTS(Arguments, sets, rows, dim, pitch, format, normalize, padding);
 
 template <typename T>
 DEVICE void attention_rows(const Arguments& arguments) {

@@ -82,6 +82,7 @@ struct Arguments {
     uint32_t row_pitch;
     uint32_t skip_own_key;  // whether row i skips key i
 };
+ARGUMENTS(Arguments, common, rows, scales, row_pitch, skip_own_key);
 
 // A thread's place among the 16 × 16 groups: r and c of the header.
 struct ThreadGroup {

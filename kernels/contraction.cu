@@ -80,6 +80,9 @@ struct Arguments {
     uint32_t distance;      // whether the distance takes part
     uint32_t terms;         // whether `value` takes the two parts of the loss, not weighted
 };
+ARGUMENTS(Arguments, rows, coefficients, r, scalars, penalties, value, gradient, angle_value,
+          distance_value, n, dim, penalty_count, tile_rows, upstream, distance_factor, distance,
+          terms);
 
 // The loss, from the penalties of all blocks.
 struct Totals {

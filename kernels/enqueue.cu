@@ -42,6 +42,8 @@ struct Arguments {
     uint32_t normalize;
     uint32_t half;  // whether keys are stored as f16
 };
+ARGUMENTS(Arguments, batch, keys, state, norms, flag, counter, rows, dim, pitch, capacity,
+          normalize, half);
 
 template <typename T>
 DEVICE void measure(const Arguments& arguments) {

@@ -48,6 +48,8 @@ struct Arguments {
     float gradient_factor;  // upstream · T/N
     uint32_t kept;          // chunks of a thread that stay in shared memory
 };
+ARGUMENTS(Arguments, student, teacher, gradient, partials, value, counter, loss_factor, classes,
+          inverse_temperature, gradient_factor, kept);
 
 // Both softmaxes of a row, over the elements seen so far.
 struct RowSoftmax {

@@ -30,6 +30,7 @@ struct Arguments {
     float* norms[2];
     uint32_t dim[2];
 };
+ARGUMENTS(Arguments, rows, normalized, norms, dim);
 
 template <typename T>
 DEVICE void normalize(const Arguments& arguments) {
@@ -65,6 +66,7 @@ struct BackwardArguments {
     uint32_t dim;
     uint32_t padding;
 };
+ARGUMENTS(BackwardArguments, normalized, norms, gradient, dim, padding);
 
 DEVICE void normalize_backward(const BackwardArguments& arguments) {
     const uint32_t dim = arguments.dim;

@@ -31,6 +31,7 @@ struct Arguments {
     uint32_t relation;
     uint32_t padding;
 };
+ARGUMENTS(Arguments, rows, matrix, n, dim, relation, padding);
 
 // ‖x_i − x_j‖ where its square is not in the range of f32. This thread alone computes it again.
 template <typename T>

@@ -105,6 +105,7 @@ struct GroupOverlap {
     uint32_t parts;              // of the vertices of a group
     uint32_t vertices_per_part;  // a multiple of VERTICES
 };
+ARGUMENTS(GroupOverlap, first_block, parts, vertices_per_part);
 
 struct Arguments {
     const void* h[2];
@@ -122,6 +123,8 @@ struct Arguments {
     float delta;
     uint32_t padding;
 };
+ARGUMENTS(Arguments, h, r, sums, partials, scalars, counter, penalty_limit, n, groups,
+          partial_buffers, overlaps, delta, padding);
 
 // What a block works on: three groups of tiles, in ascending order, and a part of their vertices.
 struct BlockWork {

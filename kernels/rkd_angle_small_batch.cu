@@ -88,6 +88,8 @@ struct Arguments {
     float delta;
     uint32_t padding;
 };
+ARGUMENTS(Arguments, h, r, sums, partials, lengths, scalars, n, length_count, ranges,
+          vertices_per_range, delta, padding);
 
 using EdgeQuad = triple::EdgeQuad<Path>;
 

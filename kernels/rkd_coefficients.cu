@@ -63,6 +63,9 @@ struct Arguments {
     float angle_factor;     // 2 weight / N³
     float distance_factor;  // 2 weight / N²
 };
+ARGUMENTS(Arguments, sums, r, coefficients, penalties, partials, lengths, scalars, n, length_count,
+          tile_side, angle_blocks, sums_side, partial_buffers, distance, delta, angle_factor,
+          distance_factor);
 
 // The penalty of the distances, for four pairs at a time.
 struct DistancePenalty {

@@ -49,6 +49,7 @@ struct Arguments {
     float spread_limit;
     uint32_t padding;
 };
+ARGUMENTS(Arguments, rows, h, r, partials, scalars, counter, n, dim, side, spread_limit, padding);
 
 // The tile of a block, with its statistics of the lengths.
 template <typename Real>

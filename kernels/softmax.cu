@@ -27,6 +27,7 @@ struct Arguments {
     uint32_t dim;
     float inverse_temperature;
 };
+ARGUMENTS(Arguments, rows, probabilities, dim, inverse_temperature);
 
 template <typename T>
 DEVICE void softmax(const Arguments& arguments) {

@@ -35,6 +35,8 @@ struct AttentionCommon {
     uint32_t mean_pitch;
     uint32_t padding;
 };
+ARGUMENTS(AttentionCommon, keys, state, stats, means, row_count, key_count, dim, key_pitch,
+          mean_pitch, padding);
 
 struct KeyRange {
     uint32_t begin, end;

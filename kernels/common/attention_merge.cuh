@@ -28,6 +28,7 @@ struct Partials {
     uint32_t moments;
     uint32_t padding;
 };
+ARGUMENTS(Partials, stats, means, rows, splits, pitch, differences, moments, padding);
 
 // The arguments of the last pass. Mirrored in src/gpu/contrastive/arguments.rs.
 struct FinishArguments {
@@ -45,6 +46,8 @@ struct FinishArguments {
     uint32_t format;
     uint32_t padding;
 };
+ARGUMENTS(FinishArguments, student, teacher, partials, gradient, losses, value, counter, factor,
+          per_temperature, dim, normalized, format, padding);
 
 namespace merge {
 

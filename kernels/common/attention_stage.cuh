@@ -26,6 +26,7 @@ struct Arguments {
     uint32_t samples;
     uint32_t is_bf16;
 };
+ARGUMENTS(Arguments, common, student, teacher, key_scales, per_temperature, samples, is_bf16);
 
 // Rows or keys in shared memory, of up to WIDTH elements.
 template <unsigned WIDTH>

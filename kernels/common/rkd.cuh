@@ -58,6 +58,7 @@ struct PartialBuffers {
         return (pairs_before(b) + a - within) * between_groups + within * within_group;
     }
 };
+ARGUMENTS(PartialBuffers, between_groups, within_group, tiles_per_group);
 
 // Statistics of a set of lengths.
 struct Lengths {

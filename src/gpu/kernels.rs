@@ -7,9 +7,8 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use bytemuck::Pod;
-
-use super::element::GpuDType;
+use super::arguments::ArgumentType;
+use super::element::{GpuDType, KeyType};
 use super::machine::{Launch, Launcher};
 use crate::error::Result;
 
@@ -40,22 +39,7 @@ pub(crate) struct EntryPoint {
 
 impl EntryPoint {
     /// An entry point that takes an `A`.
-    #[cfg(test)]
-    #[cfg(feature = "emulator")]
-    pub(crate) const fn new<A: super::arguments::ArgumentType>(
-        name: &'static str,
-        emulated: &'static Emulated,
-    ) -> Self {
-        EntryPoint {
-            name,
-            arguments_bytes: size_of::<A>(),
-            arguments: A::FIELDS,
-            emulated,
-        }
-    }
-
-    /// The same without its fields.
-    const fn bare<A: Pod>(
+    pub(crate) const fn new<A: ArgumentType>(
         name: &'static str,
         #[cfg(feature = "emulator")] emulated: &'static Emulated,
     ) -> Self {
@@ -63,7 +47,7 @@ impl EntryPoint {
             name,
             arguments_bytes: size_of::<A>(),
             #[cfg(feature = "emulator")]
-            arguments: &[],
+            arguments: A::FIELDS,
             #[cfg(feature = "emulator")]
             emulated,
         }
@@ -78,7 +62,7 @@ pub(crate) struct Kernel<A> {
     arguments: PhantomData<A>,
 }
 
-impl<A: Pod> Kernel<A> {
+impl<A: ArgumentType> Kernel<A> {
     /// Launches `grid` blocks with `shared` bytes of dynamic shared memory each.
     pub(crate) fn launch(
         &self,
@@ -110,9 +94,9 @@ pub(crate) type ByDType<A> = ByVariant<GpuDType, A>;
 
 impl<V, A> ByVariant<V, A> {
     /// The kernel of this variant.
-    pub(crate) fn of(&self, variant: impl Into<V>) -> Kernel<A> {
+    pub(crate) fn of(&self, variant: V) -> Kernel<A> {
         Kernel {
-            entry: (self.entry)(variant.into()),
+            entry: (self.entry)(variant),
             threads: self.threads,
             arguments: PhantomData,
         }
@@ -139,22 +123,6 @@ pub(crate) enum MmaVariant {
     /// Over a queue, a sample's student row and teacher row together: the difference of their
     /// weights as one f16, and the teacher's weight as one f16.
     HalfPair,
-}
-
-/// The type of the keys that the attention kernel without tensor cores reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum KeyType {
-    F32,
-    F16,
-}
-
-impl From<crate::element::DType> for KeyType {
-    fn from(dtype: crate::element::DType) -> Self {
-        match dtype {
-            crate::element::DType::F16 => KeyType::F16,
-            _ => KeyType::F32,
-        }
-    }
 }
 
 /// Declares the kernels and their entry points: `once`, or one for each variant of an enum.
@@ -210,7 +178,7 @@ macro_rules! kernels {
     };
     (@entry $name:ident, $arguments:ty) => {
         #[allow(non_upper_case_globals, reason = "a symbol in the fatbin")]
-        static $name: EntryPoint = EntryPoint::bare::<$arguments>(
+        static $name: EntryPoint = EntryPoint::new::<$arguments>(
             stringify!($name),
             #[cfg(feature = "emulator")]
             &emulated::$name,
@@ -225,7 +193,7 @@ kernels! {
         F16: relata_contraction_f16,
         BF16: relata_contraction_bf16,
     };
-    /// The same of few rows: smaller tiles.
+    /// The same of a small batch: smaller tiles.
     CONTRACTION_SMALL_BATCH: super::triplet::ContractionArguments, 256 => by GpuDType {
         F32: relata_contraction_small_batch_f32,
         F16: relata_contraction_small_batch_f16,
@@ -261,7 +229,7 @@ kernels! {
     RKD_ANGLE: super::triplet::AngleArguments, 128 => once relata_rkd_angle;
     /// The angle penalty with ½d² as a pair of f32.
     RKD_ANGLE_ACCURATE: super::triplet::AngleArguments, 256 => once relata_rkd_angle_accurate;
-    /// The same of few rows.
+    /// The same of a small batch.
     RKD_ANGLE_SMALL_BATCH: super::triplet::SmallBatchAngleArguments, 256 => once relata_rkd_angle_small_batch;
     /// The distance penalty, the sums of the angle penalty, and the loss of both.
     RKD_COEFFICIENTS: super::triplet::CoefficientArguments, 256 => once relata_rkd_coefficients;
@@ -277,7 +245,7 @@ kernels! {
         F16: relata_rkd_relation_accurate_f16,
         BF16: relata_rkd_relation_accurate_bf16,
     };
-    /// The same of few rows.
+    /// The same of a small batch.
     RKD_RELATION_SMALL_BATCH: super::triplet::RelationArguments, 256 => by GpuDType {
         F32: relata_rkd_relation_small_batch_f32,
         F16: relata_rkd_relation_small_batch_f16,

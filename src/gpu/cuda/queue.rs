@@ -12,9 +12,8 @@ use super::memory::Memory;
 use super::raw::{RawEvaluator, no_queue};
 use super::raw_queue::RawQueue;
 use crate::checks::{not_empty, same};
-use crate::element::DType;
 use crate::error::Result;
-use crate::gpu::element::GpuElement;
+use crate::gpu::element::{GpuDType, GpuElement, KeyType};
 use crate::problem::Problem;
 use crate::rows::Rows;
 
@@ -94,7 +93,7 @@ impl<T: GpuElement> Queue<T> {
             return Ok(());
         }
         bind(&self.stream)?;
-        let raw = self.raw.with_rows(rows, T::DTYPE)?;
+        let raw = self.raw.with_rows(rows, GpuDType::of::<T>())?;
         let mut memory = Memory::new(&self.stream, "queue", raw.bytes())?;
         // SAFETY: the memory has this length. The memory and the stream are of the context bound
         // above.
@@ -119,7 +118,7 @@ impl<T: GpuElement> Queue<T> {
         not_empty("keys", rows)?;
         self.has_room_for(rows)?;
         check("keys", keys, rows * self.dim(), &stream)?;
-        let raw = self.raw.with_rows(rows, T::DTYPE)?;
+        let raw = self.raw.with_rows(rows, GpuDType::of::<T>())?;
         bind(&stream)?;
         let (keys, _read) = keys.device_ptr(&stream);
         // SAFETY: the slice has this length and is in the queue's context. cudarc frees it only
@@ -186,7 +185,7 @@ impl<T: GpuElement> Queue<T> {
             [0, 4].map(|at| bytemuck::pod_read_unaligned::<u32>(&state[at..][..4]) as usize);
         let (dim, pitch) = (self.dim(), self.raw.layout.pitch);
         let read = |at: usize| match self.raw.layout.element {
-            DType::F16 => bytemuck::pod_read_unaligned::<f16>(&keys[2 * at..][..2]).to_f32(),
+            KeyType::F16 => bytemuck::pod_read_unaligned::<f16>(&keys[2 * at..][..2]).to_f32(),
             _ => bytemuck::pod_read_unaligned(&keys[4 * at..][..4]),
         };
         let mut host = crate::Queue::new(self.capacity(), dim)?.with_normalize(false);

@@ -10,8 +10,8 @@ use cudarc::driver::sys::{self, CUcontext, CUpointer_attribute};
 use super::context::{Context, KernelContext};
 use super::failure::{WithContext, code};
 use super::raw_queue::RawQueue;
-use crate::element::DType;
 use crate::error::{Error, Result};
+use crate::gpu::element::GpuDType;
 use crate::gpu::element::GpuElement;
 use crate::gpu::plan::{Addresses, Plan, QueueAddresses};
 use crate::gpu::workspace::Layout;
@@ -45,7 +45,7 @@ pub struct Buffers {
 #[derive(Clone, Debug)]
 pub struct RawEvaluator {
     problem: Problem,
-    dtype: DType,
+    dtype: GpuDType,
     /// The size of an element.
     bytes: u64,
     plan: Plan,
@@ -66,10 +66,10 @@ impl RawEvaluator {
         let context = KernelContext::current()?;
         Ok(RawEvaluator {
             problem: *problem,
-            dtype: T::DTYPE,
+            dtype: GpuDType::of::<T>(),
             bytes: size_of::<T>() as u64,
-            plan: Plan::new(problem, T::DTYPE, context.gpu.limits)?,
-            queue: RawQueue::of(problem, T::DTYPE, &context)?,
+            plan: Plan::new(problem, GpuDType::of::<T>(), context.gpu.limits)?,
+            queue: RawQueue::of(problem, GpuDType::of::<T>(), &context)?,
             context,
             overlap: false,
         })

@@ -7,8 +7,8 @@ use cudarc::driver::result;
 
 use super::context::KernelContext;
 use super::failure::WithContext;
-use crate::element::DType;
 use crate::error::{Error, Result};
+use crate::gpu::element::GpuDType;
 use crate::gpu::plan::{QueueAddresses, queue_layout};
 use crate::gpu::queue::{EnqueuePlan, Layout};
 use crate::gpu::workspace;
@@ -41,7 +41,7 @@ impl RawQueue {
     /// The queue of `problem`, if it has one.
     pub(super) fn of(
         problem: &Problem,
-        dtype: DType,
+        dtype: GpuDType,
         context: &KernelContext,
     ) -> Result<Option<Self>> {
         let Some(layout) = queue_layout(problem, dtype) else {
@@ -56,7 +56,7 @@ impl RawQueue {
         layout: Layout,
         normalize: bool,
         rows: usize,
-        dtype: DType,
+        dtype: GpuDType,
         context: &KernelContext,
     ) -> Result<Self> {
         let plan = EnqueuePlan::new(layout, rows, dtype, normalize)?;
@@ -80,7 +80,7 @@ impl RawQueue {
     }
 
     /// The same ring, for batches of `rows` rows of `dtype`.
-    pub(super) fn with_rows(&self, rows: usize, dtype: DType) -> Result<Self> {
+    pub(super) fn with_rows(&self, rows: usize, dtype: GpuDType) -> Result<Self> {
         Self::new(self.layout, self.normalize, rows, dtype, &self.context)
     }
 

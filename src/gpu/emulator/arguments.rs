@@ -45,9 +45,6 @@ fn text(text: *const c_char) -> String {
 /// The first field that differs, in words, or None.
 pub(crate) fn difference(rust: &[Field], cpp: CppFields) -> Option<String> {
     let cpp = cpp.as_slice();
-    if cpp.is_empty() {
-        return None;
-    }
     for (rust, cpp) in rust.iter().zip(cpp) {
         let (rust_field, cpp_field) = (
             (

@@ -267,7 +267,14 @@ impl Run {
             ..machine.limits()
         };
         let mut layout = Layout::new();
-        let plan = Plan::new(self.pairwise, &problem, T::DTYPE, limits, &mut layout).unwrap();
+        let plan = Plan::new(
+            self.pairwise,
+            &problem,
+            GpuDType::of::<T>(),
+            limits,
+            &mut layout,
+        )
+        .unwrap();
         let skipped = machine.misalignment() * size_of::<T>();
         let mut memory = |skipped: usize, bytes: &[u8]| {
             let bytes = [&vec![0xFF; skipped], bytes].concat();

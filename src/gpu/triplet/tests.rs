@@ -42,7 +42,7 @@ fn evaluate_for<T: Element + Pod>(
     let mut machine = Emulator::new().machine();
     let problem = Problem::new(loss, Shapes::new(n, dim, dim)).unwrap();
     let mut layout = Layout::new();
-    let dtype = T::DTYPE;
+    let dtype = GpuDType::of::<T>();
     let plan = match partition {
         None => Plan::new(&loss, &problem, dtype, limits, &mut layout),
         Some(_) => Plan::partitioned(&loss, &problem, dtype, limits, partition, &mut layout),
