@@ -1,7 +1,7 @@
 //! Compiles every .cu file to a fatbin with nvcc: cubins for a list of GPUs and PTX for later GPUs.
 //!
-//! Nothing of CUDA is linked, and no GPU is needed. The driver loads the fatbins when the program runs.
-//! docs/decisions/0006 gives the reasons.
+//! Nothing of CUDA is linked, and no GPU is needed. The driver loads the fatbins when the program
+//! runs. docs/decisions/0006 gives the reasons.
 
 use std::collections::hash_map::DefaultHasher;
 use std::env;
@@ -13,9 +13,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::{kernels_in, out_dir};
 
-/// The default targets. A cubin runs on GPUs of its major version and the same or a later minor version;
-/// with an `a` it runs on exactly its version. PTX runs on its version and all later ones, after the
-/// driver has compiled it. So sm_80 serves 8.6 and 8.9 too, with the same instructions.
+/// The default targets. A cubin runs on GPUs of its major version and the same or a later minor
+/// version; with an `a` it runs on exactly its version. PTX runs on its version and all later ones,
+/// after the driver has compiled it. So sm_80 serves 8.6 and 8.9 too, with the same instructions.
 const TARGETS: &str = "sm_80 sm_90a sm_100 sm_120 compute_80";
 
 /// The options of nvcc, which scripts/check-kernels uses too.
@@ -128,8 +128,8 @@ fn compile() -> Result<Images> {
     })
 }
 
-/// The image of a .cu file. It finds the entry points by text: EXPORT_KERNEL must be at the beginning of a
-/// line, with the name written out.
+/// The image of a .cu file. It finds the entry points by text: EXPORT_KERNEL must be at the
+/// beginning of a line, with the name written out.
 fn image(kernel: &Path) -> Result<Image> {
     const EXPORTS: [&str; 2] = ["EXPORT_KERNEL(", "EXPORT_KERNEL_REGISTERS("];
     let source =

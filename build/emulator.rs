@@ -18,15 +18,16 @@ pub(crate) fn build() {
         // The tests run the kernels often, so optimise them also in a debug build.
         .opt_level(2)
         .debug(true)
-        // A multiplication and an addition become one operation only where a kernel says fmaf, as with
-        // nvcc.
+        // A multiplication and an addition become one operation only where a kernel says fmaf, as
+        // with nvcc.
         .flag("-ffp-contract=off")
         .flag("-fno-exceptions")
         .flag("-Wall")
         .flag("-Wextra")
         .flag_if_supported("-Wno-unknown-pragmas")
         .file("emulator/emulator.cpp");
-    // The seeded bugs are for the tests of the emulator. The linker leaves them out of everything else.
+    // The seeded bugs are for the tests of the emulator. The linker leaves them out of everything
+    // else.
     let seeded_bugs = kernels_in("emulator/seeded_bugs");
     for kernel in kernels_in("kernels").into_iter().chain(seeded_bugs) {
         // To this compiler a .cu file is C++.
@@ -40,7 +41,8 @@ pub(crate) fn build() {
             .flag("-fsanitize=address,undefined")
             .flag("-fno-sanitize-recover=undefined")
             .flag("-fno-omit-frame-pointer");
-        // Link the libraries of the sanitizers by name: a C++ linker adds them by itself, rustc does not.
+        // Link the libraries of the sanitizers by name: a C++ linker adds them by itself, rustc
+        // does not.
         println!("cargo::rustc-link-lib=dylib=asan");
         println!("cargo::rustc-link-lib=dylib=ubsan");
     } else {
@@ -60,8 +62,8 @@ pub(crate) fn build() {
     build.compile("relata_emulator");
 }
 
-/// Whether the CPU that runs these kernels has an instruction for fmaf, which they use everywhere. A
-/// call gives the same result and is slower.
+/// Whether the CPU that runs these kernels has an instruction for fmaf, which they use everywhere.
+/// A call gives the same result and is slower.
 fn has_fma() -> bool {
     let [host, target] = ["HOST", "TARGET"].map(std::env::var_os);
     #[cfg(target_arch = "x86_64")]

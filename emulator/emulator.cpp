@@ -16,8 +16,8 @@ namespace {
 
 // The content of shared memory before it is written: NaN as f32, f16 and bf16, -1 as an integer.
 constexpr unsigned char POISON = 0xFF;
-// The content of the guards between arrays, which must be unchanged when the block is done. A kernel that reads it gets NaN
-// too. No kernel has a reason to write these bytes.
+// The content of the guards between arrays, which must be unchanged when the block is done. A
+// kernel that reads it gets NaN too. No kernel has a reason to write these bytes.
 constexpr unsigned char CANARY[2] = {0xFE, 0xFF};
 constexpr size_t GUARD = 128;
 // Arrays have the alignment that a GPU promises, and no more.
@@ -236,9 +236,10 @@ double power_of_two(int exponent) {
 // The number of products that tensor cores add to a sum at once.
 constexpr unsigned TENSOR_BLOCK = 8;
 
-// sum + Σ products, as the tensor cores of compute capability 8.x add (Fasi et al., PeerJ Computer Science 7:e330). They shift
-// all terms to the exponent of the largest one, keep one bit more than a float has, and cut off the rest. They cut the total
-// off to a float. Tensor cores of 9.0 keep another bit and add 16 products at once, so they are at least as exact.
+// sum + Σ products, as the tensor cores of compute capability 8.x add (Fasi et al., PeerJ Computer
+// Science 7:e330). They shift all terms to the exponent of the largest one, keep one bit more than
+// a float has, and cut off the rest. They cut the total off to a float. Tensor cores of 9.0 keep
+// another bit and add 16 products at once, so they are at least as exact.
 float add_as_tensor_cores(float sum, const float* products) {
     constexpr int KEPT = 24;
     float terms[TENSOR_BLOCK + 1] = {sum};
@@ -309,7 +310,8 @@ float half_to_float(uint16_t bits) {
         memcpy(&value, &wide, 4);
         return value;
     }
-    // Read as the bits of a float, the exponent of an f16 is 112 too small, also that of a subnormal.
+    // Read as the bits of a float, the exponent of an f16 is 112 too small, also that of a
+    // subnormal.
     wide = magnitude << 13;
     memcpy(&value, &wide, 4);
     value *= 0x1p112f;
@@ -384,7 +386,8 @@ void relata_emulator_run(const emulator::Kernel* kernel, emulator::Thread* threa
     kernel->run(arguments);
 }
 
-// Forbids to read a region, and allows it again, where AddressSanitizer is on. Elsewhere they do nothing.
+// Forbids to read a region, and allows it again, where AddressSanitizer is on. Elsewhere they do
+// nothing.
 void relata_emulator_forbid(const void* address, size_t bytes) { ASAN_POISON_MEMORY_REGION(address, bytes); }
 void relata_emulator_allow(const void* address, size_t bytes) { ASAN_UNPOISON_MEMORY_REGION(address, bytes); }
 }

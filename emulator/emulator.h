@@ -1,9 +1,9 @@
 // A CUDA block on a CPU. The host versions of kernels/common call these functions.
 //
-// Each CUDA thread is a fiber. The fibers of a block take turns on one thread of the CPU. A fiber runs until it reaches a
-// barrier, or a collective of its warp, which contains one. It is resumed when all others have reached it. The scheduler is
-// in Rust (src/gpu/emulator/schedule.rs). It calls relata_emulator_run to run a thread, which calls it back through
-// Thread::wait.
+// Each CUDA thread is a fiber. The fibers of a block take turns on one thread of the CPU. A fiber
+// runs until it reaches a barrier, or a collective of its warp, which contains one. It is resumed
+// when all others have reached it. The scheduler is in Rust (src/gpu/emulator/schedule.rs). It
+// calls relata_emulator_run to run a thread, which calls it back through Thread::wait.
 #pragma once
 
 // Not <cmath>: kernels call fma, sqrt and fmax by these names, as in CUDA.
@@ -28,16 +28,16 @@ struct Fields {
     uint32_t count;
 };
 
-// One of them, as ARGUMENTS describes it. Mirrored in src/gpu/emulator/arguments.rs.
+// A field, as ARGUMENTS describes it. Mirrored in src/gpu/emulator/arguments.rs.
 struct Field {
     const char* name;
     // The type of an element: u32, u64 (also a pointer), f32, f64 or struct.
     const char* kind;
     // From the beginning of the struct, in bytes.
     uint32_t offset;
-    // With all elements.
+    // The size with all elements.
     uint32_t bytes;
-    // Of an element that is a struct, else none.
+    // The fields of an element that is a struct, else none.
     Fields fields;
 };
 
@@ -46,27 +46,20 @@ constexpr const char* kind_of() {
     if (std::is_class_v<T>) return "struct";
     if (std::is_same_v<T, float>) return "f32";
     if (std::is_same_v<T, double>) return "f64";
-    return std::is_pointer_v<T> || std::is_same_v<T, uint64_t> ? "u64" : "u32";
+    if (std::is_pointer_v<T> || std::is_same_v<T, uint64_t>) return "u64";
+    return std::is_same_v<T, uint32_t> ? "u32" : "unknown to Rust";
 }
 
 // A field of type T. A struct in a struct needs ARGUMENTS of its own.
 template <typename T>
 constexpr Field field(const char* name, size_t offset) {
     using Element = std::remove_all_extents_t<T>;
-    static_assert(sizeof(Element) >= 4, "a field of 4 bytes or more, as src/gpu/arguments.rs knows them");
+    static_assert(sizeof(Element) >= 4, "src/gpu/arguments.rs has no smaller fields");
     Fields fields = {nullptr, 0};
-    if constexpr (std::is_class_v<Element>) fields = fields_of(static_cast<const Element*>(nullptr));
-    return {name, kind_of<Element>(), static_cast<uint32_t>(offset), static_cast<uint32_t>(sizeof(T)), fields};
-}
-
-// Those of a kernel's arguments.
-template <typename T>
-constexpr auto fields(int) -> decltype(fields_of(static_cast<const T*>(nullptr))) {
-    return fields_of(static_cast<const T*>(nullptr));
-}
-template <typename T>
-constexpr Fields fields(long) {
-    return {nullptr, 0};
+    if constexpr (std::is_class_v<Element>)
+        fields = fields_of(static_cast<const Element*>(nullptr));
+    const auto bytes = static_cast<uint32_t>(sizeof(T));
+    return {name, kind_of<Element>(), static_cast<uint32_t>(offset), bytes, fields};
 }
 
 // Whether the fields follow one another without gaps from 0 to `bytes`.
@@ -99,8 +92,9 @@ enum Wait : uint32_t { WAIT_WARP = 1, WAIT_BLOCK = 2, FAILED = 3 };
 
 struct Block;
 
-// The memory through which the lanes of a warp exchange values in a collective. There are two boards. A lane that is already
-// in the next collective writes to the other board. No lane gets further before all lanes have read the first board.
+// The memory through which the lanes of a warp exchange values in a collective. There are two
+// boards. A lane that is already in the next collective writes to the other board. No lane gets
+// further before all lanes have read the first board.
 struct alignas(64) Warp {
     unsigned char board[2][32][64];
     // The operands of an mma. The first lane that reaches it decodes them.
@@ -122,7 +116,8 @@ struct Thread {
     struct Copies* copies;
 };
 
-// The thread that runs. It is the same for the whole life of a thread, so the compiler may merge calls.
+// The thread that runs. It is the same for the whole life of a thread, so the compiler may merge
+// calls.
 __attribute__((const)) Thread* current();
 
 void* shared_array(const Site* site, size_t bytes);
@@ -134,17 +129,18 @@ void warp_barrier(const char* file, unsigned line);
 // Reports that the kernel did something a kernel must not do. It does not return.
 [[noreturn]] void fail(const char* file, unsigned line, const char* what);
 
-// Writes `bytes` bytes of `value` to the board of the warp and waits until all lanes have done so. Returns the board, 64 bytes
-// for each lane.
+// Writes `bytes` bytes of `value` to the board of the warp and waits until all lanes have done so.
+// Returns the board, 64 bytes for each lane.
 const unsigned char (*exchange(const void* value, size_t bytes, const char* file, unsigned line))[64];
 
-// cp.async of 16 bytes: reads `valid` bytes and fills the rest with zeros. The bytes arrive at the wait for their group. Until
-// then the destination holds NaN.
+// cp.async of 16 bytes: reads `valid` bytes and fills the rest with zeros. The bytes arrive at the
+// wait for their group. Until then the destination holds NaN.
 void copy_async(void* shared, const void* global, unsigned valid, const char* file, unsigned line);
 void copy_commit();
 void copy_wait(unsigned groups_in_flight);
 
-// ldmatrix: four 8x8 matrices of 16-bit elements. Lanes 0-7, 8-15, 16-23 and 24-31 give the addresses of their rows.
+// ldmatrix: four 8x8 matrices of 16-bit elements. Lanes 0-7, 8-15, 16-23 and 24-31 give the
+// addresses of their rows.
 void load_matrices(uint32_t (&registers)[4], const void* row, bool transposed, const char* file, unsigned line);
 
 // mma.m16n8k16, f32 += f16 * f16 (or bf16 * bf16).

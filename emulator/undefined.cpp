@@ -1,6 +1,7 @@
-// The handlers that the compiler's checks call when a kernel does something that C++ leaves undefined: a misaligned load or
-// store (a fault on a GPU), an index beyond an array in registers, a division by 0. They replace the runtime library of
-// UndefinedBehaviorSanitizer. Builds with the sanitizers have that library instead of this file.
+// The handlers that the compiler's checks call when a kernel does something that C++ leaves
+// undefined: a misaligned load or store (a fault on a GPU), an index beyond an array in registers,
+// a division by 0. They replace the runtime library of UndefinedBehaviorSanitizer. Builds with the
+// sanitizers have that library instead of this file.
 #include "emulator.h"
 
 #include <cstdio>

@@ -1,5 +1,5 @@
-//! A loss on tensors that another library owns, as DLPack describes them: an address, a shape, strides
-//! and a device. An adapter to a framework needs nothing more, and on a GPU also a stream.
+//! A loss on tensors that another library owns, as DLPack describes them: an address, a shape,
+//! strides and a device. An adapter to a framework needs nothing more, and on a GPU also a stream.
 //!
 //! ```sh
 //! cargo run --release --example dlpack
@@ -14,7 +14,8 @@ use std::slice;
 
 use relata::{Batch, Cpu, Evaluation, Problem, RkdAngle, Rows, Shapes};
 
-/// `DLTensor` of dlpack.h (version 1). `DLManagedTensor` contains it, and a Python capsule points to that.
+/// `DLTensor` of dlpack.h (version 1). `DLManagedTensor` contains it, and a Python capsule points
+/// to that.
 #[repr(C)]
 struct DlTensor {
     data: *mut c_void,
@@ -84,8 +85,8 @@ impl DlTensor {
     /// The tensor as rows.
     ///
     /// # Safety
-    /// As for [`shape`](Self::shape). The tensor is on the CPU, and nothing writes to its memory while it is
-    /// borrowed.
+    /// As for [`shape`](Self::shape). The tensor is on the CPU, and nothing writes to its memory
+    /// while it is borrowed.
     unsafe fn rows(&self) -> Result<Rows<'_, f32>> {
         // SAFETY: as the caller promises.
         let [rows, columns] = unsafe { self.shape() }?;
@@ -116,13 +117,14 @@ unsafe fn evaluate(student: &DlTensor, teacher: &DlTensor) -> Result<Evaluation<
     Ok(problem.evaluate(&Cpu, batch)?)
 }
 
-/// Evaluates on a GPU, in the current context: launches the evaluation on `stream` and returns at once.
-/// A trainer would keep the evaluator and its workspace from step to step.
+/// Evaluates on a GPU, in the current context: launches the evaluation on `stream` and returns at
+/// once. A trainer would keep the evaluator and its workspace from step to step.
 ///
 /// # Safety
-/// As for [`DlTensor::shape`]. The tensors, `gradient` (of the student's shape), `value` (`cuda::VALUE_LEN` f32) and
-/// `workspace` (of as many bytes as the evaluator asks for) are memory of the context. They live until the
-/// stream is done. The last three overlap nothing. `stream` is a `CUstream` of that context.
+/// As for [`DlTensor::shape`]. The tensors, `gradient` (of the student's shape), `value`
+/// (`cuda::VALUE_LEN` f32) and `workspace` (of as many bytes as the evaluator asks for) are memory
+/// of the context. They live until the stream is done. The last three overlap nothing. `stream` is
+/// a `CUstream` of that context.
 #[cfg(feature = "cuda")]
 #[allow(dead_code, reason = "needs a GPU and a stream")]
 unsafe fn launch(

@@ -58,8 +58,8 @@ macro_rules! for_every_gpu_dtype {
     };
 }
 
-/// Whether launches must overlap: a GPU is required, it is of compute capability 9.0, there are kernels
-/// for it, and its driver supports CUDA 12.3 or later.
+/// Whether launches must overlap: a GPU is required, it is of compute capability 9.0, there are
+/// kernels for it, and its driver supports CUDA 12.3 or later.
 fn overlap_is_required() -> bool {
     let mut driver = 0;
     // SAFETY: it writes to the address of an int.
@@ -169,7 +169,8 @@ impl<T: GpuElement + DeviceRepr> OnGpu<T> {
         (download(&self.value)[0], download(&self.gradient))
     }
 
-    /// Exchanges student and teacher: the next step of a training has other numbers at the same addresses.
+    /// Exchanges student and teacher: the next step of a training has other numbers at the same
+    /// addresses.
     fn swap_inputs(&mut self) {
         let (student, teacher) = (self.student.len(), self.teacher.len());
         assert_eq!(student, teacher, "a case whose dims are equal");
@@ -270,8 +271,8 @@ fn a_graph_evaluates_the_current_data() {
     }
 }
 
-/// A launch that does not wait for earlier launches would read old data. So this repeats evaluations
-/// with changing numbers, in a stream and as a graph, one directly after another.
+/// A launch that does not wait for earlier launches would read old data. So this repeats
+/// evaluations with changing numbers, in a stream and as a graph, one directly after another.
 #[test]
 fn overlapping_launches_give_the_same_bits() {
     let _cuda = gpu_or_skip!();
@@ -390,7 +391,8 @@ fn the_raw_evaluator_on_a_foreign_stream() {
             workspace: workspace.device_ptr_mut(&stream).0,
         };
         evaluator.check(&buffers).expect("memory of this GPU");
-        // SAFETY: memory of these lengths and a stream of the current context. All live until the end.
+        // SAFETY: memory of these lengths and a stream of the current context. All live until the
+        // end.
         unsafe { evaluator.initialize(buffers.workspace, foreign.cast()) }.expect("cleared");
         // SAFETY: as above.
         unsafe { evaluator.launch(&buffers, foreign.cast()) }.expect("launches");
@@ -441,8 +443,8 @@ fn a_queue_fills_on_the_gpu() {
             let got = stream.clone_dtoh(&gradient).expect("the gradient");
             stream.synchronize().expect("no fault on the GPU");
             let want: Vec<f64> = want.gradient.iter().map(|g| f64::from(*g)).collect();
-            // The results differ by rounding. Here the keys are split by the capacity, there by their number.
-            // For halves, keys are rounded to f16 from f64 here and from f32 there.
+            // The results differ by rounding. Here the keys are split by the capacity, there by
+            // their number. For halves, keys are rounded to f16 from f64 here and from f32 there.
             let tolerance = if T::DTYPE == DType::F32 { 1e-5 } else { 2e-3 };
             assert_gradient(&name, &got, &want, dim, tolerance);
             assert_eq!(queue.to_host().expect("keys").len(), host.len(), "{name}");

@@ -8,8 +8,8 @@ use relata::{Cuda, DType, Family, Relation};
 use crate::Result;
 use crate::cases::Case;
 
-/// FP32 instructions for an unordered triple in the angle loss: 6 for the cosines and their difference,
-/// 2 to clamp it, 2 for the penalty, 6 for the gradient.
+/// FP32 instructions for an unordered triple in the angle loss: 6 for the cosines and their
+/// difference, 2 to clamp it, 2 for the penalty, 6 for the gradient.
 const PER_TRIPLE: f64 = 16.0;
 
 pub(crate) struct Gpu {
@@ -67,8 +67,8 @@ impl Gpu {
         })
     }
 
-    /// The seconds that every implementation needs at least: the time of the busiest unit alone, at the
-    /// nominal clock. None if the throughput of that unit is unknown.
+    /// The seconds that every implementation needs at least: the time of the busiest unit alone, at
+    /// the nominal clock. None if the throughput of that unit is unknown.
     pub(crate) fn floor(&self, case: &Case, dtype: DType) -> Option<f64> {
         let [n, d, d_t] = [case.rows, case.student_dim, case.teacher_dim].map(|size| size as f64);
         let element = if dtype == DType::F32 { 4.0 } else { 2.0 };

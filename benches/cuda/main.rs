@@ -4,8 +4,9 @@
 //! cargo bench -p relata --features cuda --bench cuda -- [--python PATH] [--case NAME]... [--out FILE.csv]
 //! ```
 //!
-//! It times a case only if its loss and gradient agree with those of the CPU path. benches/README.md
-//! explains the measurement. Without a GPU it prints SKIPPED and succeeds, unless RELATA_REQUIRE_CUDA=1.
+//! It times a case only if its loss and gradient agree with those of the CPU path.
+//! benches/README.md explains the measurement. Without a GPU it prints SKIPPED and succeeds, unless
+//! RELATA_REQUIRE_CUDA=1.
 
 #[path = "../../tests/common/cases.rs"]
 mod cases;
@@ -39,8 +40,8 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// The seconds of a turn of each side.
 const TURN: f64 = 0.05;
-/// The relative difference that the kernels and the CPU path may have. For halves it is larger: a queue
-/// stores keys as f16.
+/// The relative difference that the kernels and the CPU path may have. For halves it is larger: a
+/// queue stores keys as f16.
 const F32_TOLERANCE: f64 = 1e-4;
 const HALF_TOLERANCE: f64 = 2e-2;
 
@@ -59,7 +60,8 @@ struct Options {
     /// Only this case
     #[arg(long = "case", value_name = "NAME")]
     cases: Vec<String>,
-    /// Only this type: f32, f16 or bf16 [default: f32, and bf16 for losses whose speed depends on it]
+    /// Only this type: f32, f16 or bf16 [default: f32, and bf16 for losses whose speed depends on
+    /// it]
     #[arg(long = "dtype", value_name = "TYPE")]
     dtypes: Vec<String>,
     /// The file for the results, as CSV [default: none]
@@ -151,7 +153,8 @@ fn run(options: &Options, cuda: &Cuda) -> Result<()> {
     for case in &cases {
         // The tensors that eager PyTorch keeps for its backward pass must fit into memory.
         let fits = torch::kept_bytes(case) < 0.6 * gpu.memory as f64;
-        // All types and weights have the same numbers. Write them once, and only if PyTorch reads them.
+        // All types and weights have the same numbers. Write them once, and only if PyTorch reads
+        // them.
         let files = (fits && !providers.is_empty())
             .then(|| Files::new(case, &case.inputs()))
             .transpose()
@@ -220,7 +223,8 @@ fn dtypes(options: &Options, case: &Case) -> Result<Vec<DType>> {
     options.dtypes.iter().map(parse).collect()
 }
 
-/// Whether two calls of attention give the gradient of the loss: with a target from the teacher's keys.
+/// Whether two calls of attention give the gradient of the loss: with a target from the teacher's
+/// keys.
 fn is_rrd(case: &Case) -> bool {
     matches!(
         case.loss.spec().family,

@@ -23,7 +23,8 @@ const MOST_COPIES: usize = 256;
 pub(crate) struct Ours<T: Element> {
     stream: Arc<CudaStream>,
     inputs: Inputs<T>,
-    /// Of plain launches and, where they can be had, of those that overlap. Before the batches, which they use.
+    /// Of plain launches and, where they can be had, of those that overlap. Before the batches,
+    /// which they use.
     graphs: Vec<Vec<CudaGraph>>,
     evaluator: Evaluator<T>,
     batches: Vec<OnGpu<T>>,
@@ -79,8 +80,8 @@ impl<T: GpuElement + DeviceRepr> Ours<T> {
         [false, true].into_iter().take(self.graphs.len())
     }
 
-    /// Returns an error if the results are wrong. It compares the results of a graph with those of the CPU
-    /// path, and requires the same bits with and without overlapping launches.
+    /// Returns an error if the results are wrong. It compares the results of a graph with those of
+    /// the CPU path, and requires the same bits with and without overlapping launches.
     pub(crate) fn check(&mut self, tolerance: f64) -> Result<()> {
         let (gradient, value) = self.results(false, 0)?;
         let all = if self.graphs.len() > 1 {
@@ -111,7 +112,8 @@ impl<T: GpuElement + DeviceRepr> Ours<T> {
         within("gradient", off / want.gradient_norm(), tolerance)
     }
 
-    /// One turn: evaluates for `budget` seconds in each way, and adds the seconds per evaluation to `times`.
+    /// One turn: evaluates for `budget` seconds in each way, and adds the seconds per evaluation to
+    /// `times`.
     pub(crate) fn turn(&mut self, overlap: bool, budget: f64, times: &mut Times) -> Result<()> {
         let way = usize::from(overlap);
         self.evaluator.set_overlap(overlap)?;

@@ -1,5 +1,5 @@
-//! Evaluations by PyTorch, to compare with. If PyTorch fails, for example because memory or a compiler
-//! is missing, this prints why and the rest is timed without it.
+//! Evaluations by PyTorch, to compare with. If PyTorch fails, for example because memory or a
+//! compiler is missing, this prints why and the rest is timed without it.
 
 use std::time::Duration;
 
@@ -36,8 +36,8 @@ impl Provider {
         PROVIDERS[self.index]
     }
 
-    /// Selects a case. If it is already selected, for another precision of our weights, PyTorch does not
-    /// compile it again.
+    /// Selects a case. If it is already selected, for another precision of our weights, PyTorch
+    /// does not compile it again.
     pub(crate) fn open(&mut self, case: &Case, files: &Files, dtype: &str, copies: usize) {
         let asked = Some([case.name.clone(), dtype.to_owned()]);
         if self.open == asked && self.torch.is_some() {

@@ -16,7 +16,8 @@ const NONE: &str = "n/a";
 
 /// The provider that calls scaled_dot_product_attention twice.
 pub(crate) const ATTENTION: &str = "attention";
-/// What PyTorch evaluates: the papers' formulas in eager mode and compiled, and RRD's gradient by attention.
+/// What PyTorch evaluates: the papers' formulas in eager mode and compiled, and RRD's gradient by
+/// attention.
 pub(crate) const PROVIDERS: [&str; 3] = ["eager", "compiled", ATTENTION];
 
 /// The seconds of relata's evaluations.

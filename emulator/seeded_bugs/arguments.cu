@@ -1,5 +1,5 @@
-// Structs that differ from their declaration in Rust: two fields are swapped, a field has another type, or two fields of an
-// inner struct are swapped. All have the size that Rust expects.
+// Structs that differ from their declaration in Rust: two fields are swapped, a field has another
+// type, or two fields of an inner struct are swapped. All have the size that Rust expects.
 #include "seeded_bugs.cuh"
 
 namespace {

@@ -34,7 +34,8 @@ DEVICE void missing_warp_barrier(const Arguments& arguments) {
     output<float>(arguments, threadIdx.x) = tile[threadIdx.x];
 }
 
-// Barriers that threads reach in different places or different numbers. The tests have the message for each bug.
+// Barriers that threads reach in different places or different numbers. The tests have the message
+// for each bug.
 DEVICE void divergent_barrier(const Arguments& arguments) {
     const unsigned thread = threadIdx.x;
     switch (arguments.bug) {

@@ -30,7 +30,8 @@ DEVICE void reductions(const Arguments& arguments) {
     for (unsigned i = 0; i < 8; i++) output<double>(arguments, i * THREADS + threadIdx.x) = results[i];
 }
 
-// Each block writes its sum to a slot, and the last block adds all slots. Each block also sets a flag.
+// Each block writes its sum to a slot, and the last block adds all slots. Each block also sets a
+// flag.
 DEVICE void ticket(const Arguments& arguments) {
     double* slots = &output<double>(arguments, 1);
     const double sum = block_reduce<THREADS>(input<double>(arguments, blockIdx.x * THREADS + threadIdx.x), Sum());
@@ -42,7 +43,8 @@ DEVICE void ticket(const Arguments& arguments) {
     }
 }
 
-// The same with a ticket that one warp takes before the block is done. This warp alone adds the slots, each one twice.
+// The same with a ticket that one warp takes before the block is done. This warp alone adds the
+// slots, each one twice.
 DEVICE void early_ticket(const Arguments& arguments) {
     double* slots = &output<double>(arguments, 2);
     const unsigned finalize_warp = THREADS / WARP - 1;
@@ -60,8 +62,8 @@ DEVICE void early_ticket(const Arguments& arguments) {
     if (lane_index() < 2) output<double>(arguments, lane_index()) = totals[lane_index()];
 }
 
-// 16 values, each reduced by the tree to the lanes that hold it and read back from there. Then whether any lane of the warp is
-// the last thread of the block.
+// 16 values, each reduced by the tree to the lanes that hold it and read back from there. Then
+// whether any lane of the warp is the last thread of the block.
 DEVICE void scatter(const Arguments& arguments) {
     const float value = input<float>(arguments, threadIdx.x);
     float values[16];

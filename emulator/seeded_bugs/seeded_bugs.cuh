@@ -1,5 +1,5 @@
-// Kernels for the tests of the emulator (src/gpu/emulator/tests). Each has a bug that `bug` turns on. Without it the kernel is
-// right. No loss uses them.
+// Kernels for the tests of the emulator (src/gpu/emulator/tests). Each has a bug that `bug` turns
+// on. Without it the kernel is right. No loss uses them.
 #pragma once
 
 #include "../../kernels/common/collective.cuh"

@@ -1,12 +1,14 @@
-// Asynchronous copies and tensor cores. These kernels call the emulator directly, without kernels/common.
+// Asynchronous copies and tensor cores. These kernels call the emulator directly, without
+// kernels/common.
 #include "seeded_bugs.cuh"
 
 namespace {
 
 constexpr unsigned CHUNKS = 4;
 
-// Copies CHUNKS tiles of THREADS rows of 16 bytes asynchronously, then adds the 4 floats of each row in another thread than the
-// one that copied it. In the last tile, the last `count` bytes of each row must arrive as zeros.
+// Copies CHUNKS tiles of THREADS rows of 16 bytes asynchronously, then adds the 4 floats of each
+// row in another thread than the one that copied it. In the last tile, the last `count` bytes of
+// each row must arrive as zeros.
 DEVICE void copies(const Arguments& arguments) {
     SHARED_ARRAY(float, tiles, CHUNKS* THREADS * 4);
     const unsigned thread = threadIdx.x, bug = arguments.bug;
@@ -33,7 +35,8 @@ DEVICE void copies(const Arguments& arguments) {
     output<float>(arguments, thread) = sum;
 }
 
-// Loads four matrices, 32 rows of 8 halves, and writes what each lane gets. They are transposed if `count` is not 0.
+// Loads four matrices, 32 rows of 8 halves, and writes what each lane gets. They are transposed if
+// `count` is not 0.
 DEVICE void matrices(const Arguments& arguments) {
     SHARED_ARRAY(uint16_t, tile, 33 * 8);
     for (unsigned i = threadIdx.x; i < 32 * 8; i += WARP) tile[i] = input<uint16_t>(arguments, i);
@@ -46,7 +49,8 @@ DEVICE void matrices(const Arguments& arguments) {
     for (unsigned m = 0; m < 4; m++) output<uint32_t>(arguments, threadIdx.x * 4 + m) = registers[m];
 }
 
-// D += A B of a warp, twice: A [16, 16] and B [16, 8] are halves, D [16, 8] floats. The halves are bf16 if `count` is not 0.
+// D += A B of a warp, twice: A [16, 16] and B [16, 8] are halves, D [16, 8] floats. The halves are
+// bf16 if `count` is not 0.
 DEVICE void multiply(const Arguments& arguments) {
     const unsigned g = threadIdx.x / 4, t = threadIdx.x % 4;
     const auto pair = [&](unsigned first, unsigned second) {
@@ -56,7 +60,8 @@ DEVICE void multiply(const Arguments& arguments) {
     const auto of_b = [&](unsigned k, unsigned column) { return pair(256 + k * 8 + column, 256 + (k + 1) * 8 + column); };
     const uint32_t a[4] = {of_a(g, 2 * t), of_a(g + 8, 2 * t), of_a(g, 2 * t + 8), of_a(g + 8, 2 * t + 8)};
     const uint32_t b[2] = {of_b(2 * t, g), of_b(2 * t + 8, g)};
-    // The second time the halves of each pair of A are swapped. An emulator that kept the first operands would fail.
+    // The second time the halves of each pair of A are swapped. An emulator that kept the first
+    // operands would fail.
     const uint32_t a_swapped[4] = {a[0] >> 16 | a[0] << 16, a[1] >> 16 | a[1] << 16, a[2] >> 16 | a[2] << 16,
                                    a[3] >> 16 | a[3] << 16};
     float d[4] = {1, 2, 3, 4};

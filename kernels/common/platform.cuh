@@ -97,13 +97,14 @@ DEVICE void enter_grid() {}
         __VA_ARGS__(*static_cast<const Arguments*>(arguments));                                    \
     }                                                                                              \
     extern "C" const emulator::Kernel name = {threads, sizeof(Arguments),                          \
-                                              emulator::fields<Arguments>(0), name##_run}
+                                              fields_of(static_cast<const Arguments*>(nullptr)), \
+                                              name##_run}
 #define EXPORT_KERNEL_REGISTERS(name, threads, registers, Arguments, ...)                          \
     EXPORT_KERNEL(name, threads, 1, Arguments, __VA_ARGS__)
 
 // A constant table of the fields, for Rust to compare with its own.
 #define ARGUMENTS(Type, ...)                                                                       \
-    constexpr emulator::Field Type##_fields[] = {                                                  \
+    inline constexpr emulator::Field Type##_fields[] = {                                              \
         RELATA_FOR_EACH(RELATA_FIELD, Type, __VA_ARGS__)};                                         \
     static_assert(emulator::cover(Type##_fields, sizeof(Type)),                                    \
                   "every field of " #Type ", in order");                                           \

@@ -4,8 +4,8 @@ use half::{bf16, f16};
 
 use crate::element::{DType, Element};
 
-/// An element that GPU kernels read: `f32`, [`half::f16`] or [`half::bf16`]. Kernels add in f32 or f64
-/// and return gradients in f32. The trait is sealed, like [`Element`].
+/// An element that GPU kernels read: `f32`, [`half::f16`] or [`half::bf16`]. Kernels add in f32 or
+/// f64 and return gradients in f32. The trait is sealed, like [`Element`].
 ///
 /// `f64` is not one of them: consumer GPUs compute it 64 times slower than f32. [`Cpu`](crate::Cpu)
 /// takes it.
@@ -45,13 +45,19 @@ impl GpuDType {
     }
 }
 
-impl From<DType> for GpuDType {
-    fn from(dtype: DType) -> Self {
-        match dtype {
-            DType::F32 => GpuDType::F32,
-            DType::F16 => GpuDType::F16,
-            DType::BF16 => GpuDType::BF16,
-            DType::F64 => unreachable!("GpuElement has no f64"),
+/// The type of the keys in a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KeyType {
+    F32,
+    F16,
+}
+
+impl KeyType {
+    /// The size of an element.
+    pub(crate) const fn bytes(self) -> usize {
+        match self {
+            KeyType::F32 => 4,
+            KeyType::F16 => 2,
         }
     }
 }

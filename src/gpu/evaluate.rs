@@ -1,6 +1,6 @@
 //! Host slices, evaluated on a machine: copied there, computed, copied back.
 
-use super::element::GpuElement;
+use super::element::{GpuDType, GpuElement};
 use super::logits::launch_softmax;
 use super::machine::Machine;
 use super::plan::{Addresses, Plan, QueueAddresses, grid_size, queue_layout};
@@ -20,10 +20,10 @@ pub(crate) fn evaluate<T: GpuElement, M: Machine>(
     batch: Batch<'_, T>,
     gradient: &mut [f32],
 ) -> Result<Value> {
-    let plan = Plan::new(problem, T::DTYPE, machine.limits())?;
+    let plan = Plan::new(problem, GpuDType::of::<T>(), machine.limits())?;
     let student = Uploaded::new(machine, "student", batch.student.as_slice())?;
     let teacher = Uploaded::new(machine, "teacher", batch.teacher.as_slice())?;
-    let queue = match (queue_layout(problem, T::DTYPE), batch.queue) {
+    let queue = match (queue_layout(problem, GpuDType::of::<T>()), batch.queue) {
         (Some(layout), Some(queue)) => Some(UploadedQueue::new(machine, layout, queue)?),
         _ => None,
     };
@@ -67,7 +67,7 @@ pub(crate) fn relation_matrix<T: GpuElement, M: Machine>(
     let [to, scratch] = addresses;
     launch_relation(
         machine,
-        T::DTYPE,
+        GpuDType::of::<T>(),
         relation,
         shape,
         input.address,
@@ -88,7 +88,7 @@ pub(crate) fn softmax<T: GpuElement, M: Machine>(
     let output = machine.allocate("probabilities", size_of_val(probabilities))?;
     let addresses = [input.address, machine.address(&output)];
     let shape = [rows.len(), rows.dim()];
-    launch_softmax(machine, T::DTYPE, shape, temperature, addresses)?;
+    launch_softmax(machine, GpuDType::of::<T>(), shape, temperature, addresses)?;
     machine.read(&output, bytemuck::cast_slice_mut(probabilities))
 }
 

@@ -7,10 +7,8 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use bytemuck::Pod;
-
 use super::arguments::ArgumentType;
-use super::element::GpuDType;
+use super::element::{GpuDType, KeyType};
 use super::machine::{Launch, Launcher};
 use crate::error::Result;
 
@@ -64,7 +62,7 @@ pub(crate) struct Kernel<A> {
     arguments: PhantomData<A>,
 }
 
-impl<A: Pod> Kernel<A> {
+impl<A: ArgumentType> Kernel<A> {
     /// Launches `grid` blocks with `shared` bytes of dynamic shared memory each.
     pub(crate) fn launch(
         &self,
@@ -96,9 +94,9 @@ pub(crate) type ByDType<A> = ByVariant<GpuDType, A>;
 
 impl<V, A> ByVariant<V, A> {
     /// The kernel of this variant.
-    pub(crate) fn of(&self, variant: impl Into<V>) -> Kernel<A> {
+    pub(crate) fn of(&self, variant: V) -> Kernel<A> {
         Kernel {
-            entry: (self.entry)(variant.into()),
+            entry: (self.entry)(variant),
             threads: self.threads,
             arguments: PhantomData,
         }
@@ -127,24 +125,8 @@ pub(crate) enum MmaVariant {
     HalfPair,
 }
 
-/// The type of the keys that the attention kernel without tensor cores reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum KeyType {
-    F32,
-    F16,
-}
-
-impl From<crate::element::DType> for KeyType {
-    fn from(dtype: crate::element::DType) -> Self {
-        match dtype {
-            crate::element::DType::F16 => KeyType::F16,
-            _ => KeyType::F32,
-        }
-    }
-}
-
-/// Declares the kernels and their entry points: `once`, or one for each variant of an enum. `$threads`
-/// is the number of threads of a block.
+/// Declares the kernels and their entry points: `once`, or one for each variant of an enum.
+/// `$threads` is the number of threads of a block.
 macro_rules! kernels {
     ($(
         $(#[$doc:meta])*
@@ -211,7 +193,7 @@ kernels! {
         F16: relata_contraction_f16,
         BF16: relata_contraction_bf16,
     };
-    /// The same of few rows: smaller tiles.
+    /// The same of a small batch: smaller tiles.
     CONTRACTION_SMALL_BATCH: super::triplet::ContractionArguments, 256 => by GpuDType {
         F32: relata_contraction_small_batch_f32,
         F16: relata_contraction_small_batch_f16,
@@ -247,7 +229,7 @@ kernels! {
     RKD_ANGLE: super::triplet::AngleArguments, 128 => once relata_rkd_angle;
     /// The angle penalty with ½d² as a pair of f32.
     RKD_ANGLE_ACCURATE: super::triplet::AngleArguments, 256 => once relata_rkd_angle_accurate;
-    /// The same of few rows.
+    /// The same of a small batch.
     RKD_ANGLE_SMALL_BATCH: super::triplet::SmallBatchAngleArguments, 256 => once relata_rkd_angle_small_batch;
     /// The distance penalty, the sums of the angle penalty, and the loss of both.
     RKD_COEFFICIENTS: super::triplet::CoefficientArguments, 256 => once relata_rkd_coefficients;
@@ -263,7 +245,7 @@ kernels! {
         F16: relata_rkd_relation_accurate_f16,
         BF16: relata_rkd_relation_accurate_bf16,
     };
-    /// The same of few rows.
+    /// The same of a small batch.
     RKD_RELATION_SMALL_BATCH: super::triplet::RelationArguments, 256 => by GpuDType {
         F32: relata_rkd_relation_small_batch_f32,
         F16: relata_rkd_relation_small_batch_f16,
@@ -275,8 +257,8 @@ kernels! {
         F16: relata_attention_rows_f16,
         BF16: relata_attention_rows_bf16,
     };
-    /// Attention of halves, rows of up to 64 elements: over a queue and over the rest of a batch, with weights as two
-    /// f16 and as one; as one, of student and teacher side by side.
+    /// Attention of halves, rows of up to 64 elements: over a queue and over the rest of a batch,
+    /// with weights as two f16 and as one; as one, of student and teacher side by side.
     ATTENTION_MMA_64: super::contrastive::MmaArguments, 128 => by MmaVariant {
         Split: relata_attention_mma_64,
         SplitBatch: relata_attention_mma_64_batch,

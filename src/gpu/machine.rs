@@ -1,5 +1,5 @@
-//! The interface between the passes of a loss and the launcher that runs them: the CUDA driver or the
-//! emulator.
+//! The interface between the passes of a loss and the launcher that runs them: the CUDA driver or
+//! the emulator.
 
 use crate::error::Result;
 use crate::gpu::kernels::EntryPoint;
@@ -28,8 +28,8 @@ pub(crate) struct Limits {
     pub(crate) multiprocessors: u32,
     /// The most bytes of shared memory of a block, with the dynamic memory that it must opt in to.
     pub(crate) shared_per_block: u32,
-    /// The f32 throughput of a multiprocessor over its f64 throughput: 2 on GPUs for data centres, 64 on
-    /// most others.
+    /// The f32 throughput of a multiprocessor over its f64 throughput: 2 on GPUs for data centres,
+    /// 64 on most others.
     pub(crate) f32_over_f64: u32,
 }
 
@@ -48,8 +48,8 @@ pub(crate) trait Machine: Launcher {
     type Memory;
 
     fn limits(&self) -> Limits;
-    /// How many elements an input starts behind an aligned address. Kernels must not need alignment, and
-    /// the emulator uses this to test them.
+    /// How many elements an input starts behind an aligned address. Kernels must not need
+    /// alignment, and the emulator uses this to test them.
     fn misalignment(&self) -> usize {
         0
     }

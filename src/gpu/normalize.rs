@@ -6,8 +6,8 @@ use super::arguments::kernel_arguments;
 use super::kernels::{NORMALIZE, NORMALIZE_BACKWARD};
 use super::machine::Launcher;
 use super::plan::grid_size;
-use crate::element::DType;
 use crate::error::Result;
+use crate::gpu::element::GpuDType;
 
 kernel_arguments! {
     /// Mirrors `Arguments` in kernels/normalize.cu.
@@ -43,7 +43,7 @@ pub(crate) struct Matrix {
 /// Normalises the `count` rows of each of one or two matrices of elements of `dtype`.
 pub(crate) fn launch(
     launcher: &mut impl Launcher,
-    dtype: DType,
+    dtype: GpuDType,
     count: usize,
     matrices: &[Matrix],
 ) -> Result<()> {

@@ -3,8 +3,8 @@
 use super::machine::{Launcher, Limits};
 use super::workspace::Layout;
 use super::{contrastive, logits, pairwise, queue, triplet};
-use crate::element::DType;
 use crate::error::{Error, Result};
+use crate::gpu::element::GpuDType;
 use crate::loss::{Family, Rkd, Triplet};
 use crate::problem::Problem;
 
@@ -48,7 +48,7 @@ enum Passes {
 }
 
 impl Plan {
-    pub(crate) fn new(problem: &Problem, dtype: DType, limits: Limits) -> Result<Self> {
+    pub(crate) fn new(problem: &Problem, dtype: GpuDType, limits: Limits) -> Result<Self> {
         let mut layout = Layout::new();
         let rkd = |loss: Rkd, layout: &mut Layout| {
             triplet::Plan::new(&loss, problem, dtype, limits, layout)
@@ -95,7 +95,7 @@ impl Plan {
     pub(crate) fn with_upstream(
         &self,
         problem: &Problem,
-        dtype: DType,
+        dtype: GpuDType,
         limits: Limits,
     ) -> Result<Self> {
         match self.passes {
@@ -137,7 +137,7 @@ pub(crate) fn tile_pairs(rows: usize, side: usize) -> Result<u32> {
 }
 
 /// How the queue of this problem lies in memory, if it has one.
-pub(crate) fn queue_layout(problem: &Problem, dtype: DType) -> Option<queue::Layout> {
+pub(crate) fn queue_layout(problem: &Problem, dtype: GpuDType) -> Option<queue::Layout> {
     let (shapes, normalize) = (problem.shapes(), problem.spec().normalize);
     let layout = |capacity| queue::Layout::new(capacity, shapes.student_dim, dtype, normalize);
     shapes.queue.map(layout)

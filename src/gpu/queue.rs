@@ -16,8 +16,8 @@ use super::machine::Launcher;
 use super::plan::{QueueAddresses, grid_size};
 use super::tuning::queue::{KEYS_PER_BLOCK, PITCH};
 use super::workspace::{self, Region};
-use crate::element::DType;
 use crate::error::{Error, Result};
+use crate::gpu::element::{GpuDType, KeyType};
 use crate::queue::Queue;
 
 /// Elements from one key to the next. Keys start on a multiple of 16 bytes.
@@ -28,10 +28,10 @@ pub(crate) const fn pitch(dim: usize) -> usize {
 /// The type in which a queue stores keys, for a loss on rows of `dtype`. Normalised keys are f16 for
 /// rows of f16 and of bf16: their elements need no range, and f16 rounds them eight times finer than
 /// bf16. All other keys are f32.
-pub(crate) const fn key_type(dtype: DType, normalize: bool) -> DType {
+pub(crate) const fn key_type(dtype: GpuDType, normalize: bool) -> KeyType {
     match dtype {
-        DType::F16 | DType::BF16 if normalize => DType::F16,
-        _ => DType::F32,
+        GpuDType::F16 | GpuDType::BF16 if normalize => KeyType::F16,
+        _ => KeyType::F32,
     }
 }
 
@@ -42,8 +42,7 @@ pub(crate) struct Layout {
     pub(crate) dim: usize,
     /// Elements from one key to the next. Those beyond `dim` are zero.
     pub(crate) pitch: usize,
-    /// f32 or f16.
-    pub(crate) element: DType,
+    pub(crate) element: KeyType,
 }
 
 impl Layout {
@@ -51,7 +50,7 @@ impl Layout {
     pub(crate) const STATE_BYTES: usize = 8;
 
     /// The layout for a loss on rows of `dtype`.
-    pub(crate) fn new(capacity: usize, dim: usize, dtype: DType, normalize: bool) -> Self {
+    pub(crate) fn new(capacity: usize, dim: usize, dtype: GpuDType, normalize: bool) -> Self {
         Layout {
             capacity,
             dim,
@@ -83,7 +82,7 @@ impl Layout {
             for (d, &x) in key.iter().enumerate() {
                 let at = slot * self.pitch + d;
                 match self.element {
-                    DType::F16 => {
+                    KeyType::F16 => {
                         bytes[2 * at..][..2].copy_from_slice(&f16::from_f32(x).to_ne_bytes())
                     }
                     _ => bytes[4 * at..][..4].copy_from_slice(&x.to_ne_bytes()),
@@ -117,7 +116,7 @@ kernel_arguments! {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(dead_code, reason = "for queues that live on a device")]
 pub(crate) struct EnqueuePlan {
-    dtype: DType,
+    dtype: GpuDType,
     queue: Layout,
     normalize: bool,
     rows: u32,
@@ -129,7 +128,12 @@ pub(crate) struct EnqueuePlan {
 #[allow(dead_code, reason = "for queues that live on a device")]
 impl EnqueuePlan {
     /// The plan for batches of `rows` keys of `dtype`.
-    pub(crate) fn new(queue: Layout, rows: usize, dtype: DType, normalize: bool) -> Result<Self> {
+    pub(crate) fn new(
+        queue: Layout,
+        rows: usize,
+        dtype: GpuDType,
+        normalize: bool,
+    ) -> Result<Self> {
         let mut layout = workspace::Layout::new();
         Ok(EnqueuePlan {
             dtype,
@@ -167,7 +171,7 @@ impl EnqueuePlan {
             pitch: grid_size("queue_dim", self.queue.pitch)?,
             capacity: self.capacity,
             normalize: self.normalize.into(),
-            half: (self.queue.element == DType::F16).into(),
+            half: (self.queue.element == KeyType::F16).into(),
         };
         let grid = [self.rows.div_ceil(KEYS_PER_BLOCK), 1, 1];
         MEASURE_KEYS

@@ -6,8 +6,8 @@ use super::machine::Launcher;
 use super::normalize;
 use super::plan::{grid_size, tile_pairs};
 use super::tuning::relation::SIDE;
-use crate::element::DType;
 use crate::error::Result;
+use crate::gpu::element::GpuDType;
 use crate::loss::Relation;
 
 kernel_arguments! {
@@ -34,7 +34,7 @@ pub(crate) fn workspace_bytes(relation: Relation, [rows, dim]: [usize; 2]) -> us
 /// overwritten.
 pub(crate) fn launch(
     launcher: &mut impl Launcher,
-    dtype: DType,
+    dtype: GpuDType,
     relation: Relation,
     [rows, dim]: [usize; 2],
     input: u64,
@@ -49,7 +49,7 @@ pub(crate) fn launch(
             norms: 0,
         };
         normalize::launch(launcher, dtype, rows, &[normalized])?;
-        (DType::F32, workspace)
+        (GpuDType::F32, workspace)
     } else {
         (dtype, input)
     };

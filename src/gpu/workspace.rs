@@ -18,8 +18,8 @@ impl Region {
     }
 }
 
-/// The layout of a workspace, to which buffers are added one by one. Counters come first. They are zero
-/// before the first evaluation, and every evaluation leaves them zero.
+/// The layout of a workspace, to which buffers are added one by one. Counters come first. They are
+/// zero before the first evaluation, and every evaluation leaves them zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Layout {
     bytes: usize,

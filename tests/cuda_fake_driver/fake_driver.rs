@@ -1,7 +1,7 @@
 //! Tests with a fake driver in place of NVIDIA's.
 //!
-//! A process loads `libcuda.so` once and keeps it. So each test of [`with_fake_driver!`] starts this
-//! test binary again, for that one test, in a process that finds the fake driver:
+//! A process loads `libcuda.so` once and keeps it. So each test of [`with_fake_driver!`] starts
+//! this test binary again, for that one test, in a process that finds the fake driver:
 //!
 //! 1. The test compiles libcuda.c to `libcuda.so`, once for all tests.
 //! 2. It starts the binary with the test's own name, with the fake driver's folder in

@@ -1,5 +1,5 @@
-//! Every kernel runs in the tests that benches/bundle/run runs under compute-sanitizer. It lists those
-//! tests of tests/cuda.rs by name.
+//! Every kernel runs in the tests that benches/bundle/run runs under compute-sanitizer. It lists
+//! those tests of tests/cuda.rs by name.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,8 @@ use crate::common::{self, Input};
 use crate::fake_driver::{calls, with_fake_driver};
 use crate::stream;
 
-/// tests/cuda.rs has the tests that benches/bundle/run names. Otherwise the sanitizers would run nothing.
+/// tests/cuda.rs has the tests that benches/bundle/run names. Otherwise the sanitizers would run
+/// nothing.
 #[test]
 fn the_named_tests_exist() {
     let run = include_str!("../../benches/bundle/run");
@@ -77,7 +78,12 @@ with_fake_driver!(every_kernel_runs_under_sanitizers, [], {
     let (known, launched) = (of("cuLibraryGetKernel "), of("cuLaunchKernel "));
     // Combinations of the pairwise family that no loss uses: the emulator tests them.
     let without_loss = |kernel: &str| {
-        let parts = ["distance_mean", "dot_none", "squared_frobenius", "difference"];
+        let parts = [
+            "distance_mean",
+            "dot_none",
+            "squared_frobenius",
+            "difference",
+        ];
         kernel.starts_with("relata_pairwise_") && parts.iter().any(|part| kernel.contains(part))
     };
     let never = known.difference(&launched);

@@ -1,5 +1,5 @@
-// A fake of NVIDIA's driver: the calls that the crate and cudarc make. It writes each call to a log and
-// fails where a test wants it to. No kernel runs. Settings are environment variables:
+// A fake of NVIDIA's driver: the calls that the crate and cudarc make. It writes each call to a log
+// and fails where a test wants it to. No kernel runs. Settings are environment variables:
 //
 //   FAKE_DRIVER_LOG         a line per call is appended to this file
 //   FAKE_DRIVER_FAIL        name:code[:nth][,...]   that call, or its nth, fails with this CUresult

@@ -1,5 +1,6 @@
-//! What the host does with a GPU, tested without one: a fake driver records the calls and fails where
-//! a test wants it to. Only on Linux, where `LD_LIBRARY_PATH` can put it in the driver's place.
+//! What the host does with a GPU, tested without one: a fake driver records the calls and fails
+//! where a test wants it to. Only on Linux, where `LD_LIBRARY_PATH` can put it in the driver's
+//! place.
 
 #![cfg(target_os = "linux")]
 #![allow(unsafe_code, reason = "the raw entry")]

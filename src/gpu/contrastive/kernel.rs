@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::arguments::MmaArguments;
-use crate::element::DType;
+use crate::gpu::element::{GpuDType, KeyType};
 use crate::gpu::kernels::{
     self, ATTENTION_MMA_64, ATTENTION_MMA_128, ATTENTION_MMA_256, MmaVariant,
 };
@@ -86,7 +86,7 @@ impl Weights {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kernel {
     /// kernels/attention_simt.cu, on keys of this type.
-    Simt(DType),
+    Simt(KeyType),
     /// kernels/attention_mma.cu, for rows up to a width.
     Mma(MmaWidth),
 }
@@ -131,7 +131,7 @@ impl Kernel {
     /// tile of them fits in shared memory.
     pub(super) fn new(
         dim: usize,
-        dtype: DType,
+        dtype: GpuDType,
         normalize: bool,
         keys: KeySource,
         limits: Limits,
@@ -144,13 +144,13 @@ impl Kernel {
         };
         let key_type = queue::key_type(dtype, normalize);
         let mma = width
-            .filter(|_| key_type == DType::F16)
+            .filter(|_| key_type == KeyType::F16)
             .map(Kernel::Mma)
             .filter(|kernel| kernel.shared() <= limits.shared_per_block as usize);
         mma.unwrap_or(Kernel::Simt(match keys {
             KeySource::Queue => key_type,
             // The keys are rows of the batch, in the format in which this kernel reads rows.
-            KeySource::BatchExceptSelf => DType::F32,
+            KeySource::BatchExceptSelf => KeyType::F32,
         }))
     }
 
@@ -250,26 +250,26 @@ mod tests {
     fn half_types_take_tensor_cores_if_a_tile_fits() {
         let on =
             |dim, dtype, normalize, keys| Kernel::new(dim, dtype, normalize, keys, Limits::HOPPER);
-        for dtype in [DType::F16, DType::BF16] {
+        for dtype in [GpuDType::F16, GpuDType::BF16] {
             for keys in [KeySource::Queue, KeySource::BatchExceptSelf] {
                 assert_eq!(on(1, dtype, true, keys), Kernel::Mma(MmaWidth::W64));
                 assert_eq!(on(65, dtype, true, keys), Kernel::Mma(MmaWidth::W128));
                 assert_eq!(on(256, dtype, true, keys), Kernel::Mma(MmaWidth::W256));
                 // Rows that are not normalised may be too large or too small for f16.
-                assert_eq!(on(64, dtype, false, keys), Kernel::Simt(DType::F32));
+                assert_eq!(on(64, dtype, false, keys), Kernel::Simt(KeyType::F32));
             }
             assert_eq!(
                 on(257, dtype, true, KeySource::Queue),
-                Kernel::Simt(DType::F16)
+                Kernel::Simt(KeyType::F16)
             );
             assert_eq!(
                 on(257, dtype, true, KeySource::BatchExceptSelf),
-                Kernel::Simt(DType::F32)
+                Kernel::Simt(KeyType::F32)
             );
         }
         assert_eq!(
-            on(64, DType::F32, true, KeySource::Queue),
-            Kernel::Simt(DType::F32)
+            on(64, GpuDType::F32, true, KeySource::Queue),
+            Kernel::Simt(KeyType::F32)
         );
         // Shared memory is what the header of the kernel says, and it fits the smallest GPU.
         assert_eq!(Kernel::Mma(MmaWidth::W128).shared(), 256 * 136 * 2);
@@ -278,7 +278,7 @@ mod tests {
             ..Limits::HOPPER
         };
         for dim in [64, 128, 256] {
-            let kernel = Kernel::new(dim, DType::F16, true, KeySource::Queue, small);
+            let kernel = Kernel::new(dim, GpuDType::F16, true, KeySource::Queue, small);
             assert!(matches!(kernel, Kernel::Mma(_)), "D {dim}");
         }
         let none = Limits {
@@ -286,8 +286,8 @@ mod tests {
             ..Limits::HOPPER
         };
         assert_eq!(
-            Kernel::new(256, DType::F16, true, KeySource::Queue, none),
-            Kernel::Simt(DType::F16)
+            Kernel::new(256, GpuDType::F16, true, KeySource::Queue, none),
+            Kernel::Simt(KeyType::F16)
         );
     }
 

@@ -31,8 +31,8 @@ use super::plan::{Addresses, grid_size};
 use super::queue;
 use super::tuning::contrastive::{KEYS, PREPARED_ROWS_PER_BLOCK};
 use super::workspace::{Layout, Region};
-use crate::element::DType;
 use crate::error::{Error, Result};
+use crate::gpu::element::GpuDType;
 use crate::loss::{Contrastive, Target};
 use crate::problem::Problem;
 
@@ -42,7 +42,7 @@ const MAX_BLOCKS: usize = 65_535;
 /// How a contrastive loss runs: its kernels, its grids and its workspace.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Plan {
-    dtype: DType,
+    dtype: GpuDType,
     queries: Queries,
     keys: KeySource,
     kernel: Kernel,
@@ -78,7 +78,7 @@ impl Plan {
     pub(crate) fn new(
         loss: &Contrastive,
         problem: &Problem,
-        dtype: DType,
+        dtype: GpuDType,
         limits: Limits,
         layout: &mut Layout,
     ) -> Result<Self> {
@@ -223,7 +223,7 @@ impl Plan {
                     key_scales,
                     per_temperature: self.per_temperature,
                     samples: self.rows,
-                    is_bf16: (self.dtype == DType::BF16).into(),
+                    is_bf16: (self.dtype == GpuDType::BF16).into(),
                 };
                 width.entry(self.keys, self.weights).launch(
                     launcher,

@@ -1,7 +1,7 @@
 //! Which kernels a plan launches.
 
-use crate::element::DType;
 use crate::error::Result;
+use crate::gpu::element::GpuDType;
 use crate::gpu::machine::{Launch, Launcher, Limits};
 use crate::gpu::plan::{Addresses, Plan, QueueAddresses};
 use crate::loss::{InfoNce, Loss, Rrd};
@@ -22,7 +22,7 @@ fn launches(
     loss: impl Into<Loss>,
     queue: Option<usize>,
     dim: usize,
-    dtype: DType,
+    dtype: GpuDType,
     weights: WeightPrecision,
 ) -> Vec<&'static str> {
     let limits = Limits::HOPPER;
@@ -48,7 +48,7 @@ fn launches(
 
 #[test]
 fn a_plan_prepares_rows_only_for_kernels_that_do_not() {
-    use DType::{BF16, F16, F32};
+    use GpuDType::{BF16, F16, F32};
     use WeightPrecision::{Half, Split};
     let (rrd, info_nce, queue) = (Rrd::default(), InfoNce::default(), Some(1000));
     // f16 and bf16 with a queue take two launches.

@@ -1,5 +1,5 @@
-//! Loading the driver. Without a driver cudarc panics, even when asked for an error's text. So nothing of
-//! cudarc may be called before [`version`] has succeeded.
+//! Loading the driver. Without a driver cudarc panics, even when asked for an error's text. So
+//! nothing of cudarc may be called before [`version`] has succeeded.
 #![allow(
     unsafe_code,
     reason = "loads the driver's library and asks its version"
@@ -53,8 +53,8 @@ fn load() -> Result<()> {
     }
     let mut whys: Vec<String> = Vec::new();
     for name in NAMES {
-        // SAFETY: loading a library runs its initialisers. Any process may load NVIDIA's library, at any
-        // time and more than once. It stays loaded.
+        // SAFETY: loading a library runs its initialisers. Any process may load NVIDIA's library,
+        // at any time and more than once. It stays loaded.
         match unsafe { libloading::Library::new(name) } {
             Ok(library) => {
                 DRIVER.get_or_init(|| library);

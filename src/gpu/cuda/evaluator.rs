@@ -22,8 +22,8 @@ use crate::problem::Problem;
 
 /// Evaluates a problem on a stream of a GPU. It owns the workspace.
 ///
-/// The inputs and the results are slices of [`cudarc`](super::cudarc) on the GPU. An evaluation consists
-/// of kernel launches alone: it allocates nothing, copies nothing and does not wait.
+/// The inputs and the results are slices of [`cudarc`](super::cudarc) on the GPU. An evaluation
+/// consists of kernel launches alone: it allocates nothing, copies nothing and does not wait.
 ///
 /// ```no_run
 /// use relata::cuda::{Evaluator, cudarc::driver::CudaContext};
@@ -42,11 +42,11 @@ use crate::problem::Problem;
 /// ```
 ///
 /// # Graphs
-/// An evaluation can be captured in a CUDA graph. Each launch of the graph uses the evaluator's workspace
-/// and the captured slices. Keep them all until the graph is gone: nothing checks this.
+/// An evaluation can be captured in a CUDA graph. Each launch of the graph uses the evaluator's
+/// workspace and the captured slices. Keep them all until the graph is gone: nothing checks this.
 ///
-/// The default stream cannot be captured: use another one. With a second stream, cudarc waits for events
-/// of the slices, and a capture does not allow that. Turn it off
+/// The default stream cannot be captured: use another one. With a second stream, cudarc waits for
+/// events of the slices, and a capture does not allow that. Turn it off
 /// (`CudaContext::disable_event_tracking`) before you make the slices.
 #[derive(Debug)]
 pub struct Evaluator<T> {
@@ -66,7 +66,8 @@ impl<T: GpuElement> Evaluator<T> {
         bind(stream)?;
         let raw = RawEvaluator::new::<T>(problem)?;
         let workspace = Memory::new(stream, "workspace", raw.workspace_bytes())?;
-        // SAFETY: the memory has this length. The memory and the stream are of the context bound above.
+        // SAFETY: the memory has this length. The memory and the stream are of the context bound
+        // above.
         unsafe { raw.initialize(workspace.address(), stream.cu_stream().cast()) }?;
         Ok(Evaluator {
             raw,
@@ -97,7 +98,8 @@ impl<T: GpuElement> Evaluator<T> {
     /// As [`RawEvaluator::set_upstream`].
     ///
     /// # Errors
-    /// None, in practice: those of planning, which [`new`](Self::new) has already done for these shapes.
+    /// None, in practice: those of planning, which [`new`](Self::new) has already done for these
+    /// shapes.
     pub fn set_upstream(&mut self, upstream: f64) -> Result<()> {
         self.raw.set_upstream(upstream)
     }
@@ -112,13 +114,14 @@ impl<T: GpuElement> Evaluator<T> {
 
     /// Launches an evaluation and returns at once.
     ///
-    /// It reads `student` `[N, D]` and `teacher` `[N, D_t]`. It overwrites `gradient` `[N, D]` and `value`
-    /// [`VALUE_LEN`](super::VALUE_LEN): the loss and its terms. It allocates nothing, copies nothing and does not wait.
+    /// It reads `student` `[N, D]` and `teacher` `[N, D_t]`. It overwrites `gradient` `[N, D]` and
+    /// `value` [`VALUE_LEN`](super::VALUE_LEN): the loss and its terms. It allocates nothing,
+    /// copies nothing and does not wait.
     ///
     /// # Errors
-    /// [`Error::Length`] and [`Error::ForeignMemory`] name the argument. [`Error::Missing`] if the problem
-    /// has a queue. Nothing has been launched after these errors. [`Error::Cuda`] if the driver refuses a
-    /// launch. A fault on the GPU becomes an error when you wait for the stream.
+    /// [`Error::Length`] and [`Error::ForeignMemory`] name the argument. [`Error::Missing`] if the
+    /// problem has a queue. Nothing has been launched after these errors. [`Error::Cuda`] if the
+    /// driver refuses a launch. A fault on the GPU becomes an error when you wait for the stream.
     pub fn launch(
         &mut self,
         student: &impl DevicePtr<T>,
@@ -132,13 +135,14 @@ impl<T: GpuElement> Evaluator<T> {
         self.launch_all(student, teacher, None, gradient, value)
     }
 
-    /// The same with a queue. The teacher's rows enter the queue before the evaluation, after it or not at
-    /// all, as the loss's `enqueue` says.
+    /// The same with a queue. The teacher's rows enter the queue before the evaluation, after it or
+    /// not at all, as the loss's `enqueue` says.
     ///
     /// # Errors
-    /// As [`launch`](Self::launch). [`Error::Unexpected`] if the problem has no queue. [`Error::TooLarge`]
-    /// if the batch has more rows than the queue has [room](Queue::reserve) for. [`Error::Empty`] if the
-    /// queue is empty and the batch does not enter it before the evaluation.
+    /// As [`launch`](Self::launch). [`Error::Unexpected`] if the problem has no queue.
+    /// [`Error::TooLarge`] if the batch has more rows than the queue has [room](Queue::reserve)
+    /// for. [`Error::Empty`] if the queue is empty and the batch does not enter it before the
+    /// evaluation.
     pub fn launch_with_queue(
         &mut self,
         student: &impl DevicePtr<T>,
@@ -199,9 +203,10 @@ impl<T: GpuElement> Evaluator<T> {
             // SAFETY: the teacher is a batch of the problem's shapes, and the context is current.
             unsafe { queue.enqueue_at(raw, teacher) }?;
         }
-        // SAFETY: the slices have these lengths and are in the context of the evaluator. The slices that
-        // are written are borrowed mutably, so they overlap nothing. cudarc frees a slice only after the
-        // launches that use it. Workspace and queue are initialised, and only this stream uses them.
+        // SAFETY: the slices have these lengths and are in the context of the evaluator. The slices
+        // that are written are borrowed mutably, so they overlap nothing. cudarc frees a slice only
+        // after the launches that use it. Workspace and queue are initialised, and only this stream
+        // uses them.
         unsafe { self.raw.launch(&buffers, stream.cu_stream().cast()) }?;
         if let (Some((queue, raw)), Enqueue::After) = (&mut queue, self.enqueue()) {
             // SAFETY: as above.

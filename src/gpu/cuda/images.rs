@@ -43,8 +43,8 @@ macro_rules! image {
 /// The kernels of one .cu file.
 pub(super) struct Image {
     pub(super) fatbin: &'static [u8],
-    /// The entry points in it. Asking the driver instead would fail for each entry point of another file,
-    /// and tools that watch a program's calls report such failures.
+    /// The entry points in it. Asking the driver instead would fail for each entry point of another
+    /// file, and tools that watch a program's calls report such failures.
     pub(super) exports: &'static [&'static str],
 }
 
@@ -70,13 +70,13 @@ pub(super) fn toolkit() -> Version {
     Version(TOOLKIT.0, TOOLKIT.1)
 }
 
-/// Returns an error if the GPU or the driver cannot run the kernels. The driver's own error would not
-/// say which of the two is the cause.
+/// Returns an error if the GPU or the driver cannot run the kernels. The driver's own error would
+/// not say which of the two is the cause.
 pub(super) fn check(gpu: &Gpu, driver: Version) -> Result<()> {
     match fit(TARGETS, gpu.capability) {
         None => Err(unsupported(gpu)),
-        // A cubin runs with any driver of its major version or later. PTX runs with no driver that is
-        // older than its compiler.
+        // A cubin runs with any driver of its major version or later. PTX runs with no driver that
+        // is older than its compiler.
         Some(fit) if fit == Fit::Ptx && driver < toolkit() || driver.0 < toolkit().0 => {
             Err(old_driver(driver))
         }
@@ -121,7 +121,8 @@ fn fit(targets: &[&str], gpu: Version) -> Option<Fit> {
             },
         )
     };
-    // PTX with the features of one architecture (such as sm_90a) runs on that one alone. It is not built.
+    // PTX with the features of one architecture (such as sm_90a) runs on that one alone. It is not
+    // built.
     let ptx = |target: &str| Some(capability(target.strip_prefix("compute_")?)? <= gpu);
     if any(&cubin) {
         Some(Fit::Cubin)

@@ -24,8 +24,8 @@ pub(super) struct StreamLauncher {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Overlap {
     Never,
-    /// Not for the next launch, but for all later ones. The next launch follows work of others: a copy, or
-    /// a kernel that may end although the work before it has not.
+    /// Not for the next launch, but for all later ones. The next launch follows work of others: a
+    /// copy, or a kernel that may end although the work before it has not.
     AfterNext,
     Always,
 }
@@ -77,12 +77,13 @@ impl Launcher for StreamLauncher {
                 numAttrs: 1,
             };
             let parameters = parameters.as_mut_ptr();
-            // SAFETY: as below. Configuration and attribute live until the driver returns. The kernel
-            // reads and writes no memory before all earlier launches are done.
+            // SAFETY: as below. Configuration and attribute live until the driver returns. The
+            // kernel reads and writes no memory before all earlier launches are done.
             unsafe { sys::cuLaunchKernelEx(&raw const config, function, parameters, null_mut()) }
         } else {
-            // SAFETY: these bytes are the struct that the kernel takes. The addresses in it are of memory
-            // that the caller owns, borrows or has been promised, of the size that the plan computed.
+            // SAFETY: these bytes are the struct that the kernel takes. The addresses in it are of
+            // memory that the caller owns, borrows or has been promised, of the size that the plan
+            // computed.
             unsafe {
                 sys::cuLaunchKernel(
                     function,

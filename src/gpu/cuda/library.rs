@@ -15,7 +15,8 @@ use super::{driver, images};
 use crate::error::{Error, Result};
 use crate::gpu::kernels::{self, EntryPoint};
 
-/// Every entry point by name. A `CUkernel` belongs to no context: it runs in the context of the stream.
+/// Every entry point by name. A `CUkernel` belongs to no context: it runs in the context of the
+/// stream.
 #[derive(Debug)]
 pub(super) struct Library {
     kernels: HashMap<&'static str, Kernel>,
@@ -30,8 +31,8 @@ unsafe impl Send for Kernel {}
 unsafe impl Sync for Kernel {}
 
 impl Library {
-    /// The kernels, ready to be launched in the current context, which is a context of `gpu`. The driver
-    /// does all work for a first launch now: it could not do it while a graph is captured.
+    /// The kernels, ready to be launched in the current context, which is a context of `gpu`. The
+    /// driver does all work for a first launch now: it could not do it while a graph is captured.
     pub(super) fn prepared(gpu: &Gpu) -> Result<&'static Self> {
         let version = driver::version()?;
         images::check(gpu, version)?;
@@ -59,8 +60,8 @@ impl Library {
         }
     }
 
-    /// Whether the kernels that `gpu` runs wait by themselves for the launches before them. Kernels compiled
-    /// for 9.0 and later do. A GPU may run older ones, from PTX, so this asks the driver.
+    /// Whether the kernels that `gpu` runs wait by themselves for the launches before them. Kernels
+    /// compiled for 9.0 and later do. A GPU may run older ones, from PTX, so this asks the driver.
     pub(super) fn waits(&self, gpu: &Gpu) -> Result<bool> {
         const FIRST: c_int = 90;
         for kernel in self.kernels.values() {
@@ -76,7 +77,8 @@ impl Library {
         let mut libraries = HashMap::new();
         for image in images::all() {
             let mut library = null_mut();
-            // SAFETY: a fatbin holds its own length. It lives as long as the program. There are no options.
+            // SAFETY: a fatbin holds its own length. It lives as long as the program. There are no
+            // options.
             let result = unsafe {
                 sys::cuLibraryLoadData(
                     &raw mut library,
@@ -131,8 +133,8 @@ impl Kernel {
         Ok(result.result()?)
     }
 
-    /// The compute capability that the kernel was compiled for: 90 is 9.0. If the driver compiled it from
-    /// PTX, this is the version of the PTX.
+    /// The compute capability that the kernel was compiled for: 90 is 9.0. If the driver compiled
+    /// it from PTX, this is the version of the PTX.
     fn compiled_for(self, gpu: &Gpu) -> std::result::Result<c_int, DriverError> {
         use CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION as PTX;
         let mut version: c_int = 0;

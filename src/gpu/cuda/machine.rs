@@ -34,7 +34,8 @@ impl<'a> CudaMachine<'a> {
 
 impl Launcher for CudaMachine<'_> {
     fn launch(&mut self, launch: Launch<'_>) -> Result<()> {
-        // The context is current on this thread: an allocation precedes each launch and makes it current.
+        // The context is current on this thread: an allocation precedes each launch and makes it
+        // current.
         self.launcher.launch(launch)
     }
 }

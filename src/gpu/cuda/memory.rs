@@ -8,8 +8,8 @@ use cudarc::driver::{CudaStream, result};
 use super::failure::WithContext;
 use crate::error::Result;
 
-/// An allocation in the order of a stream. Later launches on the stream may use it. Dropping it frees it
-/// after all launches that came before.
+/// An allocation in the order of a stream. Later launches on the stream may use it. Dropping it
+/// frees it after all launches that came before.
 #[derive(Debug)]
 pub(crate) struct Memory {
     address: u64,
@@ -18,8 +18,8 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Allocates `bytes` bytes of any content, aligned to 256, or one byte for 0, which the driver refuses.
-    /// Makes the stream's context current on this thread.
+    /// Allocates `bytes` bytes of any content, aligned to 256, or one byte for 0, which the driver
+    /// refuses. Makes the stream's context current on this thread.
     pub(super) fn new(
         stream: &Arc<CudaStream>,
         argument: &'static str,
@@ -52,8 +52,8 @@ impl Memory {
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         assert!(bytes.len() <= self.bytes);
         self.bind()?;
-        // SAFETY: the allocation is long enough. `bytes` is pageable memory, which the driver has copied
-        // when it returns.
+        // SAFETY: the allocation is long enough. `bytes` is pageable memory, which the driver has
+        // copied when it returns.
         let result =
             unsafe { result::memcpy_htod_async(self.address, bytes, self.stream.cu_stream()) };
         result.context("copying to the GPU")
@@ -63,8 +63,8 @@ impl Memory {
     pub(super) fn copy(&mut self, from: &Memory, bytes: usize) -> Result<()> {
         assert!(bytes <= self.bytes.min(from.bytes) && self.stream == from.stream);
         self.bind()?;
-        // SAFETY: both allocations are long enough and in one context. Both live until the stream has
-        // made the copy.
+        // SAFETY: both allocations are long enough and in one context. Both live until the stream
+        // has made the copy.
         let result = unsafe {
             result::memcpy_dtod_async(self.address, from.address, bytes, self.stream.cu_stream())
         };

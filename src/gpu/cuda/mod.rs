@@ -65,11 +65,12 @@ pub fn build() -> BuildInfo {
 /// reports ([`Spec::terms`](crate::Spec::terms)), in their order.
 pub const VALUE_LEN: usize = 1 + crate::problem::MOST_TERMS;
 
-/// A CUDA GPU as a [`Device`](crate::Device) for rows of [`f32`], [`half::f16`] or [`half::bf16`] in host
-/// memory.
+/// A CUDA GPU as a [`Device`](crate::Device) for rows of [`f32`], [`half::f16`] or [`half::bf16`]
+/// in host memory.
 ///
-/// An evaluation copies the rows to the GPU, computes and copies the results back, on the default stream
-/// of the GPU's primary context. If the embeddings are on the GPU already, use an [`Evaluator`].
+/// An evaluation copies the rows to the GPU, computes and copies the results back, on the default
+/// stream of the GPU's primary context. If the embeddings are on the GPU already, use an
+/// [`Evaluator`].
 #[derive(Clone, Debug)]
 pub struct Cuda {
     stream: Arc<CudaStream>,
@@ -85,8 +86,8 @@ impl Cuda {
     /// # Errors
     /// [`Error::NoDriver`](crate::Error::NoDriver), [`Error::NoSuchGpu`](crate::Error::NoSuchGpu),
     /// [`Error::UnsupportedGpu`](crate::Error::UnsupportedGpu),
-    /// [`Error::OldDriver`](crate::Error::OldDriver), or [`Error::Cuda`](crate::Error::Cuda) for any other
-    /// error of the driver.
+    /// [`Error::OldDriver`](crate::Error::OldDriver), or [`Error::Cuda`](crate::Error::Cuda) for
+    /// any other error of the driver.
     pub fn new(ordinal: usize) -> Result<Self> {
         let context = driver::context(ordinal)?;
         let gpu = Gpu::of(context.cu_device())?;

@@ -12,16 +12,17 @@ use super::memory::Memory;
 use super::raw::{RawEvaluator, no_queue};
 use super::raw_queue::RawQueue;
 use crate::checks::{not_empty, same};
-use crate::element::DType;
 use crate::error::Result;
-use crate::gpu::element::GpuElement;
+use crate::gpu::element::{GpuDType, GpuElement, KeyType};
 use crate::problem::Problem;
 use crate::rows::Rows;
 
-/// A [queue](crate::Queue) of teacher keys on a GPU: a ring whose capacity is that of the problem's shapes.
+/// A [queue](crate::Queue) of teacher keys on a GPU: a ring whose capacity is that of the problem's
+/// shapes.
 ///
-/// It is empty at first. A loss compares with the keys that have entered. The queue normalises keys if the
-/// loss normalises rows. Normalised keys of f16 and bf16 rows are stored as f16, all other keys as f32.
+/// It is empty at first. A loss compares with the keys that have entered. The queue normalises keys
+/// if the loss normalises rows. Normalised keys of f16 and bf16 rows are stored as f16, all other
+/// keys as f32.
 ///
 /// A batch may have fewer rows than the problem, or more after [`reserve`](Self::reserve).
 #[derive(Debug)]
@@ -30,7 +31,8 @@ pub struct Queue<T> {
     rows: usize,
     memory: Memory,
     stream: Arc<CudaStream>,
-    /// Whether a batch may have entered. Before, the queue is empty and a loss has nothing to compare with.
+    /// Whether a batch may have entered. Before, the queue is empty and a loss has nothing to
+    /// compare with.
     used: bool,
     element: PhantomData<fn(T)>,
 }
@@ -47,7 +49,8 @@ impl<T: GpuElement> Queue<T> {
         let evaluator = RawEvaluator::new::<T>(problem)?;
         let raw = evaluator.queue().cloned().ok_or_else(no_queue)?;
         let memory = Memory::new(stream, "queue", raw.bytes())?;
-        // SAFETY: the memory has this length. The memory and the stream are of the context bound above.
+        // SAFETY: the memory has this length. The memory and the stream are of the context bound
+        // above.
         unsafe { raw.initialize(memory.address(), stream.cu_stream().cast()) }?;
         Ok(Queue {
             raw,
@@ -77,57 +80,61 @@ impl<T: GpuElement> Queue<T> {
         self.rows
     }
 
-    /// Makes room for batches of up to `rows` rows. If there is too little room, it allocates new memory and
-    /// copies the ring on the GPU, without waiting. After that, do not launch graphs that captured
-    /// evaluations with this queue.
+    /// Makes room for batches of up to `rows` rows. If there is too little room, it allocates new
+    /// memory and copies the ring on the GPU, without waiting. After that, do not launch graphs
+    /// that captured evaluations with this queue.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), [`Error::TooLarge`](crate::Error::TooLarge) and
-    /// [`Error::Cuda`](crate::Error::Cuda). The queue is unchanged after an error.
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory),
+    /// [`Error::TooLarge`](crate::Error::TooLarge) and [`Error::Cuda`](crate::Error::Cuda). The
+    /// queue is unchanged after an error.
     pub fn reserve(&mut self, rows: usize) -> Result<()> {
         if rows <= self.rows {
             return Ok(());
         }
         bind(&self.stream)?;
-        let raw = self.raw.with_rows(rows, T::DTYPE)?;
+        let raw = self.raw.with_rows(rows, GpuDType::of::<T>())?;
         let mut memory = Memory::new(&self.stream, "queue", raw.bytes())?;
-        // SAFETY: the memory has this length. The memory and the stream are of the context bound above.
+        // SAFETY: the memory has this length. The memory and the stream are of the context bound
+        // above.
         unsafe { raw.initialize_scratch(memory.address(), self.stream.cu_stream().cast()) }?;
         memory.copy(&self.memory, raw.ring_bytes())?;
         (self.raw, self.memory, self.rows) = (raw, memory, rows);
         Ok(())
     }
 
-    /// Launches the entry of `keys` `[N, D]` and returns at once. N is at most [`rows`](Self::rows).
+    /// Launches the entry of `keys` `[N, D]` and returns at once. N is at most
+    /// [`rows`](Self::rows).
     ///
-    /// Keys enter in order. In a full queue they replace the oldest keys. A batch with a NaN or an infinity
-    /// does not enter. The call only launches kernels, so a graph may capture it.
+    /// Keys enter in order. In a full queue they replace the oldest keys. A batch with a NaN or an
+    /// infinity does not enter. The call only launches kernels, so a graph may capture it.
     ///
     /// # Errors
-    /// As [`Evaluator::launch`](super::Evaluator::launch), and [`Error::Empty`](crate::Error::Empty).
+    /// As [`Evaluator::launch`](super::Evaluator::launch), and
+    /// [`Error::Empty`](crate::Error::Empty).
     pub fn enqueue(&mut self, keys: &impl DevicePtr<T>) -> Result<()> {
         let stream = Arc::clone(&self.stream);
         let rows = keys.len().div_ceil(self.dim());
         not_empty("keys", rows)?;
         self.has_room_for(rows)?;
         check("keys", keys, rows * self.dim(), &stream)?;
-        let raw = self.raw.with_rows(rows, T::DTYPE)?;
+        let raw = self.raw.with_rows(rows, GpuDType::of::<T>())?;
         bind(&stream)?;
         let (keys, _read) = keys.device_ptr(&stream);
-        // SAFETY: the slice has this length and is in the queue's context. cudarc frees it only after the
-        // launches that use it.
+        // SAFETY: the slice has this length and is in the queue's context. cudarc frees it only
+        // after the launches that use it.
         unsafe { self.enqueue_at(&raw, keys) }
     }
 
     /// # Safety
-    /// `raw` [fits](Self::fits). The stream's context is current. A batch with the rows of `raw` is at `keys`
-    /// when the stream reaches these launches.
+    /// `raw` [fits](Self::fits). The stream's context is current. A batch with the rows of `raw` is
+    /// at `keys` when the stream reaches these launches.
     pub(super) unsafe fn enqueue_at(&mut self, raw: &RawQueue, keys: u64) -> Result<()> {
         self.used = true;
         let stream = self.stream.cu_stream().cast();
-        // SAFETY: the caller promises the keys. The memory is this queue's. It is initialised, only this
-        // stream uses it, and it is large enough for these rows. The ring starts at the same address for
-        // any number of rows.
+        // SAFETY: the caller promises the keys. The memory is this queue's. It is initialised, only
+        // this stream uses it, and it is large enough for these rows. The ring starts at the same
+        // address for any number of rows.
         unsafe { raw.enqueue(keys, self.memory.address(), stream) }
     }
 
@@ -178,7 +185,7 @@ impl<T: GpuElement> Queue<T> {
             [0, 4].map(|at| bytemuck::pod_read_unaligned::<u32>(&state[at..][..4]) as usize);
         let (dim, pitch) = (self.dim(), self.raw.layout.pitch);
         let read = |at: usize| match self.raw.layout.element {
-            DType::F16 => bytemuck::pod_read_unaligned::<f16>(&keys[2 * at..][..2]).to_f32(),
+            KeyType::F16 => bytemuck::pod_read_unaligned::<f16>(&keys[2 * at..][..2]).to_f32(),
             _ => bytemuck::pod_read_unaligned(&keys[4 * at..][..4]),
         };
         let mut host = crate::Queue::new(self.capacity(), dim)?.with_normalize(false);
@@ -194,8 +201,8 @@ impl<T: GpuElement> Queue<T> {
         Ok(host.with_normalize(self.raw.normalize))
     }
 
-    /// Replaces the keys by those of a queue on the host, to continue a training. If there is no room for all,
-    /// the newest are kept.
+    /// Replaces the keys by those of a queue on the host, to continue a training. If there is no
+    /// room for all, the newest are kept.
     ///
     /// # Errors
     /// [`Error::Dimension`](crate::Error::Dimension) if its keys are not of length D; otherwise as

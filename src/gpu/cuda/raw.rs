@@ -10,14 +10,15 @@ use cudarc::driver::sys::{self, CUcontext, CUpointer_attribute};
 use super::context::{Context, KernelContext};
 use super::failure::{WithContext, code};
 use super::raw_queue::RawQueue;
-use crate::element::DType;
 use crate::error::{Error, Result};
+use crate::gpu::element::GpuDType;
 use crate::gpu::element::GpuElement;
 use crate::gpu::plan::{Addresses, Plan, QueueAddresses};
 use crate::gpu::workspace::Layout;
 use crate::problem::Problem;
 
-/// The addresses of a batch and of its results on the GPU. Each is a multiple of the size of its element.
+/// The addresses of a batch and of its results on the GPU. Each is a multiple of the size of its
+/// element.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Buffers {
     /// The student's rows, `[N, D]`.
@@ -31,20 +32,20 @@ pub struct Buffers {
     /// [`VALUE_LEN`](super::VALUE_LEN) f32: the loss, and then its terms. It is overwritten as far
     /// as the loss has terms.
     pub value: u64,
-    /// Scratch memory of [`RawEvaluator::workspace_bytes`] bytes, aligned to 256. Nothing else may write
-    /// there, also between evaluations.
+    /// Scratch memory of [`RawEvaluator::workspace_bytes`] bytes, aligned to 256. Nothing else may
+    /// write there, also between evaluations.
     pub workspace: u64,
 }
 
-/// Evaluates a problem on memory and streams of any library, at their addresses. Adapters to frameworks use
-/// it. No type of cudarc is in its interface.
+/// Evaluates a problem on memory and streams of any library, at their addresses. Adapters to
+/// frameworks use it. No type of cudarc is in its interface.
 ///
-/// It belongs to the CUDA context that is current when it is made. It creates no context and no stream, and
-/// it never makes another context current.
+/// It belongs to the CUDA context that is current when it is made. It creates no context and no
+/// stream, and it never makes another context current.
 #[derive(Clone, Debug)]
 pub struct RawEvaluator {
     problem: Problem,
-    dtype: DType,
+    dtype: GpuDType,
     /// The size of an element.
     bytes: u64,
     plan: Plan,
@@ -54,21 +55,21 @@ pub struct RawEvaluator {
 }
 
 impl RawEvaluator {
-    /// Plans `problem` for embeddings of type `T` on the GPU of the current context, and loads the kernels
-    /// there. `queue` in the problem's shapes is the capacity of the queue. A loss compares with the keys
-    /// that have entered.
+    /// Plans `problem` for embeddings of type `T` on the GPU of the current context, and loads the
+    /// kernels there. `queue` in the problem's shapes is the capacity of the queue. A loss compares
+    /// with the keys that have entered.
     ///
     /// # Errors
-    /// [`Error::NoContext`] if no context is current. [`Error::TooLarge`] if there are more rows or columns
-    /// than the kernels can count. Otherwise as [`Cuda::new`](super::Cuda::new).
+    /// [`Error::NoContext`] if no context is current. [`Error::TooLarge`] if there are more rows or
+    /// columns than the kernels can count. Otherwise as [`Cuda::new`](super::Cuda::new).
     pub fn new<T: GpuElement>(problem: &Problem) -> Result<Self> {
         let context = KernelContext::current()?;
         Ok(RawEvaluator {
             problem: *problem,
-            dtype: T::DTYPE,
+            dtype: GpuDType::of::<T>(),
             bytes: size_of::<T>() as u64,
-            plan: Plan::new(problem, T::DTYPE, context.gpu.limits)?,
-            queue: RawQueue::of(problem, T::DTYPE, &context)?,
+            plan: Plan::new(problem, GpuDType::of::<T>(), context.gpu.limits)?,
+            queue: RawQueue::of(problem, GpuDType::of::<T>(), &context)?,
             context,
             overlap: false,
         })
@@ -86,11 +87,12 @@ impl RawEvaluator {
         self.queue.as_ref()
     }
 
-    /// Sets the upstream gradient of later evaluations. It costs nothing: a trainer that scales its loss may
-    /// change it at every step.
+    /// Sets the upstream gradient of later evaluations. It costs nothing: a trainer that scales its
+    /// loss may change it at every step.
     ///
     /// # Errors
-    /// None, in practice: those of planning, which [`new`](Self::new) has already done for these shapes.
+    /// None, in practice: those of planning, which [`new`](Self::new) has already done for these
+    /// shapes.
     pub fn set_upstream(&mut self, upstream: f64) -> Result<()> {
         let problem = self.problem.with_upstream(upstream);
         self.plan = self
@@ -100,16 +102,17 @@ impl RawEvaluator {
         Ok(())
     }
 
-    /// Lets the launches of later evaluations overlap, with programmatic dependent launch. The driver then
-    /// prepares each launch but the first while the launch before it runs.
+    /// Lets the launches of later evaluations overlap, with programmatic dependent launch. The
+    /// driver then prepares each launch but the first while the launch before it runs.
     ///
-    /// The results have the same bits, and other work on the stream sees no difference. Overlap hides the
-    /// time between launches, which is most of the time of a small problem. The blocks that wait occupy
-    /// multiprocessors that other streams could use.
+    /// The results have the same bits, and other work on the stream sees no difference. Overlap
+    /// hides the time between launches, which is most of the time of a small problem. The blocks
+    /// that wait occupy multiprocessors that other streams could use.
     ///
-    /// Returns whether launches overlap now. They do on a GPU of compute capability 9.0 or later, with
-    /// kernels compiled for 9.0 or later and a driver for CUDA 12.3 or later. Elsewhere the setting has no
-    /// effect. It is off at first, because the gain has not been measured on a GPU yet.
+    /// Returns whether launches overlap now. They do on a GPU of compute capability 9.0 or later,
+    /// with kernels compiled for 9.0 or later and a driver for CUDA 12.3 or later. Elsewhere the
+    /// setting has no effect. It is off at first, because the gain has not been measured on a GPU
+    /// yet.
     ///
     /// # Errors
     /// [`Error::Cuda`].
@@ -124,42 +127,44 @@ impl RawEvaluator {
         self.plan.workspace_bytes()
     }
 
-    /// Prepares a workspace on `stream`. Call it once, before the first evaluation with the workspace.
+    /// Prepares a workspace on `stream`. Call it once, before the first evaluation with the
+    /// workspace.
     ///
     /// # Errors
     /// [`Error::NoContext`] and [`Error::Cuda`].
     ///
     /// # Safety
-    /// `workspace` is the address of [`workspace_bytes`](Self::workspace_bytes) bytes in the memory of the
-    /// evaluator's context. `stream` is a `CUstream` of that context, or null for its default stream.
+    /// `workspace` is the address of [`workspace_bytes`](Self::workspace_bytes) bytes in the memory
+    /// of the evaluator's context. `stream` is a `CUstream` of that context, or null for its
+    /// default stream.
     pub unsafe fn initialize(&self, workspace: u64, stream: *mut c_void) -> Result<()> {
         self.context.check()?;
-        // SAFETY: the counters are the first bytes of the workspace. The caller promises the workspace
-        // and the stream.
+        // SAFETY: the counters are the first bytes of the workspace. The caller promises the
+        // workspace and the stream.
         let result =
             unsafe { result::memset_d8_async(workspace, 0, Layout::COUNTERS, stream.cast()) };
         result.context("clearing the workspace")
     }
 
-    /// Launches an evaluation on `stream` and returns at once. It makes the same launches each time and
-    /// nothing else, so a graph may capture it. A fault on the GPU becomes an error when you wait for the
-    /// stream.
+    /// Launches an evaluation on `stream` and returns at once. It makes the same launches each time
+    /// and nothing else, so a graph may capture it. A fault on the GPU becomes an error when you
+    /// wait for the stream.
     ///
     /// The batch does not enter the queue. Call [`RawQueue::enqueue`] for that, before or after.
     ///
     /// # Errors
-    /// [`Error::NoContext`] if the evaluator's context is not current. [`Error::Missing`] if the problem has
-    /// a queue and `buffers` has none. [`Error::Cuda`] if the driver refuses a launch.
+    /// [`Error::NoContext`] if the evaluator's context is not current. [`Error::Missing`] if the
+    /// problem has a queue and `buffers` has none. [`Error::Cuda`] if the driver refuses a launch.
     ///
     /// # Safety
-    /// - Each address is that of memory as [`Buffers`] describes it, for this problem's shapes, in the memory
-    ///   of the evaluator's context.
+    /// - Each address is that of memory as [`Buffers`] describes it, for this problem's shapes, in
+    ///   the memory of the evaluator's context.
     /// - `gradient`, `value` and `workspace` overlap nothing.
-    /// - The workspace is [initialised](Self::initialize), and so is the queue. No other evaluation uses the
-    ///   workspace at the same time.
+    /// - The workspace is [initialised](Self::initialize), and so is the queue. No other evaluation
+    ///   uses the workspace at the same time.
     /// - `stream` is a `CUstream` of that context, or null for its default stream.
-    /// - Memory and stream stay valid until the stream has finished these launches. If a graph captured
-    ///   them, they stay valid as long as the graph can be launched.
+    /// - Memory and stream stay valid until the stream has finished these launches. If a graph
+    ///   captured them, they stay valid as long as the graph can be launched.
     pub unsafe fn launch(&self, buffers: &Buffers, stream: *mut c_void) -> Result<()> {
         let queue = match &self.queue {
             None => QueueAddresses::default(),
@@ -182,8 +187,8 @@ impl RawEvaluator {
         self.plan.launch(&mut launcher, &addresses)
     }
 
-    /// Asks the driver whether the buffers are memory of this evaluator's GPU and context, and checks their
-    /// alignment. It takes a few microseconds. The driver does not know their lengths.
+    /// Asks the driver whether the buffers are memory of this evaluator's GPU and context, and
+    /// checks their alignment. It takes a few microseconds. The driver does not know their lengths.
     ///
     /// # Errors
     /// [`Error::ForeignMemory`], naming the buffer.
@@ -245,8 +250,8 @@ fn gpu_of(address: u64) -> std::result::Result<c_int, String> {
 fn context_of(address: u64) -> Option<Context> {
     const CONTEXT: CUpointer_attribute = CUpointer_attribute::CU_POINTER_ATTRIBUTE_CONTEXT;
     let mut context: CUcontext = null_mut();
-    // SAFETY: this attribute is a context's handle. The driver looks the address up and does not read
-    // from it.
+    // SAFETY: this attribute is a context's handle. The driver looks the address up and does not
+    // read from it.
     let result = unsafe { sys::cuPointerGetAttribute((&raw mut context).cast(), CONTEXT, address) };
     (result.result().is_ok() && !context.is_null()).then_some(Context(context))
 }

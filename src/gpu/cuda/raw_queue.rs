@@ -7,20 +7,22 @@ use cudarc::driver::result;
 
 use super::context::KernelContext;
 use super::failure::WithContext;
-use crate::element::DType;
 use crate::error::{Error, Result};
+use crate::gpu::element::GpuDType;
 use crate::gpu::plan::{QueueAddresses, queue_layout};
 use crate::gpu::queue::{EnqueuePlan, Layout};
 use crate::gpu::workspace;
 use crate::problem::Problem;
 
-/// A problem's queue of teacher keys in memory of any library: one buffer with the keys, their number and
-/// the next slot.
+/// A problem's queue of teacher keys in memory of any library: one buffer with the keys, their
+/// number and the next slot.
 ///
-/// A batch enters by launches alone, so a graph that captured them adds keys each time it is launched.
+/// A batch enters by launches alone, so a graph that captured them adds keys each time it is
+/// launched.
 ///
-/// The place of the ring in the buffer does not depend on the number of rows of a batch. So one buffer, of the
-/// size for the largest batch, serves problems that differ in the number of rows alone.
+/// The place of the ring in the buffer does not depend on the number of rows of a batch. So one
+/// buffer, of the size for the largest batch, serves problems that differ in the number of rows
+/// alone.
 #[derive(Clone, Debug)]
 pub struct RawQueue {
     pub(super) layout: Layout,
@@ -39,7 +41,7 @@ impl RawQueue {
     /// The queue of `problem`, if it has one.
     pub(super) fn of(
         problem: &Problem,
-        dtype: DType,
+        dtype: GpuDType,
         context: &KernelContext,
     ) -> Result<Option<Self>> {
         let Some(layout) = queue_layout(problem, dtype) else {
@@ -54,7 +56,7 @@ impl RawQueue {
         layout: Layout,
         normalize: bool,
         rows: usize,
-        dtype: DType,
+        dtype: GpuDType,
         context: &KernelContext,
     ) -> Result<Self> {
         let plan = EnqueuePlan::new(layout, rows, dtype, normalize)?;
@@ -78,7 +80,7 @@ impl RawQueue {
     }
 
     /// The same ring, for batches of `rows` rows of `dtype`.
-    pub(super) fn with_rows(&self, rows: usize, dtype: DType) -> Result<Self> {
+    pub(super) fn with_rows(&self, rows: usize, dtype: GpuDType) -> Result<Self> {
         Self::new(self.layout, self.normalize, rows, dtype, &self.context)
     }
 
@@ -94,12 +96,13 @@ impl RawQueue {
     /// [`Error::NoContext`] and [`Error::Cuda`].
     ///
     /// # Safety
-    /// `queue` is the address of [`bytes`](Self::bytes) bytes, aligned to 256, in the memory of the context.
-    /// `stream` is a `CUstream` of that context, or null for its default stream.
+    /// `queue` is the address of [`bytes`](Self::bytes) bytes, aligned to 256, in the memory of the
+    /// context. `stream` is a `CUstream` of that context, or null for its default stream.
     pub unsafe fn initialize(&self, queue: u64, stream: *mut c_void) -> Result<()> {
         self.context.check()?;
         // Clear the keys too: copies of the queue copy all slots, also those that are still empty.
-        // SAFETY: the ring is the first bytes of the buffer. The caller promises the buffer and the stream.
+        // SAFETY: the ring is the first bytes of the buffer. The caller promises the buffer and the
+        // stream.
         let result = unsafe { result::memset_d8_async(queue, 0, self.ring_bytes(), stream.cast()) };
         result.context("clearing the queue")?;
         // SAFETY: as the caller promises.
@@ -112,27 +115,27 @@ impl RawQueue {
     /// As for [`initialize`](Self::initialize), and the context is current.
     pub(super) unsafe fn initialize_scratch(&self, queue: u64, stream: *mut c_void) -> Result<()> {
         let counters = queue + self.scratch as u64;
-        // SAFETY: the counters are the first bytes of the scratch memory. The caller promises the buffer
-        // and the stream.
+        // SAFETY: the counters are the first bytes of the scratch memory. The caller promises the
+        // buffer and the stream.
         let result = unsafe {
             result::memset_d8_async(counters, 0, workspace::Layout::COUNTERS, stream.cast())
         };
         result.context("clearing the queue's scratch memory")
     }
 
-    /// Launches the entry of a batch and returns at once. The batch is `[N, D]` of the problem's element at
-    /// `keys`.
+    /// Launches the entry of a batch and returns at once. The batch is `[N, D]` of the problem's
+    /// element at `keys`.
     ///
-    /// Keys enter in order. In a full queue they replace the oldest keys. A batch with a NaN or an infinity
-    /// does not enter.
+    /// Keys enter in order. In a full queue they replace the oldest keys. A batch with a NaN or an
+    /// infinity does not enter.
     ///
     /// # Errors
     /// [`Error::NoContext`] and [`Error::Cuda`].
     ///
     /// # Safety
-    /// As for [`RawEvaluator::launch`](super::RawEvaluator::launch). `keys` is a batch of the problem's
-    /// shapes. `queue` is memory that has been [initialised](Self::initialize). Nothing else reads or writes
-    /// it when the stream reaches these launches.
+    /// As for [`RawEvaluator::launch`](super::RawEvaluator::launch). `keys` is a batch of the
+    /// problem's shapes. `queue` is memory that has been [initialised](Self::initialize). Nothing
+    /// else reads or writes it when the stream reaches these launches.
     pub unsafe fn enqueue(&self, keys: u64, queue: u64, stream: *mut c_void) -> Result<()> {
         let mut launcher = self.context.launcher(stream.cast())?;
         let scratch = queue + self.scratch as u64;

@@ -90,12 +90,13 @@ pub(super) struct Fiber {
     pub(super) location: Cell<Location>,
 }
 
-/// A fiber's coroutine. It runs the team's task once, suspends at its end, and runs the next task when
-/// it is resumed.
+/// A fiber's coroutine. It runs the team's task once, suspends at its end, and runs the next task
+/// when it is resumed.
 pub(super) type Body = Coroutine<(), (), (), Stack>;
 
-/// A stack that starts somewhere in its first page. All pages start at the same lines of a cache. The
-/// fibers of a block switch often, so the tops of their stacks must fit into the cache together.
+/// A stack that starts somewhere in its first page. All pages start at the same lines of a cache.
+/// The fibers of a block switch often, so the tops of their stacks must fit into the cache
+/// together.
 pub(super) struct Stack {
     memory: DefaultStack,
     skipped: usize,
@@ -237,8 +238,8 @@ impl Team {
                 let fiber = unsafe { &*fiber };
                 let Task { kernel, arguments } = task.get();
                 fiber.yielder.set(yielder);
-                // SAFETY: the launcher has checked that the arguments are the kernel's. They live until
-                // the block has ended. Only this fiber uses `thread` until then.
+                // SAFETY: the launcher has checked that the arguments are the kernel's. They live
+                // until the block has ended. Only this fiber uses `thread` until then.
                 unsafe { relata_emulator_run(kernel, thread, arguments) };
                 fiber.state.set(State::Done);
                 fiber.location.set(Location::END);

@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 
 /// The content of memory before it is written: NaN as f32, f16 and bf16.
 const POISON: u8 = 0xFF;
-/// The content of the guards. A kernel that reads too far gets NaN here too. No kernel has a reason to
-/// write these bytes.
+/// The content of the guards. A kernel that reads too far gets NaN here too. No kernel has a reason
+/// to write these bytes.
 const CANARY: [u8; 2] = [0xFE, 0xFF];
 const GUARD: usize = 256;
 

@@ -26,12 +26,12 @@ use self::schedule::Shuffle;
 use super::machine::{Launch, Launcher, Limits, Machine};
 use crate::error::{Error, Result};
 
-/// Runs the CUDA kernels thread by thread on the CPU, to test them on a machine without a GPU. It is
-/// slow by design.
+/// Runs the CUDA kernels thread by thread on the CPU, to test them on a machine without a GPU. It
+/// is slow by design.
 ///
-/// The [seed](Emulator::seed) shuffles the order in which threads run. Shared and global memory holds
-/// NaN until it is written, and has guards around it. Barriers are checked. A kernel that does
-/// something a kernel must not do is an [`Error::Kernel`].
+/// The [seed](Emulator::seed) shuffles the order in which threads run. Shared and global memory
+/// holds NaN until it is written, and has guards around it. Barriers are checked. A kernel that
+/// does something a kernel must not do is an [`Error::Kernel`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Emulator {
     seed: u64,
@@ -46,9 +46,9 @@ impl Emulator {
         Emulator { seed: 0 }
     }
 
-    /// The same with another schedule. The seed decides the order in which the threads of a block run,
-    /// and whether the addresses of inputs are aligned (for every fourth seed, from 0). No result may
-    /// depend on it.
+    /// The same with another schedule. The seed decides the order in which the threads of a block
+    /// run, and whether the addresses of inputs are aligned (for every fourth seed, from 0). No
+    /// result may depend on it.
     #[must_use]
     pub const fn seed(self, seed: u64) -> Self {
         Emulator { seed }
@@ -178,8 +178,8 @@ impl Machine for EmulatedMachine {
     type Memory = Memory;
 
     fn limits(&self) -> Limits {
-        // Few multiprocessors, so that plans split the work as little as possible. The shared memory of
-        // an A100, which is the least that the kernels need.
+        // Few multiprocessors, so that plans split the work as little as possible. The shared
+        // memory of an A100, which is the least that the kernels need.
         Limits {
             multiprocessors: 4,
             shared_per_block: 163 * 1024,

@@ -64,8 +64,8 @@ impl Schedule<'_> {
         }
     }
 
-    /// Runs the lanes of a warp in a shuffled order until they wait for other warps. Sometimes it stops
-    /// earlier, after a barrier of the warp. Returns whether any lane ran.
+    /// Runs the lanes of a warp in a shuffled order until they wait for other warps. Sometimes it
+    /// stops earlier, after a barrier of the warp. Returns whether any lane ran.
     fn run_warp(&mut self, warp: usize, shuffle: &mut Shuffle) -> Result<bool, String> {
         let lanes = warp * WARP..(warp + 1) * WARP;
         let mut progress = false;
@@ -90,8 +90,8 @@ impl Schedule<'_> {
         }
     }
 
-    /// Lets a warp continue if all its lanes wait at the same barrier of the warp. Returns whether it
-    /// did.
+    /// Lets a warp continue if all its lanes wait at the same barrier of the warp. Returns whether
+    /// it did.
     fn pass_warp_barrier(&self, lanes: std::ops::Range<usize>) -> Result<bool, String> {
         let leader = lanes.start;
         let (state, location) = (self.state(leader), self.fibers[leader].location.get());

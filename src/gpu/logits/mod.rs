@@ -9,8 +9,8 @@ use super::machine::{Launcher, Limits};
 use super::plan::{Addresses, grid_size};
 use super::tuning::logits::{CHUNK, MAX_SHORT, REDUCTIONS};
 use super::workspace::{Layout, Region};
-use crate::element::DType;
 use crate::error::Result;
+use crate::gpu::element::GpuDType;
 use crate::loss::Logits;
 use crate::problem::Problem;
 
@@ -47,7 +47,7 @@ struct RowTile {
 }
 
 impl RowTile {
-    fn new(classes: usize, dtype: DType, limits: Limits) -> Self {
+    fn new(classes: usize, dtype: GpuDType, limits: Limits) -> Self {
         let chunks = classes.div_ceil(CHUNK / dtype.bytes());
         let short = chunks.div_ceil(KD_KL.threads as usize);
         if short <= MAX_SHORT {
@@ -82,7 +82,7 @@ impl RowTile {
 /// How KD runs: one launch, with a block for a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Plan {
-    dtype: DType,
+    dtype: GpuDType,
     rows: u32,
     classes: u32,
     temperature: f64,
@@ -95,7 +95,7 @@ impl Plan {
     pub(crate) fn new(
         loss: &Logits,
         problem: &Problem,
-        dtype: DType,
+        dtype: GpuDType,
         limits: Limits,
         layout: &mut Layout,
     ) -> Result<Self> {
@@ -145,7 +145,7 @@ mod tests {
         let kept = |classes, dtype| RowTile::new(classes, dtype, Limits::HOPPER);
         // A short row is kept whole.
         for classes in [1, 10, 1000, 5 * 256 * 4] {
-            let tile = kept(classes, DType::F32);
+            let tile = kept(classes, GpuDType::F32);
             assert!(
                 !tile.long && tile.shared() <= 40 * 1024,
                 "{classes}: {tile:?}"
@@ -157,7 +157,7 @@ mod tests {
         }
         // A long row that fits in shared memory is kept whole too, and takes no more than it needs.
         assert_eq!(
-            kept(32_000, DType::BF16),
+            kept(32_000, GpuDType::BF16),
             RowTile {
                 long: true,
                 kept: 8
@@ -165,14 +165,14 @@ mod tests {
         );
         // 226 KiB, in steps of 16 KiB, of 152 000 classes, which take 594 KiB.
         assert_eq!(
-            kept(151_936, DType::BF16),
+            kept(151_936, GpuDType::BF16),
             RowTile {
                 long: true,
                 kept: 14
             }
         );
         assert_eq!(
-            kept(usize::MAX, DType::F32),
+            kept(usize::MAX, GpuDType::F32),
             RowTile {
                 long: true,
                 kept: 14
@@ -184,7 +184,7 @@ mod tests {
                 ..Limits::HOPPER
             };
             for classes in [6000, 20_000, 151_936] {
-                let shared = RowTile::new(classes, DType::F32, limits).shared();
+                let shared = RowTile::new(classes, GpuDType::F32, limits).shared();
                 assert!(
                     shared <= bytes.saturating_sub(REDUCTIONS as u32),
                     "{classes} in {bytes}: {shared}"

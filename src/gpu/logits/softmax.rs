@@ -1,8 +1,8 @@
 //! softmax(x/τ) of every row, by kernels/softmax.cu.
 
-use crate::element::DType;
 use crate::error::Result;
 use crate::gpu::arguments::kernel_arguments;
+use crate::gpu::element::GpuDType;
 use crate::gpu::kernels::SOFTMAX;
 use crate::gpu::machine::Launcher;
 use crate::gpu::plan::grid_size;
@@ -21,7 +21,7 @@ kernel_arguments! {
 /// `dtype`, and of the probabilities, `[N, D]` f32, which are overwritten.
 pub(crate) fn launch(
     launcher: &mut impl Launcher,
-    dtype: DType,
+    dtype: GpuDType,
     shape: [usize; 2],
     temperature: f64,
     addresses: [u64; 2],

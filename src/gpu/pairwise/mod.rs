@@ -23,8 +23,8 @@ use super::machine::{Launcher, Limits};
 use super::normalize;
 use super::plan::{Addresses, grid_size, grid_size_y, tile_pairs};
 use super::workspace::{Layout, Region};
-use crate::element::DType;
 use crate::error::Result;
+use crate::gpu::element::GpuDType;
 use crate::loss::{Pairwise, Penalty, Relation};
 use crate::problem::Problem;
 use crate::shapes::Shapes;
@@ -133,7 +133,7 @@ fn maxima_pitch(rows: usize, slices: [Slices; 2]) -> usize {
 pub(crate) struct Plan {
     instance: Instance,
     delta: f64,
-    dtype: DType,
+    dtype: GpuDType,
     shapes: Shapes,
     upstream: f64,
     slices: [Slices; 2],
@@ -148,7 +148,7 @@ impl Plan {
     pub(crate) fn new(
         pairwise: Pairwise,
         problem: &Problem,
-        dtype: DType,
+        dtype: GpuDType,
         limits: Limits,
         layout: &mut Layout,
     ) -> Result<Self> {
@@ -202,7 +202,7 @@ impl Plan {
 
     /// Whether products of rows can leave f32's range. Those of f16 and of unit rows cannot.
     fn may_leave_range(&self) -> bool {
-        self.at.normalized.is_none() && self.dtype != DType::F16
+        self.at.normalized.is_none() && self.dtype != GpuDType::F16
     }
 
     /// The units of the rows, if they have any.
@@ -229,7 +229,7 @@ impl Plan {
         &self,
         launcher: &mut impl Launcher,
         at: &Addresses,
-    ) -> Result<(DType, [u64; 2])> {
+    ) -> Result<(GpuDType, [u64; 2])> {
         let Some(normalized) = self.at.normalized else {
             return Ok((self.dtype, [at.student, at.teacher]));
         };
@@ -249,7 +249,7 @@ impl Plan {
             },
         ];
         normalize::launch(launcher, self.dtype, self.shapes.rows, &matrices)?;
-        Ok((DType::F32, [student, teacher]))
+        Ok((GpuDType::F32, [student, teacher]))
     }
 
     /// The first launch without `units`, the second with them.
@@ -257,7 +257,7 @@ impl Plan {
         &self,
         launcher: &mut impl Launcher,
         at: &Addresses,
-        dtype: DType,
+        dtype: GpuDType,
         rows: [u64; 2],
         units: u64,
     ) -> Result<()> {
@@ -335,7 +335,7 @@ impl Plan {
         &self,
         launcher: &mut impl Launcher,
         at: &Addresses,
-        dtype: DType,
+        dtype: GpuDType,
         rows: u64,
     ) -> Result<()> {
         let n = self.shapes.rows as f64;

@@ -4,7 +4,7 @@ use bytemuck::Pod;
 use half::{bf16, f16};
 
 use super::*;
-use crate::element::Element;
+use crate::gpu::element::GpuElement;
 use crate::gpu::emulator::Emulator;
 use crate::gpu::machine::Machine;
 use crate::gpu::plan::QueueAddresses;
@@ -231,7 +231,7 @@ fn split(x: &[f64], dim: usize) -> Vec<Vec<f64>> {
     x.chunks(dim).map(<[f64]>::to_vec).collect()
 }
 
-fn rounded<T: Element>(x: &[f64]) -> (Vec<T>, Vec<f64>) {
+fn rounded<T: GpuElement>(x: &[f64]) -> (Vec<T>, Vec<f64>) {
     let elements: Vec<T> = x.iter().map(|&x| T::from_f64(x)).collect();
     let values = elements.iter().map(|x| x.to_f64()).collect();
     (elements, values)
@@ -255,7 +255,7 @@ impl Run {
         }
     }
 
-    fn evaluate<T: Element + Pod>(&self, x: &[T], y: &[T], dims: [usize; 2]) -> Result<f32> {
+    fn evaluate<T: GpuElement + Pod>(&self, x: &[T], y: &[T], dims: [usize; 2]) -> Result<f32> {
         let n = x.len() / dims[0];
         let mut machine = Emulator::new().seed(self.seed).machine();
         let shapes = Shapes::new(n, dims[0], dims[1]);
@@ -267,7 +267,14 @@ impl Run {
             ..machine.limits()
         };
         let mut layout = Layout::new();
-        let plan = Plan::new(self.pairwise, &problem, T::DTYPE, limits, &mut layout).unwrap();
+        let plan = Plan::new(
+            self.pairwise,
+            &problem,
+            GpuDType::of::<T>(),
+            limits,
+            &mut layout,
+        )
+        .unwrap();
         let skipped = machine.misalignment() * size_of::<T>();
         let mut memory = |skipped: usize, bytes: &[u8]| {
             let bytes = [&vec![0xFF; skipped], bytes].concat();
@@ -325,7 +332,13 @@ fn error<G: Copy + Into<f64>>(got: &Result<G>, want: &Result<f64>) -> [f64; 2] {
 
 /// The kernels' error is at most twice that of the formula in f32; of an evaluation that happens to be
 /// exact there, a few roundings.
-fn assert_right<T: Element + Pod>(title: &str, run: &Run, x: &[f64], y: &[f64], dims: [usize; 2]) {
+fn assert_right<T: GpuElement + Pod>(
+    title: &str,
+    run: &Run,
+    x: &[f64],
+    y: &[f64],
+    dims: [usize; 2],
+) {
     let ((x, x_values), (y, y_values)) = (rounded::<T>(x), rounded::<T>(y));
     let evaluate = |round| {
         let pairwise = run.pairwise;
@@ -555,7 +568,7 @@ fn equal_rows_cost_nothing() {
 
 #[test]
 fn schedules_do_not_show_in_a_bit() {
-    fn check<T: Element + Pod>(pairwise: Pairwise) {
+    fn check<T: GpuElement + Pod>(pairwise: Pairwise) {
         let dims = [130, 70];
         let [x, y] = rows(Data::Normal, 65, dims).map(|x| rounded::<T>(&x).0);
         let evaluate = |seed| {

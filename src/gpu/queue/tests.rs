@@ -22,7 +22,7 @@ struct Twins {
 }
 
 impl Twins {
-    fn new(capacity: usize, dim: usize, dtype: DType, normalize: bool, seed: u64) -> Self {
+    fn new(capacity: usize, dim: usize, dtype: GpuDType, normalize: bool, seed: u64) -> Self {
         let mut machine = Emulator::new().seed(seed).machine();
         let layout = Layout::new(capacity, dim, dtype, normalize);
         let bytes = layout.bytes().expect("a small queue");
@@ -49,8 +49,8 @@ impl Twins {
 
     fn enqueue<T: GpuElement>(&mut self, batch: &[T]) {
         let rows = batch.len() / self.layout.dim;
-        let plan =
-            EnqueuePlan::new(self.layout, rows, T::DTYPE, self.normalize).expect("small sizes");
+        let plan = EnqueuePlan::new(self.layout, rows, GpuDType::of::<T>(), self.normalize)
+            .expect("small sizes");
         let machine = &mut self.machine;
         let mut workspace = machine
             .allocate("workspace", plan.workspace_bytes())
@@ -109,7 +109,7 @@ impl Twins {
         let want = self.layout.pack(&self.host).expect("a small queue");
         let numbers = |bytes: &[u8]| -> Vec<f32> {
             match self.layout.element {
-                DType::F16 => bytemuck::pod_collect_to_vec::<u8, f16>(bytes)
+                KeyType::F16 => bytemuck::pod_collect_to_vec::<u8, f16>(bytes)
                     .iter()
                     .map(|x| x.to_f32())
                     .collect(),
@@ -118,7 +118,7 @@ impl Twins {
         };
         // Both compute x/‖x‖ in f64 and round it to f32. The last bit of the f64 may differ.
         let ulp = match self.layout.element {
-            DType::F16 => 2f32.powi(-11),
+            KeyType::F16 => 2f32.powi(-11),
             _ => 2f32.powi(-23),
         };
         for (got, want) in numbers(&got)
@@ -135,11 +135,12 @@ impl Twins {
 /// entered, though its plan is made for a full queue.
 fn evaluates_with_a_filling_queue<T: GpuElement>(capacity: usize, dim: usize) {
     let rows = 17;
-    let mut twins = Twins::new(capacity, dim, T::DTYPE, true, 1);
+    let mut twins = Twins::new(capacity, dim, GpuDType::of::<T>(), true, 1);
     let loss = crate::Rrd::default();
     let shapes = Shapes::new(rows, dim, dim);
     let whole = Problem::new(loss, shapes.with_queue(capacity)).expect("shapes that fit");
-    let plan = Plan::new(&whole, T::DTYPE, twins.machine.limits()).expect("a small plan");
+    let plan =
+        Plan::new(&whole, GpuDType::of::<T>(), twins.machine.limits()).expect("a small plan");
     for step in 0..4 {
         let student: Vec<T> = batch(rows, dim, 1000 + step * rows);
         let teacher: Vec<T> = batch(rows, dim, step * rows);
@@ -192,7 +193,7 @@ fn evaluates_with_a_filling_queue<T: GpuElement>(capacity: usize, dim: usize) {
         let error = norm(&mut got.iter().zip(&want).map(|(&g, w)| f64::from(g) - w))
             / norm(&mut want.iter().copied());
         // Keys are rounded to f16, or not rounded.
-        let within = if twins.layout.element == DType::F16 {
+        let within = if twins.layout.element == KeyType::F16 {
             3e-3
         } else {
             3e-6
@@ -218,7 +219,7 @@ fn batch<T: GpuElement>(rows: usize, dim: usize, first: usize) -> Vec<T> {
 fn fills_and_wraps<T: GpuElement>(seed: u64) {
     for normalize in [true, false] {
         for (capacity, dim) in [(1, 1), (5, 7), (7, 130), (64, 16)] {
-            let mut twins = Twins::new(capacity, dim, T::DTYPE, normalize, seed);
+            let mut twins = Twins::new(capacity, dim, GpuDType::of::<T>(), normalize, seed);
             let mut first = 0;
             // The ring is filled in part, then fully, then beyond; then batches exceed it.
             for rows in [2, 3, 1, 5, 9, 17, 130] {
@@ -243,7 +244,7 @@ fn a_queue_fills_and_wraps_like_that_of_the_host() {
 fn a_batch_that_is_not_finite_does_not_enter() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         for at in [0, 12, 34] {
-            let mut twins = Twins::new(8, 7, DType::F32, true, 1);
+            let mut twins = Twins::new(8, 7, GpuDType::F32, true, 1);
             twins.enqueue::<f32>(&batch(3, 7, 0));
             let mut keys = batch::<f32>(5, 7, 3);
             keys[at] = bad;
@@ -259,7 +260,7 @@ fn a_batch_that_is_not_finite_does_not_enter() {
 
 #[test]
 fn keys_of_any_length_enter_normalised_and_zero_stays_zero() {
-    let mut twins = Twins::new(4, 3, DType::F32, true, 2);
+    let mut twins = Twins::new(4, 3, GpuDType::F32, true, 2);
     twins.enqueue::<f32>(&[
         3e38, -3e38, 3e38, 1e-45, 0.0, -1e-45, 0.0, -0.0, 0.0, 1e-20, 2e-20, 2e-20,
     ]);

@@ -38,8 +38,8 @@ use super::normalize;
 use super::plan::{Addresses, grid_size, grid_size_y, tile_pairs};
 use super::tuning::triplet::{CONTRACTION_DIMENSIONS, TILE, groups, small_batch as small, trust};
 use super::workspace::Layout;
-use crate::element::DType;
 use crate::error::Result;
+use crate::gpu::element::GpuDType;
 use crate::loss::Rkd;
 use crate::problem::Problem;
 use crate::shapes::Shapes;
@@ -48,7 +48,7 @@ use crate::shapes::Shapes;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Plan {
     loss: Rkd,
-    dtype: DType,
+    dtype: GpuDType,
     shapes: Shapes,
     upstream: f64,
     /// The partition of the triples, if the angle takes part.
@@ -71,7 +71,7 @@ impl Plan {
     pub(crate) fn new(
         loss: &Rkd,
         problem: &Problem,
-        dtype: DType,
+        dtype: GpuDType,
         limits: Limits,
         layout: &mut Layout,
     ) -> Result<Self> {
@@ -86,7 +86,7 @@ impl Plan {
     fn partitioned(
         loss: &Rkd,
         problem: &Problem,
-        dtype: DType,
+        dtype: GpuDType,
         limits: Limits,
         angle: Option<AnglePartition>,
         layout: &mut Layout,
@@ -176,7 +176,7 @@ impl Plan {
         &self,
         launcher: &mut impl Launcher,
         at: &Addresses,
-    ) -> Result<(DType, [u64; 2])> {
+    ) -> Result<(GpuDType, [u64; 2])> {
         let Some(normalized) = self.at.normalized else {
             return Ok((self.dtype, [at.student, at.teacher]));
         };
@@ -196,7 +196,7 @@ impl Plan {
             },
         ];
         normalize::launch(launcher, self.dtype, self.shapes.rows, &matrices)?;
-        Ok((DType::F32, [student, teacher]))
+        Ok((GpuDType::F32, [student, teacher]))
     }
 
     fn launch_relation(
@@ -336,7 +336,7 @@ impl Plan {
         &self,
         launcher: &mut impl Launcher,
         at: &Addresses,
-        dtype: DType,
+        dtype: GpuDType,
         rows: u64,
     ) -> Result<()> {
         let (n, loss) = (self.shapes.rows as f64, &self.loss);

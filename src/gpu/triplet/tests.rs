@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use super::triple_partition::Split;
 use super::workspace::SCALARS;
 use super::*;
-use crate::element::Element;
+use crate::gpu::element::GpuElement;
 use crate::gpu::emulator::Emulator;
 use crate::gpu::machine::{Limits, Machine};
 use crate::gpu::plan::QueueAddresses;
@@ -31,7 +31,7 @@ fn evaluate(
 }
 
 /// The same, planned for this GPU.
-fn evaluate_for<T: Element + Pod>(
+fn evaluate_for<T: GpuElement + Pod>(
     limits: Limits,
     student: &[T],
     teacher: &[T],
@@ -42,7 +42,7 @@ fn evaluate_for<T: Element + Pod>(
     let mut machine = Emulator::new().machine();
     let problem = Problem::new(loss, Shapes::new(n, dim, dim)).unwrap();
     let mut layout = Layout::new();
-    let dtype = T::DTYPE;
+    let dtype = GpuDType::of::<T>();
     let plan = match partition {
         None => Plan::new(&loss, &problem, dtype, limits, &mut layout),
         Some(_) => Plan::partitioned(&loss, &problem, dtype, limits, partition, &mut layout),
@@ -273,7 +273,7 @@ fn slow_f64_is_used_only_if_needed() {
 /// tiles of 8 and of 12.
 #[test]
 fn results_do_not_depend_on_the_type() {
-    fn check<T: Element + Pod>(rows: usize, of: fn(f32) -> T, back: fn(T) -> f32) {
+    fn check<T: GpuElement + Pod>(rows: usize, of: fn(f32) -> T, back: fn(T) -> f32) {
         let shape @ [n, dim] = [rows, 137];
         let limits = Limits {
             multiprocessors: 132,

@@ -46,7 +46,8 @@ fn shuffles() {
 
 #[test]
 fn reductions() {
-    // With rounding the sums depend on the order of addition: a tree in each warp, then warp by warp.
+    // With rounding the sums depend on the order of addition: a tree in each warp, then warp by
+    // warp.
     let input: Vec<f32> = (0..THREADS)
         .map(|i| ((i * 37 + 11) % 64) as f32 * 1.1 - 20.0)
         .collect();

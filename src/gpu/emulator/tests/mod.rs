@@ -1,5 +1,5 @@
-//! Tests of the emulator itself. emulator/seeded_bugs has kernels with one bug each. The emulator must
-//! report each bug, and the same kernel without the bug, its twin, must give the right result.
+//! Tests of the emulator itself. emulator/seeded_bugs has kernels with one bug each. The emulator
+//! must report each bug, and the same kernel without the bug, its twin, must give the right result.
 
 mod arguments;
 mod barriers;
@@ -154,8 +154,8 @@ fn assert_caught<T>(outcome: Result<T>, entry: &EntryPoint, parts: &[&str]) {
     }
 }
 
-/// As [`assert_caught`], for a bug that a sanitizer may catch first. A sanitizer ends the process, so the
-/// test then runs again in a process of its own, whose stderr must name the file.
+/// As [`assert_caught`], for a bug that a sanitizer may catch first. A sanitizer ends the process,
+/// so the test then runs again in a process of its own, whose stderr must name the file.
 #[track_caller]
 fn assert_caught_first<T>(
     test: &str,
@@ -190,8 +190,8 @@ fn assert_caught_first<T>(
     }
 }
 
-/// Runs the kernel under several seeds. Without the bug it must always be right. With the bug it must
-/// give wrong numbers under at least one seed: whether it does depends on the schedule.
+/// Runs the kernel under several seeds. Without the bug it must always be right. With the bug it
+/// must give wrong numbers under at least one seed: whether it does depends on the schedule.
 #[track_caller]
 fn assert_shows<I: NoUninit>(run: Run<'_, I>, bugs: &[u32], want: &[f32]) {
     const SEEDS: u64 = 8;

@@ -26,8 +26,8 @@ fn asynchronous_copies() {
                 of(0, 4) + of(1, 4) + of(2, 4) + of(3, 4 - short / 4)
             })
             .collect();
-        // Bugs: no wait at all; a wait without a barrier, so that only the copying thread sees the data;
-        // a wait for all groups but one.
+        // Bugs: no wait at all; a wait without a barrier, so that only the copying thread sees the
+        // data; a wait for all groups but one.
         assert_shows(run, &[1, 2, 7], &want);
         let got = run.bug(1).run::<f32>(0, THREADS).expect("no fault");
         assert!(
@@ -65,8 +65,8 @@ fn matrices_from_shared_memory() {
                 .expect("no fault");
             for lane in 0..32 {
                 for matrix in 0..4 {
-                    // PTX: lane l holds elements 2(l % 4) and 2(l % 4) + 1 of row l / 4, or of column l / 4
-                    // if transposed.
+                    // PTX: lane l holds elements 2(l % 4) and 2(l % 4) + 1 of row l / 4, or of
+                    // column l / 4 if transposed.
                     let want = [0, 1].map(|half| {
                         let (major, minor) = (lane / 4, lane % 4 * 2 + half);
                         let (row, column) = if transposed {
@@ -97,8 +97,8 @@ fn matrices_from_shared_memory() {
     }
 }
 
-/// A `[16, 16]` and B `[16, 8]` of halves, as numbers and as bits. All rows and columns differ, and all
-/// products and sums are exact.
+/// A `[16, 16]` and B `[16, 8]` of halves, as numbers and as bits. All rows and columns differ, and
+/// all products and sums are exact.
 fn operands(bits: impl Fn(f32) -> u16) -> (Vec<f32>, Vec<u16>) {
     let numbers: Vec<f32> = (0..16 * 16 + 16 * 8)
         .map(|i| ((i * 89 + i / 16 * 7) % 61) as f32 - 30.0)

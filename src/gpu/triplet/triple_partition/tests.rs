@@ -246,10 +246,11 @@ fn a_gpu_is_kept_busy_within_the_limit_of_partial_buffers() {
 /// 200 times less, gradient included.
 #[test]
 fn an_evaluation_takes_little_memory() {
+    use crate::gpu::element::GpuDType;
     use crate::gpu::machine::Limits;
     use crate::gpu::triplet::Plan;
     use crate::gpu::workspace::Layout;
-    use crate::{DType, Problem, RkdAngle, Shapes};
+    use crate::{Problem, RkdAngle, Shapes};
 
     for (rows, most) in [
         (512, 3_224_924_160 / 200),
@@ -260,7 +261,7 @@ fn an_evaluation_takes_little_memory() {
         let problem = Problem::new(loss, Shapes::new(rows, 512, 512)).unwrap();
         let limits = Limits::HOPPER;
         let mut layout = Layout::new();
-        Plan::new(&loss.into(), &problem, DType::F32, limits, &mut layout).unwrap();
+        Plan::new(&loss.into(), &problem, GpuDType::F32, limits, &mut layout).unwrap();
         let bytes = layout.bytes() + 4 * rows * 512;
         assert!(bytes <= most, "{rows}: {bytes} of {most}");
     }
