@@ -1,13 +1,13 @@
 //! The values and gradients of the official code in f64. `golden.json` says where its mathematics
-//! were used instead. Seven cases are losses of this crate. Three are losses made of its building
-//! blocks.
+//! were used instead. Eight cases are losses of this crate. Two are losses made of its building
+//! blocks, and so is one of the eight once more.
 
 mod common;
 
 use common::compare::{assert_gradient, assert_loss, norm};
 use relata::{
     Batch, Cpu, Device, InfoNce, KdKl, Loss, Problem, Queue, Reference, Relation, Rkd, RkdAngle,
-    RkdDistance, Rows, Rrd, relation_matrix, softmax,
+    RkdDistance, Rows, Rrd, Sp, relation_matrix, softmax,
 };
 use serde_json::Value;
 
@@ -118,6 +118,11 @@ fn rkd_as_for_classification_gives_the_golden_values() {
 }
 
 #[test]
+fn sp_gives_the_golden_values() {
+    assert_golden("sp", Sp, "student", "teacher", false);
+}
+
+#[test]
 fn kd_gives_the_golden_values() {
     assert_golden(
         "kd_T4",
@@ -161,7 +166,7 @@ fn every_golden_case_has_a_test() {
     assert_eq!(cases.len(), 10);
 }
 
-// Losses the crate does not have, from the building blocks it does.
+// Losses from the crate's building blocks: two that it does not have, and SP.
 
 /// A device for f64 whose numbers come back in f64.
 trait Device64: Device<f64, Gradient = f64> {}

@@ -37,7 +37,8 @@ struct Distance {
     using Term = pair_tile::SquaredDifference;
     static constexpr bool IS_SUM = false, LINEAR_IN_ROW = false;
     DEVICE static float of_sum(float sum) { return sqrtf(sum); }
-    DEVICE static float weight(float slope, float r) { return r == 0 ? 0.0f : slope / r; }
+    // The product keeps a NaN: a loss that is not finite has such a gradient.
+    DEVICE static float weight(float slope, float r) { return r == 0 ? slope * 0 : slope / r; }
     DEVICE static double of_unit(double unit) { return unit; }
 };
 

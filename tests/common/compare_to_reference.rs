@@ -9,7 +9,8 @@ use super::cases::{Case, Data, Inputs};
 use super::compare::{assert_gradient, assert_loss, norm, relative_error};
 use super::losses;
 use super::tolerances::{
-    ROUNDING_OF_WEIGHTS, Tolerance, conditioning, kl_budget, rounding_of_weights, tolerance,
+    ROUNDING_OF_WEIGHTS, Tolerance, conditioning, conditioning_of_dim, kl_budget,
+    rounding_of_weights, tolerance,
 };
 
 /// A device and the reference on the same numbers.
@@ -40,8 +41,12 @@ impl<'a, T: Element, D: Device<T>> Comparison<'a, T, D> {
     /// Compares inputs that look like `data`.
     pub(crate) fn of_data(device: &'a D, name: &str, inputs: Inputs<T>, data: Data) -> Self {
         let problem = &inputs.problem;
-        let conditioning = conditioning(data, T::DTYPE);
-        let mut within = tolerance(problem.loss(), T::DTYPE).magnified(conditioning);
+        let mut within = tolerance(problem.loss(), T::DTYPE)
+            .magnified(conditioning(data, T::DTYPE))
+            .magnified(conditioning_of_dim(
+                problem.loss(),
+                problem.shapes().student_dim,
+            ));
         // Not magnified: it is the difference of student and teacher that is rounded.
         within.gradient += rounding_of_weights(problem, T::DTYPE);
         Comparison {

@@ -39,6 +39,8 @@ type Result<G> = (f64, Vec<G>);
 struct Formula {
     pairwise: Pairwise,
     round: fn(f64) -> f64,
+    /// Whether the gradient adds up the sizes of its terms, so that none cancels another.
+    sizes: bool,
 }
 
 impl Formula {
@@ -177,6 +179,9 @@ impl Formula {
             if s[i] == 0.0 {
                 return 0.0;
             }
+            if self.sizes {
+                return (w[i][j].abs() + (through[i] * of_scale).abs()) / s[i];
+            }
             (self.round)(self.fma(-through[i], of_scale, w[i][j]) / s[i])
         };
         let mut gradient = vec![0.0; n * dim];
@@ -194,6 +199,7 @@ impl Formula {
                         Relation::Dot | Relation::Cosine => x[j][d],
                         _ => (self.round)(x[i][d] - x[j][d]),
                     };
+                    let along = if self.sizes { along.abs() } else { along };
                     let g = &mut gradient[i * dim + d];
                     *g = self.fma(k, along, *g);
                 }
@@ -202,7 +208,7 @@ impl Formula {
         let n2 = (n * n) as f64;
         for (i, g) in gradient.chunks_mut(dim).enumerate() {
             if let Some(inverses) = &inverses {
-                let along = self.dot(g, &x[i]);
+                let along = if self.sizes { 0.0 } else { self.dot(g, &x[i]) };
                 for (g, z) in g.iter_mut().zip(&x[i]) {
                     *g = (self.round)(self.fma(-along, *z, *g) * inverses[i]);
                 }
@@ -330,8 +336,8 @@ fn error<G: Copy + Into<f64>>(got: &Result<G>, want: &Result<f64>) -> [f64; 2] {
     [(got.0 - want.0).abs(), length(differences)]
 }
 
-/// The kernels' error is at most twice that of the formula in f32; of an evaluation that happens to be
-/// exact there, a few roundings.
+/// The kernels' error is at most twice that of the formula in f32. Where that happens to be exact, a
+/// few roundings of the result, and one of the terms that the gradient adds up, are allowed as well.
 fn assert_right<T: GpuElement + Pod>(
     title: &str,
     run: &Run,
@@ -340,22 +346,26 @@ fn assert_right<T: GpuElement + Pod>(
     dims: [usize; 2],
 ) {
     let ((x, x_values), (y, y_values)) = (rounded::<T>(x), rounded::<T>(y));
-    let evaluate = |round| {
-        let pairwise = run.pairwise;
-        Formula { pairwise, round }.evaluate(&split(&x_values, dims[0]), &split(&y_values, dims[1]))
+    let evaluate = |round, sizes| {
+        let formula = Formula {
+            pairwise: run.pairwise,
+            round,
+            sizes,
+        };
+        formula.evaluate(&split(&x_values, dims[0]), &split(&y_values, dims[1]))
     };
-    let (want, in_f32) = (evaluate(Formula::EXACT), evaluate(Formula::IN_F32));
+    let want = evaluate(Formula::EXACT, false);
+    let in_f32 = evaluate(Formula::IN_F32, false);
+    let of_terms = length(evaluate(Formula::EXACT, true).1);
     let got = run.evaluate(&x, &y, dims);
     let (got_error, bar) = (error(&got, &want), error(&in_f32, &want));
     let size = [want.0, length(want.1.iter().copied())];
-    for (what, ((got_error, bar), size)) in ["loss", "gradient"]
-        .iter()
-        .zip(got_error.into_iter().zip(bar).zip(size))
-    {
-        let allowed = 2.0 * bar + 4e-7 * size + 1e-12;
+    let floor = [1e-12, 1e-12 + 6e-8 * of_terms];
+    for (i, what) in ["loss", "gradient"].iter().enumerate() {
+        let (got, bar, size) = (got_error[i], bar[i], size[i]);
         assert!(
-            got_error <= allowed,
-            "{title}, {what} of {size:e}: off by {got_error:e}, the formula by {bar:e}"
+            got <= 2.0 * bar + 4e-7 * size + floor[i],
+            "{title}, {what} of {size:e}: off by {got:e}, the formula by {bar:e}"
         );
     }
 }
@@ -415,6 +425,7 @@ fn the_formula_has_the_gradient_of_its_loss() {
         let formula = Formula {
             pairwise,
             round: Formula::EXACT,
+            sizes: false,
         };
         let [x, y] = rows(Data::Normal, n, [dim, 4]);
         let y = split(&y, 4);
@@ -439,6 +450,7 @@ fn the_formula_is_the_reference_of_sp() {
     let formula = Formula {
         pairwise: SP,
         round: Formula::EXACT,
+        sizes: false,
     };
     let want = formula.evaluate(&split(&x, dims[0]), &split(&y, dims[1]));
     let [student, teacher] =
@@ -629,11 +641,11 @@ fn the_upstream_factor_scales_the_gradient_only() {
     assert_eq!(scaled, quadrupled);
 }
 
-/// RKD's distance, by these kernels and by its own.
+/// RKD's distance, by these kernels and by its own. Two rows have one distance, so their loss is 0.
 #[test]
 fn agrees_with_the_kernels_of_rkd() {
     for (n, dims) in [
-        (2, [16, 16]),
+        (3, [16, 16]),
         (17, [130, 16]),
         (65, [16, 130]),
         (130, [70, 70]),
