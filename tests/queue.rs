@@ -376,7 +376,11 @@ fn errors_of_the_device_leave_the_queue_as_it_was() {
             queue.enqueue(rows(&key, dim)).expect("finite keys");
         }
         let before = (queue.to_vec(), queue.keys().to_vec());
-        let error = Rrd::default()
+        let rrd = Rrd {
+            normalize: false,
+            ..Rrd::default()
+        };
+        let error = rrd
             .evaluate_with_queue(
                 &relata::Emulator::new(),
                 rows(&batch, dim),
