@@ -1,11 +1,12 @@
-// Computes   The coefficients of the contraction, k_ij, of the slope that the loss has through r_ij and r_ji:
+// Computes   The coefficients of the contraction, k_ij, of the slope that the loss has through r_ij
+//            and r_ji:
 //              C_ij = (w_ij − S ∂s/∂r_ij)/s, K_ij = C_ij + C_ji, and k_ij = K_ij (dot), K_ij/r_ij (distance),
 //              2 K_ij (squared distance). All are N² times ∂L/∂r; the contraction divides.
-// Buffers    r [P, P] f32 of student and teacher, P the rows up to a multiple of 64, zero beyond N; scales
-//            [P] and weighted [P] f32, or one of each where the normalizer's scope is the matrix. k overwrites
-//            the student's r.
-// Passes     one launch, after pairwise_penalty. In the contraction, this work would be done again for each
-//            64 dimensions.
+// Buffers    r [P, P] f32 of student and teacher, P the rows up to a multiple of 64, zero beyond N;
+//            scales [P] and weighted [P] f32, or one of each where the normalizer's scope is the
+//            matrix. k overwrites the student's r.
+// Passes     one launch, after pairwise_penalty. In the contraction, this work would be done again
+//            for each 64 dimensions.
 // Grid       P rows.
 // Block      128 threads, four pairs side by side a thread.
 // Shared     none.
@@ -13,8 +14,9 @@
 // SASS       LDG.E.128, STG.E.128
 // Work       8 bytes read of a pair, 4 written; 22 flop for each of C_ij and C_ji.
 // Floor      bandwidth: 12 N² bytes; L2 holds them up to N = 2048.
-// Numerics   f32; u − v from 1/s as a pair of f32: see common/pairwise.cuh. r is symmetric to the bit, so C_ji
-//            comes from r_ij and what is known of row j, without a transposed read, and k is symmetric to the bit.
+// Numerics   f32; u − v from 1/s as a pair of f32: see common/pairwise.cuh. r is symmetric to the
+//            bit, so C_ji comes from r_ij and what is known of row j, without a transposed read,
+//            and k is symmetric to the bit.
 // Order      no sums.
 // Reference  src/reference/sp.rs, rkd_distance.rs; docs/maths/pairwise.md.
 #include "common/pairwise.cuh"

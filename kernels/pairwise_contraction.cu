@@ -1,12 +1,14 @@
-// Computes   ∂L/∂x_i = upstream/N² · Σ_j k_ij x_j (dot), or Σ_j k_ij (x_i − x_j) (distances), and the loss.
-// Buffers    rows [N, D] f32, f16 or bf16, aligned to their element; k [P, P] f32, symmetric, P the rows up
-//            to a multiple of 64, zero beyond N; losses [P] f64; units [2] f32; gradient [N, D] f32; value [1] f32.
-// Passes     one launch, the last (but for the way back through a normalisation). One block adds up the
-//            losses of the rows, when its tile is done.
+// Computes   ∂L/∂x_i = upstream/N² · Σ_j k_ij x_j (dot), or Σ_j k_ij (x_i − x_j) (distances), and
+//            the loss.
+// Buffers    rows [N, D] f32, f16 or bf16, aligned to their element; k [P, P] f32, symmetric, P the
+//            rows up to a multiple of 64, zero beyond N; losses [P] f64; units [2] f32; gradient
+//            [N, D] f32; value [1] f32.
+// Passes     one launch, the last (but for the way back through a normalisation). One block adds up
+//            the losses of the rows, when its tile is done.
 // Grid       (tiles of rows, tiles of 64 dimensions).
-// Block      256 threads; 64 rows i by 64 dimensions, PER = 4 rows by 4 dimensions a thread. Where that
-//            leaves multiprocessors idle, 16 rows, and each of four groups of 64 threads has a quarter of
-//            the rows j:
+// Block      256 threads; 64 rows i by 64 dimensions, PER = 4 rows by 4 dimensions a thread. Where
+//            that leaves multiprocessors idle, 16 rows, and each of four groups of 64 threads has a
+//            quarter of the rows j:
 //
 //                     d0 + 4 (t % 16) .. +4
 //                   +-----+-----+-- ... --+-----+
@@ -14,18 +16,19 @@
 //            4      | 16  | 17  |         | 31  |       time, with their coefficients; the next are on
 //            (t/16) | ...                       |       their way in registers
 //                   +-----+-----+-- ... --+-----+
-// Shared     40 KiB: coefficients [j][i], rows [j][64 d], and the next; in the end the groups' sums.
+// Shared     40 KiB: coefficients [j][i], rows [j][64 d], and the next; in the end the groups'
+//            sums.
 // Registers  at most 128.
 // Resident   relata_pairwise_contraction_dot_f32 2 of 256 threads
 // SASS       LDG.E.128, LDS.128, STS.128
-// Work       dot: N² D FMA, distances: 2 N² D instructions; N² D/64 · 4 + N² D/(64 or 16) · element bytes
-//            read, through L2.
-// Floor      FP32 issue: N² D / 33.4e12 s on an H200 for dot: 16 µs at N = 1024, D = 512; twice that for
-//            distances. With 64 rows or fewer: bandwidth, N D (element + 4) bytes.
-// Numerics   distances by differences: x_i Σ k − Σ k x would cancel. 32 rows (of a group 16) are summed in
-//            f32, then added: short sums round less. Rows are multiplied by their unit, so that no product
-//            leaves f32's range. NaN: if an input is not finite, all coefficients of each row i, or one of
-//            them, are NaN, and so is its gradient.
+// Work       dot: N² D FMA, distances: 2 N² D instructions; N² D/64 · 4 + N² D/(64 or 16) · element
+//            bytes read, through L2.
+// Floor      FP32 issue: N² D / 33.4e12 s on an H200 for dot: 16 µs at N = 1024, D = 512; twice
+//            that for distances. With 64 rows or fewer: bandwidth, N D (element + 4) bytes.
+// Numerics   distances by differences: x_i Σ k − Σ k x would cancel. 32 rows (of a group 16) are
+//            summed in f32, then added: short sums round less. Rows are multiplied by their unit,
+//            so that no product leaves f32's range. NaN: if an input is not finite, all
+//            coefficients of each row i, or one of them, are NaN, and so is its gradient.
 // Order      fixed: rows in order, of a group; then groups in order.
 // Reference  src/reference/sp.rs, rkd_distance.rs; docs/maths/pairwise.md.
 #include "common/collective.cuh"
@@ -44,7 +47,8 @@ constexpr unsigned PER = 4;
 // The block's tile, of so many rows i.
 template <unsigned ROWS>
 struct Tile {
-    // Groups of threads that share the rows j; rows j in shared memory at a time, and those of a group.
+    // Groups of threads that share the rows j; rows j in shared memory at a time, and those of a
+    // group.
     static constexpr unsigned GROUPS = 64 / ROWS, DEPTH = ROWS == 64 ? 32 : 64, OF_GROUP = DEPTH / GROUPS;
     static constexpr unsigned THREADS_OF_GROUP = THREADS / GROUPS;
     // What a buffer holds of coefficients, and of rows.

@@ -1,24 +1,24 @@
-// Computes   The relations r of student and teacher from their sums over the dimensions, their scales s,
-//            and the penalties of u − v, u = r(X)/s(X), v = r(Y)/s(Y):
+// Computes   The relations r of student and teacher from their sums over the dimensions, their
+//            scales s, and the penalties of u − v, u = r(X)/s(X), v = r(Y)/s(Y):
 //              loss of row i      l_i = Σ_j pen(u_ij − v_ij)
 //              weighted scale     S = Σ_j w_ij u_ij, w = pen', over the normalizer's scope
-// Buffers    slots [slices, P, P] f32 of student and teacher, P the rows up to a multiple of 64, zero
-//            beyond N: slot 0 becomes r; units [2] f32; sums [2, P] f64; scales [P], or [1] if the scope
-//            is the matrix; losses [P] f64; partials [P] f64; weighted [P] f32, or [1].
-// Passes     after pairwise_relation. Where the scope is a row, `penalty` does all of it. Where it is the
-//            matrix, `scale` makes r and the scales, and `penalty` the rest; in both, the block that ends
-//            last adds up what the rows' blocks have left.
+// Buffers    slots [slices, P, P] f32 of student and teacher, P the rows up to a multiple of 64,
+//            zero beyond N: slot 0 becomes r; units [2] f32; sums [2, P] f64; scales [P], or [1] if
+//            the scope is the matrix; losses [P] f64; partials [P] f64; weighted [P] f32, or [1].
+// Passes     after pairwise_relation. Where the scope is a row, `penalty` does all of it. Where it
+//            is the matrix, `scale` makes r and the scales, and `penalty` the rest; in both, the
+//            block that ends last adds up what the rows' blocks have left.
 // Grid       P rows: blocks of rows beyond N write the zeros that the next passes read.
 // Block      128 threads, four pairs side by side a thread.
 // Shared     less than 1 KiB, for reductions.
 // Registers  at most 64.
 // SASS       LDG.E.128
 // Work       8 slices bytes read of a pair, and 16 flop in f32 and 3 in f64.
-// Floor      bandwidth: 8 N² slices bytes, or 8 N² (slices + 1) and 8 written if r is written; L2 holds
-//            them up to N = 2048.
+// Floor      bandwidth: 8 N² slices bytes, or 8 N² (slices + 1) and 8 written if r is written; L2
+//            holds them up to N = 2048.
 // Numerics   terms of the normalizer and their sums in f64. u − v from 1/s as a pair of f32: see
-//            common/pairwise.cuh. Penalties of four pairs are summed in f32, and those in f64. Relations
-//            below 2^-110 times the square of the unit count as 0.
+//            common/pairwise.cuh. Penalties of four pairs are summed in f32, and those in f64.
+//            Relations below 2^-110 times the square of the unit count as 0.
 // Order      fixed: slices in order; sums by thread, warp, block, and row.
 // Reference  src/reference/sp.rs, rkd_distance.rs; docs/maths/pairwise.md.
 #include "common/collective.cuh"
@@ -67,7 +67,8 @@ struct Row {
         return SIDE_BY_SIDE * (static_cast<uint64_t>(blockIdx.x) * (padded / SIDE_BY_SIDE) + j / SIDE_BY_SIDE);
     }
 
-    // Makes the relations of its sums, and gives the sum of the normalizer's terms, in every thread.
+    // Makes the relations of its sums, and gives the sum of the normalizer's terms, in every
+    // thread.
     DEVICE double make(unsigned which) const {
         float* r = arguments.r[which];
         const uint32_t slices = arguments.slices[which];

@@ -1,14 +1,16 @@
 // Computes   Sums over the dimensions of every two rows: Σ x_i x_j, or Σ (x_i − x_j)².
-// Buffers    rows [N, D] f32, f16 or bf16, aligned to their element; slots [slices, P, P] f32, P the
-//            rows up to a multiple of 64, zero beyond N; maxima [2, tiles · slices] f32; units [2] f32.
-// Passes     one launch for student and teacher. Unless rows are f16 or normalised, a second launch of
-//            the same kernel reads the largest element from `maxima`. If it lies beyond [2^-8, 2^16],
-//            it computes the sums again, of rows that are multiplied by a power of two, the `unit`. Else
-//            it returns. A pass that finds the unit first would read all rows once more.
+// Buffers    rows [N, D] f32, f16 or bf16, aligned to their element; slots [slices, P, P] f32, P
+//            the rows up to a multiple of 64, zero beyond N; maxima [2, tiles · slices] f32; units
+//            [2] f32.
+// Passes     one launch for student and teacher. Unless rows are f16 or normalised, a second launch
+//            of the same kernel reads the largest element from `maxima`. If it lies beyond [2^-8,
+//            2^16], it computes the sums again, of rows that are multiplied by a power of two, the
+//            `unit`. Else it returns. A pass that finds the unit first would read all rows once
+//            more.
 // Grid       (tile pairs a ≤ b of 64 rows a side, times slices of the dimensions; 2). Student and
-//            teacher have numbers of slices of their own; blocks beyond those return.
-//            Slices keep all multiprocessors busy where rows are few and long, which is usual for SP:
-//            64 rows of 16 384 elements are one tile. The next pass adds the slices up.
+//            teacher have numbers of slices of their own; blocks beyond those return. Slices keep
+//            all multiprocessors busy where rows are few and long, which is usual for SP: 64 rows
+//            of 16 384 elements are one tile. The next pass adds the slices up.
 // Block      256 threads, 4 x 4 pairs a thread; layout as in common/pair_tile.cuh.
 // Shared     34 KiB: both sides of the tile, 32 dimensions at a time, and the next 32.
 // Registers  at most 128.

@@ -77,9 +77,9 @@
 // Numerics   The law of cosines loses accuracy in proportion to the spread, the longest length over
 //            the shortest. The fast path is for spreads of at most 1.75, where it is as accurate as
 //            the definition. Its result is discarded if the mean penalty is below 1e-4, because the
-//            difference of the cosines is then mostly rounding. The accurate path first
-//            subtracts h_ik from the larger of h_ij and h_kj, with the low halves of both. This leaves cos an error
-//            of 1.5 ulp up to a spread of about 1e7. Beyond 2^54 a pair counts as duplicates
+//            difference of the cosines is then mostly rounding. The accurate path first subtracts
+//            h_ik from the larger of h_ij and h_kj, with the low halves of both. This leaves cos an
+//            error of 1.5 ulp up to a spread of about 1e7. Beyond 2^54 a pair counts as duplicates
 //            (docs/decisions/0008).
 // Order      Fixed: vertices in order, and threads' sums by their place in the tile. Within a
 //            partial buffer by group, tile and vertex. Partial buffers by third group and part.

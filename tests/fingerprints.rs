@@ -1,5 +1,5 @@
-//! Prints one line for each case, element type and device: a hash of the bits of the loss, its terms and the
-//! gradient. Two revisions compute the same if their lines are equal:
+//! Prints one line for each case, element type and device: a hash of the bits of the loss, its
+//! terms and the gradient. Two revisions compute the same if their lines are equal:
 //!
 //! ```sh
 //! cargo test -p relata --features emulator --test fingerprints -- --ignored --nocapture > new.txt

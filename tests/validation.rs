@@ -468,8 +468,7 @@ fn loss_names_parse_and_unknown_names_are_refused() {
         };
         assert_eq!(error, want);
     }
-    let text =
-        "loss: expected one of rkd-distance, rkd-angle, rkd, sp, rrd, info-nce, kd-kl, got \"dist\"";
+    let text = "loss: expected one of rkd-distance, rkd-angle, rkd, sp, rrd, info-nce, kd-kl, got \"dist\"";
     assert_eq!(refused("dist".parse::<Loss>()).to_string(), text);
 }
 

@@ -20,8 +20,8 @@ VALIDATION, UNSEEN = 20, 40  # of the characters; all others are there to train 
 TEST_TYPEFACES = 32
 DRAWN_AT = 160  # pixels per em, before the image is averaged down
 
-# Debian package (without `fonts-`): file. One upright, regular face of each family; families that are all but the
-# same at this size, or that lack one of the characters, are left out.
+# Debian package (without `fonts-`): file. One upright, regular face of each family; families that
+# are all but the same at this size, or that lack one of the characters, are left out.
 TYPEFACES = """
 agave: agave-r-autohinted.ttf
 anonymous-pro: Anonymous Pro.ttf

@@ -22,8 +22,8 @@ struct Inverse {
     float high, low;
 
     DEVICE static Inverse of(double s) {
-        // The gradient through a scale of 0 is 0, and u is 0. So it is below 2^-110, where relations
-        // as f32 have lost their digits. The product keeps a NaN.
+        // The gradient through a scale of 0 is 0, and u is 0. So it is below 2^-110, where
+        // relations as f32 have lost their digits. The product keeps a NaN.
         const double inverse = fabs(s) > 0x1p-110 ? 1 / s : s * 0;
         const auto high = static_cast<float>(inverse);
         return {high, static_cast<float>(inverse - high)};

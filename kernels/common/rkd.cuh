@@ -7,8 +7,8 @@
 
 namespace rkd {
 
-// src/gpu/triplet/workspace.rs reserves memory for it, and its tests read `accurate`. Index 0 is the
-// student, 1 the teacher.
+// src/gpu/triplet/workspace.rs reserves memory for it, and its tests read `accurate`. Index 0 is
+// the student, 1 the teacher.
 struct Scalars {
     // A power of two: `unit` times a length is exact. On the accurate path the longest length in
     // this unit is about 1; on the fast path the unit is 1.

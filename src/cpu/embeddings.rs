@@ -150,8 +150,8 @@ impl<R: Real> Embeddings<R> {
         Ok(centred)
     }
 
-    /// Turns the gradient g with respect to the scaled or normalised row i into that of the row as it
-    /// came, times `factor`: (g − ⟨g,z⟩z)/‖x‖ if rows were normalised (0 for a zero row), and
+    /// Turns the gradient g with respect to the scaled or normalised row i into that of the row as
+    /// it came, times `factor`: (g − ⟨g,z⟩z)/‖x‖ if rows were normalised (0 for a zero row), and
     /// scale · g if not.
     pub(crate) fn write_gradient<G: Real>(&self, i: usize, factor: f64, g: &[R], out: &mut [G]) {
         let (factor, along) = match &self.norms {

@@ -1,8 +1,8 @@
 //! The losses as CUDA kernels: which kernels run, on what memory, in which order.
 //!
 //! A [plan](plan) says how a problem runs on a device: a pure function of the two. Its passes are
-//! written once, against [`Launcher`](machine::Launcher); what runs a kernel is the CUDA driver or the
-//! emulator.
+//! written once, against [`Launcher`](machine::Launcher); what runs a kernel is the CUDA driver or
+//! the emulator.
 
 mod arguments;
 #[cfg(feature = "cuda")]

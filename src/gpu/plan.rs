@@ -5,7 +5,7 @@ use super::workspace::Layout;
 use super::{contrastive, logits, pairwise, queue, triplet};
 use crate::error::{Error, Result};
 use crate::gpu::element::GpuDType;
-use crate::loss::{Family, Rkd, Triplet};
+use crate::loss::Family;
 use crate::problem::Problem;
 
 /// Where a batch and its results lie.
@@ -41,7 +41,7 @@ pub(crate) struct Plan {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(clippy::large_enum_variant, reason = "there is one for each evaluator")]
 enum Passes {
-    Rkd(triplet::Plan),
+    Triplet(triplet::Plan),
     Pairwise(pairwise::Plan),
     Contrastive(contrastive::Plan),
     Logits(logits::Plan),
@@ -50,47 +50,30 @@ enum Passes {
 impl Plan {
     pub(crate) fn new(problem: &Problem, dtype: GpuDType, limits: Limits) -> Result<Self> {
         let mut layout = Layout::new();
-        let rkd = |loss: Rkd, layout: &mut Layout| {
-            triplet::Plan::new(&loss, problem, dtype, limits, layout)
-        };
-        let spec = problem.spec();
-        let rkd_of = |t: Triplet| Rkd {
-            distance_weight: t.distance_weight,
-            angle_weight: t.angle_weight,
-            delta: t.delta,
-            normalize: spec.normalize,
-        };
-        let passes = match spec.family {
-            Family::Pairwise(pairwise) => match pairwise.as_triplet() {
-                Some(triplet) => Passes::Rkd(rkd(rkd_of(triplet), &mut layout)?),
-                None => Passes::Pairwise(pairwise::Plan::new(
-                    pairwise,
-                    problem,
-                    dtype,
-                    limits,
-                    &mut layout,
-                )?),
+        let at = &mut layout;
+        let passes = match problem.spec().family {
+            // The kernels of RKD serve its distance alone as well.
+            Family::Pairwise(loss) => match loss.as_triplet() {
+                Some(loss) => {
+                    Passes::Triplet(triplet::Plan::new(loss, problem, dtype, limits, at)?)
+                }
+                None => Passes::Pairwise(pairwise::Plan::new(loss, problem, dtype, limits, at)?),
             },
-            Family::Triplet(triplet) => Passes::Rkd(rkd(rkd_of(triplet), &mut layout)?),
-            Family::Contrastive(loss) => Passes::Contrastive(contrastive::Plan::new(
-                &loss,
-                problem,
-                dtype,
-                limits,
-                &mut layout,
-            )?),
-            Family::Logits(loss) => Passes::Logits(logits::Plan::new(
-                &loss,
-                problem,
-                dtype,
-                limits,
-                &mut layout,
-            )?),
+            Family::Triplet(loss) => {
+                Passes::Triplet(triplet::Plan::new(loss, problem, dtype, limits, at)?)
+            }
+            Family::Contrastive(loss) => {
+                Passes::Contrastive(contrastive::Plan::new(&loss, problem, dtype, limits, at)?)
+            }
+            Family::Logits(loss) => {
+                Passes::Logits(logits::Plan::new(&loss, problem, dtype, limits, at)?)
+            }
         };
         Ok(Plan { passes, layout })
     }
 
-    /// The plan of a problem that differs in nothing but its upstream factor: what takes time to choose stays.
+    /// The plan of a problem that differs in nothing but its upstream factor: what takes time to
+    /// choose stays.
     #[allow(dead_code, reason = "for cuda")]
     pub(crate) fn with_upstream(
         &self,
@@ -99,11 +82,13 @@ impl Plan {
         limits: Limits,
     ) -> Result<Self> {
         match self.passes {
-            Passes::Rkd(plan) => Ok(Plan {
-                passes: Passes::Rkd(plan.with_upstream(problem.upstream())),
+            Passes::Triplet(plan) => Ok(Plan {
+                passes: Passes::Triplet(plan.with_upstream(problem.upstream())),
                 layout: self.layout,
             }),
-            _ => Self::new(problem, dtype, limits),
+            Passes::Pairwise(_) | Passes::Contrastive(_) | Passes::Logits(_) => {
+                Self::new(problem, dtype, limits)
+            }
         }
     }
 
@@ -116,7 +101,7 @@ impl Plan {
     /// Launches all passes.
     pub(crate) fn launch(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         match &self.passes {
-            Passes::Rkd(plan) => plan.launch(launcher, at),
+            Passes::Triplet(plan) => plan.launch(launcher, at),
             Passes::Pairwise(plan) => plan.launch(launcher, at),
             Passes::Contrastive(plan) => plan.launch(launcher, at),
             Passes::Logits(plan) => plan.launch(launcher, at),

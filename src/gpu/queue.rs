@@ -1,12 +1,12 @@
 //! The queue of teacher keys on a device, and how a batch enters it.
 //!
-//! The queue is a ring. Its memory is a matrix of keys, `[capacity, pitch]`, and a state, `[next, len]`:
-//! the slot that the next key takes, and the number of keys. A new key takes the slot `next`; once the
-//! ring is full, that is the slot of the oldest key.
+//! The queue is a ring. Its memory is a matrix of keys, `[capacity, pitch]`, and a state, `[next,
+//! len]`: the slot that the next key takes, and the number of keys. A new key takes the slot
+//! `next`; once the ring is full, that is the slot of the oldest key.
 //!
-//! A batch enters by two launches of kernels/enqueue.cu. The first computes the norms of the keys, and
-//! whether all elements are finite. The second writes the keys and moves `next` and `len`. If an
-//! element is not finite, the queue stays as it is.
+//! A batch enters by two launches of kernels/enqueue.cu. The first computes the norms of the keys,
+//! and whether all elements are finite. The second writes the keys and moves `next` and `len`. If
+//! an element is not finite, the queue stays as it is.
 
 use half::f16;
 
@@ -25,9 +25,9 @@ pub(crate) const fn pitch(dim: usize) -> usize {
     dim.next_multiple_of(PITCH)
 }
 
-/// The type in which a queue stores keys, for a loss on rows of `dtype`. Normalised keys are f16 for
-/// rows of f16 and of bf16: their elements need no range, and f16 rounds them eight times finer than
-/// bf16. All other keys are f32.
+/// The type in which a queue stores keys, for a loss on rows of `dtype`. Normalised keys are f16
+/// for rows of f16 and of bf16: their elements need no range, and f16 rounds them eight times finer
+/// than bf16. All other keys are f32.
 pub(crate) const fn key_type(dtype: GpuDType, normalize: bool) -> KeyType {
     match dtype {
         GpuDType::F16 | GpuDType::BF16 if normalize => KeyType::F16,

@@ -30,8 +30,8 @@ pub(crate) fn workspace_bytes(relation: Relation, [rows, dim]: [usize; 2]) -> us
     }
 }
 
-/// Computes the relation of every two rows of `input`, `[N, D]` of `dtype`. `matrix`, `[N, N]` f32, is
-/// overwritten.
+/// Computes the relation of every two rows of `input`, `[N, D]` of `dtype`. `matrix`, `[N, N]` f32,
+/// is overwritten.
 pub(crate) fn launch(
     launcher: &mut impl Launcher,
     dtype: GpuDType,

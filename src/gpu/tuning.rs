@@ -8,8 +8,8 @@
 pub(crate) mod contrastive {
     /// Keys in a tile. Fixed by `KEYS` in kernels/common/attention.cuh.
     pub(crate) const KEYS: usize = 64;
-    /// The most splits of the keys. Fixed by `MAX_SPLITS` in kernels/common/attention_merge.cuh: the
-    /// last pass has shared memory for so many weights.
+    /// The most splits of the keys. Fixed by `MAX_SPLITS` in kernels/common/attention_merge.cuh:
+    /// the last pass has shared memory for so many weights.
     pub(crate) const MAX_SPLITS: usize = 512;
     /// Rows of a block of kernels/attention_rows.cu. Fixed by its 4 warps.
     pub(crate) const PREPARED_ROWS_PER_BLOCK: u32 = 4;
@@ -18,7 +18,8 @@ pub(crate) mod contrastive {
     pub(crate) mod mma {
         /// Rows of a block for rows of up to 128 elements. Fixed by 4 warps of `TILES` = 2 tiles.
         pub(crate) const ROWS: usize = 128;
-        /// Rows of a block for wider rows. Fixed by `TILES` = 1: the means alone take 128 registers.
+        /// Rows of a block for wider rows. Fixed by `TILES` = 1: the means alone take 128
+        /// registers.
         pub(crate) const ROWS_WIDE: usize = 64;
         /// Columns of the mean of a block. Fixed: the widest kernel keeps a whole row.
         pub(crate) const COLUMNS: usize = 256;
@@ -55,8 +56,8 @@ pub(crate) mod contrastive {
         pub(crate) const TILE: usize = 64;
         /// The start of a block. Guess: as long as a tile.
         pub(crate) const START: usize = TILE;
-        /// The means of one split of a block: they are written, and the last pass reads them. Guess:
-        /// L2 takes 128 means of 128 elements in about one 64th of the time of a tile.
+        /// The means of one split of a block: they are written, and the last pass reads them.
+        /// Guess: L2 takes 128 means of 128 elements in about one 64th of the time of a tile.
         pub(crate) const MERGE: usize = 1;
         /// The most splits, as a multiple of what fills the GPU once. Guess.
         pub(crate) const MAX_WAVES: usize = 4;
@@ -117,8 +118,8 @@ pub(crate) mod triplet {
         pub(crate) const SHARED_ACCURATE: u32 = 58_496;
         /// Vertices that a block takes at a time. Fixed by `VERTICES`.
         pub(crate) const VERTICES: usize = 4;
-        /// Blocks of the fast kernel that a multiprocessor holds. Counted, and checked by `Resident`
-        /// in the kernel's header.
+        /// Blocks of the fast kernel that a multiprocessor holds. Counted, and checked by
+        /// `Resident` in the kernel's header.
         pub(crate) const RESIDENT: usize = 2;
         /// The most partial buffers of a tile, on average. More of them make more blocks, which
         /// balance better, and take more memory: 2 N² bytes each. This limit holds for any size and
@@ -135,8 +136,8 @@ pub(crate) mod triplet {
         /// and clears a partial buffer and adds to it. Guess, not measured on a GPU.
         pub(crate) const OVERHEAD: usize = 2;
         /// Tiles of partial buffers that are cleared and read again in the time of one vertex and
-        /// one tile. That time is 1200 cycles, counted, where two blocks share a multiprocessor; the
-        /// memory's 4 TB/s are a guess, not measured on a GPU.
+        /// one tile. That time is 1200 cycles, counted, where two blocks share a multiprocessor;
+        /// the memory's 4 TB/s are a guess, not measured on a GPU.
         pub(crate) const TILES_PER_STEP: usize = 64;
     }
 
@@ -151,7 +152,8 @@ pub(crate) mod triplet {
         /// slower (CUDA programming guide, arithmetic throughput).
         pub(crate) const FAST_F64: u32 = 4;
         /// On other GPUs the lengths in f64 may take this many cycles, 13 µs at 2.5 GHz. That is
-        /// more than the two launches and the f32 pass that they save. Guess, not measured on a GPU.
+        /// more than the two launches and the f32 pass that they save. Guess, not measured on a
+        /// GPU.
         pub(crate) const MAX_CYCLES: u64 = 1 << 15;
         /// f32 operations of a multiprocessor in a cycle. From the CUDA programming guide.
         pub(crate) const F32_LANES: u64 = 128;
@@ -173,7 +175,8 @@ pub(crate) mod triplet {
         pub(crate) const RELATION_TILES: [(usize, usize); 2] = [(8, 2356), (12, 3632)];
     }
 
-    /// kernels/rkd_relation.cu, but for small batches: sides of the tiles, the largest first. Fixed.
+    /// kernels/rkd_relation.cu, but for small batches: sides of the tiles, the largest first.
+    /// Fixed.
     pub(crate) const RELATION_SIDES: [usize; 3] = [64, 32, 16];
 
     /// kernels/rkd_coefficients.cu.

@@ -123,9 +123,9 @@ pub(crate) fn conditioning(data: Data, dtype: DType) -> Tolerance {
     Tolerance { loss, gradient }
 }
 
-/// By how much rows of one element magnify the rounding of a loss and of its gradient. Their products,
-/// scaled to rows of length 1, are the same for each row but for a sign. So Σ_j C_ij x_j is 0 but for
-/// rounding, and 1/s_i magnifies what is left. The definition in f32 is off by 2e-4.
+/// By how much rows of one element magnify the rounding of a loss and of its gradient. Their
+/// products, scaled to rows of length 1, are the same for each row but for a sign. So Σ_j C_ij x_j
+/// is 0 but for rounding, and 1/s_i magnifies what is left. The definition in f32 is off by 2e-4.
 pub(crate) fn conditioning_of_dim(loss: &Loss, dim: usize) -> Tolerance {
     match loss.spec().family {
         Family::Pairwise(pairwise) if pairwise.relation == Relation::Dot && dim == 1 => {

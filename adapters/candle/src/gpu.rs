@@ -106,9 +106,9 @@ fn evaluate_as<T: CudaElement>(
 /// Memory for a result. Its content is undefined until the evaluation has run.
 #[allow(unsafe_code, reason = "memory that nothing has written")]
 fn overwritten(device: &CudaDevice, len: usize) -> Result<CudaSlice<f32>> {
-    // SAFETY: any bits are an f32. The evaluation writes the gradient, the loss and its terms before
-    // any later work on the stream can read them. Nothing uses the elements behind the last term. If
-    // the evaluation fails, the memory is dropped.
+    // SAFETY: any bits are an f32. The evaluation writes the gradient, the loss and its terms
+    // before any later work on the stream can read them. Nothing uses the elements behind the last
+    // term. If the evaluation fails, the memory is dropped.
     unsafe { device.alloc(len) }
 }
 

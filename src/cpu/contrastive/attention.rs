@@ -202,8 +202,8 @@ struct Strip<'a, 'b, R: Real> {
     /// `[dim, lanes]`
     queries: &'a [R],
     keys: Keys<'a, R>,
-    /// The key that the first row leaves out, counted from the part's first key. Each next row leaves
-    /// out the next key.
+    /// The key that the first row leaves out, counted from the part's first key. Each next row
+    /// leaves out the next key.
     left_out: Option<isize>,
     /// 1/τ
     per_temperature: R,
@@ -274,8 +274,8 @@ impl<R: Real> WithSimd for Strip<'_, '_, R> {
             for ((total, decay), sum) in out.sum.iter_mut().zip(decays).zip(sums) {
                 *total = *total * decay.to_f64() + sum.to_f64();
             }
-            // With a sharp teacher nearly all keys but the row's own weigh nothing. Then the maximum does
-            // not change, and neither does what was gathered so far.
+            // With a sharp teacher nearly all keys but the row's own weigh nothing. Then the
+            // maximum does not change, and neither does what was gathered so far.
             if R::reduce_max(s, largest).to_f64() >= self.negligible {
                 gather::<S, R>(s, logits, chunk, decay, weighted);
             }

@@ -40,7 +40,8 @@ pub(super) fn evaluate<T: Element>(
 }
 
 /// A lower bound of each row's largest product, from its product with one key. Where the batch has
-/// just been enqueued that is the row's own key. At a small temperature few other keys weigh anything.
+/// just been enqueued that is the row's own key. At a small temperature few other keys weigh
+/// anything.
 fn initial_maxima<R: Real>(rows: &Embeddings<R>, queue: &Queue<R>) -> Vec<f64> {
     (0..rows.rows)
         .map(|i| initial_max(rows.row(i), queue.recent(rows.rows - 1 - i)))

@@ -17,8 +17,8 @@ use crate::error::Result;
 use crate::problem::Batch;
 use crate::queue::Queue;
 
-/// The loss and the divergence, the means over the rows of H(p_i, q_i) and KL(p_i‖q_i). `None` if an
-/// input is not finite.
+/// The loss and the divergence, the means over the rows of H(p_i, q_i) and KL(p_i‖q_i). `None` if
+/// an input is not finite.
 pub(super) fn rrd<T: Element>(
     temperatures: [f64; 2],
     scaling: RowScaling,

@@ -1,7 +1,7 @@
 //! Hinton's KL over given logits.
 //!
-//! A task takes one row at a time. The row stays in the cache between its three sweeps (largest, sums,
-//! gradient), so memory is read once and written once.
+//! A task takes one row at a time. The row stays in the cache between its three sweeps (largest,
+//! sums, gradient), so memory is read once and written once.
 
 pub(super) mod softmax;
 

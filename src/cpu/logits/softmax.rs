@@ -79,8 +79,8 @@ impl<R: Real> WithSimd for Softmax<'_, R> {
     }
 }
 
-/// The largest of the first `classes` logits. Pads the row with it. [`present`] keeps the padding out
-/// of the sums: no number is so far below all logits that its exponential vanishes at every
+/// The largest of the first `classes` logits. Pads the row with it. [`present`] keeps the padding
+/// out of the sums: no number is so far below all logits that its exponential vanishes at every
 /// temperature.
 #[inline(always)]
 pub(in crate::cpu) fn largest<S: Simd, R: Real>(s: S, row: &mut [R], classes: usize) -> R {

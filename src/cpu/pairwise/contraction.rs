@@ -26,8 +26,8 @@ pub(in crate::cpu) enum Form {
     Product,
 }
 
-/// gradient_i = factor · Σ_j C_ij (x_i − x_j). `coefficients`, `[N, stride]`, has a zero diagonal and
-/// may be overwritten.
+/// gradient_i = factor · Σ_j C_ij (x_i − x_j). `coefficients`, `[N, stride]`, has a zero diagonal
+/// and may be overwritten.
 pub(in crate::cpu) fn contract<R: Real, G: Real>(
     form: Form,
     x: &Embeddings<R>,

@@ -184,7 +184,8 @@ pub(super) fn mirror<R: Real>(
     }
 }
 
-/// The whole matrix, `[N, row_stride(N)]`: ‖x_i − x_j‖² (`DISTANCE`) or ⟨x_i, x_j⟩. The padding is 0.
+/// The whole matrix, `[N, row_stride(N)]`: ‖x_i − x_j‖² (`DISTANCE`) or ⟨x_i, x_j⟩. The padding is
+/// 0.
 pub(super) fn symmetric<R: Real, const DISTANCE: bool>(x: &Embeddings<R>) -> Result<Buffer<R>> {
     let n = x.rows;
     let stride = row_stride::<R>(n);

@@ -54,8 +54,9 @@ pub(in crate::cpu) struct PairTable<R: Real> {
     pub(in crate::cpu) used_lines: usize,
     /// The longest distance of student and teacher.
     longest: [f64; 2],
-    /// The longest distance over the shortest that is not 0, in student or teacher; at least 1. Infinite
-    /// where the square of some 1/d overflows, or nearly so, and in f32 where that of some d vanishes.
+    /// The longest distance over the shortest that is not 0, in student or teacher; at least 1.
+    /// Infinite where the square of some 1/d overflows, or nearly so, and in f32 where that of some
+    /// d vanishes.
     pub(in crate::cpu) spread: f64,
 }
 
@@ -159,8 +160,8 @@ impl<R: Real> PairTable<R> {
         (j / R::PAD * PairField::COUNT + field.line()) * R::PAD + j % R::PAD
     }
 
-    /// Whether two rows that differ are closer than 1/`limit` of the longest distance, in student or teacher, or so close that
-    /// the square of 1/d overflows.
+    /// Whether two rows that differ are closer than 1/`limit` of the longest distance, in student
+    /// or teacher, or so close that the square of 1/d overflows.
     pub(in crate::cpu) fn is_close(&self, i: usize, j: usize, limit: f64) -> bool {
         [PairField::StudentInverse, PairField::TeacherInverse]
             .into_iter()

@@ -18,8 +18,8 @@ pub(in crate::cpu) struct Block<'a, R> {
     pub(in crate::cpu) data: &'a mut [R],
 }
 
-/// Cuts `matrix` into blocks of `side` rows, calls `one` on every block and then `two` on every pair
-/// of blocks. Returns the sum of the calls' results.
+/// Cuts `matrix` into blocks of `side` rows, calls `one` on every block and then `two` on every
+/// pair of blocks. Returns the sum of the calls' results.
 pub(in crate::cpu) fn for_all_pairs<R: Send>(
     matrix: &mut [R],
     stride: usize,

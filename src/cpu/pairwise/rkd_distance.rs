@@ -95,8 +95,8 @@ impl<R: Real> WithSimd for HalfSums<'_, R> {
     }
 }
 
-/// Σ_j huber(e_ij) and Σ_j w_ij d_ij/μ of a row, in f64. An error that all pairs share, such as that
-/// of a rounded μ, would add up.
+/// Σ_j huber(e_ij) and Σ_j w_ij d_ij/μ of a row, in f64. An error that all pairs share, such as
+/// that of a rounded μ, would add up.
 struct Penalties<'a, R: Real> {
     penalty: &'a DistancePenalty,
     row: &'a [R],
@@ -130,8 +130,8 @@ impl<R: Real> WithSimd for Penalties<'_, R> {
     }
 }
 
-/// Calls `f` with the ½d of student and teacher, register by register of f64: what [`half_distance`]
-/// gives.
+/// Calls `f` with the ½d of student and teacher, register by register of f64: what
+/// [`half_distance`] gives.
 #[inline(always)]
 fn for_halves<S: Simd, R: Real>(s: S, row: &[R], mut f: impl FnMut(S::f64s, S::f64s)) {
     let three_halves = s.splat_f64s(1.5);
@@ -164,7 +164,8 @@ fn for_halves<S: Simd, R: Real>(s: S, row: &[R], mut f: impl FnMut(S::f64s, S::f
     }
 }
 
-/// ½d from h = ½d² and r = 1/d: h r, and one step of Newton's method, as r may have been rounded to f32. r² could overflow.
+/// ½d from h = ½d² and r = 1/d: h r, and one step of Newton's method, as r may have been rounded to
+/// f32. r² could overflow.
 #[inline(always)]
 pub(in crate::cpu) fn half_distance(h: f64, r: f64) -> f64 {
     let half = h * r;

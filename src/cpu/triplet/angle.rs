@@ -60,8 +60,8 @@ pub(in crate::cpu) fn penalize<R: Real>(
     table: &PairTable<R>,
     sums: &mut [R],
 ) -> Result<f64> {
-    // Cosines between 0 and 1 differ by no more than 1. (They are 0 where an edge has no length, and 1
-    // where the one between the ends has none.)
+    // Cosines between 0 and 1 differ by no more than 1. (They are 0 where an edge has no length,
+    // and 1 where the one between the ends has none.)
     let clamped = !(table.spread <= ACUTE && delta >= 1.0);
     let upper = for_all_pairs(
         sums,
@@ -126,14 +126,14 @@ fn add<R: Real>(sums: &mut [R], terms: &[R]) {
     dispatch(Add { sums, terms });
 }
 
-/// Rows in a block: enough to pay for the start of a round, and so few that many pairs of blocks run
-/// at the same time.
+/// Rows in a block: enough to pay for the start of a round, and so few that many pairs of blocks
+/// run at the same time.
 fn block_side(rows: usize) -> usize {
     (rows / 16).next_multiple_of(ROWS).clamp(32, 64)
 }
 
-/// All pairs of ends (i, k) with i in one block and k in another, or both in one block with k ≥ i. A
-/// block is its first row and its number of rows.
+/// All pairs of ends (i, k) with i in one block and k in another, or both in one block with k ≥ i.
+/// A block is its first row and its number of rows.
 struct BlockPair<'a, R: Real> {
     delta: f64,
     /// Whether some |e| may exceed δ.

@@ -1,4 +1,5 @@
-//! The kernel of the angle penalty: a tile of 2 × 2 pairs of ends, one register of vertices at a time.
+//! The kernel of the angle penalty: a tile of 2 × 2 pairs of ends, one register of vertices at a
+//! time.
 //!
 //! The names are those of `angle`. A pair and register take 14 instructions, 4 of them differences,
 //! and 3 more where e may exceed δ. The order of the differences gives −cos, and with it −e, −w, −G
@@ -10,8 +11,8 @@ use crate::cpu::pairwise::pair_table::PairField;
 use crate::element::Real;
 use crate::simd::unroll;
 
-/// Ends i in a tile of pairs, and ends k. The numbers are equal, so that a tile lies on the diagonal
-/// or off it.
+/// Ends i in a tile of pairs, and ends k. The numbers are equal, so that a tile lies on the
+/// diagonal or off it.
 pub(in crate::cpu) const ENDS: usize = 2;
 
 /// The pairs of `ENDS` ends i with as many ends k, at the vertices of some lines.
@@ -29,8 +30,9 @@ pub(in crate::cpu) struct Tile<'a, S: Simd, R: Real> {
 }
 
 impl<S: Simd, R: Real> Tile<'_, S, R> {
-    /// Adds to the ends' rows of −S and to the penalties, and sets the pairs' −G. `HALF`: adds and sets
-    /// half of each. Without `CLAMPED` no |e| may exceed δ; then w = e, and the penalties are doubled.
+    /// Adds to the ends' rows of −S and to the penalties, and sets the pairs' −G. `HALF`: adds and
+    /// sets half of each. Without `CLAMPED` no |e| may exceed δ; then w = e, and the penalties are
+    /// doubled.
     #[inline(always)]
     pub(in crate::cpu) fn penalize<const HALF: bool, const CLAMPED: bool>(
         self,

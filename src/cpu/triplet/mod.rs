@@ -34,8 +34,8 @@ const SQUARE: usize = 64;
 /// Up to which spread of the distances, the longest over the shortest, each way of computing is
 /// used. The bar is twice the error of the definition evaluated in f32 (tests/numerics.rs).
 mod trust {
-    /// For angles in f32: the law of cosines loses about spread · ε, and where distances are alike the
-    /// error stays within the bar.
+    /// For angles in f32: the law of cosines loses about spread · ε, and where distances are alike
+    /// the error stays within the bar.
     pub(in crate::cpu) const SPREAD_F32_ANGLE: f64 = 1.75;
     /// For distances in f32.
     pub(in crate::cpu) const SPREAD_F32_DISTANCE: f64 = 4.0;

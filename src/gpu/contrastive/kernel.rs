@@ -127,8 +127,8 @@ impl MmaWidth {
 }
 
 impl Kernel {
-    /// Rows of f16 and bf16 at unit length go to the tensor cores, as f16 times a power of two, if a
-    /// tile of them fits in shared memory.
+    /// Rows of f16 and bf16 at unit length go to the tensor cores, as f16 times a power of two, if
+    /// a tile of them fits in shared memory.
     pub(super) fn new(
         dim: usize,
         dtype: GpuDType,
@@ -222,11 +222,11 @@ impl Kernel {
     }
 }
 
-/// The number of splits of the keys, which have `tiles` tiles. A split takes `blocks` blocks, and the
-/// GPU holds `resident` blocks at once.
+/// The number of splits of the keys, which have `tiles` tiles. A split takes `blocks` blocks, and
+/// the GPU holds `resident` blocks at once.
 ///
-/// A small batch needs many splits to fill the GPU. But each block costs its start, and its means are
-/// written once and read once in the last pass. So we take the cheapest number.
+/// A small batch needs many splits to fill the GPU. But each block costs its start, and its means
+/// are written once and read once in the last pass. So we take the cheapest number.
 pub(super) fn splits(blocks: usize, tiles: usize, resident: usize) -> usize {
     let most = tiles
         .min(MAX_SPLITS)

@@ -283,7 +283,8 @@ impl Plan {
             .launch(launcher, [self.rows, 1, 1], 0, &arguments)
     }
 
-    /// The last prepared set of rows, which is the teacher's where that is prepared, and its scales.
+    /// The last prepared set of rows, which is the teacher's where that is prepared, and its
+    /// scales.
     fn last_prepared(&self, at: &Addresses) -> (u64, u64) {
         let sets = prepared_sets(self.kernel, self.queries, self.keys);
         let before = u64::from(sets.saturating_sub(1) * self.rows);

@@ -140,6 +140,7 @@ impl<T: GpuElement> Evaluator<T> {
     ///
     /// # Errors
     /// As [`launch`](Self::launch). [`Error::Unexpected`] if the problem has no queue.
+    /// [`Error::QueueNormalization`] if the queue is of a loss that treats its rows otherwise.
     /// [`Error::TooLarge`] if the batch has more rows than the queue has [room](Queue::reserve)
     /// for. [`Error::Empty`] if the queue is empty and the batch does not enter it before the
     /// evaluation.
@@ -157,7 +158,7 @@ impl<T: GpuElement> Evaluator<T> {
                 loss: self.problem().loss().name(),
             });
         };
-        queue.fits(raw, self.problem().shapes().rows, &self.stream)?;
+        queue.fits(raw, self.problem(), &self.stream)?;
         if !queue.is_used() && self.enqueue() != Enqueue::Before {
             return Err(Error::Empty {
                 argument: "queue keys",

@@ -237,15 +237,21 @@ impl<T: GpuElement> Queue<T> {
     }
 
     /// Returns an error if this queue is not for the evaluator's problem or not on its stream.
-    pub(super) fn fits(&self, raw: &RawQueue, rows: usize, stream: &CudaStream) -> Result<()> {
-        self.has_room_for(rows)?;
+    pub(super) fn fits(
+        &self,
+        raw: &RawQueue,
+        problem: &Problem,
+        stream: &CudaStream,
+    ) -> Result<()> {
+        self.has_room_for(problem.shapes().rows)?;
         let (mine, its) = (self.raw.layout, raw.layout);
         same("queue keys", its.capacity, mine.capacity)?;
         same("queue_dim", its.dim, mine.dim)?;
-        if mine != its || self.raw.normalize != raw.normalize {
-            return Err(crate::Error::Missing {
-                argument: "queue",
-                expected: "a queue of a loss with the same `normalize`",
+        // It decides on the type of the keys as well.
+        if self.raw.normalize != raw.normalize {
+            return Err(crate::Error::QueueNormalization {
+                loss: problem.loss().name(),
+                normalize: problem.spec().normalize,
             });
         }
         if *self.stream != *stream {

@@ -31,14 +31,14 @@ kernel_arguments! {
     }
 }
 
-/// How a block goes over a row. It reads the row twice, and keeps its beginning in shared memory from
-/// the first reading to the second.
+/// How a block goes over a row. It reads the row twice, and keeps its beginning in shared memory
+/// from the first reading to the second.
 ///
-/// Short rows go to many small blocks: one block hides the beginning and the end of another. For a long
-/// row the bytes count: a block takes as much shared memory as there is. So few rows are in progress
-/// at once, and what does not fit in shared memory is still in L2 at the second reading. 1024 threads,
-/// or two blocks a multiprocessor, would have as many loads in flight, but two blocks would need twice
-/// the L2.
+/// Short rows go to many small blocks: one block hides the beginning and the end of another. For a
+/// long row the bytes count: a block takes as much shared memory as there is. So few rows are in
+/// progress at once, and what does not fit in shared memory is still in L2 at the second reading.
+/// 1024 threads, or two blocks a multiprocessor, would have as many loads in flight, but two blocks
+/// would need twice the L2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct RowTile {
     long: bool,

@@ -17,7 +17,8 @@ kernel_arguments! {
     }
 }
 
-/// Computes softmax(x/τ) of `shape` = `[N, D]` elements. `addresses` are those of the rows x, of type
+/// Computes softmax(x/τ) of `shape` = `[N, D]` elements. `addresses` are those of the rows x, of
+/// type
 /// `dtype`, and of the probabilities, `[N, D]` f32, which are overwritten.
 pub(crate) fn launch(
     launcher: &mut impl Launcher,

@@ -336,8 +336,9 @@ fn error<G: Copy + Into<f64>>(got: &Result<G>, want: &Result<f64>) -> [f64; 2] {
     [(got.0 - want.0).abs(), length(differences)]
 }
 
-/// The kernels' error is at most twice that of the formula in f32. Where that happens to be exact, a
-/// few roundings of the result, and one of the terms that the gradient adds up, are allowed as well.
+/// The kernels' error is at most twice that of the formula in f32. Where that happens to be exact,
+/// a few roundings of the result, and one of the terms that the gradient adds up, are allowed as
+/// well.
 fn assert_right<T: GpuElement + Pod>(
     title: &str,
     run: &Run,

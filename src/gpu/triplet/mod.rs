@@ -40,14 +40,14 @@ use super::tuning::triplet::{CONTRACTION_DIMENSIONS, TILE, groups, small_batch a
 use super::workspace::Layout;
 use crate::error::Result;
 use crate::gpu::element::GpuDType;
-use crate::loss::Rkd;
+use crate::loss::Triplet;
 use crate::problem::Problem;
 use crate::shapes::Shapes;
 
 /// How RKD runs: its kernels, its grids and its workspace.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Plan {
-    loss: Rkd,
+    loss: Triplet,
     dtype: GpuDType,
     shapes: Shapes,
     upstream: f64,
@@ -69,7 +69,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) fn new(
-        loss: &Rkd,
+        loss: Triplet,
         problem: &Problem,
         dtype: GpuDType,
         limits: Limits,
@@ -84,7 +84,7 @@ impl Plan {
 
     /// The same with this partition of the triples; `None` if the angle takes no part.
     fn partitioned(
-        loss: &Rkd,
+        loss: Triplet,
         problem: &Problem,
         dtype: GpuDType,
         limits: Limits,
@@ -110,12 +110,12 @@ impl Plan {
         let at = Workspace::new(
             layout,
             shapes,
-            loss.normalize,
+            problem.spec().normalize,
             angle,
             [tile_pairs(padded, side)? as usize, coefficients.blocks],
         )?;
         Ok(Plan {
-            loss: *loss,
+            loss,
             dtype,
             shapes,
             upstream: problem.upstream(),
@@ -170,8 +170,8 @@ impl Plan {
         Ok(())
     }
 
-    /// Normalises the rows if the loss says so. Returns the rows of student and teacher that the other
-    /// passes read, and their type.
+    /// Normalises the rows if the loss says so. Returns the rows of student and teacher that the
+    /// other passes read, and their type.
     fn launch_normalize(
         &self,
         launcher: &mut impl Launcher,
@@ -293,8 +293,8 @@ impl Plan {
     fn launch_coefficients(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         let n = self.shapes.rows as f64;
         let (angle, loss) = (self.angle, &self.loss);
-        // The relation of a large batch computes the scalars, or the angle of a small batch. Otherwise
-        // this pass does.
+        // The relation of a large batch computes the scalars, or the angle of a small batch.
+        // Otherwise this pass does.
         let without_scalars = self.small_batch && angle.is_none();
         let arguments = CoefficientArguments {
             sums: self.at.sums.at(at.workspace),
@@ -319,8 +319,8 @@ impl Plan {
                 .into(),
             distance: self.distance.into(),
             delta: loss.delta as f32,
-            // On a line all cosines are ±1. The angle has no gradient, and its terms would cancel to
-            // rounding errors.
+            // On a line all cosines are ±1. The angle has no gradient, and its terms would cancel
+            // to rounding errors.
             angle_factor: if self.shapes.student_dim == 1 {
                 0.0
             } else {

@@ -15,8 +15,8 @@ pub(super) fn is_small_batch(shapes: Shapes, limits: Limits) -> bool {
 /// GPU idle.
 ///
 /// A block takes the ends of a pair of tiles of 32 rows, and a range of all vertices. Its sums for
-/// the edge between the ends go to the partial buffer of the range. Its sums for an edge from an end
-/// to a vertex go to the partial buffer of the tile that has the other end. There are two such
+/// the edge between the ends go to the partial buffer of the range. Its sums for an edge from an
+/// end to a vertex go to the partial buffer of the tile that has the other end. There are two such
 /// buffers for each tile, since the vertex lies either before the end or after it. A block adds to
 /// nothing and clears nothing. It passes over its vertices once, while [groups of
 /// three](super::triple_partition::TriplePartition) take up to three passes, one after the other.
@@ -110,8 +110,8 @@ mod tests {
         }
     }
 
-    /// As kernels/rkd_angle_small_batch.cu writes them: the tiles of the partial buffers, and how often
-    /// each of their rows is written.
+    /// As kernels/rkd_angle_small_batch.cu writes them: the tiles of the partial buffers, and how
+    /// often each of their rows is written.
     #[test]
     fn every_row_of_every_partial_buffer_is_written_once() {
         for (tiles, ranges) in [(1, 1), (3, 2), (4, 11)] {
@@ -151,8 +151,8 @@ mod tests {
             }
             let pairs = tiles * (tiles + 1) / 2;
             let after = split.partial_buffers() - ranges - tiles;
-            // Every range writes to every tile of the buffers of other ends. The buffers for vertices
-            // after the end have no diagonal.
+            // Every range writes to every tile of the buffers of other ends. The buffers for
+            // vertices after the end have no diagonal.
             let expected = ranges * (pairs + tiles * pairs + after * (pairs - tiles));
             assert_eq!(written.len(), expected);
         }
@@ -160,8 +160,8 @@ mod tests {
 
     #[test]
     fn a_gpu_is_kept_busy() {
-        // Tiles times steps of four vertices, spread evenly, over those of the multiprocessor that has
-        // most.
+        // Tiles times steps of four vertices, spread evenly, over those of the multiprocessor that
+        // has most.
         let busy = |rows: usize| {
             let split = VertexSplit::new(rows, 132);
             let each = split.vertices_per_range.div_ceil(VERTICES);

@@ -11,14 +11,15 @@ use crate::gpu::element::GpuElement;
 use crate::gpu::emulator::Emulator;
 use crate::gpu::machine::{Limits, Machine};
 use crate::gpu::plan::QueueAddresses;
+use crate::loss::{Family, Rkd};
 
 /// Whether the result for these rows is that of the accurate path.
 fn ends_accurate(student: &[f32], teacher: &[f32], shape: [usize; 2], loss: Rkd) -> bool {
     evaluate(student, teacher, shape, loss, None).0
 }
 
-/// Whether the accurate path ran, the loss and the gradient. With this partition of the triples, or with
-/// the plan's choice.
+/// Whether the accurate path ran, the loss and the gradient. With this partition of the triples, or
+/// with the plan's choice.
 fn evaluate(
     student: &[f32],
     teacher: &[f32],
@@ -43,9 +44,12 @@ fn evaluate_for<T: GpuElement + Pod>(
     let problem = Problem::new(loss, Shapes::new(n, dim, dim)).unwrap();
     let mut layout = Layout::new();
     let dtype = GpuDType::of::<T>();
+    let Family::Triplet(triplet) = problem.spec().family else {
+        panic!("{loss:?} is not of the family");
+    };
     let plan = match partition {
-        None => Plan::new(&loss, &problem, dtype, limits, &mut layout),
-        Some(_) => Plan::partitioned(&loss, &problem, dtype, limits, partition, &mut layout),
+        None => Plan::new(triplet, &problem, dtype, limits, &mut layout),
+        Some(_) => Plan::partitioned(triplet, &problem, dtype, limits, partition, &mut layout),
     };
     let plan = plan.unwrap();
     let mut memory = |bytes: &[u8]| {
@@ -138,9 +142,10 @@ fn the_data_choose_the_path() {
     assert_eq!(n, dim);
 }
 
-/// Results do not depend on the partition: groups of several tiles, where the last group is not full;
-/// parts that differ by overlap, so that each of the three overlaps starts first; parts of which the last
-/// are empty; ranges that end within a tile, and within the vertices that are loaded at a time; all paths.
+/// Results do not depend on the partition: groups of several tiles, where the last group is not
+/// full; parts that differ by overlap, so that each of the three overlaps starts first; parts of
+/// which the last are empty; ranges that end within a tile, and within the vertices that are loaded
+/// at a time; all paths.
 #[test]
 fn results_do_not_depend_on_the_partition() {
     let loss = Rkd::from(crate::RkdAngle::default());
@@ -205,8 +210,9 @@ fn results_do_not_depend_on_the_partition() {
     }
 }
 
-/// Results do not depend on the GPU. One with many multiprocessors has smaller tiles and other partitions:
-/// tiles of the relation of 16 and 32 rows, in small batches of 8 and 12, and coefficients of 16.
+/// Results do not depend on the GPU. One with many multiprocessors has smaller tiles and other
+/// partitions: tiles of the relation of 16 and 32 rows, in small batches of 8 and 12, and
+/// coefficients of 16.
 #[test]
 fn results_do_not_depend_on_the_gpu() {
     let (distance, angle) = (crate::RkdDistance::default(), crate::RkdAngle::default());
@@ -269,8 +275,8 @@ fn slow_f64_is_used_only_if_needed() {
     }
 }
 
-/// Rows in half types give the same results as the same numbers in f32, with small-batch relations in
-/// tiles of 8 and of 12.
+/// Rows in half types give the same results as the same numbers in f32, with small-batch relations
+/// in tiles of 8 and of 12.
 #[test]
 fn results_do_not_depend_on_the_type() {
     fn check<T: GpuElement + Pod>(rows: usize, of: fn(f32) -> T, back: fn(T) -> f32) {

@@ -38,8 +38,8 @@ pub(super) fn pairs(tiles: usize) -> usize {
     tiles * (tiles + 1) / 2
 }
 
-/// The number of partial buffers of the angle's sums for each tile (a ≤ b). A tile between two groups
-/// of tiles has a different number of them than a tile within one group.
+/// The number of partial buffers of the angle's sums for each tile (a ≤ b). A tile between two
+/// groups of tiles has a different number of them than a tile within one group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct PartialBuffers {
     pub(super) between_groups: usize,
@@ -102,8 +102,8 @@ impl TriplePartition {
         let resident = RESIDENT * multiprocessors.max(1);
         let tiles = Tiles::of(rows);
         let limit = Self::max_tiles(tiles);
-        // From the smallest groups that the limit allows to groups of three times the size. For very
-        // many rows not every size.
+        // From the smallest groups that the limit allows to groups of three times the size. For
+        // very many rows not every size.
         let least = tiles.0.div_ceil(MAX_BUFFERS);
         let sizes = (least..=3 * least).step_by(least.div_ceil(16));
         let mut best: Option<((usize, usize), TriplePartition)> = None;
@@ -246,8 +246,8 @@ impl CoefficientTiles {
     }
 }
 
-/// Rows of the gradient that a block of the contraction computes, by the time at which all blocks are
-/// done. More rows take less time each, but leave multiprocessors idle.
+/// Rows of the gradient that a block of the contraction computes, by the time at which all blocks
+/// are done. More rows take less time each, but leave multiprocessors idle.
 pub(super) fn contraction_rows(rows: usize, dim: usize, multiprocessors: usize) -> usize {
     let cycles =
         |&tile: &_| cost::contraction([rows, dim], CONTRACTION_DIMENSIONS, multiprocessors, tile);

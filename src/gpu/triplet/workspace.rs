@@ -30,8 +30,8 @@ pub(super) struct Workspace {
 pub(super) const SCALARS: usize = 48;
 
 impl Workspace {
-    /// For this partition of the triples, if the angle takes part, and so many blocks of the relation
-    /// (of the student, and of the teacher) and of the coefficients.
+    /// For this partition of the triples, if the angle takes part, and so many blocks of the
+    /// relation (of the student, and of the teacher) and of the coefficients.
     pub(super) fn new(
         layout: &mut Layout,
         shapes: Shapes,

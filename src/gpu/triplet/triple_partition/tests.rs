@@ -2,6 +2,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::*;
 use crate::gpu::tuning::triplet::groups::TILES_PER_STEP;
+use crate::loss::Family;
 
 /// An H200's multiprocessors, an A100's, a small GPU's, and what the emulator has.
 const MULTIPROCESSORS: [usize; 5] = [132, 108, 24, 4, 1];
@@ -116,8 +117,8 @@ fn every_group_of_vertices_meets_every_two_of_ends() {
     }
 }
 
-/// As kernels/rkd_angle.cu writes them: one block clears each partial buffer of each tile, and no other
-/// block adds to it.
+/// As kernels/rkd_angle.cu writes them: one block clears each partial buffer of each tile, and no
+/// other block adds to it.
 #[test]
 fn every_partial_buffer_of_every_tile_belongs_to_one_block() {
     for (rows, each) in [
@@ -242,8 +243,8 @@ fn a_gpu_is_kept_busy_within_the_limit_of_partial_buffers() {
     assert_eq!((tiles_of(1024).side, tiles_of(1024).blocks), (32, 528));
 }
 
-/// Against PyTorch's peak for the papers' formula in eager mode, as recorded for N = D = 512 under benches/results:
-/// 200 times less, gradient included.
+/// Against PyTorch's peak for the papers' formula in eager mode, as recorded for N = D = 512 under
+/// benches/results: 200 times less, gradient included.
 #[test]
 fn an_evaluation_takes_little_memory() {
     use crate::gpu::element::GpuDType;
@@ -257,11 +258,13 @@ fn an_evaluation_takes_little_memory() {
         (1024, 63_000_000),
         (2048, 239_000_000),
     ] {
-        let loss = RkdAngle::default();
-        let problem = Problem::new(loss, Shapes::new(rows, 512, 512)).unwrap();
+        let problem = Problem::new(RkdAngle::default(), Shapes::new(rows, 512, 512)).unwrap();
+        let Family::Triplet(loss) = problem.spec().family else {
+            panic!("the angle is of this family");
+        };
         let limits = Limits::HOPPER;
         let mut layout = Layout::new();
-        Plan::new(&loss.into(), &problem, GpuDType::F32, limits, &mut layout).unwrap();
+        Plan::new(loss, &problem, GpuDType::F32, limits, &mut layout).unwrap();
         let bytes = layout.bytes() + 4 * rows * 512;
         assert!(bytes <= most, "{rows}: {bytes} of {most}");
     }
