@@ -16,6 +16,7 @@
 // Registers  at most 128.
 // Resident   relata_pairwise_relation_dot_f32 2 of 256 threads
 // SASS       LDG.E.128, LDS.128, STG.E.128
+// Loop       relata_pairwise_relation_dot_f32 at most 19 x 8; relata_pairwise_relation_difference_f32 at most 35 x 8
 // Work       N² D/2 FMA for products, N² D instructions for differences, for each of student and
 //            teacher; N²/64 D elements read, 4 N² slices bytes written.
 // Floor      FP32 issue: N² D/2 / 33.4e12 s on an H200 for products, twice that for differences.

@@ -9,8 +9,8 @@ use pulp::{Arch, Simd, WithSimd};
 
 /// f32 or f64, with the vector operations the kernels are made of.
 ///
-/// `vectors` and friends view slices as registers; slices are padded to [`PAD`](Self::PAD) elements,
-/// a multiple of any register's width, so that no kernel has a remainder loop.
+/// `vectors` and friends view slices as registers. Slices are padded to [`PAD`](Self::PAD)
+/// elements, a multiple of any register's width, so that no kernel has a remainder loop.
 pub trait Lanes:
     Copy
     + Add<Output = Self>

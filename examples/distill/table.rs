@@ -101,9 +101,12 @@ fn legend(study: &Study) -> String {
         ""
     };
     format!(
-        "In percent, mean ± standard error over {} seeds. Recall: on {characters}, in typefaces not seen either. Accuracy: on the \
-         characters that were, in the same typefaces. Against none: the mean of the differences seed by seed; * where it is more \
-         than two standard errors from 0. In losses: the share of the time in the distillation losses and their gradients. \
+        "In percent, mean ± standard error over {} seeds.\n\
+         Recall: on {characters}, in typefaces not seen either.\n\
+         Accuracy: on the characters that were, in the same typefaces.\n\
+         Against none: the mean of the differences seed by seed; * where it is more than two standard\n\
+         errors from 0.\n\
+         In losses: the share of the time in the distillation losses and their gradients.\n\
          Teachers have {teacher} parameters, students {student}.{quick}",
         study.seeds.len(),
     )
