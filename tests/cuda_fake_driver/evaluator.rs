@@ -56,7 +56,7 @@ with_fake_driver!(views_and_the_stream_reach_the_launch, [], {
         .expect("memory");
     let mut results = context
         .default_stream()
-        .alloc_zeros::<f32>(LEN + 2)
+        .alloc_zeros::<f32>(LEN + VALUE_LEN)
         .expect("memory");
     // SAFETY: the fake driver has every stream.
     let stream = unsafe { context.wrap_borrowed_stream(0xabc0 as CUstream) };
@@ -156,7 +156,7 @@ with_fake_driver!(
         );
         assert_eq!(
             launch(&rows, &rows, &mut gradient, &mut one),
-            length("value", 2, 1)
+            length("value", VALUE_LEN, 1)
         );
         let refused = launch(&rows, &foreign, &mut gradient, &mut value);
         assert!(

@@ -95,22 +95,20 @@ with_fake_driver!(a_queue_that_does_not_fit_is_refused, [], {
         .expect("shapes that fit");
     let mut evaluator =
         Evaluator::<f32>::new(&stream, &problem(Enqueue::Before)).expect("an evaluator");
-    for (other, argument) in [
-        (other_shapes(CAPACITY + 1, DIM), "queue keys"),
-        (other_shapes(CAPACITY, DIM + 1), "queue_dim"),
-        (raw_rows, "queue"),
+    for (other, text) in [
+        (other_shapes(CAPACITY + 1, DIM), "queue keys: expected "),
+        (other_shapes(CAPACITY, DIM + 1), "queue_dim: expected "),
+        (
+            raw_rows,
+            "queue: rrd takes normalised rows, but the queue stores raw keys",
+        ),
     ] {
         let mut queue = Queue::<f32>::new(&stream, &other).expect("a queue");
         calls();
         let refused =
             evaluator.launch_with_queue(&rows, &rows, &mut queue, &mut gradient, &mut value);
-        let error = refused.expect_err(argument);
-        assert!(
-            error
-                .to_string()
-                .starts_with(&format!("{argument}: expected ")),
-            "{error}"
-        );
+        let error = refused.expect_err(text);
+        assert!(error.to_string().starts_with(text), "{error}");
         assert_eq!(actions(calls()), [""; 0]);
     }
     let missing = evaluator.launch(&rows, &rows, &mut gradient, &mut value);
