@@ -35,7 +35,8 @@ impl<R: Real> Queue<R> {
     /// An empty queue for `capacity` keys of `dim` elements.
     ///
     /// # Errors
-    /// [`Error::Empty`] if either is 0, [`Error::OutOfMemory`] if there is no room for the ring.
+    /// [`Error::Empty`](crate::Error::Empty) if either is 0.
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) if there is no room for the ring.
     pub fn new(capacity: usize, dim: usize) -> Result<Self> {
         not_empty("queue capacity", capacity)?;
         not_empty("queue_dim", dim)?;
@@ -110,9 +111,9 @@ impl<R: Real> Queue<R> {
     /// Adds `keys` `[B, D]`, in order. Where there is no room, they replace the oldest keys.
     ///
     /// # Errors
-    /// [`Error::Dimension`] if the keys are not of length D; [`Error::NotFinite`] if one holds a NaN
-    /// or an infinity, which would spoil every loss until it leaves the queue. Nothing is enqueued
-    /// then.
+    /// [`Error::Dimension`](crate::Error::Dimension) if the keys are not of length D.
+    /// [`Error::NotFinite`](crate::Error::NotFinite) if one holds a NaN or an infinity, which would
+    /// spoil every loss until it leaves the queue. Nothing is enqueued then.
     pub fn enqueue<T: Element<Real = R>>(&mut self, keys: Rows<'_, T>) -> Result<()> {
         same("queue_dim", self.dim, keys.dim())?;
         keys.check_finite("keys")?;

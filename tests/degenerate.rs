@@ -9,7 +9,7 @@ use common::{Input, cast, on_every_device, rounded};
 use half::{bf16, f16};
 use relata::{
     Batch, Cpu, DType, Device, Element, Error, Evaluation, InfoNce, KdKl, Loss, Problem, Queue,
-    QueueUse, Real, Reference, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes, softmax,
+    QueueUse, Real, Reference, Rkd, RkdDistance, Rows, Rrd, Shapes, softmax,
 };
 
 const N: usize = 9;
@@ -160,7 +160,7 @@ fn rkd_angle_kernels_are_finite_however_close_two_rows_are() {
                 let [student, teacher] = [student, teacher].map(|rows| cast::<f32>(rows));
                 let rows = |of| Rows::new(of, [n, dim]).unwrap();
                 let batch = Batch::new(rows(&student), rows(&teacher));
-                let problem = Problem::new(RkdAngle::default(), batch.shapes()).unwrap();
+                let problem = Problem::new(relata::RkdAngle::default(), batch.shapes()).unwrap();
                 let got = problem.evaluate(&relata::Emulator::new(), batch).unwrap();
                 let want = problem.evaluate(&Reference, batch).unwrap();
                 assert!(finite(&got), "{n} rows, two {apart:e} apart");
