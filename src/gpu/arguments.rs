@@ -27,6 +27,10 @@ pub(crate) struct Field {
 }
 
 /// A type that a field may have.
+#[cfg_attr(
+    not(feature = "emulator"),
+    allow(dead_code, reason = "for the emulator")
+)]
 pub(crate) trait ArgumentType: Pod {
     /// [`Field::kind`] of such a field.
     const KIND: &'static str;
