@@ -23,20 +23,42 @@ pub struct Cpu;
 
 impl Sealed for Cpu {}
 
-/// Calls a generic function with the concrete type that `T` is, so that it is compiled in this
-/// crate, once for each type, and not in every crate that calls it.
-macro_rules! with_element {
-    ($T:ident, $function:ident, $inputs:tt, $reals:expr) => {
-        match $T::DTYPE {
-            DType::F64 => with_element!(f64, $function $inputs, $reals),
-            DType::F32 => with_element!(f32, $function $inputs, $reals),
-            DType::F16 => with_element!(f16, $function $inputs, $reals),
-            DType::BF16 => with_element!(bf16, $function $inputs, $reals),
+/// What the CPU computes on elements of one type.
+///
+/// A static is compiled in this crate, with all functions that it names. If [`Device`] called
+/// these generic functions itself, every crate that uses a loss would compile all losses again.
+struct Compiled<T: Element> {
+    evaluate: fn(&Problem, Batch<'_, T>, &mut [T::Real]) -> Result<Value>,
+    relation_matrix: fn(Relation, Rows<'_, T>, &mut [T::Real]) -> Result<()>,
+    softmax: fn(Rows<'_, T>, f64, &mut [T::Real]) -> Result<()>,
+}
+
+impl<T: Element> Compiled<T> {
+    const fn new() -> Self {
+        Compiled {
+            evaluate,
+            relation_matrix: pairwise::relation::relation_matrix,
+            softmax: logits::softmax::softmax,
         }
-    };
-    ($element:ident, $function:ident ($($input:expr),*), $reals:expr) => {
-        $function::<$element>($($input,)* bytemuck::cast_slice_mut($reals))
-    };
+    }
+}
+
+static F64: Compiled<f64> = Compiled::new();
+static F32: Compiled<f32> = Compiled::new();
+static F16: Compiled<f16> = Compiled::new();
+static BF16: Compiled<bf16> = Compiled::new();
+
+/// Calls the function that was compiled for the type that `T` is.
+macro_rules! call {
+    ($T:ident, $function:ident($($input:expr),*), $reals:expr) => {{
+        let reals = $reals;
+        match $T::DTYPE {
+            DType::F64 => (F64.$function)($($input,)* bytemuck::cast_slice_mut(reals)),
+            DType::F32 => (F32.$function)($($input,)* bytemuck::cast_slice_mut(reals)),
+            DType::F16 => (F16.$function)($($input,)* bytemuck::cast_slice_mut(reals)),
+            DType::BF16 => (BF16.$function)($($input,)* bytemuck::cast_slice_mut(reals)),
+        }
+    }};
 }
 
 impl<T: Element> Device<T> for Cpu {
@@ -52,7 +74,7 @@ impl<T: Element> Device<T> for Cpu {
         batch: Batch<'_, T>,
         gradient: &mut [T::Real],
     ) -> Result<Value> {
-        with_element!(T, evaluate, (problem, batch.cast()), gradient)
+        call!(T, evaluate(problem, batch.cast()), gradient)
     }
 
     fn relation_matrix(
@@ -61,7 +83,7 @@ impl<T: Element> Device<T> for Cpu {
         rows: Rows<'_, T>,
         matrix: &mut [T::Real],
     ) -> Result<()> {
-        with_element!(T, relation_matrix, (relation, rows.cast()), matrix)
+        call!(T, relation_matrix(relation, rows.cast()), matrix)
     }
 
     fn softmax(
@@ -70,11 +92,10 @@ impl<T: Element> Device<T> for Cpu {
         temperature: f64,
         probabilities: &mut [T::Real],
     ) -> Result<()> {
-        with_element!(T, softmax, (rows.cast(), temperature), probabilities)
+        call!(T, softmax(rows.cast(), temperature), probabilities)
     }
 }
 
-#[inline(never)]
 fn evaluate<T: Element>(
     problem: &Problem,
     batch: Batch<'_, T>,
@@ -83,24 +104,6 @@ fn evaluate<T: Element>(
     // A thread of the pool does all of it, so that each parallel step below starts from within the
     // pool. From outside, every step would put the caller to sleep and wake it again.
     rayon::scope(|_| evaluate_in_pool(problem, batch, gradient))
-}
-
-#[inline(never)]
-fn relation_matrix<T: Element>(
-    relation: Relation,
-    rows: Rows<'_, T>,
-    matrix: &mut [T::Real],
-) -> Result<()> {
-    pairwise::relation::relation_matrix(relation, rows, matrix)
-}
-
-#[inline(never)]
-fn softmax<T: Element>(
-    rows: Rows<'_, T>,
-    temperature: f64,
-    probabilities: &mut [T::Real],
-) -> Result<()> {
-    logits::softmax::softmax(rows, temperature, probabilities)
 }
 
 fn evaluate_in_pool<T: Element>(
