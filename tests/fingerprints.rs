@@ -29,8 +29,8 @@ impl Hash {
 fn hash<R: Real>(evaluation: &Evaluation<R>) -> u64 {
     let mut hash = Hash::new();
     hash.add(evaluation.loss);
-    if let Some(kl) = evaluation.term("kl") {
-        hash.add(kl);
+    for (_, term) in evaluation.terms.iter() {
+        hash.add(term);
     }
     for element in &evaluation.gradient {
         hash.add(element.to_f64());

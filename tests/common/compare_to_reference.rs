@@ -79,7 +79,7 @@ impl<'a, T: Element, D: Device<T>> Comparison<'a, T, D> {
         self.assert_right(&self.evaluate())
     }
 
-    /// Asserts that `got` is right: the loss, its KL and the gradient.
+    /// Asserts that `got` is right: the loss, its terms and the gradient.
     pub(crate) fn assert_right<R: Real>(&self, got: &Evaluation<R>) -> Evaluation<f64> {
         let Comparison {
             name,
@@ -90,13 +90,21 @@ impl<'a, T: Element, D: Device<T>> Comparison<'a, T, D> {
         let want = inputs.evaluate(&Reference);
         let loss = inputs.problem.loss();
         assert_loss(name, got.loss, want.loss, within.loss);
-        let has_kl = losses::has_kl(loss);
-        assert_eq!(got.term("kl").is_some(), has_kl, "{name}");
-        assert_eq!(want.term("kl").is_some(), has_kl, "{name}");
-        if let (Some(got), Some(kl)) = (got.term("kl"), want.term("kl")) {
-            // Written so that a NaN fails.
-            let right = (got - kl).abs() <= kl_budget(loss, T::DTYPE, within.loss, want.loss);
-            assert!(right, "{name}: KL {got:e}, want {kl:e}");
+        assert_eq!(
+            got.terms.iter().count(),
+            want.terms.iter().count(),
+            "{name}"
+        );
+        for ((term, got), (wanted, want_term)) in got.terms.iter().zip(want.terms.iter()) {
+            assert_eq!(term, wanted, "{name}");
+            if term == "kl" {
+                // Written so that a NaN fails.
+                let budget = kl_budget(loss, T::DTYPE, within.loss, want.loss);
+                let right = (got - want_term).abs() <= budget;
+                assert!(right, "{name}: KL {got:e}, want {want_term:e}");
+            } else {
+                assert_loss(&format!("{name}, {term}"), got, want_term, within.loss);
+            }
         }
         let dim = inputs.problem.shapes().student_dim;
         assert_gradient(name, &got.gradient, &want.gradient, dim, within.gradient);
