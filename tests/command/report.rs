@@ -57,11 +57,11 @@ fn the_table_says_how_far_a_device_is_from_the_reference() {
             .expect("a row");
         row.split_whitespace().map(str::to_owned).collect()
     };
-    // loss, device, dtype, 5 x 3/3 +4, value, kl, norm, the two deviations, time and its unit
+    // loss, device, dtype, 5 x 3/3 +4, value, "kl", kl, norm, the two deviations, time and its unit
     let (reference, cpu) = (cells("rrd    reference"), cells("rrd    cpu"));
     assert_eq!(reference[2..7], ["f32", "5", "x", "3/3", "+4"]);
-    assert_eq!(reference[10..12], ["-", "-"]);
-    for deviation in &cpu[10..12] {
+    assert_eq!(reference[11..13], ["-", "-"]);
+    for deviation in &cpu[11..13] {
         let deviation: f64 = deviation.parse().expect("a number");
         assert!((0.0..1e-5).contains(&deviation), "{stdout}");
     }
@@ -81,8 +81,12 @@ fn json_keeps_its_keys_and_their_order() {
             .iter()
             .map(|f| f.split('"').nth(1).expect("a key"))
             .collect();
-        let rrd_only = if loss == "rrd" { ",kl" } else { "" };
-        assert_eq!(keys.join(","), format!("{common}{rrd_only}"));
+        let terms = match loss {
+            "rkd" => ",distance,angle",
+            "rrd" => ",kl",
+            _ => "",
+        };
+        assert_eq!(keys.join(","), format!("{common}{terms}"));
         let (device, dtype) = [("reference", "f64"), ("cpu", "f32")][i % 2];
         let start = format!(
             r#"{{"loss":"{loss}","device":"{device}","dtype":"{dtype}","rows":5,"student_dim":3,"teacher_dim":3,"value":"#

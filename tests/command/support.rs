@@ -10,10 +10,11 @@ use tempfile::TempDir;
 
 use crate::example;
 
-pub(crate) const LOSSES: [&str; 6] = [
+pub(crate) const LOSSES: [&str; 7] = [
     "rkd-distance",
     "rkd-angle",
     "rkd",
+    "sp",
     "rrd",
     "info-nce",
     "kd-kl",
