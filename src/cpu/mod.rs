@@ -27,6 +27,10 @@ impl Sealed for Cpu {}
 ///
 /// A static is compiled in this crate, with all functions that it names. If [`Device`] called
 /// these generic functions itself, every crate that uses a loss would compile all losses again.
+#[expect(
+    clippy::type_complexity,
+    reason = "these are the signatures of `Device`"
+)]
 struct Compiled<T: Element> {
     evaluate: fn(&Problem, Batch<'_, T>, &mut [T::Real]) -> Result<Value>,
     relation_matrix: fn(Relation, Rows<'_, T>, &mut [T::Real]) -> Result<()>,
