@@ -1,9 +1,9 @@
 //! A batch in the form that the kernels read: padded rows of reals, scaled or normalised.
 
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 use super::buffer::Buffer;
+use super::parallel::{for_each_block, map_blocks};
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
 use crate::problem::Batch;
@@ -77,17 +77,13 @@ impl<R: Real> Embeddings<R> {
     fn read<T: Element>(rows: Rows<'_, T>, scaling: RowScaling, mut data: Buffer<R>) -> Self {
         let (n, dim) = (rows.len(), rows.dim());
         let stride = row_stride::<R>(dim);
-        let extremes: Vec<(f64, bool)> = data
-            .par_chunks_mut(BLOCK * stride)
-            .zip(rows.as_slice().par_chunks(BLOCK * dim))
-            .map(|(out, rows)| {
-                for (out, row) in out.chunks_exact_mut(stride).zip(rows.chunks_exact(dim)) {
-                    widen(row, &mut out[..dim]);
-                    out[dim..].fill(R::ZERO);
-                }
-                dispatch(Extremes(out))
-            })
-            .collect();
+        let extremes: Vec<(f64, bool)> = map_blocks(&mut data, BLOCK * stride, &|block, out| {
+            for (i, out) in out.chunks_exact_mut(stride).enumerate() {
+                widen(rows.row(block * BLOCK + i), &mut out[..dim]);
+                out[dim..].fill(R::ZERO);
+            }
+            dispatch(Extremes(out))
+        });
         let finite = extremes.iter().all(|&(_, finite)| finite);
         let largest = extremes
             .iter()
@@ -98,12 +94,13 @@ impl<R: Real> Embeddings<R> {
         match scaling {
             RowScaling::Scaled if finite && largest > 0.0 => {
                 scale = power_of_two_below::<R>(largest).recip();
-                data.par_chunks_mut(BLOCK * stride)
-                    .for_each(|data| dispatch(Scale(data, R::from_f64(scale))));
+                for_each_block(&mut data, BLOCK * stride, &|_, data| {
+                    dispatch(Scale(data, R::from_f64(scale)));
+                });
             }
             RowScaling::Raw | RowScaling::Scaled => {}
             RowScaling::Normalized => {
-                norms = Some(data.par_chunks_mut(stride).map(normalize).collect());
+                norms = Some(map_blocks(&mut data, stride, &|_, row| normalize(row)));
             }
         }
         Embeddings {
@@ -139,14 +136,11 @@ impl<R: Real> Embeddings<R> {
             .map(|m| R::from_f64(m / self.rows as f64))
             .collect();
         let mut centred = Buffer::any(self.data.len())?;
-        centred
-            .par_chunks_exact_mut(self.stride)
-            .zip(self.data.par_chunks_exact(self.stride))
-            .for_each(|(out, row)| {
-                for ((out, &x), &mean) in out.iter_mut().zip(row).zip(&mean) {
-                    *out = x - mean;
-                }
-            });
+        for_each_block(&mut centred, self.stride, &|i, out| {
+            for ((out, &x), &mean) in out.iter_mut().zip(self.row(i)).zip(&mean) {
+                *out = x - mean;
+            }
+        });
         Ok(centred)
     }
 

@@ -5,6 +5,7 @@ mod contrastive;
 mod embeddings;
 mod logits;
 mod pairwise;
+mod parallel;
 mod triplet;
 
 use half::{bf16, f16};

@@ -28,10 +28,10 @@
 //!    number of threads.
 
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::Embeddings;
+use crate::cpu::parallel::{map_blocks, try_map};
 use crate::element::Real;
 use crate::error::Result;
 use crate::simd::{Lanes, dispatch, unroll};
@@ -89,40 +89,29 @@ pub(in crate::cpu) fn attention_forward<R: Real>(
     let strips = rows.rows.div_ceil(lanes);
     let part = keys.len.div_ceil(PARTS).max(PART);
     let parts = keys.len.div_ceil(part);
-    let partial: Vec<Partial<R>> = (0..strips * parts)
-        .into_par_iter()
-        .map(|task| {
-            let (strip, p) = (task / parts, task % parts);
-            let mut out = Partial::new(lanes, keys.dim)?;
-            let first = strip * lanes;
-            for (max, &initial_max) in out.max.iter_mut().zip(&initial_maxima[first..]) {
-                *max = initial_max;
-            }
-            dispatch(Strip {
-                queries: &transpose(rows, first, lanes)?,
-                keys: keys.part(p * part, keys.len.min((p + 1) * part)),
-                left_out: except_own.then(|| first as isize - (p * part) as isize),
-                per_temperature: R::from_f64(1.0 / temperature),
-                negligible: (R::EPSILON / (4.0 * keys.len as f64)).ln(),
-                out: &mut out,
-            })?;
-            Ok(out)
-        })
-        .collect::<Result<_>>()?;
+    let partial: Vec<Partial<R>> = try_map(strips * parts, &|task| {
+        let (strip, p) = (task / parts, task % parts);
+        let mut out = Partial::new(lanes, keys.dim)?;
+        let first = strip * lanes;
+        for (max, &initial_max) in out.max.iter_mut().zip(&initial_maxima[first..]) {
+            *max = initial_max;
+        }
+        dispatch(Strip {
+            queries: &transpose(rows, first, lanes)?,
+            keys: keys.part(p * part, keys.len.min((p + 1) * part)),
+            left_out: except_own.then(|| first as isize - (p * part) as isize),
+            per_temperature: R::from_f64(1.0 / temperature),
+            negligible: (R::EPSILON / (4.0 * keys.len as f64)).ln(),
+            out: &mut out,
+        })?;
+        Ok(out)
+    })?;
 
     let mut mean = Buffer::any(rows.rows.saturating_mul(keys.dim))?;
-    let log_sum = mean
-        .par_chunks_exact_mut(keys.dim)
-        .enumerate()
-        .map(|(i, mean)| {
-            merge(
-                &partial[i / lanes * parts..][..parts],
-                i % lanes,
-                lanes,
-                mean,
-            )
-        })
-        .collect();
+    let log_sum = map_blocks(&mut mean, keys.dim, &|i, mean| {
+        let partial = &partial[i / lanes * parts..][..parts];
+        merge(partial, i % lanes, lanes, mean)
+    });
     Ok(Attention { log_sum, mean })
 }
 

@@ -1,12 +1,11 @@
 //! InfoNCE: the student's attention over the other teacher rows, or over the queue, compared with
 //! the row's own key.
 
-use rayon::prelude::*;
-
 use super::attention::{Keys, attention_forward};
 use super::{dot, initial_max, initial_maxima};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::{Embeddings, RowScaling};
+use crate::cpu::parallel::try_map_blocks;
 use crate::element::Element;
 use crate::error::Result;
 use crate::problem::Batch;
@@ -50,23 +49,19 @@ pub(super) fn info_nce<T: Element>(
 
     let (n, dim) = (z.rows, z.dim);
     let factor = upstream / (n as f64 * temperature);
-    let losses: Vec<f64> = gradient
-        .par_chunks_exact_mut(dim)
-        .enumerate()
-        .map(|(i, out)| {
-            let own = &y.row(i)[..dim];
-            let own_logit = dot(z.row(i), own) / temperature;
-            let (excess, others_weight) = log_ratio(attention.log_sum[i], own_logit);
-            let mean = &attention.mean[i * dim..][..dim];
-            let mut g = Buffer::any(dim)?;
-            for ((g, mean), own) in g.iter_mut().zip(mean).zip(own) {
-                // weight · mean + (1 − weight) · own − own
-                *g = T::Real::from_f64(others_weight * (mean.to_f64() - own.to_f64()));
-            }
-            z.write_gradient(i, factor, &g, out);
-            Ok(excess)
-        })
-        .collect::<Result<_>>()?;
+    let losses: Vec<f64> = try_map_blocks(gradient, dim, &|i, out| {
+        let own = &y.row(i)[..dim];
+        let own_logit = dot(z.row(i), own) / temperature;
+        let (excess, others_weight) = log_ratio(attention.log_sum[i], own_logit);
+        let mean = &attention.mean[i * dim..][..dim];
+        let mut g = Buffer::any(dim)?;
+        for ((g, mean), own) in g.iter_mut().zip(mean).zip(own) {
+            // weight · mean + (1 − weight) · own − own
+            *g = T::Real::from_f64(others_weight * (mean.to_f64() - own.to_f64()));
+        }
+        z.write_gradient(i, factor, &g, out);
+        Ok(excess)
+    })?;
     Ok(Some(losses.iter().sum::<f64>() / n as f64))
 }
 

@@ -6,12 +6,11 @@
 //! L_i = log-sum_s − ⟨z, O_t⟩/τ_s      H(p_i) = log-sum_t − ⟨y, O_t⟩/τ_t      ∂L_i/∂z = (O_s − O_t)/τ_s
 //! ```
 
-use rayon::prelude::*;
-
 use super::attention::{Keys, attention_forward};
 use super::{dot, initial_maxima};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::{Embeddings, RowScaling};
+use crate::cpu::parallel::try_map_blocks;
 use crate::element::Element;
 use crate::error::Result;
 use crate::problem::Batch;
@@ -54,22 +53,18 @@ pub(super) fn rrd<T: Element>(
 
     let (n, dim) = (z.rows, z.dim);
     let factor = upstream / (n as f64 * student_temperature);
-    let values: Vec<(f64, f64)> = gradient
-        .par_chunks_exact_mut(dim)
-        .enumerate()
-        .map(|(i, out)| {
-            let o_s = &student.mean[i * dim..][..dim];
-            let o_t = &teacher.mean[i * dim..][..dim];
-            let mut g = Buffer::any(dim)?;
-            for ((g, &s), &t) in g.iter_mut().zip(o_s).zip(o_t) {
-                *g = s - t;
-            }
-            z.write_gradient(i, factor, &g, out);
-            let cross_entropy = student.log_sum[i] - dot(z.row(i), o_t) / student_temperature;
-            let entropy = teacher.log_sum[i] - dot(y.row(i), o_t) / teacher_temperature;
-            Ok((cross_entropy, cross_entropy - entropy))
-        })
-        .collect::<Result<_>>()?;
+    let values: Vec<(f64, f64)> = try_map_blocks(gradient, dim, &|i, out| {
+        let o_s = &student.mean[i * dim..][..dim];
+        let o_t = &teacher.mean[i * dim..][..dim];
+        let mut g = Buffer::any(dim)?;
+        for ((g, &s), &t) in g.iter_mut().zip(o_s).zip(o_t) {
+            *g = s - t;
+        }
+        z.write_gradient(i, factor, &g, out);
+        let cross_entropy = student.log_sum[i] - dot(z.row(i), o_t) / student_temperature;
+        let entropy = teacher.log_sum[i] - dot(y.row(i), o_t) / teacher_temperature;
+        Ok((cross_entropy, cross_entropy - entropy))
+    })?;
     let (cross_entropy, kl) = values
         .iter()
         .fold((0.0, 0.0), |sum, v| (sum.0 + v.0, sum.1 + v.1));

@@ -6,9 +6,9 @@
 pub(super) mod softmax;
 
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 use crate::cpu::buffer::Buffer;
+use crate::cpu::parallel::try_map_blocks;
 use crate::element::{Element, Real};
 use crate::error::Result;
 use crate::loss::Logits;
@@ -26,25 +26,21 @@ pub(super) fn evaluate<T: Element>(
     let (rows, classes) = (batch.student.len(), batch.student.dim());
     let temperature = loss.temperature;
     let padded = classes.next_multiple_of(T::Real::PAD);
-    let sums = gradient
-        .par_chunks_exact_mut(classes)
-        .enumerate()
-        .map(|(i, out)| {
-            let mut x = Buffer::<T::Real>::any(padded)?;
-            let mut y = Buffer::<T::Real>::any(padded)?;
-            T::widen(batch.student.row(i), &mut x[..classes]);
-            T::widen(batch.teacher.row(i), &mut y[..classes]);
-            let kl = dispatch(Row {
-                x: &mut x,
-                y: &mut y,
-                classes,
-                temperature,
-                factor: upstream * temperature / rows as f64,
-            });
-            out.copy_from_slice(&x[..classes]);
-            Ok(kl)
-        })
-        .collect::<Result<Vec<f64>>>()?;
+    let sums: Vec<f64> = try_map_blocks(gradient, classes, &|i, out| {
+        let mut x = Buffer::<T::Real>::any(padded)?;
+        let mut y = Buffer::<T::Real>::any(padded)?;
+        T::widen(batch.student.row(i), &mut x[..classes]);
+        T::widen(batch.teacher.row(i), &mut y[..classes]);
+        let kl = dispatch(Row {
+            x: &mut x,
+            y: &mut y,
+            classes,
+            temperature,
+            factor: upstream * temperature / rows as f64,
+        });
+        out.copy_from_slice(&x[..classes]);
+        Ok(kl)
+    })?;
     let sum: f64 = sums.iter().sum();
     Ok(temperature * temperature / rows as f64 * sum)
 }

@@ -1,9 +1,9 @@
 //! The softmax of rows.
 
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 use crate::cpu::buffer::Buffer;
+use crate::cpu::parallel::try_map_blocks;
 use crate::element::{Element, Real};
 use crate::error::Result;
 use crate::rows::Rows;
@@ -21,20 +21,18 @@ pub(crate) fn softmax<T: Element>(
     probabilities: &mut [T::Real],
 ) -> Result<()> {
     let dim = rows.dim();
-    probabilities
-        .par_chunks_exact_mut(dim)
-        .enumerate()
-        .try_for_each(|(i, out)| {
-            let mut row = Buffer::any(dim.next_multiple_of(T::Real::PAD))?;
-            T::widen(rows.row(i), &mut row[..dim]);
-            dispatch(Softmax {
-                row: &mut row,
-                dim,
-                temperature,
-            });
-            out.copy_from_slice(&row[..dim]);
-            Ok(())
-        })
+    try_map_blocks(probabilities, dim, &|i, out| {
+        let mut row = Buffer::any(dim.next_multiple_of(T::Real::PAD))?;
+        T::widen(rows.row(i), &mut row[..dim]);
+        dispatch(Softmax {
+            row: &mut row,
+            dim,
+            temperature,
+        });
+        out.copy_from_slice(&row[..dim]);
+        Ok(())
+    })?;
+    Ok(())
 }
 
 /// One row, padded.

@@ -1,10 +1,10 @@
 //! The contraction: from coefficients of pairs to the gradient of rows.
 
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::Embeddings;
+use crate::cpu::parallel::{for_each_block, try_map_blocks};
 use crate::element::Real;
 use crate::error::Result;
 use crate::simd::{by_fours, dispatch, unroll};
@@ -41,10 +41,9 @@ pub(in crate::cpu) fn contract<R: Real, G: Real>(
         Form::Differences => &x.data[..],
         Form::Product => {
             // With −Σ_j C_ij on the diagonal, the sum is −C x.
-            coefficients[..x.rows * stride]
-                .par_chunks_mut(stride)
-                .enumerate()
-                .for_each(|(i, row)| row[i] = R::from_f64(-dispatch(Sum(row))));
+            for_each_block(&mut coefficients[..x.rows * stride], stride, &|i, row| {
+                row[i] = R::from_f64(-dispatch(Sum(row)));
+            });
             centred = x.centred()?;
             &centred[..]
         }
@@ -75,28 +74,26 @@ fn sum_rows<R: Real, G: Real>(
     factor: f64,
     gradient: &mut [G],
 ) -> Result<()> {
-    gradient
-        .par_chunks_mut(BLOCK * x.dim)
-        .enumerate()
-        .try_for_each(|(block, out)| {
-            let mut sums = Buffer::zeros(BLOCK * x.stride)?;
-            let first = block * BLOCK;
-            dispatch(Block {
-                form,
-                all,
-                rows: x.rows,
-                dim: x.dim,
-                coefficients,
-                stride,
-                first,
-                sums: &mut sums,
-            });
-            for (i, out) in out.chunks_exact_mut(x.dim).enumerate() {
-                let g = &sums[i * x.stride..][..x.stride];
-                x.write_gradient(first + i, factor, g, out);
-            }
-            Ok(())
-        })
+    try_map_blocks(gradient, BLOCK * x.dim, &|block, out| {
+        let mut sums = Buffer::zeros(BLOCK * x.stride)?;
+        let first = block * BLOCK;
+        dispatch(Block {
+            form,
+            all,
+            rows: x.rows,
+            dim: x.dim,
+            coefficients,
+            stride,
+            first,
+            sums: &mut sums,
+        });
+        for (i, out) in out.chunks_exact_mut(x.dim).enumerate() {
+            let g = &sums[i * x.stride..][..x.stride];
+            x.write_gradient(first + i, factor, g, out);
+        }
+        Ok(())
+    })?;
+    Ok(())
 }
 
 /// The sum of a row.

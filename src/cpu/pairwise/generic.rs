@@ -24,7 +24,6 @@
 //!    their distances is not exact enough.
 
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 use super::contraction::{Form, contract, contract_product};
 use super::ops::{
@@ -33,6 +32,7 @@ use super::ops::{
 use super::pair_sums::symmetric;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::Embeddings;
+use crate::cpu::parallel::{for_each_block, map};
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
 use crate::loss::{Normalizer, Pairwise, Penalty, Relation};
@@ -107,45 +107,36 @@ fn evaluate<R: Real, G: Real, P: PenaltyOp>(
         }
     }
 
-    let sums: Vec<(f64, f64)> = relation_x
-        .par_chunks_exact(stride)
-        .zip(relation_y.par_chunks_exact(stride))
-        .enumerate()
-        .map(|(i, (x, y))| {
-            dispatch(RowPenalty {
-                penalty,
-                x,
-                y,
-                per_x: per_x[i],
-                per_y: per_y[i],
-            })
+    let sums: Vec<(f64, f64)> = map(n, &|i| {
+        dispatch(RowPenalty {
+            penalty,
+            x: &relation_x[i * stride..][..stride],
+            y: &relation_y[i * stride..][..stride],
+            per_x: per_x[i],
+            per_y: per_y[i],
         })
-        .collect();
+    });
     let n2 = (n * n) as f64;
     let value = sums.iter().map(|&(value, _)| value).sum::<f64>() / n2;
     let slopes: Vec<f64> = sums.iter().map(|&(_, slope)| slope).collect();
     let mut slopes = scale_slopes(loss.normalizer, &slopes);
     slopes.resize(stride, ScaleSlope::default());
 
-    relation_x
-        .par_chunks_exact_mut(stride)
-        .zip(relation_y.par_chunks_exact(stride))
-        .enumerate()
-        .for_each(|(i, (x, y))| {
-            let row = RowCoefficients {
-                penalty,
-                i,
-                x,
-                y,
-                per_x: &per_x,
-                per_y: &per_y,
-                slopes: &slopes,
-            };
-            match loss.relation {
-                Relation::Distance => dispatch(Coefficients::<_, _, true>(row)),
-                _ => dispatch(Coefficients::<_, _, false>(row)),
-            }
-        });
+    for_each_block(&mut relation_x, stride, &|i, x| {
+        let row = RowCoefficients {
+            penalty,
+            i,
+            x,
+            y: &relation_y[i * stride..][..stride],
+            per_x: &per_x,
+            per_y: &per_y,
+            slopes: &slopes,
+        };
+        match loss.relation {
+            Relation::Distance => dispatch(Coefficients::<_, _, true>(row)),
+            _ => dispatch(Coefficients::<_, _, false>(row)),
+        }
+    });
     let factor = upstream / n2;
     match loss.relation {
         Relation::Distance => {
@@ -171,9 +162,7 @@ fn relation_of<R: Real>(relation: Relation, x: &Embeddings<R>) -> Result<Buffer<
         Relation::Distance => {
             let mut matrix = symmetric::<R, true>(x)?;
             let stride = row_stride::<R>(x.rows);
-            matrix
-                .par_chunks_exact_mut(stride)
-                .for_each(|row| dispatch(Roots(row)));
+            for_each_block(&mut matrix, stride, &|_, row| dispatch(Roots(row)));
             Ok(matrix)
         }
     }
@@ -182,20 +171,12 @@ fn relation_of<R: Real>(relation: Relation, x: &Embeddings<R>) -> Result<Buffer<
 /// 1/s for each row; 0 in the padding.
 fn scales<R: Real>(normalizer: Normalizer, relation: &[R], n: usize, stride: usize) -> Vec<f64> {
     let (mut sums, mut norms) = (vec![0.0; n], vec![0.0; n]);
+    let row = |i: usize| &relation[i * stride..][..stride];
+    let sum = |part| dispatch(Sum::<_, false>(part, 1.0));
     match normalizer {
         Normalizer::None => {}
-        Normalizer::Mean => relation
-            .par_chunks_exact(stride)
-            .enumerate()
-            .map(|(i, row)| {
-                dispatch(Sum::<_, false>(&row[..i], 1.0))
-                    + dispatch(Sum::<_, false>(&row[i + 1..], 1.0))
-            })
-            .collect_into_vec(&mut sums),
-        Normalizer::RowL2 | Normalizer::Frobenius => relation
-            .par_chunks_exact(stride)
-            .map(norm)
-            .collect_into_vec(&mut norms),
+        Normalizer::Mean => sums = map(n, &|i| sum(&row(i)[..i]) + sum(&row(i)[i + 1..])),
+        Normalizer::RowL2 | Normalizer::Frobenius => norms = map(n, &|i| norm(row(i))),
     }
     let mut inverses = inverse_scales(normalizer, &sums, &norms);
     inverses.resize(stride, 0.0);

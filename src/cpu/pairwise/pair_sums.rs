@@ -13,11 +13,11 @@
 //!    stays below that of its rounding to f32.
 
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 use super::pairs::{Block, for_all_pairs};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::Embeddings;
+use crate::cpu::parallel::for_each_block;
 use crate::element::Real;
 use crate::error::Result;
 use crate::simd::{by_fours, dispatch, row_stride, unroll};
@@ -190,21 +190,18 @@ pub(super) fn symmetric<R: Real, const DISTANCE: bool>(x: &Embeddings<R>) -> Res
     let n = x.rows;
     let stride = row_stride::<R>(n);
     let mut matrix = Buffer::any(n.saturating_mul(stride))?;
-    matrix
-        .par_chunks_mut(BLOCK * stride)
-        .enumerate()
-        .for_each(|(block, out)| {
-            for row in out.chunks_exact_mut(stride) {
-                row[n..].fill(R::ZERO);
-            }
-            dispatch(PairSums::<_, DISTANCE> {
-                x,
-                triangle: Triangle::Upper,
-                stride,
-                first: block * BLOCK,
-                out,
-            });
+    for_each_block(&mut matrix, BLOCK * stride, &|block, out| {
+        for row in out.chunks_exact_mut(stride) {
+            row[n..].fill(R::ZERO);
+        }
+        dispatch(PairSums::<_, DISTANCE> {
+            x,
+            triangle: Triangle::Upper,
+            stride,
+            first: block * BLOCK,
+            out,
         });
+    });
     for_all_pairs(
         &mut matrix,
         stride,

@@ -1,11 +1,11 @@
 //! What RKD needs to know of every pair of rows: ½d² and 1/d of student and teacher.
 
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 use super::pair_sums::{BLOCK, PairSums, Triangle, mirror};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::Embeddings;
+use crate::cpu::parallel::{for_each_block, try_map_blocks};
 use crate::element::{DType, Real};
 use crate::error::Result;
 use crate::simd::{dispatch, row_stride};
@@ -66,49 +66,43 @@ impl<R: Real> PairTable<R> {
         let stride = row_stride::<R>(n);
         // d²: the student's above the diagonal, the teacher's below.
         let mut squares = Buffer::<R>::any(n.saturating_mul(stride))?;
-        squares
-            .par_chunks_mut(BLOCK * stride)
-            .enumerate()
-            .for_each(|(block, out)| {
-                let first = block * BLOCK;
-                for (x, triangle) in [(x, Triangle::Upper), (y, Triangle::Lower)] {
-                    dispatch(PairSums::<_, true> {
-                        x,
-                        triangle,
-                        stride,
-                        first,
-                        out,
-                    });
-                }
-            });
+        for_each_block(&mut squares, BLOCK * stride, &|block, out| {
+            let first = block * BLOCK;
+            for (x, triangle) in [(x, Triangle::Upper), (y, Triangle::Lower)] {
+                dispatch(PairSums::<_, true> {
+                    x,
+                    triangle,
+                    stride,
+                    first,
+                    out,
+                });
+            }
+        });
         let squares = &*squares;
         let mut data = Buffer::any(4usize.saturating_mul(Self::size(n)))?;
         data[n * 4 * stride..].fill(R::ZERO);
-        let extremes: Vec<[(f64, f64); 2]> = data[..n * 4 * stride]
-            .par_chunks_mut(BLOCK * 4 * stride)
-            .enumerate()
-            .map(|(block, rows)| {
-                let mut mirrored = Buffer::any(rows.len() / 4)?;
-                let mut of_rows = |x, triangle, half_square| {
-                    let first = block * BLOCK;
-                    mirror(squares, triangle, stride, n, first, &mut mirrored);
-                    let (longest, inverse_shortest) = dispatch(Roots {
-                        squares: &mirrored,
-                        half_square,
-                        rows,
-                    });
-                    if R::DTYPE == DType::F32 && vanishes(x, &mirrored, stride, first) {
-                        return (longest, f64::INFINITY);
-                    }
-                    (longest, inverse_shortest)
-                };
-                Ok([
-                    of_rows(x, Triangle::Upper, PairField::StudentHalfSquare),
-                    of_rows(y, Triangle::Lower, PairField::TeacherHalfSquare),
-                ])
-            })
-            .collect::<Result<_>>()?;
-        let extremes = [0, 1].map(|side| {
+        let used = &mut data[..n * 4 * stride];
+        let extremes = try_map_blocks(used, BLOCK * 4 * stride, &|block, rows| {
+            let mut mirrored = Buffer::any(rows.len() / 4)?;
+            let mut of_rows = |x, triangle, half_square| {
+                let first = block * BLOCK;
+                mirror(squares, triangle, stride, n, first, &mut mirrored);
+                let (longest, inverse_shortest) = dispatch(Roots {
+                    squares: &mirrored,
+                    half_square,
+                    rows,
+                });
+                if R::DTYPE == DType::F32 && vanishes(x, &mirrored, stride, first) {
+                    return (longest, f64::INFINITY);
+                }
+                (longest, inverse_shortest)
+            };
+            Ok([
+                of_rows(x, Triangle::Upper, PairField::StudentHalfSquare),
+                of_rows(y, Triangle::Lower, PairField::TeacherHalfSquare),
+            ])
+        })?;
+        let extremes: [(f64, f64); 2] = [0, 1].map(|side| {
             extremes
                 .iter()
                 .map(|block| block[side])

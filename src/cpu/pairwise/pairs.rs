@@ -4,8 +4,7 @@
 //! block, so the pairs run in parallel, and each writes to the rows of its own two blocks only. The
 //! rounds follow one another, so a row is added to in the same order on any number of threads.
 
-use rayon::prelude::*;
-
+use crate::cpu::parallel::{try_map_blocks, try_map_partners};
 use crate::error::Result;
 
 /// Some rows of a matrix.
@@ -24,8 +23,8 @@ pub(in crate::cpu) fn for_all_pairs<R: Send>(
     matrix: &mut [R],
     stride: usize,
     side: usize,
-    one: impl Fn(&mut Block<'_, R>) -> Result<f64> + Send + Sync,
-    two: impl Fn(&mut Block<'_, R>, &mut Block<'_, R>) -> Result<f64> + Send + Sync,
+    one: impl Fn(&mut Block<'_, R>) -> Result<f64> + Sync,
+    two: impl Fn(&mut Block<'_, R>, &mut Block<'_, R>) -> Result<f64> + Sync,
 ) -> Result<f64> {
     let mut blocks: Vec<Block<'_, R>> = matrix
         .chunks_mut(side * stride)
@@ -36,10 +35,7 @@ pub(in crate::cpu) fn for_all_pairs<R: Send>(
             data,
         })
         .collect();
-    let ones = blocks
-        .par_iter_mut()
-        .map(&one)
-        .collect::<Result<Vec<f64>>>()?;
+    let ones = try_map_blocks(&mut blocks, 1, &|_, block| one(&mut block[0]))?;
     let mut total: f64 = ones.iter().sum();
 
     // The circle method: one block stays, and the others move by one position each round. A block
@@ -54,17 +50,13 @@ pub(in crate::cpu) fn for_all_pairs<R: Send>(
     for _round in 1..blocks.len() {
         let half = blocks.len() / 2;
         let (left, right) = blocks.split_at_mut(half);
-        let twos = left
-            .par_iter_mut()
-            .zip(right.par_iter_mut().rev())
-            .map(|(a, b)| {
-                if a.rows == 0 || b.rows == 0 {
-                    Ok(0.0)
-                } else {
-                    two(a, b)
-                }
-            })
-            .collect::<Result<Vec<f64>>>()?;
+        let twos = try_map_partners(left, right, &|a, b| {
+            if a.rows == 0 || b.rows == 0 {
+                Ok(0.0)
+            } else {
+                two(a, b)
+            }
+        })?;
         total += twos.iter().sum::<f64>();
         blocks[1..].rotate_right(1);
     }

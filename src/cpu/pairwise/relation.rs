@@ -1,10 +1,9 @@
 //! The relation matrix of a batch, a building block of its own.
 
-use rayon::prelude::*;
-
 use super::pair_sums::{BLOCK, PairSums, Triangle, mirror};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::{Embeddings, RowScaling};
+use crate::cpu::parallel::{for_each_block, try_map_blocks};
 use crate::element::Element;
 use crate::error::Result;
 use crate::loss::Relation;
@@ -26,48 +25,43 @@ pub(crate) fn relation_matrix<T: Element>(
     let n = x.rows;
     let stride = row_stride::<T::Real>(n);
     let mut upper = Buffer::any(n.saturating_mul(stride))?;
-    upper
-        .par_chunks_mut(BLOCK * stride)
-        .enumerate()
-        .for_each(|(block, out)| {
-            let first = block * BLOCK;
-            match relation {
-                Relation::Distance | Relation::SquaredDistance => {
-                    dispatch(PairSums::<_, true> {
-                        x,
-                        triangle: Triangle::Upper,
-                        stride,
-                        first,
-                        out,
-                    });
-                }
-                Relation::Dot | Relation::Cosine => {
-                    dispatch(PairSums::<_, false> {
-                        x,
-                        triangle: Triangle::Upper,
-                        stride,
-                        first,
-                        out,
-                    });
-                }
+    for_each_block(&mut upper, BLOCK * stride, &|block, out| {
+        let first = block * BLOCK;
+        match relation {
+            Relation::Distance | Relation::SquaredDistance => {
+                dispatch(PairSums::<_, true> {
+                    x,
+                    triangle: Triangle::Upper,
+                    stride,
+                    first,
+                    out,
+                });
             }
-        });
+            Relation::Dot | Relation::Cosine => {
+                dispatch(PairSums::<_, false> {
+                    x,
+                    triangle: Triangle::Upper,
+                    stride,
+                    first,
+                    out,
+                });
+            }
+        }
+    });
     let upper = &*upper;
-    matrix
-        .par_chunks_mut(BLOCK * n)
-        .enumerate()
-        .try_for_each(|(block, out)| {
-            let mut rows = Buffer::any(out.len() / n * stride)?;
-            mirror(upper, Triangle::Upper, stride, n, block * BLOCK, &mut rows);
-            for (out, row) in out.chunks_exact_mut(n).zip(rows.chunks_exact(stride)) {
-                for (out, &r) in out.iter_mut().zip(row) {
-                    *out = T::Real::from_f64(match relation {
-                        Relation::Distance => r.to_f64().sqrt() / x.scale,
-                        Relation::SquaredDistance => r.to_f64() / x.scale / x.scale,
-                        Relation::Dot | Relation::Cosine => r.to_f64(),
-                    });
-                }
+    try_map_blocks(matrix, BLOCK * n, &|block, out| {
+        let mut rows = Buffer::any(out.len() / n * stride)?;
+        mirror(upper, Triangle::Upper, stride, n, block * BLOCK, &mut rows);
+        for (out, row) in out.chunks_exact_mut(n).zip(rows.chunks_exact(stride)) {
+            for (out, &r) in out.iter_mut().zip(row) {
+                *out = T::Real::from_f64(match relation {
+                    Relation::Distance => r.to_f64().sqrt() / x.scale,
+                    Relation::SquaredDistance => r.to_f64() / x.scale / x.scale,
+                    Relation::Dot | Relation::Cosine => r.to_f64(),
+                });
             }
-            Ok(())
-        })
+        }
+        Ok(())
+    })?;
+    Ok(())
 }

@@ -1,9 +1,9 @@
 //! RKD's distance penalty, and the means over all pairs that its slopes depend on.
 
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 use super::pair_table::{PairField, PairTable};
+use crate::cpu::parallel::map;
 use crate::element::Real;
 use crate::simd::{Lanes, dispatch};
 
@@ -23,14 +23,11 @@ pub(in crate::cpu) struct DistancePenalty {
 
 impl DistancePenalty {
     pub(in crate::cpu) fn new<R: Real>(delta: f64, relations: &PairTable<R>, n: usize) -> Self {
-        let sums: Vec<(f64, f64)> = (0..n)
-            .into_par_iter()
-            .map(|i| {
-                dispatch(HalfSums {
-                    row: relations.row(i),
-                })
+        let sums: Vec<(f64, f64)> = map(n, &|i| {
+            dispatch(HalfSums {
+                row: relations.row(i),
             })
-            .collect();
+        });
         let (x, y) = add_up(&sums);
         let pairs = (n * n.saturating_sub(1)) as f64;
         // ½d · 2/μ, with μ = 2 Σ ½d / P.
@@ -43,15 +40,12 @@ impl DistancePenalty {
             mean_slope: 0.0,
             n,
         };
-        let sums: Vec<(f64, f64)> = (0..n)
-            .into_par_iter()
-            .map(|i| {
-                dispatch(Penalties {
-                    penalty: &penalty,
-                    row: relations.row(i),
-                })
+        let sums: Vec<(f64, f64)> = map(n, &|i| {
+            dispatch(Penalties {
+                penalty: &penalty,
+                row: relations.row(i),
             })
-            .collect();
+        });
         let (sum, slope_sum) = add_up(&sums);
         penalty.mean = sum / (n * n) as f64;
         penalty.mean_slope = if pairs > 0.0 { slope_sum / pairs } else { 0.0 };

@@ -17,11 +17,11 @@
 use std::ops::Deref;
 
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::Embeddings;
 use crate::cpu::pairwise::pair_table::PairTable;
+use crate::cpu::parallel::try_map;
 use crate::element::Real;
 use crate::error::{Error, Result};
 use crate::simd::dispatch;
@@ -92,34 +92,32 @@ impl ClosePairs {
     ) -> Result<(f64, Buffer<R>)> {
         let of_row = |j: usize| &self.close[self.starts[j]..self.starts[j + 1]];
         let vertices: Vec<usize> = (0..x.rows).filter(|&j| !of_row(j).is_empty()).collect();
-        let sets: Vec<(f64, Buffer<f64>)> = vertices
-            .par_chunks(vertices.len().div_ceil(SETS).max(1))
-            .map(|vertices| {
-                let mut gradient = Buffer::zeros(x.rows.saturating_mul(x.dim))?;
-                let mut penalty = 0.0;
-                for &j in vertices {
-                    let close = of_row(j);
-                    let edges = |dim: usize| Buffer::any(close.len().saturating_mul(dim));
-                    penalty += dispatch(Vertex {
-                        j,
-                        close,
-                        delta,
-                        x,
-                        y,
-                        gradient: &mut gradient,
-                        edges_x: edges(x.dim)?,
-                        edges_y: edges(y.dim)?,
-                        slopes: Buffer::zeros(close.len().saturating_mul(x.dim))?,
-                        of_end: [
-                            Buffer::any(x.dim)?,
-                            Buffer::any(y.dim)?,
-                            Buffer::any(x.dim)?,
-                        ],
-                    });
-                }
-                Ok((penalty, gradient))
-            })
-            .collect::<Result<_>>()?;
+        let size = vertices.len().div_ceil(SETS).max(1);
+        let sets: Vec<(f64, Buffer<f64>)> = try_map(vertices.len().div_ceil(size), &|set| {
+            let mut gradient = Buffer::zeros(x.rows.saturating_mul(x.dim))?;
+            let mut penalty = 0.0;
+            for &j in vertices.iter().skip(set * size).take(size) {
+                let close = of_row(j);
+                let edges = |dim: usize| Buffer::any(close.len().saturating_mul(dim));
+                penalty += dispatch(Vertex {
+                    j,
+                    close,
+                    delta,
+                    x,
+                    y,
+                    gradient: &mut gradient,
+                    edges_x: edges(x.dim)?,
+                    edges_y: edges(y.dim)?,
+                    slopes: Buffer::zeros(close.len().saturating_mul(x.dim))?,
+                    of_end: [
+                        Buffer::any(x.dim)?,
+                        Buffer::any(y.dim)?,
+                        Buffer::any(x.dim)?,
+                    ],
+                });
+            }
+            Ok((penalty, gradient))
+        })?;
         let penalty = sets.iter().map(|(penalty, _)| penalty).sum();
         let mut gradient = Buffer::any(x.rows.saturating_mul(x.dim))?;
         for (at, out) in gradient.iter_mut().enumerate() {
