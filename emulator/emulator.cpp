@@ -80,7 +80,7 @@ struct Block {
 
     bool intact(size_t at) const { return memory[at] == CANARY[at % 2]; }
 
-    // Looks for a damaged guard and reports the nearer of the two arrays beside it.
+    // Looks for a damaged guard and reports the nearer of the two arrays next to it.
     bool overrun() {
         size_t from = 0;
         for (unsigned i = 0; i <= count; i++) {

@@ -30,7 +30,7 @@
 //            eight are in flight, in registers.
 // Shared     Dynamic, 57 KiB: twice 12 KiB for the edges of 8 vertices, 17 KiB for sums, 16 KiB for
 //            h and then for G.
-// Registers  at most 192: this leaves room beside a block for one of the coefficients, or of the
+// Registers  at most 192: this leaves room next to a block for one of the coefficients, or of the
 //            relation, with 64 (decision 15).
 // Resident   relata_rkd_angle_small_batch 1 of 256 threads and 58368 bytes
 // SASS       LDG.E.128, LDS.128, STS.128, STG.E.128

@@ -69,7 +69,7 @@ impl<T: GpuElement + DeviceRepr> Ours<T> {
         self.batches.len()
     }
 
-    /// The bytes that an evaluation needs beside its inputs.
+    /// The bytes that an evaluation needs on top of its inputs.
     pub(crate) fn peak_bytes(&self) -> u64 {
         let results = 4 * (self.inputs.student.len() + 2);
         (self.evaluator.workspace_bytes() + results) as u64

@@ -117,7 +117,7 @@ fn mean_curve(arm: &Arm) -> Vec<(f64, f64)> {
 
 /// Of the set's characters and of each one's typefaces, so many are shown.
 const SHOWN: [usize; 2] = [10, 4];
-/// The side of a heat map in pixels, and what is left free above it and beside it.
+/// The side of a heat map in pixels, and the margins above it and next to it.
 const MAP: i32 = 300;
 const HEAD: i32 = 36;
 const GAP: i32 = 16;

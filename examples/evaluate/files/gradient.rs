@@ -33,7 +33,7 @@ impl GradientFile {
         Ok(file)
     }
 
-    /// Writes `gradient` beside the file and moves it there, so that no reader sees half of it.
+    /// Writes `gradient` next to the file and moves it there, so that no reader sees half of it.
     pub(crate) fn write(&self, job: &Job, gradient: &[f64]) -> Result<()> {
         let shape = [job.inputs.student.rows, job.inputs.student.dim].map(|size| size as u64);
         let write = || -> io::Result<()> {

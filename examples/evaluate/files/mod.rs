@@ -1,6 +1,6 @@
 //! Files of embeddings: reading them without believing what they claim.
 //!
-//! What a header says is held against the length of the file before any memory is asked for.
+//! The shape in a header is compared with the length of the file before any memory is asked for.
 
 mod gradient;
 mod npy;
@@ -136,7 +136,7 @@ fn too_large(bytes: u64) -> String {
 /// The elements of a matrix from where `file` stands, little-endian, in rows.
 fn read_values(file: &mut File, layout: &Layout) -> Parsed<Vec<f64>> {
     let [rows, dim] = layout.shape;
-    // The product was held against the length of the file.
+    // The product was compared with the length of the file.
     let count = rows * dim;
     let bytes = count as u64 * size_of_element(layout.dtype);
     let mut values = Vec::new();

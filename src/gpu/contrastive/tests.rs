@@ -81,7 +81,7 @@ fn a_plan_prepares_rows_only_for_kernels_that_do_not() {
         launches(rrd, queue, 128, BF16, Half)[0],
         "relata_attention_mma_128_half_pair"
     );
-    // Beside a flatter teacher the student's would be lost in a difference.
+    // Next to a flatter teacher, the student's would be lost in a difference.
     let flatter = Rrd {
         student_temperature: 0.1,
         teacher_temperature: 0.2,

@@ -182,11 +182,11 @@ fn floats_become_the_nearest_halves() {
         f32::MIN,
     ];
     input.extend([0x7F80_0001, 0xFFBF_FFFF, 1, 0x8000_0001, 0x007F_FFFF].map(f32::from_bits));
-    let beside =
+    let neighbours =
         |x: f32| [-1i32, 0, 1].map(|step| f32::from_bits(x.to_bits().wrapping_add_signed(step)));
     let mut around = |below: f32, above: f32| {
-        input.extend(beside(below));
-        input.extend(beside((below + above) * 0.5));
+        input.extend(neighbours(below));
+        input.extend(neighbours((below + above) * 0.5));
     };
     for bits in 0..0x7C00u16 {
         for sign in [0, 0x8000] {
@@ -203,9 +203,11 @@ fn floats_become_the_nearest_halves() {
     for bits in 0..0x7F7Fu16 {
         for sign in [0, 0x8000] {
             let [a, b] = [bits, bits + 1].map(|bits| bf16::from_bits(bits | sign).to_f32());
-            input.extend(beside(a));
+            input.extend(neighbours(a));
             // The sum of the numbers may overflow. The sum of their bits does not.
-            input.extend(beside(f32::from_bits(a.to_bits().midpoint(b.to_bits()))));
+            input.extend(neighbours(f32::from_bits(
+                a.to_bits().midpoint(b.to_bits()),
+            )));
         }
     }
     let mut run = Run::new(&seeded_bugs_narrow, &input).count(input.len());
