@@ -75,6 +75,8 @@ pub trait Lanes:
     fn reduce_max<S: Simd>(s: S, a: Self::Of<S>) -> Self;
     /// eᵃ for a ≤ 0, within 2 units in the last place; 0 below the smallest normal number.
     fn vexp<S: Simd>(s: S, a: Self::Of<S>) -> Self::Of<S>;
+    /// eᵃ − 1 − a for |a| ≤ ½, to a few units in the last place: nothing cancels.
+    fn vexp_excess<S: Simd>(s: S, a: Self::Of<S>) -> Self::Of<S>;
 }
 
 /// The distance between rows of `len` elements in memory: whole cache lines, and an odd number of
@@ -252,6 +254,16 @@ macro_rules! lanes {
                 let zero_or_nan = s.$mul(s.$max(s.$splat(UNDERFLOW), a), s.$splat(0.0));
                 s.$select(s.$greater_than(a, s.$splat(UNDERFLOW)), scaled, zero_or_nan)
             }
+            #[inline(always)]
+            fn vexp_excess<S: Simd>(s: S, a: S::$vector) -> S::$vector {
+                // a²/2! + a³/3! + …, by Horner's rule.
+                let coefficients = $exp::EXCESS;
+                let mut p = s.$splat(coefficients[0]);
+                for &c in &coefficients[1..] {
+                    p = s.$mul_add(p, a, s.$splat(c));
+                }
+                s.$mul(s.$mul(a, a), p)
+            }
         }
     };
 }
@@ -273,16 +285,34 @@ lanes!(
     exp exp_f64
 );
 
-/// 1/k! for k from `DEGREE` down to 0: the Taylor polynomial of eʳ by Horner's rule. On |r| ≤ ½ ln
-/// 2 its remainder is a tenth of a unit in the last place (degree 7 in f32, 13 in f64).
-const fn inverse_factorials<const TERMS: usize>() -> [f64; TERMS] {
+/// 1/k! for k from `LOWEST + TERMS − 1` down to `LOWEST`: the Taylor polynomial of eʳ by Horner's
+/// rule. From k = 0 on and for |r| ≤ ½ ln 2, its remainder is a tenth of a unit in the last place
+/// (degree 7 in f32, 13 in f64). From k = 2 on and for |r| ≤ ½, that is so at degree 9 and 15.
+const fn inverse_factorials<const LOWEST: usize, const TERMS: usize>() -> [f64; TERMS] {
     let mut coefficients = [1.0; TERMS];
+    let mut inverse = 1.0;
     let mut k = 1;
-    while k < TERMS {
-        coefficients[TERMS - 1 - k] = coefficients[TERMS - k] / k as f64;
+    while k < LOWEST + TERMS {
+        inverse /= k as f64;
+        if k >= LOWEST {
+            coefficients[LOWEST + TERMS - 1 - k] = inverse;
+        }
         k += 1;
     }
     coefficients
+}
+
+const fn in_f32<const TERMS: usize>(coefficients: [f64; TERMS]) -> [f32; TERMS] {
+    let mut rounded = [0.0; TERMS];
+    let mut k = 0;
+    while k < TERMS {
+        #[allow(clippy::cast_possible_truncation)] // rounding is what is asked for
+        {
+            rounded[k] = coefficients[k] as f32;
+        }
+        k += 1;
+    }
+    rounded
 }
 
 mod exp_f32 {
@@ -295,19 +325,8 @@ mod exp_f32 {
     pub(super) const EXPONENT: u32 = 23;
     /// Where eᵃ stops being a normal number.
     pub(super) const UNDERFLOW: f32 = -87.0;
-    pub(super) const TAYLOR: [f32; 8] = {
-        let coefficients = super::inverse_factorials::<8>();
-        let mut rounded = [0.0; 8];
-        let mut k = 0;
-        while k < 8 {
-            #[allow(clippy::cast_possible_truncation)] // rounding is what is asked for
-            {
-                rounded[k] = coefficients[k] as f32;
-            }
-            k += 1;
-        }
-        rounded
-    };
+    pub(super) const TAYLOR: [f32; 8] = super::in_f32(super::inverse_factorials::<0, 8>());
+    pub(super) const EXCESS: [f32; 8] = super::in_f32(super::inverse_factorials::<2, 8>());
 }
 
 mod exp_f64 {
@@ -320,7 +339,8 @@ mod exp_f64 {
     pub(super) const EXPONENT: u64 = 1 << 52;
     /// Where eᵃ stops being a normal number.
     pub(super) const UNDERFLOW: f64 = -708.0;
-    pub(super) const TAYLOR: [f64; 14] = super::inverse_factorials::<14>();
+    pub(super) const TAYLOR: [f64; 14] = super::inverse_factorials::<0, 14>();
+    pub(super) const EXCESS: [f64; 14] = super::inverse_factorials::<2, 14>();
 }
 
 #[cfg(test)]
@@ -357,6 +377,54 @@ mod tests {
         for (&a, &got) in inputs.iter().zip(&doubles) {
             let error = (got - a.exp()).abs() / a.exp() / f64::EPSILON;
             assert!(error <= 2.0, "e^{a}: {got}, off by {error} epsilon");
+        }
+    }
+
+    /// eᵃ − 1 − a over a slice.
+    struct ExpExcess<'a, R>(&'a mut [R]);
+
+    impl<R: Lanes> WithSimd for ExpExcess<'_, R> {
+        type Output = ();
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, s: S) {
+            for v in R::vectors_mut::<S>(self.0) {
+                *v = R::vexp_excess(s, *v);
+            }
+        }
+    }
+
+    #[test]
+    fn exp_excess_is_exact_near_zero() {
+        // eᵃ − 1 − a = Σ aᵏ/k!, summed from the smallest term on.
+        let right = |a: f64| {
+            let mut terms = vec![a * a / 2.0];
+            for k in 3..30 {
+                terms.push(terms[k - 3] * a / k as f64);
+            }
+            terms.iter().rev().sum::<f64>()
+        };
+        let mut inputs = vec![
+            0.5, -0.5, 0.3, -0.3, 0.01, -0.01, 1e-5, -1e-5, 1e-9, 0.0, -0.25,
+        ];
+        inputs.resize(16, -0.4);
+        let mut singles: Vec<f32> = inputs.iter().map(|&a| a as f32).collect();
+        dispatch(ExpExcess(&mut singles));
+        for (&a, &got) in inputs.iter().zip(&singles) {
+            let want = right(f64::from(a as f32));
+            let error = (f64::from(got) - want).abs();
+            assert!(
+                error <= 3.0 * f64::from(f32::EPSILON) * want,
+                "{a}: {got} for {want}"
+            );
+        }
+        let mut doubles = inputs.clone();
+        dispatch(ExpExcess(&mut doubles));
+        for (&a, &got) in inputs.iter().zip(&doubles) {
+            let want = right(a);
+            assert!(
+                (got - want).abs() <= 3.0 * f64::EPSILON * want,
+                "{a}: {got} for {want}"
+            );
         }
     }
 

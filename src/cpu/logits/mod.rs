@@ -1,7 +1,24 @@
 //! Hinton's KL over given logits.
 //!
-//! A task takes one row at a time. The row stays in the cache between its three sweeps (largest,
-//! sums, gradient), so memory is read once and written once.
+//! With p of the teacher and q of the student, a = (logit − largest)/T for each of them, and
+//! c = a_y − a_x:
+//!
+//! ```text
+//! for each row:
+//!     largest logits                                     first sweep
+//!     Σ e^a_x, Σ e^a_y, c̄ = Σ p c                        second sweep
+//!     KL = c̄ + ln Σ e^a_x − ln Σ e^a_y                   enough where KL is not small
+//!     S = Σ p (e^(c̄−c) − 1)                              third sweep
+//!     KL = ln(1 + S)
+//!     gradient = T/N (p (e^(c̄−c) − 1) − p S)/(1 + S)     fourth sweep
+//! ```
+//!
+//! 1. A task takes one row at a time. The row stays in the cache between its sweeps, so memory is
+//!    read once and written once.
+//! 2. Near the teacher, or at a high temperature, KL is the small difference of large logarithms,
+//!    and q − p of two numbers that are almost equal. The last two sweeps have no such difference:
+//!    log p − log q = c − c̄ + KL, so Σ p e^(c̄−c) = e^KL. The terms of S are computed from c − c̄,
+//!    which is as exact as the logits, and as Σ p (c − c̄) = 0, no term of first order remains.
 
 pub(super) mod softmax;
 
@@ -16,6 +33,10 @@ use crate::problem::Batch;
 use crate::simd::{Lanes, dispatch};
 use softmax::{CHUNK, largest, present, split_whole};
 
+/// Rows of a smaller KL are computed without the difference of logarithms. These are as large as
+/// log C, so from here on their rounding is a few units in the last place of KL.
+const NEAR: f64 = 1.0;
+
 /// The loss. NaN if a logit is not finite.
 pub(super) fn evaluate<T: Element>(
     loss: &Logits,
@@ -29,11 +50,13 @@ pub(super) fn evaluate<T: Element>(
     let sums: Vec<f64> = try_map_blocks(gradient, classes, &|i, out| {
         let mut x = Buffer::<T::Real>::any(padded)?;
         let mut y = Buffer::<T::Real>::any(padded)?;
+        let mut difference = Buffer::<T::Real>::any(padded)?;
         T::widen(batch.student.row(i), &mut x[..classes]);
         T::widen(batch.teacher.row(i), &mut y[..classes]);
         let kl = dispatch(Row {
             x: &mut x,
             y: &mut y,
+            difference: &mut difference,
             classes,
             temperature,
             factor: upstream * temperature / rows as f64,
@@ -51,6 +74,8 @@ struct Row<'a, R> {
     x: &'a mut [R],
     /// The teacher's, padded.
     y: &'a mut [R],
+    /// Memory for T c, padded.
+    difference: &'a mut [R],
     classes: usize,
     temperature: f64,
     /// What q − p is multiplied by.
@@ -66,6 +91,7 @@ impl<R: Real> WithSimd for Row<'_, R> {
         let Row {
             x,
             y,
+            difference,
             classes,
             temperature,
             factor,
@@ -74,47 +100,138 @@ impl<R: Real> WithSimd for Row<'_, R> {
         let max_y = largest::<S, R>(s, y, classes);
         let maxima = Maxima::<S, R>::new(s, max_x, max_y, temperature);
 
-        // Σ e^a of student and teacher, and Σ e^a_y (a_y − a_x), with a = (logit − largest)/T.
+        // Σ e^a of student and teacher, and Σ e^a_y T c.
         let (mut sum_x, mut sum_y, mut sum_difference) = (0.0, 0.0, 0.0);
         // Adds up x · 0 and y · 0: 0, or NaN if a logit is not finite.
         let zero = R::splat(s, R::ZERO);
         let mut zeros = zero;
         let [whole_x, rest_x] = split_whole::<S, R>(x, classes);
         let [whole_y, rest_y] = split_whole::<S, R>(y, classes);
+        let [whole, rest] = split_whole::<S, R>(difference, classes);
         let chunk = CHUNK / R::width::<S>();
-        for (x, y) in whole_x.chunks_mut(chunk).zip(whole_y.chunks_mut(chunk)) {
+        let chunks = whole_x.chunks_mut(chunk).zip(whole_y.chunks_mut(chunk));
+        for ((x, y), difference) in chunks.zip(whole.chunks_mut(chunk)) {
             let (mut part_x, mut part_y, mut part_difference) = (zero, zero, zero);
-            for (x, y) in x.iter_mut().zip(y) {
+            for ((x, y), difference) in x.iter_mut().zip(y).zip(difference) {
                 zeros = R::vmul_add(s, *x, zero, R::vmul_add(s, *y, zero, zeros));
-                let difference = maxima.exponentials(s, x, y);
+                *difference = maxima.exponentials(s, x, y);
                 part_x = R::vadd(s, part_x, *x);
                 part_y = R::vadd(s, part_y, *y);
-                part_difference = R::vmul_add(s, *y, difference, part_difference);
+                part_difference = R::vmul_add(s, *y, *difference, part_difference);
             }
             sum_x += R::reduce_sum(s, part_x).to_f64();
             sum_y += R::reduce_sum(s, part_y).to_f64();
             sum_difference += R::reduce_sum(s, part_difference).to_f64();
         }
         let present = present::<R>(classes % R::width::<S>());
-        if let (Some(x), Some(y)) = (rest_x.first_mut(), rest_y.first_mut()) {
+        let rest = rest_x
+            .first_mut()
+            .zip(rest_y.first_mut())
+            .zip(rest.first_mut());
+        if let Some(((x, y), difference)) = rest {
             let present = R::vectors::<S>(&present)[0];
             zeros = R::vmul_add(s, *x, zero, R::vmul_add(s, *y, zero, zeros));
-            let difference = maxima.exponentials(s, x, y);
+            *difference = maxima.exponentials(s, x, y);
             *x = R::vmul(s, *x, present);
             *y = R::vmul(s, *y, present);
             sum_x += R::reduce_sum(s, *x).to_f64();
             sum_y += R::reduce_sum(s, *y).to_f64();
-            sum_difference += R::reduce_sum(s, R::vmul(s, *y, difference)).to_f64();
+            sum_difference += R::reduce_sum(s, R::vmul(s, *y, *difference)).to_f64();
         }
 
+        let mean = R::from_f64(sum_difference / sum_y);
+        let used = classes.div_ceil(R::width::<S>());
+        let (x, y) = (R::vectors_mut::<S>(x), R::vectors::<S>(y));
+        let kl = sum_difference / temperature / sum_y + sum_x.ln() - sum_y.ln()
+            + R::reduce_sum(s, zeros).to_f64();
+        // What is not finite goes the short way.
+        if kl < NEAR {
+            let near = Near::<S, R>::new(s, mean, temperature, sum_y);
+            let (excess, first_order) = near.sums(&mut x[..used], &y[..used], difference);
+            let sum = excess - first_order;
+            near.gradient(factor, sum, &mut x[..used], &y[..used]);
+            return first_order + sum.ln_1p();
+        }
         let factor_x = R::splat(s, R::from_f64(factor / sum_x));
         let factor_y = R::splat(s, R::from_f64(factor / sum_y));
-        let (x, y) = (R::vectors_mut::<S>(x), R::vectors_mut::<S>(y));
         for (x, y) in x.iter_mut().zip(y) {
             *x = R::vsub(s, R::vmul(s, *x, factor_x), R::vmul(s, *y, factor_y));
         }
-        sum_difference / temperature / sum_y + sum_x.ln() - sum_y.ln()
-            + R::reduce_sum(s, zeros).to_f64()
+        kl
+    }
+}
+
+/// A row whose student is near its teacher: the sweeps in which nothing cancels.
+struct Near<S: Simd, R: Real> {
+    s: S,
+    /// T c̄, as it was rounded.
+    mean: R::Of<S>,
+    per_temperature: R::Of<S>,
+    /// What takes e^a_y to p.
+    per_sum: R::Of<S>,
+    /// What takes e^a_x to p e^(c̄−c).
+    shifted_per_sum: R::Of<S>,
+    sum_y: f64,
+}
+
+impl<S: Simd, R: Real> Near<S, R> {
+    #[inline(always)]
+    fn new(s: S, mean: R, temperature: f64, sum_y: f64) -> Self {
+        let shift = (mean.to_f64() / temperature).exp();
+        Near {
+            s,
+            mean: R::splat(s, mean),
+            per_temperature: R::splat(s, R::from_f64(1.0 / temperature)),
+            per_sum: R::splat(s, R::from_f64(1.0 / sum_y)),
+            shifted_per_sum: R::splat(s, R::from_f64(shift / sum_y)),
+            sum_y,
+        }
+    }
+
+    /// Σ p (e^−d − 1 + d) and Σ p d, with d = c − c̄. The second is what the rounding of c̄ left.
+    /// Turns `x` from e^a_x into p (e^−d − 1).
+    #[inline(always)]
+    fn sums(&self, x: &mut [R::Of<S>], y: &[R::Of<S>], difference: &[R]) -> (f64, f64) {
+        let s = self.s;
+        let quarter = R::splat(s, R::from_f64(0.25));
+        let zero = R::splat(s, R::ZERO);
+        let (mut excess, mut first_order) = (0.0, 0.0);
+        let chunk = CHUNK / R::width::<S>();
+        let chunks = x.chunks_mut(chunk).zip(y.chunks(chunk));
+        for ((x, y), difference) in chunks.zip(R::vectors::<S>(difference).chunks(chunk)) {
+            let (mut part_excess, mut part_first) = (zero, zero);
+            for ((x, y), difference) in x.iter_mut().zip(y).zip(difference) {
+                let d = R::vmul(s, R::vsub(s, *difference, self.mean), self.per_temperature);
+                let p = R::vmul(s, *y, self.per_sum);
+                // d may be infinite where p is 0.
+                let first = R::if_positive(s, p, R::vmul(s, p, d), zero);
+                // Where |d| ≥ ½ the direct differences do not cancel.
+                let shifted = R::vsub(s, R::vmul(s, *x, self.shifted_per_sum), p);
+                let close = R::vneg_mul_add(s, d, d, quarter);
+                let minus_d = R::vsub(s, zero, d);
+                let series = R::vmul(s, p, R::vexp_excess(s, minus_d));
+                let slope = R::if_positive(s, close, R::vsub(s, series, first), shifted);
+                let term = R::if_positive(s, close, series, R::vadd(s, shifted, first));
+                part_excess = R::vadd(s, part_excess, term);
+                part_first = R::vadd(s, part_first, first);
+                *x = slope;
+            }
+            excess += R::reduce_sum(s, part_excess).to_f64();
+            first_order += R::reduce_sum(s, part_first).to_f64();
+        }
+        (excess, first_order)
+    }
+
+    /// factor · (q − p), from p (e^−d − 1) in `x`, e^a_y in `y`, and S.
+    #[inline(always)]
+    fn gradient(&self, factor: f64, sum: f64, x: &mut [R::Of<S>], y: &[R::Of<S>]) {
+        let s = self.s;
+        let factor = factor / (1.0 + sum);
+        let factor_x = R::splat(s, R::from_f64(factor));
+        let factor_y = R::splat(s, R::from_f64(factor * sum / self.sum_y));
+        for (x, y) in x.iter_mut().zip(y) {
+            *x = R::vsub(s, R::vmul(s, *x, factor_x), R::vmul(s, *y, factor_y));
+        }
     }
 }
 
