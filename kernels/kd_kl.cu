@@ -20,9 +20,9 @@
 // Work       54 issue slots for a pair of elements on sm_90a (18 forwards, 36 backwards), 5 of them
 //            exponentials; a row takes 2 C elements read and 4 C bytes written.
 // Floor      Bandwidth: (2 element + 4) N C bytes.
-// Numerics   KL = Σ p (δ + e^{−δ} − 1) with δ = log p − log q. No term is negative, so nothing
-//            cancels when the student is close to the teacher, and an error in log Σ exp enters
-//            squared.
+// Numerics   KL from Σ p (δ + e^{−δ} − 1), see Divergence. No term is negative, so nothing cancels
+//            when the student is close to the teacher or T is large. The gradient is q − p, as in
+//            the formula: off by some units in the last place of p.
 // Order      Fixed: by thread, by warp, by block. The last block adds up the rows.
 // Reference  src/reference/kd_kl.rs; Hinton, Vinyals, Dean: arXiv 1503.02531.
 #include "common/collective.cuh"
@@ -55,30 +55,83 @@ ARGUMENTS(Arguments, student, teacher, gradient, partials, value, counter, loss_
 struct RowSoftmax {
     float scale;
     OnlineSoftmax student, teacher;
+    // Σ 2^((y − maximum) · scale) (y − x), with the teacher's maximum.
+    float differences = 0;
     // 0, or NaN if a logit was not finite.
     float finite = 0;
 
     template <unsigned COUNT>
     DEVICE void add(const float (&x)[COUNT], const float (&y)[COUNT]) {
         student.add(x, scale);
-        teacher.add(y, scale);
+        const float before = teacher.maximum;
+        float weights[COUNT];
+        teacher.add(y, scale, weights);
+        if (teacher.maximum > before)
+            differences *= exp2_fast((before - teacher.maximum) * scale);
         UNROLL
-        for (unsigned i = 0; i < COUNT; i++) finite = fmaf(x[i], 0.0f, fmaf(y[i], 0.0f, finite));
+        for (unsigned i = 0; i < COUNT; i++) {
+            differences = fmaf(weights[i], y[i] - x[i], differences);
+            finite = fmaf(x[i], 0.0f, fmaf(y[i], 0.0f, finite));
+        }
+    }
+
+    // Merges those of all threads of the block. All threads call it: it holds barriers.
+    template <unsigned THREADS>
+    DEVICE void merge_block() {
+        const OnlineSoftmax mine = teacher;
+        student = student.of_block<THREADS>(scale);
+        teacher = teacher.of_block<THREADS>(scale);
+        differences *= mine.sum == 0 ? 0 : exp2_fast((mine.maximum - teacher.maximum) * scale);
+        differences = block_reduce<THREADS>(differences, Sum());
     }
 };
 
 // The divergence over the elements seen so far.
+//
+// log p − log q of an element is (y − x)/T plus a number that is the same for all, and
+// KL = S − R + log(1 + R), where S = Σ p (δ + e^{−δ} − 1), R = S − Σ p δ, and δ is
+// log p − log q with any error that is the same for all. So the error costs no digit of KL, if S
+// is as small as KL: if the error is small beside δ.
 struct Divergence {
     float inverse_student, inverse_teacher;  // 1/Σ, of each softmax
-    float shift;                             // log Σ exp(x/T) − log Σ exp(y/T)
-    float sum = 0;
+    // δ = ((y − first_y) − (x − first_x) − last)/T + shift
+    float first_x, first_y, last, shift;
+    float inverse_temperature;
+    float boost;  // what takes q to p e^{−δ}
+    float sum = 0;     // S
+    float moment = 0;  // Σ p δ
+
+    DEVICE Divergence(const RowSoftmax& row, float inverse_temperature)
+        : inverse_student(1.0f / row.student.sum),
+          inverse_teacher(1.0f / row.teacher.sum),
+          first_x(row.student.maximum),
+          first_y(row.teacher.maximum),
+          last(0),
+          // log p − log q = ((y − max y) − (x − max x))/T − log Σ_y + log Σ_x, where each sum is
+          // relative to its own maximum.
+          shift(logf(row.student.sum) - logf(row.teacher.sum)),
+          inverse_temperature(inverse_temperature),
+          boost(1) {
+        // Near the teacher y − x is exact, and its mean is a better shift than the difference of
+        // two logarithms: δ is then log p − log q − KL. Where an offset lies between the two rows,
+        // each logit's own maximum is subtracted first.
+        const float mean = row.differences * inverse_teacher;
+        const float between = first_y - first_x;
+        const float divergence = fmaf(mean - between, inverse_temperature, shift);
+        if (fabsf(between * inverse_temperature) <= 1.0f && divergence < 1.0f) {
+            first_x = first_y = 0;
+            last = mean;
+            shift = 0;
+            boost = exp2_fast(divergence * LOG2_E);
+        }
+    }
 
     // Adds the term of one pair of logits, and returns q − p.
     DEVICE float add(const RowSoftmax& row, float x, float y) {
         const float dx = (x - row.student.maximum) * row.scale;
         const float dy = (y - row.teacher.maximum) * row.scale;
         const float q = exp2_fast(dx) * inverse_student, p = exp2_fast(dy) * inverse_teacher;
-        const float delta = fmaf(dy - dx, LN_2, shift);
+        const float delta = fmaf((y - first_y) - (x - first_x) - last, inverse_temperature, shift);
         // δ + e^{−δ} − 1 cancels near 0, so its series δ²/2 − δ³/6 + ... takes its place there.
         float series = fmaf(delta, 1.0f / 40320.0f, -1.0f / 5040.0f);
         series = fmaf(delta, series, 1.0f / 720.0f);
@@ -89,9 +142,10 @@ struct Divergence {
         const float near = delta * delta * series;
         const float far = delta - 1.0f + exp2_fast(-delta * LOG2_E);
         const float excess = fabsf(delta) < 0.5f ? near : far;
-        // Where p is 0, or negligible against q, only p e^{−δ} = q remains. δ may be too large to
-        // use.
-        sum += p > 1e-30f && delta > -20.0f ? p * excess : q;
+        // Where p is 0, or negligible against q, only p e^{−δ} remains. δ may be too large to use.
+        const bool usable = p > 1e-30f && delta > -20.0f;
+        sum += usable ? p * excess : q * boost;
+        moment += usable ? p * delta : 0.0f;
         return q - p;
     }
 };
@@ -202,16 +256,10 @@ DEVICE void kd_kl(const Arguments& arguments) {
         const float a[1] = {to_float(x[single[i]])}, b[1] = {to_float(y[single[i]])};
         row.add(a, b);
     }
-    row.student = row.student.of_block<THREADS>(row.scale);
-    row.teacher = row.teacher.of_block<THREADS>(row.scale);
+    row.merge_block<THREADS>();
 
     // Divergence and gradient
-    Divergence divergence;
-    divergence.inverse_student = 1.0f / row.student.sum;
-    divergence.inverse_teacher = 1.0f / row.teacher.sum;
-    // log p − log q = ((y − max y) − (x − max x))/T − log Σ_y + log Σ_x, where each sum is relative
-    // to its own maximum.
-    divergence.shift = logf(row.student.sum) - logf(row.teacher.sum);
+    Divergence divergence(row, arguments.inverse_temperature);
     const float factor = arguments.gradient_factor;
     UNROLL
     for (unsigned i = 0; i < 2; i++)
@@ -223,7 +271,13 @@ DEVICE void kd_kl(const Arguments& arguments) {
     // Reduce
     const double sum =
         block_reduce<THREADS>(static_cast<double>(divergence.sum) + row.finite, Sum());
-    if (threadIdx.x == 0) arguments.partials[blockIdx.x] = sum;
+    const double moment = block_reduce<THREADS>(static_cast<double>(divergence.moment), Sum());
+    if (threadIdx.x == 0) {
+        const double rest = sum - moment;
+        // Where KL is not small, the rest is the rounding of two large sums.
+        const double correction = sum < 2.0 ? log1p(rest) - rest : 0.0;
+        arguments.partials[blockIdx.x] = sum + correction;
+    }
     if (is_last_block(arguments.counter)) {
         const double total = block_sum_of<THREADS>(arguments.partials, gridDim.x);
         if (threadIdx.x == 0)
