@@ -17,12 +17,12 @@
 // Resident   relata_kd_kl_bf16 4 of 256 threads and 40960 bytes;
 //            relata_kd_kl_long_bf16 1 of 512 threads and 229376 bytes
 // SASS       LDG.E.128, LDG.E.EF.128, STG.E.EF.128, STS.128, LDS.128
-// Work       54 issue slots for a pair of elements on sm_90a (18 forwards, 36 backwards), 5 of them
+// Work       59 issue slots for a pair of elements on sm_90a (18 forwards, 41 backwards), 5 of them
 //            exponentials; a row takes 2 C elements read and 4 C bytes written.
 // Floor      Bandwidth: (2 element + 4) N C bytes.
 // Numerics   KL from Σ p (δ + e^{−δ} − 1), see Divergence. No term is negative, so nothing cancels
-//            when the student is close to the teacher or T is large. The gradient is q − p, as in
-//            the formula: off by some units in the last place of p.
+//            when the student is close to the teacher or T is large, until KL is below 1e-16. The
+//            gradient is q − p, as in the formula: off by some units in the last place of p.
 // Order      Fixed: by thread, by warp, by block. The last block adds up the rows.
 // Reference  src/reference/kd_kl.rs; Hinton, Vinyals, Dean: arXiv 1503.02531.
 #include "common/collective.cuh"
@@ -55,75 +55,44 @@ ARGUMENTS(Arguments, student, teacher, gradient, partials, value, counter, loss_
 struct RowSoftmax {
     float scale;
     OnlineSoftmax student, teacher;
-    // Σ 2^((y − maximum) · scale) (y − x), with the teacher's maximum.
-    float differences = 0;
     // 0, or NaN if a logit was not finite.
     float finite = 0;
 
     template <unsigned COUNT>
     DEVICE void add(const float (&x)[COUNT], const float (&y)[COUNT]) {
         student.add(x, scale);
-        const float before = teacher.maximum;
-        float weights[COUNT];
-        teacher.add(y, scale, weights);
-        if (teacher.maximum > before)
-            differences *= exp2_fast((before - teacher.maximum) * scale);
+        teacher.add(y, scale);
         UNROLL
-        for (unsigned i = 0; i < COUNT; i++) {
-            differences = fmaf(weights[i], y[i] - x[i], differences);
-            finite = fmaf(x[i], 0.0f, fmaf(y[i], 0.0f, finite));
-        }
-    }
-
-    // Merges those of all threads of the block. All threads call it: it holds barriers.
-    template <unsigned THREADS>
-    DEVICE void merge_block() {
-        const OnlineSoftmax mine = teacher;
-        student = student.of_block<THREADS>(scale);
-        teacher = teacher.of_block<THREADS>(scale);
-        differences *= mine.sum == 0 ? 0 : exp2_fast((mine.maximum - teacher.maximum) * scale);
-        differences = block_reduce<THREADS>(differences, Sum());
+        for (unsigned i = 0; i < COUNT; i++) finite = fmaf(x[i], 0.0f, fmaf(y[i], 0.0f, finite));
     }
 };
 
 // The divergence over the elements seen so far.
 //
-// log p − log q of an element is (y − x)/T plus a number that is the same for all, and
-// KL = S − R + log(1 + R), where S = Σ p (δ + e^{−δ} − 1), R = S − Σ p δ, and δ is
-// log p − log q with any error that is the same for all. So the error costs no digit of KL, if S
-// is as small as KL: if the error is small beside δ.
+// log p − log q of an element is (y − x)/T plus a number that is the same for all. Let δ be that with
+// any error ε in the number, S = Σ p (δ + e^{−δ} − 1) and R = S − Σ p δ. Then S is KL and some ε²/2,
+// R = e^{−ε} − 1, and KL = S − R + log(1 + R).
 struct Divergence {
     float inverse_student, inverse_teacher;  // 1/Σ, of each softmax
-    // δ = ((y − first_y) − (x − first_x) − last)/T + shift
-    float first_x, first_y, last, shift;
-    float inverse_temperature;
-    float boost;  // what takes q to p e^{−δ}
+    // δ/ln 2 = ((y − first_y) − (x − first_x)) · scale + shift
+    float first_x, first_y, shift;
     float sum = 0;     // S
     float moment = 0;  // Σ p δ
 
-    DEVICE Divergence(const RowSoftmax& row, float inverse_temperature)
+    DEVICE explicit Divergence(const RowSoftmax& row)
         : inverse_student(1.0f / row.student.sum),
           inverse_teacher(1.0f / row.teacher.sum),
           first_x(row.student.maximum),
           first_y(row.teacher.maximum),
-          last(0),
           // log p − log q = ((y − max y) − (x − max x))/T − log Σ_y + log Σ_x, where each sum is
           // relative to its own maximum.
-          shift(logf(row.student.sum) - logf(row.teacher.sum)),
-          inverse_temperature(inverse_temperature),
-          boost(1) {
-        // Near the teacher y − x is exact, and its mean is a better shift than the difference of
-        // two logarithms: δ is then log p − log q − KL. Where an offset lies between the two rows,
-        // each logit's own maximum is subtracted first.
-        const float mean = row.differences * inverse_teacher;
+          shift((logf(row.student.sum) - logf(row.teacher.sum)) * LOG2_E) {
+        // Near the teacher y − x is exact. Where an offset lies between the two rows, each logit's
+        // own maximum is subtracted first.
         const float between = first_y - first_x;
-        const float divergence = fmaf(mean - between, inverse_temperature, shift);
-        if (fabsf(between * inverse_temperature) <= 1.0f && divergence < 1.0f) {
-            first_x = first_y = 0;
-            last = mean;
-            shift = 0;
-            boost = exp2_fast(divergence * LOG2_E);
-        }
+        if (!(fabsf(between * row.scale) <= LOG2_E)) return;
+        first_x = first_y = 0;
+        shift -= between * row.scale;
     }
 
     // Adds the term of one pair of logits, and returns q − p.
@@ -131,7 +100,8 @@ struct Divergence {
         const float dx = (x - row.student.maximum) * row.scale;
         const float dy = (y - row.teacher.maximum) * row.scale;
         const float q = exp2_fast(dx) * inverse_student, p = exp2_fast(dy) * inverse_teacher;
-        const float delta = fmaf((y - first_y) - (x - first_x) - last, inverse_temperature, shift);
+        const float exponent = fmaf((y - first_y) - (x - first_x), row.scale, shift);
+        const float delta = exponent * LN_2;
         // δ + e^{−δ} − 1 cancels near 0, so its series δ²/2 − δ³/6 + ... takes its place there.
         float series = fmaf(delta, 1.0f / 40320.0f, -1.0f / 5040.0f);
         series = fmaf(delta, series, 1.0f / 720.0f);
@@ -140,11 +110,12 @@ struct Divergence {
         series = fmaf(delta, series, -1.0f / 6.0f);
         series = fmaf(delta, series, 0.5f);
         const float near = delta * delta * series;
-        const float far = delta - 1.0f + exp2_fast(-delta * LOG2_E);
+        const float far = delta - 1.0f + exp2_fast(-exponent);
         const float excess = fabsf(delta) < 0.5f ? near : far;
-        // Where p is 0, or negligible against q, only p e^{−δ} remains. δ may be too large to use.
+        // Where p is 0, or negligible against q, only p e^{−δ} = q remains. δ may be too large to
+        // use.
         const bool usable = p > 1e-30f && delta > -20.0f;
-        sum += usable ? p * excess : q * boost;
+        sum += usable ? p * excess : q;
         moment += usable ? p * delta : 0.0f;
         return q - p;
     }
@@ -256,10 +227,11 @@ DEVICE void kd_kl(const Arguments& arguments) {
         const float a[1] = {to_float(x[single[i]])}, b[1] = {to_float(y[single[i]])};
         row.add(a, b);
     }
-    row.merge_block<THREADS>();
+    row.student = row.student.of_block<THREADS>(row.scale);
+    row.teacher = row.teacher.of_block<THREADS>(row.scale);
 
     // Divergence and gradient
-    Divergence divergence(row, arguments.inverse_temperature);
+    Divergence divergence(row);
     const float factor = arguments.gradient_factor;
     UNROLL
     for (unsigned i = 0; i < 2; i++)

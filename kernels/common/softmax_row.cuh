@@ -27,13 +27,6 @@ struct OnlineSoftmax {
     // Adds several elements, with one branch for all.
     template <unsigned COUNT>
     DEVICE void add(const float (&x)[COUNT], float scale) {
-        float exponentials[COUNT];
-        add(x, scale, exponentials);
-    }
-
-    // The same, and returns the exponentials, relative to the new maximum.
-    template <unsigned COUNT>
-    DEVICE void add(const float (&x)[COUNT], float scale, float (&exponentials)[COUNT]) {
         float largest = x[0];
         UNROLL
         for (unsigned i = 1; i < COUNT; i++) largest = fmaxf(largest, x[i]);
@@ -42,10 +35,7 @@ struct OnlineSoftmax {
             maximum = largest;
         }
         UNROLL
-        for (unsigned i = 0; i < COUNT; i++) {
-            exponentials[i] = exp2_fast((x[i] - maximum) * scale);
-            sum += exponentials[i];
-        }
+        for (unsigned i = 0; i < COUNT; i++) sum += exp2_fast((x[i] - maximum) * scale);
     }
 
     // The sum relative to another maximum.
