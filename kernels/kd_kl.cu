@@ -69,9 +69,9 @@ struct RowSoftmax {
 
 // The divergence over the elements seen so far.
 //
-// log p − log q of an element is (y − x)/T plus a number that is the same for all. Let δ be that with
-// any error ε in the number, S = Σ p (δ + e^{−δ} − 1) and R = S − Σ p δ. Then S is KL and some ε²/2,
-// R = e^{−ε} − 1, and KL = S − R + log(1 + R).
+// log p − log q of an element is (y − x)/T plus a number that is the same for all. Let δ be that
+// with any error ε in the number, S = Σ p (δ + e^{−δ} − 1) and R = S − Σ p δ. Then S is KL and some
+// ε²/2, R = e^{−ε} − 1, and KL = S − R + log(1 + R).
 struct Divergence {
     float inverse_student, inverse_teacher;  // 1/Σ, of each softmax
     // δ/ln 2 = ((y − first_y) − (x − first_x)) · scale + shift

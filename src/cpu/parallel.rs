@@ -1,8 +1,8 @@
 //! Loops on rayon's thread pool.
 //!
 //! The body of a loop comes behind `&dyn Fn`. rayon compiles its code that splits and joins once
-//! for each type of body, and there would be two hundred: a third of the time that this crate
-//! takes to compile. A body is called once for each task, so the indirect call costs nothing.
+//! for each type of body, and there would be two hundred: a third of the LLVM IR of this crate. A
+//! body is called once for each task, so the indirect call costs nothing.
 //!
 //! Results come in the order of the tasks, whatever thread ran them, so that a sum over them has
 //! the same bits on any number of threads.
