@@ -118,6 +118,15 @@ impl<R: Real> Embeddings<R> {
         &self.data[i * self.stride..][..self.stride]
     }
 
+    /// What the elements of row i as they came were multiplied by.
+    pub(crate) fn factor(&self, i: usize) -> f64 {
+        match &self.norms {
+            None => self.scale,
+            Some(norms) if norms[i] > 0.0 => 1.0 / norms[i],
+            Some(_) => 0.0,
+        }
+    }
+
     /// The part of a row that holds its elements, in whole groups of `PAD`.
     pub(crate) fn used(&self, i: usize) -> &[R] {
         &self.row(i)[..self.dim.next_multiple_of(R::PAD)]

@@ -4,6 +4,7 @@
 //! differences. It never changes to make another device pass. It shares nothing with the fast paths
 //! but the parameters of the losses. Each loss has a file of its own.
 
+mod divergence;
 mod info_nce;
 mod kd_kl;
 mod rkd_angle;

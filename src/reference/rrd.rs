@@ -1,4 +1,5 @@
-use super::{Matrix, dot, log_softmax};
+use super::divergence::divergence;
+use super::{Matrix, dot};
 use crate::loss::Rrd;
 use crate::problem::Value;
 
@@ -9,15 +10,22 @@ pub(super) fn rrd(loss: &Rrd, z: &Matrix, y: &Matrix, queue: &Matrix) -> (Value,
     let mut kl = 0.0;
     let mut gradient = vec![0.0; z.data.len()];
     for i in 0..z.rows() {
-        let log_p = log_softmax(&similarities(y.row(i), queue, loss.teacher_temperature));
-        let log_q = log_softmax(&similarities(z.row(i), queue, loss.student_temperature));
+        // y/τ_t − z/τ_s: a difference of logits is its product with a key.
+        let rows = z.row(i).iter().zip(y.row(i));
+        let between: Vec<f64> = rows
+            .map(|(z, y)| y / loss.teacher_temperature - z / loss.student_temperature)
+            .collect();
+        let divergence = divergence(
+            &similarities(z.row(i), queue, loss.student_temperature),
+            &similarities(y.row(i), queue, loss.teacher_temperature),
+            |k| dot(&between, queue.row(k)),
+        );
+        kl += divergence.kl / n;
         for k in 0..queue.rows() {
-            let (p, q) = (log_p[k].exp(), log_q[k].exp());
-            cross_entropy -= p * log_q[k] / n;
-            kl += p * (log_p[k] - log_q[k]) / n;
+            cross_entropy -= divergence.p[k] * divergence.log_q[k] / n;
             for d in 0..z.dim {
                 gradient[i * z.dim + d] +=
-                    (q - p) * queue.row(k)[d] / (n * loss.student_temperature);
+                    divergence.differences[k] * queue.row(k)[d] / (n * loss.student_temperature);
             }
         }
     }

@@ -37,12 +37,12 @@ use crate::error::Result;
 use crate::simd::{Lanes, dispatch, unroll};
 
 /// Registers of rows in a strip.
-const STRIP: usize = 4;
+pub(super) const STRIP: usize = 4;
 /// Keys, or elements of keys, in a tile. Its sums are held in registers.
 const TILE: usize = 4;
 /// Keys in a chunk: their logits are formed before their exponentials. Sums start anew with each
 /// chunk, so that long sums round less.
-const CHUNK: usize = 64;
+pub(super) const CHUNK: usize = 64;
 /// The largest number of parts of the keys, and the least number of keys in a part but the last.
 const PARTS: usize = 8;
 const PART: usize = 4096;
@@ -58,7 +58,7 @@ pub(in crate::cpu) struct Keys<'a, R> {
 
 impl<'a, R> Keys<'a, R> {
     /// Keys from..to.
-    fn part(self, from: usize, to: usize) -> Self {
+    pub(super) fn part(self, from: usize, to: usize) -> Self {
         Keys {
             data: &self.data[from * self.stride..to * self.stride],
             len: to - from,
@@ -85,9 +85,9 @@ pub(in crate::cpu) fn attention_forward<R: Real>(
     except_own: bool,
     temperature: f64,
 ) -> Result<Attention<R>> {
-    let lanes = STRIP * dispatch(Width::<R>(std::marker::PhantomData));
+    let lanes = lanes_of_strip::<R>();
     let strips = rows.rows.div_ceil(lanes);
-    let part = keys.len.div_ceil(PARTS).max(PART);
+    let part = part_len(keys.len);
     let parts = keys.len.div_ceil(part);
     let partial: Vec<Partial<R>> = try_map(strips * parts, &|task| {
         let (strip, p) = (task / parts, task % parts);
@@ -113,6 +113,16 @@ pub(in crate::cpu) fn attention_forward<R: Real>(
         merge(partial, i % lanes, lanes, mean)
     });
     Ok(Attention { log_sum, mean })
+}
+
+/// Keys in a part but the last, of so many keys.
+pub(super) fn part_len(keys: usize) -> usize {
+    keys.div_ceil(PARTS).max(PART)
+}
+
+/// Rows in a strip.
+pub(super) fn lanes_of_strip<R: Real>() -> usize {
+    STRIP * dispatch(Width::<R>(std::marker::PhantomData))
 }
 
 /// Elements in a register.
@@ -283,7 +293,12 @@ impl<R: Real> WithSimd for Strip<'_, '_, R> {
 
 /// ⟨row, key⟩ for all keys of a chunk, `[key, STRIP]`.
 #[inline(always)]
-fn products<S: Simd, R: Real>(s: S, queries: &[R::Of<S>], keys: Keys<'_, R>, out: &mut [R::Of<S>]) {
+pub(super) fn products<S: Simd, R: Real>(
+    s: S,
+    queries: &[R::Of<S>],
+    keys: Keys<'_, R>,
+    out: &mut [R::Of<S>],
+) {
     let whole = keys.len / TILE * TILE;
     for k in (0..whole).step_by(TILE) {
         products_tile::<S, R, TILE>(s, queries, keys, k, &mut out[k * STRIP..]);

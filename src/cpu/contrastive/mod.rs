@@ -1,6 +1,7 @@
 //! Losses that compare queries with keys: RRD and InfoNCE.
 
 mod attention;
+mod divergence;
 mod info_nce;
 mod rrd;
 

@@ -5,8 +5,11 @@
 //! ```text
 //! L_i = log-sum_s − ⟨z, O_t⟩/τ_s      H(p_i) = log-sum_t − ⟨y, O_t⟩/τ_t      ∂L_i/∂z = (O_s − O_t)/τ_s
 //! ```
+//!
+//! Near the teacher KL_i = L_i − H(p_i) is lost in rounding: `divergence` computes it.
 
 use super::attention::{Keys, attention_forward};
+use super::divergence::{NEAR, divergence_of};
 use super::{dot, initial_maxima};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::{Embeddings, RowScaling};
@@ -53,7 +56,7 @@ pub(super) fn rrd<T: Element>(
 
     let (n, dim) = (z.rows, z.dim);
     let factor = upstream / (n as f64 * student_temperature);
-    let values: Vec<(f64, f64)> = try_map_blocks(gradient, dim, &|i, out| {
+    let mut values: Vec<(f64, f64)> = try_map_blocks(gradient, dim, &|i, out| {
         let o_s = &student.mean[i * dim..][..dim];
         let o_t = &teacher.mean[i * dim..][..dim];
         let mut g = Buffer::any(dim)?;
@@ -65,6 +68,15 @@ pub(super) fn rrd<T: Element>(
         let entropy = teacher.log_sum[i] - dot(y.row(i), o_t) / teacher_temperature;
         Ok((cross_entropy, cross_entropy - entropy))
     })?;
+    let near: Vec<usize> = (0..n).filter(|&i| values[i].1 < NEAR).collect();
+    if !near.is_empty() {
+        let exact = divergence_of(&near, temperatures, batch, [&z, &y], keys, &teacher)?;
+        for (i, kl) in near.into_iter().zip(exact) {
+            // Rows so long that a product over τ overflows keep what they have.
+            let kl = if kl.is_finite() { kl } else { values[i].1 };
+            values[i].1 = kl.max(0.0);
+        }
+    }
     let (cross_entropy, kl) = values
         .iter()
         .fold((0.0, 0.0), |sum, v| (sum.0 + v.0, sum.1 + v.1));

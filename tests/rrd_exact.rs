@@ -1,0 +1,110 @@
+//! RRD's divergence where its formula cancels: near the teacher. The expected values were computed
+//! from the definition with 60 digits (mpmath).
+
+use relata::{Batch, Cpu, Device, Element, Problem, Queue, Real, Reference, Rows, Rrd};
+
+/// Two rows. The keys are the axes and their negatives, so normalisation does not round them.
+const TEACHER: [f64; 8] = [0.5, -1.25, 2.0, 0.75, 3.0, 0.25, -0.5, 1.0];
+const DIM: usize = 4;
+
+/// The teacher's rows, moved by multiples of `step`.
+fn student(step: f64) -> [f64; 8] {
+    let mut rows = TEACHER;
+    rows[0] += step;
+    rows[2] -= step;
+    rows[5] += 2.0 * step;
+    rows[7] -= step;
+    rows
+}
+
+/// The step as a power of two, both temperatures, the divergence.
+const CASES: [(i32, [f64; 2], f64); 13] = [
+    (-20, [0.1, 0.1], 1.5150158565455747e-13),
+    (-20, [0.05, 0.05], 2.5971053551112966e-14),
+    (-20, [1.0, 1.0], 3.8540759876608614e-14),
+    (-20, [100.0, 100.0], 4.211263775149701e-18),
+    (-14, [0.1, 0.1], 6.2061423083431974e-10),
+    (-14, [1.0, 1.0], 1.5786530047374484e-10),
+    (-10, [0.1, 0.1], 1.5912620090350513e-7),
+    (-10, [0.05, 0.05], 2.7309306618010863e-8),
+    (-10, [100.0, 100.0], 4.4168081947021905e-12),
+    (-6, [0.1, 0.1], 4.1777705751529591e-5),
+    (-6, [1.0, 1.0], 1.0385271608324318e-5),
+    (-6, [0.5, 0.4], 0.021233772135026362),
+    (-20, [0.5, 0.4], 0.02104828589038286),
+];
+
+fn queue<R: Real>() -> Queue<R> {
+    let mut keys = vec![R::ZERO; 2 * DIM * DIM];
+    for d in 0..DIM {
+        keys[2 * d * DIM + d] = R::ONE;
+        keys[(2 * d + 1) * DIM + d] = -R::ONE;
+    }
+    let mut queue = Queue::new(2 * DIM, DIM).unwrap();
+    queue
+        .enqueue(Rows::new(&keys, [2 * DIM, DIM]).unwrap())
+        .unwrap();
+    queue
+}
+
+fn kl<T: Element, D: Device<T>>(
+    device: &D,
+    student: &[f64],
+    [student_temperature, teacher_temperature]: [f64; 2],
+    queue: &Queue<T::Real>,
+) -> f64 {
+    let [x, y] =
+        [student, &TEACHER].map(|rows| rows.iter().map(|&x| T::from_f64(x)).collect::<Vec<_>>());
+    let [x, y] = [&x, &y].map(|rows| Rows::new(rows, [2, DIM]).unwrap());
+    let loss = Rrd {
+        student_temperature,
+        teacher_temperature,
+        ..Rrd::default()
+    };
+    let batch = Batch::new(x, y).with_queue(queue);
+    let problem = Problem::new(loss, batch.shapes()).unwrap();
+    let evaluation = problem.evaluate(device, batch).unwrap();
+    evaluation.term("kl").expect("RRD's divergence")
+}
+
+/// Asserts errors of at most so much of the divergence.
+#[track_caller]
+fn assert_exact<T: Element, D: Device<T>>(device: &D, relative: f64) {
+    let queue = queue::<T::Real>();
+    for (step, temperatures, want) in CASES {
+        let got = kl(
+            device,
+            &student(f64::exp2(step.into())),
+            temperatures,
+            &queue,
+        );
+        let off = (got - want).abs() / want;
+        let text = format!(
+            "{} in {}, step 2^{step}, temperatures {temperatures:?}: {got:e}, off by {off:.1e}",
+            device.name(),
+            T::DTYPE
+        );
+        println!("{text}");
+        assert!(off <= relative, "{text}");
+    }
+    for temperature in [0.02, 0.1, 1.0, 1e6] {
+        // Twice the teacher's rows have the same directions.
+        let twice = TEACHER.map(|x| 2.0 * x);
+        for student in [TEACHER, twice] {
+            let got = kl(device, &student, [temperature; 2], &queue);
+            assert!((0.0..1e-15).contains(&got), "{}: {got:e}", device.name());
+        }
+    }
+}
+
+#[test]
+fn the_reference_is_exact() {
+    assert_exact::<f64, _>(&Reference, 1e-8);
+    assert_exact::<f32, _>(&Reference, 1e-8);
+}
+
+#[test]
+fn the_cpu_is_exact() {
+    assert_exact::<f64, _>(&Cpu, 1e-8);
+    assert_exact::<f32, _>(&Cpu, 1e-5);
+}
