@@ -109,6 +109,14 @@ enum Weights {
     DIFFERENCE
 };
 
+// ptxas needs more registers for the same code for compute capability 10.0 and above. With 64 keys
+// at a time the kernels of 128 columns and split weights would spill.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr bool FEW_REGISTERS = true;
+#else
+constexpr bool FEW_REGISTERS = false;
+#endif
+
 // The running softmax of the rows g and g + 8 that this lane shares, over the keys seen so far.
 struct OnlineSoftmax {
     // From products to logits in base 2.
@@ -127,7 +135,10 @@ struct WarpAttention {
     static constexpr unsigned TILES = WIDTH == 256 ? 1 : 2;
     static constexpr unsigned ROWS = TILE * TILES * WARPS;
     // Keys at a time: as many as registers hold weights for.
-    static constexpr unsigned SPAN = WIDTH == 64 || (BATCH && TILES == 2) ? KEYS / 2 : KEYS;
+    static constexpr unsigned SPAN =
+        WIDTH == 64 || (BATCH && TILES == 2) || (FEW_REGISTERS && TILES == 2 && WEIGHTS == SPLIT)
+            ? KEYS / 2
+            : KEYS;
     // The largest weight is 2^BIAS, so that the small ones keep their bits in f16. In a batch a
     // weight is multiplied by its key's scale, in (2^-15, 2^-14], which brings it back to 2^15.
     static constexpr float BIAS = BATCH ? 29 : 15;

@@ -38,6 +38,7 @@
 // Reference  src/reference/rrd.rs, src/cpu/contrastive/attention.rs.
 #include "common/attention.cuh"
 #include "common/collective.cuh"
+#include "common/stage.cuh"
 
 namespace {
 
@@ -55,24 +56,6 @@ constexpr unsigned WEIGHT_STRIDE = ROWS + 8;
 
 constexpr unsigned STAGE = 2 * 64 * STRIDE;
 static_assert(ROWS == 64 && KEYS == 64 && STAGE >= VALUES * COLUMNS, "both uses of the stage");
-
-// Brings `COUNT` rows from `first` on to shared memory, `WIDTH` columns of each from `column` on.
-// Rows from `end` on and columns from `pitch` on are zeros.
-template <unsigned COUNT, unsigned WIDTH, typename T>
-DEVICE void stage(float* to, unsigned stride, const T* from, uint32_t pitch, uint32_t first,
-                  uint32_t end, uint32_t column) {
-    constexpr unsigned CHUNKS = WIDTH / CHUNK<T>;
-    UNROLL_BY(2)
-    for (unsigned i = threadIdx.x; i < COUNT * CHUNKS; i += THREADS) {
-        const uint32_t row = i / CHUNKS, c = i % CHUNKS * CHUNK<T>;
-        float chunk[CHUNK<T>] = {};
-        if (row < end - first && column + c < pitch)
-            load_chunk(from + (static_cast<uint64_t>(first) + row) * pitch + column + c, chunk);
-        UNROLL
-        for (unsigned j = 0; j < CHUNK<T>; j += 4)
-            store4(to + row * stride + c + j, chunk[j], chunk[j + 1], chunk[j + 2], chunk[j + 3]);
-    }
-}
 
 // Mirrored in src/gpu/contrastive/arguments.rs.
 struct Arguments {
@@ -101,9 +84,10 @@ DEVICE void add_products(const Arguments& arguments, ThreadGroup at, uint32_t fi
     for (uint32_t column = 0; column < common.dim; column += DEPTH) {
         // Load rows and keys
         block_barrier();
-        stage<ROWS, DEPTH>(row_stage, STRIDE, arguments.rows, arguments.row_pitch, first_row,
-                           common.row_count, column);
-        stage<KEYS, DEPTH>(key_stage, STRIDE, keys, common.key_pitch, first_key, end_key, column);
+        stage_rows<THREADS, ROWS, DEPTH>(row_stage, STRIDE, arguments.rows, arguments.row_pitch,
+                                         first_row, common.row_count, column);
+        stage_rows<THREADS, KEYS, DEPTH>(key_stage, STRIDE, keys, common.key_pitch, first_key,
+                                         end_key, column);
         block_barrier();
         // Multiply
         if (at.r >= common.row_count - first_row) continue;
@@ -143,8 +127,10 @@ DEVICE void accumulate_means(const AttentionCommon& arguments, ThreadGroup at, u
         if (first_key + from >= end_key) break;
         // Load the keys
         block_barrier();
-        stage<VALUES, COLUMNS>(values, COLUMNS, static_cast<const K*>(arguments.keys),
-                               arguments.key_pitch, first_key + from, end_key, column);
+        stage_rows<THREADS, VALUES, COLUMNS>(values, COLUMNS,
+                                             static_cast<const K*>(arguments.keys),
+                                             arguments.key_pitch, first_key + from, end_key,
+                                             column);
         block_barrier();
         // Multiply
         if (!any) continue;

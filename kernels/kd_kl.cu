@@ -17,15 +17,18 @@
 // Resident   relata_kd_kl_bf16 4 of 256 threads and 40960 bytes;
 //            relata_kd_kl_long_bf16 1 of 512 threads and 229376 bytes
 // SASS       LDG.E.128, LDG.E.EF.128, STG.E.EF.128, STS.128, LDS.128
-// Work       59 issue slots for a pair of elements on sm_90a (18 forwards, 41 backwards), 5 of them
+// Work       60 issue slots for a pair of elements on sm_90a (20 forwards, 40 backwards), 5 of them
 //            exponentials; a row takes 2 C elements read and 4 C bytes written.
 // Floor      Bandwidth: (2 element + 4) N C bytes.
 // Numerics   KL from Σ p (δ + e^{−δ} − 1), see Divergence. No term is negative, so nothing cancels
 //            when the student is close to the teacher or T is large, until KL is below 1e-16. The
 //            gradient is q − p, as in the formula: off by some units in the last place of p.
+//            A class of −∞ in both rows is masked; in the teacher alone, p is 0; in the student
+//            alone, KL is +∞ and the row's gradient NaN.
 // Order      Fixed: by thread, by warp, by block. The last block adds up the rows.
 // Reference  src/reference/kd_kl.rs; Hinton, Vinyals, Dean: arXiv 1503.02531.
 #include "common/collective.cuh"
+#include "common/divergence.cuh"
 #include "common/element.cuh"
 #include "common/softmax_row.cuh"
 
@@ -55,15 +58,30 @@ ARGUMENTS(Arguments, student, teacher, gradient, partials, value, counter, loss_
 struct RowSoftmax {
     float scale;
     OnlineSoftmax student, teacher;
-    // 0, or NaN if a logit was not finite.
-    float finite = 0;
+    // Whether the student alone excludes a class. Then KL is infinite.
+    bool excludes = false;
 
     template <unsigned COUNT>
     DEVICE void add(const float (&x)[COUNT], const float (&y)[COUNT]) {
         student.add(x, scale);
         teacher.add(y, scale);
         UNROLL
-        for (unsigned i = 0; i < COUNT; i++) finite = fmaf(x[i], 0.0f, fmaf(y[i], 0.0f, finite));
+        for (unsigned i = 0; i < COUNT; i++)
+            excludes |= x[i] == -infinity() && y[i] > -infinity();
+    }
+
+    // Merges those of all threads of the block. A negative sum carries `excludes` along: a sum is
+    // at least 0, and far below this number.
+    template <unsigned THREADS>
+    DEVICE RowSoftmax of_block() const {
+        constexpr float MARK = 0x1p100f;
+        RowSoftmax whole = *this;
+        whole.student.maximum = block_reduce<THREADS>(student.maximum, Max());
+        const float sum = student.rescaled(whole.student.maximum, scale);
+        whole.student.sum = block_reduce<THREADS>(excludes ? sum - MARK : sum, Sum());
+        whole.teacher = teacher.of_block<THREADS>(scale);
+        whole.excludes = whole.student.sum < 0;
+        return whole;
     }
 };
 
@@ -73,20 +91,27 @@ struct RowSoftmax {
 // with any error ε in the number, S = Σ p (δ + e^{−δ} − 1) and R = S − Σ p δ. Then S is KL and some
 // ε²/2, R = e^{−ε} − 1, and KL = S − R + log(1 + R).
 struct Divergence {
-    float inverse_student, inverse_teacher;  // 1/Σ, of each softmax
+    // 1/Σ of each softmax. Either is NaN in a row without a gradient: the student's if a logit is
+    // NaN or +∞ or the teacher excludes all classes, else the teacher's if KL is +∞.
+    float inverse_student, inverse_teacher;
+    float max_x, max_y;
     // δ/ln 2 = ((y − first_y) − (x − first_x)) · scale + shift
     float first_x, first_y, shift;
     float sum = 0;     // S
     float moment = 0;  // Σ p δ
 
     DEVICE explicit Divergence(const RowSoftmax& row)
-        : inverse_student(1.0f / row.student.sum),
-          inverse_teacher(1.0f / row.teacher.sum),
-          first_x(row.student.maximum),
-          first_y(row.teacher.maximum),
+        : inverse_student(inverse(row.student.sum)),
+          inverse_teacher(row.excludes ? nan() : inverse(row.teacher.sum)),
+          max_x(row.student.origin()),
+          max_y(row.teacher.origin()),
+          first_x(max_x),
+          first_y(max_y),
           // log p − log q = ((y − max y) − (x − max x))/T − log Σ_y + log Σ_x, where each sum is
           // relative to its own maximum.
           shift((logf(row.student.sum) - logf(row.teacher.sum)) * LOG2_E) {
+        const bool no_teacher = row.teacher.sum == 0 && row.student.sum != 0;
+        inverse_student += no_teacher ? nan() : row.teacher.sum * 0.0f;
         // Near the teacher y − x is exact. Where an offset lies between the two rows, each logit's
         // own maximum is subtracted first.
         const float between = first_y - first_x;
@@ -95,21 +120,23 @@ struct Divergence {
         shift -= between * row.scale;
     }
 
+    // 1/Σ, or 0 where all classes are masked.
+    DEVICE static float inverse(float sum) { return sum == 0 ? 0.0f : 1.0f / sum; }
+
+    // What a row without a gradient adds to KL; 0 of other rows.
+    DEVICE float no_gradient() const {
+        if (inverse_student != inverse_student) return nan();
+        return inverse_teacher != inverse_teacher ? infinity() : 0.0f;
+    }
+
     // Adds the term of one pair of logits, and returns q − p.
     DEVICE float add(const RowSoftmax& row, float x, float y) {
-        const float dx = (x - row.student.maximum) * row.scale;
-        const float dy = (y - row.teacher.maximum) * row.scale;
+        const float dx = (x - max_x) * row.scale;
+        const float dy = (y - max_y) * row.scale;
         const float q = exp2_fast(dx) * inverse_student, p = exp2_fast(dy) * inverse_teacher;
         const float exponent = fmaf((y - first_y) - (x - first_x), row.scale, shift);
         const float delta = exponent * LN_2;
-        // δ + e^{−δ} − 1 cancels near 0, so its series δ²/2 − δ³/6 + ... takes its place there.
-        float series = fmaf(delta, 1.0f / 40320.0f, -1.0f / 5040.0f);
-        series = fmaf(delta, series, 1.0f / 720.0f);
-        series = fmaf(delta, series, -1.0f / 120.0f);
-        series = fmaf(delta, series, 1.0f / 24.0f);
-        series = fmaf(delta, series, -1.0f / 6.0f);
-        series = fmaf(delta, series, 0.5f);
-        const float near = delta * delta * series;
+        const float near = excess_near(delta);
         const float far = delta - 1.0f + exp2_fast(-exponent);
         const float excess = fabsf(delta) < 0.5f ? near : far;
         // Where p is 0, or negligible against q, only p e^{−δ} = q remains. δ may be too large to
@@ -227,8 +254,7 @@ DEVICE void kd_kl(const Arguments& arguments) {
         const float a[1] = {to_float(x[single[i]])}, b[1] = {to_float(y[single[i]])};
         row.add(a, b);
     }
-    row.student = row.student.of_block<THREADS>(row.scale);
-    row.teacher = row.teacher.of_block<THREADS>(row.scale);
+    row = row.of_block<THREADS>();
 
     // Divergence and gradient
     Divergence divergence(row);
@@ -241,14 +267,14 @@ DEVICE void kd_kl(const Arguments& arguments) {
     body.finish_all(row, divergence, factor);
 
     // Reduce
-    const double sum =
-        block_reduce<THREADS>(static_cast<double>(divergence.sum) + row.finite, Sum());
+    const double sum = block_reduce<THREADS>(static_cast<double>(divergence.sum), Sum());
     const double moment = block_reduce<THREADS>(static_cast<double>(divergence.moment), Sum());
     if (threadIdx.x == 0) {
         const double rest = sum - moment;
         // Where KL is not small, the rest is the rounding of two large sums.
-        const double correction = sum < 2.0 ? log1p(rest) - rest : 0.0;
-        arguments.partials[blockIdx.x] = sum + correction;
+        const double kl = sum < 2.0 ? sum + (log1p(rest) - rest) : sum;
+        // The rounding of what is 0 may be negative.
+        arguments.partials[blockIdx.x] = (kl < 0 ? 0.0 : kl) + divergence.no_gradient();
     }
     if (is_last_block(arguments.counter)) {
         const double total = block_sum_of<THREADS>(arguments.partials, gridDim.x);

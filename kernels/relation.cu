@@ -33,9 +33,10 @@ struct Arguments {
 };
 ARGUMENTS(Arguments, rows, matrix, n, dim, relation, padding);
 
-// ‖x_i − x_j‖ where its square is not in the range of f32. This thread alone computes it again.
+// ‖x_i − x_j‖ where its square is not in the range of f32. This thread alone computes it again. It
+// is rare, so there is one copy of the code, and not one for each of a thread's pairs.
 template <typename T>
-DEVICE float distance_in_f64(const T* x, const T* y, uint32_t dim) {
+DEVICE_CALL float distance_in_f64(const T* x, const T* y, uint32_t dim) {
     double sum = 0;
     for (uint32_t d = 0; d < dim; d++) {
         const double difference =
@@ -69,7 +70,10 @@ DEVICE void relation(const Arguments& arguments) {
             const uint32_t j = b * SIDE + threadIdx.x % 16 * PER + q;
             if (i >= n || j >= n) continue;
             float value = sum[p][q];
-            if (arguments.relation == DISTANCE) {
+            if (i == j && arguments.relation != DOT) {
+                // A row's distance from itself is 0. It is NaN if the row is not finite.
+                value *= 0.0f;
+            } else if (arguments.relation == DISTANCE) {
                 const bool in_range = value > 1e-30f && value < 1e38f;
                 value = in_range ? sqrtf(value)
                                  : distance_in_f64(rows + static_cast<uint64_t>(i) * dim,

@@ -79,30 +79,34 @@ struct Tile {
         mirrored_within = mirrored && a == b;
     }
 
-    // Stores h and r of a pair, and adds its length to the statistics.
-    DEVICE void store_pair(uint32_t i, uint32_t j, Real square) {
-        const uint32_t n = arguments.n, pitch = rkd::padded(n);
-        const bool inside = i < n && j < n;
-        const Real squared = inside ? square : 0;
+    // The squared length of a pair, 0 beyond the last row.
+    DEVICE Real inside(uint32_t i, uint32_t j, Real square) const {
+        return i < arguments.n && j < arguments.n ? square : 0;
+    }
+
+    // Adds the length of a pair to the statistics and to `lengths`. Returns 1/length.
+    DEVICE float add_length(uint32_t i, uint32_t j, Real squared, Real& lengths) {
         const Real length = sqrt(squared);
-        // In f64 a length between f32 rows becomes 0 only if the rows coincide. Below 2^-128, 1/d
-        // does not fit into f32 and is replaced by its largest power of two.
-        const Real inverse = 1 / length, most = 0x1p127f;
-        const float reciprocal =
-            squared > 0 ? static_cast<float>(inverse < most ? inverse : most) : 0.0f;
-        r[static_cast<uint64_t>(i) * pitch + j] = reciprocal;
-        if (mirrored) r[static_cast<uint64_t>(j) * pitch + i] = reciprocal;
-        if (h != nullptr) {
-            const unsigned row = i % rkd::TILE, column = j % rkd::TILE;
-            h[row * rkd::TILE + column] = squared / 2;
-            if (mirrored_within) h[column * rkd::TILE + row] = squared / 2;
-        }
         // The diagonal is 0 unless the row is not finite.
-        if (inside && i <= j) {
-            sum += static_cast<double>(length);
+        if (i <= j && j < arguments.n) {
+            lengths += length;
             longest = fmax(longest, squared);
             if (i != j) shortest = fmin(shortest, squared);
         }
+        // In f64 a length between f32 rows becomes 0 only if the rows coincide. Below 2^-128, 1/d
+        // does not fit into f32 and is replaced by its largest power of two.
+        const Real inverse = 1 / length, most = 0x1p127f;
+        return squared > 0 ? static_cast<float>(inverse < most ? inverse : most) : 0.0f;
+    }
+
+    // Stores COUNT neighbouring elements of h and of r in row i, from column j on.
+    template <unsigned COUNT>
+    DEVICE void store(uint32_t i, uint32_t j, bool with_h, const Real (&halves)[COUNT],
+                      const float (&inverses)[COUNT]) {
+        const uint32_t pitch = rkd::padded(arguments.n);
+        pair_tile::store_side_by_side(r + static_cast<uint64_t>(i) * pitch + j, inverses);
+        if (with_h)
+            pair_tile::store_side_by_side(h + i % rkd::TILE * rkd::TILE + j % rkd::TILE, halves);
     }
 
     template <unsigned PER, typename T>
@@ -117,12 +121,32 @@ struct Tile {
                                                            a * SIDE, b * SIDE, shared, squares);
         // Store
         locate(a * SIDE, b * SIDE, a != b);
+        const uint32_t i = a * SIDE + threadIdx.x / 16 * PER, j = b * SIDE + threadIdx.x % 16 * PER;
+        float inverses[PER][PER];
         UNROLL
         for (unsigned p = 0; p < PER; p++) {
+            // Few lengths are added in `Real`: a sum in f64 for each is slow on most GPUs.
+            Real lengths = 0;
             UNROLL
-            for (unsigned q = 0; q < PER; q++)
-                store_pair(a * SIDE + threadIdx.x / 16 * PER + p,
-                           b * SIDE + threadIdx.x % 16 * PER + q, squares[p][q]);
+            for (unsigned q = 0; q < PER; q++) {
+                const Real squared = inside(i + p, j + q, squares[p][q]);
+                inverses[p][q] = add_length(i + p, j + q, squared, lengths);
+                squares[p][q] = squared / 2;
+            }
+            sum += static_cast<double>(lengths);
+            store(i + p, j, h != nullptr, squares[p], inverses[p]);
+        }
+        if (!mirrored) return;
+        UNROLL
+        for (unsigned q = 0; q < PER; q++) {
+            Real halves[PER];
+            float column[PER];
+            UNROLL
+            for (unsigned p = 0; p < PER; p++) {
+                halves[p] = squares[p][q];
+                column[p] = inverses[p][q];
+            }
+            store(j + q, i, h != nullptr && mirrored_within, halves, column);
         }
     }
 
@@ -140,7 +164,12 @@ struct Tile {
         // The last tile may extend beyond the matrices.
         if (threadIdx.x >= SmallTile::PAIRS || i >= end || j >= end) return;
         locate(i, j, a != b);
-        store_pair(i, j, squared);
+        Real length = 0;
+        const Real halves[1] = {inside(i, j, squared) / 2};
+        const float inverses[1] = {add_length(i, j, 2 * halves[0], length)};
+        sum += static_cast<double>(length);
+        store(i, j, h != nullptr, halves, inverses);
+        if (mirrored) store(j, i, h != nullptr && mirrored_within, halves, inverses);
     }
 
     template <typename T>

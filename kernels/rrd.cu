@@ -6,8 +6,8 @@
 //            Σ_k p_k ⟨z,Q_k⟩ from the moments of the stats in the place of ⟨z,O_t⟩, and so for y.
 // Buffers    student x, teacher [N, D] f32, f16 or bf16, aligned to their element; partials of rows
 //            0..N (student) and N..2N (teacher) as an attention kernel writes them; gradient [N, D]
-//            f32; losses [2, N] f64; value [2] f32.
-// Passes     The last: attention, this. One launch. It computes the rows' lengths and the splits'
+//            f32; losses [2, N] f64; near_rows [N]; value [2] f32.
+// Passes     The last but one: attention, this, rrd_divergence. One launch. It computes the rows' lengths and the splits'
 //            weights while the first partial means are on their way. Then it merges the means, 128
 //            columns at a time, writes g to `gradient` and sums the products. Then it goes back
 //            through the normalisation. Where the stats have moments, a row's losses do not need
@@ -26,7 +26,8 @@
 // Floor      Bandwidth of L2, where the partials lie: 8 splits N D bytes. And the latency of three
 //            reads, one after the other: stats and rows, the partial means that did not fit the
 //            first time, and the losses.
-// Numerics   O_s − O_t is summed as a difference: in f32 over at most ⌈splits/8⌉ terms. The sums of
+// Numerics   KL is a difference here. rrd_divergence computes it again where it is small.
+//            O_s − O_t is summed as a difference: in f32 over at most ⌈splits/8⌉ terms. The sums of
 //            the warps, the products and the way back are in f64. So the difference loses no more
 //            than the attention has lost already.
 // Order      Fixed: by split within a warp, by warp. The warp with the last ticket adds the rows by
@@ -85,7 +86,11 @@ DEVICE void rrd(const FinishArguments& arguments) {
     const auto store_losses = [&](double cross_entropy, double entropy) {
         if (lane_index() != 0) return;
         arguments.losses[row] = cross_entropy * LN_2_F64;
-        arguments.losses[row_pair[1]] = (cross_entropy - entropy) * LN_2_F64;
+        // KL is not negative, but the rounding of what is almost 0 may be.
+        const double difference = cross_entropy - entropy;
+        const double kl = difference < 0 ? 0 : difference * LN_2_F64;
+        arguments.losses[row_pair[1]] = kl;
+        if (kl < NEAR_KL) *arguments.any_near = 1;
         ticket = take_ticket(arguments.counter);
     };
     const auto sum_losses = [&] {
@@ -155,6 +160,15 @@ DEVICE void rrd(const FinishArguments& arguments) {
     block_sums<merge::THREADS>(products);
     merge::write_gradient(x, gradient, dim, arguments.normalized != 0, products[0],
                           records[0].inverse_norm, arguments.factor, last);
+    // Store what rrd_divergence needs of the row
+    if (threadIdx.x == 0) {
+        const double factors[2] = {records[0].inverse_norm * arguments.per_temperature[0],
+                                   records[1].inverse_norm * arguments.per_temperature[1]};
+        const double mean = products[2] * factors[1] - products[1] * factors[0];
+        arguments.near_rows[row] = {{factors[0], factors[1]},
+                                    static_cast<float>(logs[1].total(records[1].scale)),
+                                    static_cast<float>(mean)};
+    }
     // Compute the row's losses from the means
     if (set == merge::FINALIZE_WARP && !moments) {
         const auto entropy = [&](unsigned of, double mean) {

@@ -9,7 +9,8 @@
 // Work       4 D flop and D exponentials a row; D elements read, 4 D bytes written.
 // Floor      Bandwidth: (element + 4) N D bytes.
 // Numerics   The maximum is subtracted before anything is scaled. Sums are in f32, by thread, then
-//            by tree.
+//            by tree. An element of −∞ has p = 0. A row of nothing else is NaN, and so is one
+//            with NaN or +∞.
 // Order      Fixed: by thread, by warp, by block.
 // Reference  src/reference/mod.rs, softmax.
 #include "common/collective.cuh"
@@ -41,9 +42,9 @@ DEVICE void softmax(const Arguments& arguments) {
     for (uint32_t c = threadIdx.x; c < arguments.dim; c += THREADS) row.add(to_float(x[c]), scale);
     row = row.of_block<THREADS>(scale);
     // Store
-    const float inverse = 1.0f / row.sum;
+    const float inverse = 1.0f / row.sum, from = row.origin();
     for (uint32_t c = threadIdx.x; c < arguments.dim; c += THREADS)
-        p[c] = exp2_fast((to_float(x[c]) - row.maximum) * scale) * inverse;
+        p[c] = exp2_fast((to_float(x[c]) - from) * scale) * inverse;
 }
 
 }  // namespace

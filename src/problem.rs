@@ -5,7 +5,7 @@ use std::any::Any;
 use crate::checks::same;
 use crate::element::{Element, Real};
 use crate::error::{Error, Result};
-use crate::loss::{Loss, Spec};
+use crate::loss::{Family, Loss, Spec};
 use crate::queue::Queue;
 use crate::rows::Rows;
 use crate::shapes::Shapes;
@@ -231,7 +231,8 @@ impl Problem {
     }
 
     /// Sets the checked mode; off at first. An evaluation then looks for NaN and infinities in the
-    /// inputs and refuses the batch with [`Error::NotFinite`] instead of giving a NaN loss.
+    /// inputs and refuses the batch with [`Error::NotFinite`] instead of giving a loss that is not
+    /// finite. Logits of −∞ that only mask classes ([`KdKl`](crate::KdKl)) are not refused.
     #[must_use]
     pub fn with_checked(self, checked: bool) -> Self {
         Problem { checked, ..self }
@@ -328,9 +329,50 @@ impl Problem {
             }
         }
         if self.checked {
-            batch.student.check_finite("student")?;
-            batch.teacher.check_finite("teacher")?;
+            match self.spec().family {
+                Family::Logits(_) => check_logits(batch)?,
+                Family::Pairwise(_) | Family::Triplet(_) | Family::Contrastive(_) => {
+                    batch.student.check_finite("student")?;
+                    batch.teacher.check_finite("teacher")?;
+                }
+            }
         }
         Ok(())
     }
+}
+
+/// Refuses logits that make the loss NaN or infinite. A class may be −∞ in both, or in the teacher
+/// alone if the teacher has another class.
+fn check_logits<T: Element>(batch: &Batch<'_, T>) -> Result<()> {
+    let is_masked = |l: f64| l == f64::NEG_INFINITY;
+    for row in 0..batch.student.len() {
+        let values =
+            |rows: Rows<'_, T>| -> Vec<f64> { rows.row(row).iter().map(|l| l.to_f64()).collect() };
+        let (student, teacher) = (values(batch.student), values(batch.teacher));
+        let refuse = |argument, logits: &[f64], is_wrong: &dyn Fn(usize) -> bool| match (0..logits
+            .len())
+            .find(|&class| is_wrong(class))
+        {
+            None => Ok(()),
+            Some(column) => Err(Error::NotFinite {
+                argument,
+                row,
+                column,
+                got: logits[column],
+            }),
+        };
+        // Of a row without any class in the teacher, only all may be masked.
+        let no_distribution =
+            teacher.iter().all(|&y| is_masked(y)) && !student.iter().all(|&x| is_masked(x));
+        refuse("student", &student, &|class| {
+            let x = student[class];
+            let masked = is_masked(x) && is_masked(teacher[class]);
+            !(x.is_finite() || masked)
+        })?;
+        refuse("teacher", &teacher, &|class| {
+            let y = teacher[class];
+            !y.is_finite() && (no_distribution || !is_masked(y))
+        })?;
+    }
+    Ok(())
 }

@@ -44,7 +44,7 @@ fn input_of(student: Data, seed: u64, [n, dim, mut dim_t]: [usize; 3]) -> Input 
 type Direct = fn(&[f32], &[f32], [usize; 3]) -> (f32, Vec<f32>);
 
 /// The losses of relations, each with its direct evaluation.
-const RELATIONAL: [(Loss, Direct); 3] = [
+const RELATIONAL: [(Loss, Direct); 5] = [
     (
         Loss::RkdDistance(RkdDistance {
             delta: 1.0,
@@ -58,6 +58,20 @@ const RELATIONAL: [(Loss, Direct); 3] = [
             normalize: false,
         }),
         naive::rkd_angle,
+    ),
+    (
+        Loss::RkdDistance(RkdDistance {
+            delta: 1.0,
+            normalize: true,
+        }),
+        naive::rkd_distance_of_unit_rows,
+    ),
+    (
+        Loss::RkdAngle(RkdAngle {
+            delta: 1.0,
+            normalize: true,
+        }),
+        naive::rkd_angle_of_unit_rows,
     ),
     (Loss::Sp(Sp), naive::sp),
 ];
@@ -79,7 +93,13 @@ fn relational(device: &impl Device<f32, Gradient = f32>, shape: [usize; 3]) {
                 Family::Triplet(_) => ANGLE_SEEDS,
                 Family::Pairwise(_) | Family::Contrastive(_) | Family::Logits(_) => SEEDS,
             };
-            table.push(mean_of(format!("{loss} {student:?}"), seeds, |seed| {
+            let unit = if loss.spec().normalize {
+                " of unit rows"
+            } else {
+                ""
+            };
+            let name = format!("{loss}{unit} {student:?}");
+            table.push(mean_of(name, seeds, |seed| {
                 let input = input_of(student, seed, shape);
                 let shapes = input.shapes;
                 let shape = [shapes.rows, shapes.student_dim, shapes.teacher_dim];
@@ -342,7 +362,7 @@ fn rkd_kernels_for_many_rows_are_as_exact_as_its_definition_in_f32() {
             let got = input.evaluate::<f32, _>(&relata::Emulator::new(), loss);
             let (value, gradient) = direct(&x, &y, shape);
             table.push(Measured {
-                name: format!("{loss} {student:?} {shape:?}"),
+                name: format!("{loss:?} {student:?} {shape:?}"),
                 device: Errors::of(got.loss, &got.gradient, &right),
                 naive: Errors::of(f64::from(value), &gradient, &right),
             });

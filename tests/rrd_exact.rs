@@ -1,6 +1,9 @@
 //! RRD's divergence where its formula cancels: near the teacher. The expected values were computed
 //! from the definition with 60 digits (mpmath).
 
+#[cfg(feature = "emulator")]
+mod common;
+
 use relata::{Batch, Cpu, Device, Element, Problem, Queue, Real, Reference, Rows, Rrd};
 
 /// Two rows. The keys are the axes and their negatives, so normalisation does not round them.
@@ -21,13 +24,13 @@ fn student(step: f64) -> [f64; 8] {
 const CASES: [(i32, [f64; 2], f64); 13] = [
     (-20, [0.1, 0.1], 1.5150158565455747e-13),
     (-20, [0.05, 0.05], 2.5971053551112966e-14),
-    (-20, [1.0, 1.0], 3.8540759876608614e-14),
+    (-20, [1.0, 1.0], 3.854_075_987_660_861e-14),
     (-20, [100.0, 100.0], 4.211263775149701e-18),
-    (-14, [0.1, 0.1], 6.2061423083431974e-10),
+    (-14, [0.1, 0.1], 6.206_142_308_343_197e-10),
     (-14, [1.0, 1.0], 1.5786530047374484e-10),
     (-10, [0.1, 0.1], 1.5912620090350513e-7),
     (-10, [0.05, 0.05], 2.7309306618010863e-8),
-    (-10, [100.0, 100.0], 4.4168081947021905e-12),
+    (-10, [100.0, 100.0], 4.416_808_194_702_19e-12),
     (-6, [0.1, 0.1], 4.1777705751529591e-5),
     (-6, [1.0, 1.0], 1.0385271608324318e-5),
     (-6, [0.5, 0.4], 0.021233772135026362),
@@ -107,4 +110,53 @@ fn the_reference_is_exact() {
 fn the_cpu_is_exact() {
     assert_exact::<f64, _>(&Cpu, 1e-8);
     assert_exact::<f32, _>(&Cpu, 1e-5);
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn the_kernels_are_exact() {
+    assert_exact::<f32, _>(&relata::Emulator::new(), 1e-4);
+}
+
+/// Many rows and keys, of which some rows are near their teacher: several tiles and splits. The
+/// queue of a GPU rounds keys of half types to f16.
+#[cfg(feature = "emulator")]
+#[test]
+fn the_kernels_find_the_rows_that_are_near() {
+    use common::Input;
+    use half::{bf16, f16};
+
+    fn assert_close<T: Element<Real = f32>>(dim: usize, tolerance: f64)
+    where
+        relata::Emulator: Device<T>,
+        Reference: Device<T>,
+    {
+        let (n, keys) = (70, 300);
+        let shapes = relata::Shapes::new(n, dim, dim).with_queue(keys);
+        for noise in [1e-4, 1e-3, 0.03, 1.0] {
+            let mut input = Input::normal(5, shapes);
+            for (at, x) in input.student.iter_mut().enumerate() {
+                // Every third row is farther from its teacher.
+                let times = if at / dim % 3 == 1 { 20.0 } else { 1.0 };
+                *x = input.teacher[at] + times * noise * *x;
+            }
+            let loss = Rrd {
+                student_temperature: 0.2,
+                teacher_temperature: 0.2,
+                ..Rrd::default()
+            };
+            let want = input.evaluate::<T, _>(&Reference, loss);
+            let got = input.evaluate::<T, _>(&relata::Emulator::new(), loss);
+            let [got, want] = [got.term("kl").unwrap(), want.term("kl").unwrap()];
+            let off = (got - want).abs() / want;
+            let text = format!("{} D {dim}, noise {noise}: {got:e} {want:e}", T::DTYPE);
+            println!("{text}, off by {off:.1e}");
+            assert!(off <= tolerance, "{text}");
+        }
+    }
+    for dim in [5, 40, 130] {
+        assert_close::<f32>(dim, 1e-5);
+        assert_close::<f16>(dim, 2e-3);
+        assert_close::<bf16>(dim, 2e-3);
+    }
 }

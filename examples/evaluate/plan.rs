@@ -176,6 +176,8 @@ fn note_unused(options: &Options, sources: &Sources, losses: &[Loss]) {
 fn check_finite(options: &Options, jobs: &[Job]) -> Result<()> {
     let mut warnings = BTreeSet::new();
     for job in jobs {
+        // Logits of −∞ mask classes. The loss itself knows which of them are wrong.
+        let may_mask = matches!(job.loss.spec().family, Family::Logits(_));
         let Inputs {
             student,
             teacher,
@@ -187,7 +189,7 @@ fn check_finite(options: &Options, jobs: &[Job]) -> Result<()> {
             (keys, true),
         ] {
             let Some((matrix, why)) =
-                matrix.and_then(|matrix| Some((matrix, not_finite(matrix, job.dtype)?)))
+                matrix.and_then(|matrix| Some((matrix, not_finite(matrix, job.dtype, may_mask)?)))
             else {
                 continue;
             };
@@ -204,13 +206,14 @@ fn check_finite(options: &Options, jobs: &[Job]) -> Result<()> {
     Ok(())
 }
 
-/// Where `matrix` rounded to `dtype` first holds a NaN or an infinity, in words.
-fn not_finite(matrix: &Matrix, dtype: DType) -> Option<String> {
+/// Where `matrix` rounded to `dtype` first holds a NaN or an infinity, in words. Not −∞ where it
+/// `may_mask`.
+fn not_finite(matrix: &Matrix, dtype: DType, may_mask: bool) -> Option<String> {
     let rounded = |value: &f64| round(*value, dtype);
-    let at = matrix
-        .values
-        .iter()
-        .position(|value| !rounded(value).is_finite())?;
+    let at = matrix.values.iter().position(|value| {
+        let value = rounded(value);
+        !(value.is_finite() || may_mask && value == f64::NEG_INFINITY)
+    })?;
     let place = format!("at row {}, column {}", at / matrix.dim, at % matrix.dim);
     let value = matrix.values[at];
     Some(if value.is_finite() {

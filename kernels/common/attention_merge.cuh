@@ -13,6 +13,7 @@
 #include "attention.cuh"
 #include "attention_row.cuh"
 #include "collective.cuh"
+#include "divergence.cuh"
 
 // The partial attentions. Mirrored in src/gpu/contrastive/arguments.rs.
 struct Partials {
@@ -39,6 +40,8 @@ struct FinishArguments {
     double* losses;
     float* value;
     unsigned* counter;
+    NearRow* near_rows;        // [N], of RRD
+    uint32_t* any_near;        // of RRD: 0 before the launch, 1 if a row is near its teacher
     double factor;             // upstream/(N τ), with the student's τ
     float per_temperature[2];  // log2(e)/τ of student and teacher
     uint32_t dim;
@@ -46,8 +49,8 @@ struct FinishArguments {
     uint32_t format;
     uint32_t padding;
 };
-ARGUMENTS(FinishArguments, student, teacher, partials, gradient, losses, value, counter, factor,
-          per_temperature, dim, normalized, format, padding);
+ARGUMENTS(FinishArguments, student, teacher, partials, gradient, losses, value, counter, near_rows,
+          any_near, factor, per_temperature, dim, normalized, format, padding);
 
 namespace merge {
 

@@ -16,10 +16,12 @@ DEVICE float exp2_fast(float x) {
     return y;
 }
 DEVICE float infinity() { return __int_as_float(0x7F800000); }
+DEVICE float nan() { return __int_as_float(0x7FC00000); }
 
 #else
 
 DEVICE float exp2_fast(float x) { return exp2f(x); }
 DEVICE float infinity() { return INFINITY; }
+DEVICE float nan() { return NAN; }
 
 #endif

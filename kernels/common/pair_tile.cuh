@@ -71,6 +71,27 @@ DEVICE void load_side_by_side(const Real* from, Real (&to)[COUNT]) {
     }
 }
 
+// Stores COUNT contiguous elements, 16 bytes at a time if they fill them.
+template <unsigned COUNT, typename Real>
+DEVICE void store_side_by_side(Real* to, const Real (&from)[COUNT]) {
+    if constexpr (COUNT * sizeof(Real) % 16 == 0) {
+        constexpr unsigned EACH = 16 / sizeof(Real);
+        UNROLL
+        for (unsigned i = 0; i < COUNT / EACH; i++) {
+            union {
+                Real elements[EACH];
+                Bytes16 bytes;
+            } chunk;
+            UNROLL
+            for (unsigned e = 0; e < EACH; e++) chunk.elements[e] = from[i * EACH + e];
+            reinterpret_cast<Bytes16*>(to)[i] = chunk.bytes;
+        }
+    } else {
+        UNROLL
+        for (unsigned i = 0; i < COUNT; i++) to[i] = from[i];
+    }
+}
+
 // Carries rows `first` .. `first + SIDE` of a matrix to shared memory, DEPTH dimensions at a time.
 template <unsigned SIDE, typename Real, typename T>
 struct Stage {

@@ -13,6 +13,7 @@
 //   DYNAMIC_SHARED(type, name)               the dynamic shared memory of the launch
 //   block_barrier(), warp_barrier()          __syncthreads(), __syncwarp()
 //   DEVICE                                   the qualifiers of every function of a kernel
+//   DEVICE_CALL                              those of a function that is called, not inlined
 //   UNROLL, UNROLL_BY(count)                 #pragma unroll
 //   threadIdx, blockIdx, blockDim, gridDim   as in CUDA
 #pragma once
@@ -22,6 +23,7 @@
 #include <cstdint>
 
 #define DEVICE __device__ __forceinline__
+#define DEVICE_CALL __device__ __noinline__
 #define UNROLL _Pragma("unroll")
 #define UNROLL_BY(count) RELATA_PRAGMA(unroll count)
 #define RELATA_PRAGMA(text) _Pragma(#text)
@@ -85,6 +87,7 @@ DEVICE void warp_barrier() { __syncwarp(); }
 #include "../../emulator/emulator.h"
 
 #define DEVICE inline __attribute__((always_inline))
+#define DEVICE_CALL inline
 #define UNROLL
 #define UNROLL_BY(count)
 

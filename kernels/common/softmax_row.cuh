@@ -5,7 +5,8 @@
 #include "collective.cuh"
 #include "math.cuh"
 
-// The softmax of the elements seen so far. A default one has seen none.
+// The softmax of the elements seen so far. A default one has seen none. An element of −∞ is masked:
+// it adds nothing. NaN and +∞ make the sum NaN.
 struct OnlineSoftmax {
     // The largest element, not scaled. Only differences of elements are scaled, and they are small
     // where it matters.
@@ -13,18 +14,18 @@ struct OnlineSoftmax {
     // Σ 2^((x − maximum) · scale).
     float sum = 0;
 
+    // What is subtracted from an element: the maximum, or 0 where all elements are masked. −∞ − −∞
+    // would be NaN.
+    DEVICE float origin() const { return maximum == -infinity() ? 0.0f : maximum; }
+
     // Adds an element. `scale` is log2(e)/τ.
     DEVICE void add(float x, float scale) {
-        if (x > maximum) {
-            sum = fmaf(sum, exp2_fast((maximum - x) * scale), 1.0f);
-            maximum = x;
-        } else {
-            // A NaN comes here too: it makes the sum NaN and leaves the maximum alone.
-            sum += exp2_fast((x - maximum) * scale);
-        }
+        const float one[1] = {x};
+        add(one, scale);
     }
 
-    // Adds several elements, with one branch for all.
+    // Adds several elements, with one branch for all. A NaN makes the sum NaN and leaves the maximum
+    // alone.
     template <unsigned COUNT>
     DEVICE void add(const float (&x)[COUNT], float scale) {
         float largest = x[0];
@@ -34,8 +35,9 @@ struct OnlineSoftmax {
             sum *= exp2_fast((maximum - largest) * scale);
             maximum = largest;
         }
+        const float from = origin();
         UNROLL
-        for (unsigned i = 0; i < COUNT; i++) sum += exp2_fast((x[i] - maximum) * scale);
+        for (unsigned i = 0; i < COUNT; i++) sum += exp2_fast((x[i] - from) * scale);
     }
 
     // The sum relative to another maximum.

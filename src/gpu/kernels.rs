@@ -311,6 +311,12 @@ kernels! {
         F16: relata_rrd_f16,
         BF16: relata_rrd_bf16,
     };
+    /// RRD's KL of the rows near their teacher: a tile of rows and a split of the keys a block.
+    RRD_DIVERGENCE: super::contrastive::DivergenceArguments, 256 => by GpuDType {
+        F32: relata_rrd_divergence_f32,
+        F16: relata_rrd_divergence_f16,
+        BF16: relata_rrd_divergence_bf16,
+    };
     /// softmax(x/τ) of every row: a block for a row.
     SOFTMAX: super::logits::SoftmaxArguments, 256 => by GpuDType {
         F32: relata_softmax_f32,

@@ -46,6 +46,16 @@ pub(crate) mod contrastive {
         pub(crate) const BLOCKS: usize = 2;
     }
 
+    /// kernels/rrd_divergence.cu.
+    pub(crate) mod divergence {
+        /// Rows of a block. Fixed.
+        pub(crate) const ROWS: usize = 64;
+        /// Blocks of a multiprocessor. Counted, and checked by `Resident` in the kernel's header.
+        pub(crate) const BLOCKS: usize = 2;
+        /// The most splits of the keys. Guess: the last block adds up so many for each row.
+        pub(crate) const MAX_SPLITS: usize = 64;
+    }
+
     /// Bytes of shared memory that the driver takes for itself in each block. From the CUDA
     /// programming guide, for compute capability 8.0 and later.
     pub(crate) const SYSTEM_SHARED: usize = 1024;

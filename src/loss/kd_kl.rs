@@ -8,6 +8,11 @@ use super::{Family, Logits, Parameter, Range, Spec};
 ///
 /// Student and teacher are logits `[N, C]`, C up to the size of a vocabulary.
 ///
+/// A class that is −∞ in student and teacher is masked: it counts in no sum and its gradient is 0.
+/// Where the teacher's logit alone is −∞, its probability is 0. Where the student's alone is, the
+/// loss is +∞ and the row's gradient NaN. NaN or +∞, and a teacher without any class, make both
+/// NaN. A row whose classes are all masked adds 0 to the sum.
+///
 /// Hinton, Vinyals, Dean: *Distilling the Knowledge in a Neural Network*, arXiv 1503.02531.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct KdKl {

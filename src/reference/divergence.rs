@@ -1,23 +1,31 @@
 use super::log_softmax;
 
 /// KL(p‖q) = Σ p (log p − log q), and q − p of each class, with p = softmax(y) and q = softmax(x).
-/// `difference` is y − x of each class, but for an offset that all classes share: the caller forms
-/// it with less rounding than y and x have.
+/// `difference` is y − x of a class, but for an offset that all classes share: the caller forms it
+/// with less rounding than y and x have. Where a y is −∞, p is 0.
 ///
-/// Let d be the difference less its mean under p. Then log p − log q = d + KL, so Σ p e^−d = e^KL,
-/// and as Σ p d = 0, KL = log(1 + S) with S = Σ p (e^−d − 1 + d). No term of S is negative. So no
-/// digit is lost where the distributions are close, unlike in the first formula.
+/// Over the classes with p > 0, let d be the difference less its mean under p. With Q the sum of q
+/// over the other classes, log p − log q = d + KL, so Σ p e^−d = e^KL (1 − Q). As Σ p d = 0,
+/// KL = log(1 + S) − log(1 − Q) with S = Σ p (e^−d − 1 + d). No term of S is negative. So no digit
+/// is lost where the distributions are close, unlike in the first formula.
 pub(super) fn divergence(x: &[f64], y: &[f64], difference: impl Fn(usize) -> f64) -> Divergence {
     let log_p = log_softmax(y);
     let log_q = log_softmax(x);
+    let classes: Vec<usize> = (0..y.len()).collect();
+    let (possible, excluded): (Vec<usize>, Vec<usize>) = classes
+        .into_iter()
+        .partition(|&k| y[k] != f64::NEG_INFINITY);
     let p: Vec<f64> = log_p.iter().map(|log_p| log_p.exp()).collect();
-    let log_ratios = log_p.iter().zip(&log_q).map(|(log_p, log_q)| log_p - log_q);
-    let kl: f64 = p.iter().zip(log_ratios).map(|(p, ratio)| p * ratio).sum();
+    let term = |&k: &usize| p[k] * (log_p[k] - log_q[k]);
+    let kl: f64 = possible.iter().map(term).sum();
+    let mut differences: Vec<f64> = log_q
+        .iter()
+        .zip(&p)
+        .map(|(log_q, p)| log_q.exp() - p)
+        .collect();
     // The first formula where it is exact, and where the second might overflow. NaN goes here too.
     let close = kl < 1.0;
     if !close {
-        let differences = log_q.iter().zip(&p).map(|(log_q, p)| log_q.exp() - p);
-        let differences = differences.collect();
         return Divergence {
             p,
             log_q,
@@ -26,33 +34,36 @@ pub(super) fn divergence(x: &[f64], y: &[f64], difference: impl Fn(usize) -> f64
         };
     }
 
-    let mut d: Vec<f64> = (0..y.len()).map(difference).collect();
+    let mut d: Vec<f64> = possible.iter().map(|&k| difference(k)).collect();
     // Twice: the first mean is only as exact as the largest difference.
     for _ in 0..2 {
-        let mean = p.iter().zip(&d).map(|(p, d)| p * d).sum::<f64>() / p.iter().sum::<f64>();
+        let weighted: f64 = possible.iter().zip(&d).map(|(&k, d)| p[k] * d).sum();
+        let mean = weighted / possible.iter().map(|&k| p[k]).sum::<f64>();
         d.iter_mut().for_each(|d| *d -= mean);
     }
-    // p (e^−d − 1) of each class.
+    // p (e^−d − 1) of each possible class.
     let mut ratios = Vec::with_capacity(d.len());
     let mut sum = 0.0;
-    for ((p, log_p), d) in p.iter().zip(&log_p).zip(&d) {
+    for (&k, d) in possible.iter().zip(&d) {
         let a = -d;
         if a.abs() < 0.1 {
-            ratios.push(p * a.exp_m1());
-            sum += p * excess(a);
+            ratios.push(p[k] * a.exp_m1());
+            sum += p[k] * excess(a);
         } else {
-            let ratio = (log_p + a).exp() - p;
+            let ratio = (log_p[k] + a).exp() - p[k];
             ratios.push(ratio);
-            sum += ratio - p * a;
+            sum += ratio - p[k] * a;
         }
     }
-    let difference = |(p, ratio): (&f64, &f64)| (ratio - p * sum) / (1.0 + sum);
-    let differences = p.iter().zip(&ratios).map(difference).collect();
+    let of_excluded: f64 = excluded.iter().map(|&k| log_q[k].exp()).sum();
+    for (&k, ratio) in possible.iter().zip(&ratios) {
+        differences[k] = (ratio - p[k] * sum - of_excluded * (p[k] + ratio)) / (1.0 + sum);
+    }
     Divergence {
         p,
         log_q,
         differences,
-        kl: sum.ln_1p(),
+        kl: sum.ln_1p() - (-of_excluded).ln_1p(),
     }
 }
 

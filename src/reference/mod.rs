@@ -17,7 +17,7 @@ use half::{bf16, f16};
 use crate::device::{Device, sealed::Sealed};
 use crate::element::{DType, Element};
 use crate::error::Result;
-use crate::loss::{Loss, Relation, Rkd};
+use crate::loss::{Family, Loss, Relation, Rkd};
 use crate::problem::{Batch, Problem, Value};
 use crate::rows::Rows;
 
@@ -90,7 +90,10 @@ fn evaluate<T: Element>(
         data: queue.keys().iter().map(|q| q.to_f64()).collect(),
         dim: queue.dim(),
     });
-    if !(student.is_finite() && teacher.is_finite()) {
+    // Logits may be −∞: kd_kl looks at each row itself.
+    let judged_by_row = matches!(problem.spec().family, Family::Logits(_));
+    let finite = student.is_finite() && teacher.is_finite();
+    if !(finite || judged_by_row) {
         gradient.fill(f64::NAN);
         return Ok(problem.not_a_number());
     }

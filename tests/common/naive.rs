@@ -225,6 +225,36 @@ fn through_norm(g: &[f32], z: &[f32], norm: f32) -> Vec<f32> {
         .collect()
 }
 
+/// `direct` of the rows at unit length, and its gradient through the normalisation.
+fn of_unit_rows(
+    direct: fn(&[f32], &[f32], [usize; 3]) -> (f32, Vec<f32>),
+    x: &[f32],
+    y: &[f32],
+    shape: [usize; 3],
+) -> (f32, Vec<f32>) {
+    let [_, dim, dim_t] = shape;
+    let y: Vec<f32> = y.chunks(dim_t).flat_map(|y| normalized(y).0).collect();
+    let (z, norms): (Vec<_>, Vec<_>) = x.chunks(dim).map(normalized).unzip();
+    let (loss, g) = direct(&z.concat(), &y, shape);
+    let rows = g.chunks(dim).zip(&z).zip(norms);
+    let gradient = rows.flat_map(|((g, z), norm)| through_norm(g, z, norm));
+    (loss, gradient.collect())
+}
+
+/// Loss and gradient of [`relata::RkdDistance`] with `normalize`.
+pub(crate) fn rkd_distance_of_unit_rows(
+    x: &[f32],
+    y: &[f32],
+    shape: [usize; 3],
+) -> (f32, Vec<f32>) {
+    of_unit_rows(rkd_distance, x, y, shape)
+}
+
+/// Loss and gradient of [`relata::RkdAngle`] with `normalize`.
+pub(crate) fn rkd_angle_of_unit_rows(x: &[f32], y: &[f32], shape: [usize; 3]) -> (f32, Vec<f32>) {
+    of_unit_rows(rkd_angle, x, y, shape)
+}
+
 fn logits(row: &[f32], keys: &[f32], temperature: f32) -> Vec<f32> {
     let dim = row.len();
     keys.chunks(dim)

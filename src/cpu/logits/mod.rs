@@ -20,6 +20,7 @@
 //!    log p − log q = c − c̄ + KL, so Σ p e^(c̄−c) = e^KL. The terms of S are computed from c − c̄,
 //!    which is as exact as the logits, and as Σ p (c − c̄) = 0, no term of first order remains.
 
+mod masked;
 pub(super) mod softmax;
 
 use pulp::{Simd, WithSimd};
@@ -37,7 +38,7 @@ use softmax::{CHUNK, largest, present, split_whole};
 /// log C, so from here on their rounding is a few units in the last place of KL.
 const NEAR: f64 = 1.0;
 
-/// The loss. NaN if a logit is not finite.
+/// The loss. A row whose logits are not all finite has the value that `masked` gives it.
 pub(super) fn evaluate<T: Element>(
     loss: &Logits,
     batch: Batch<'_, T>,
@@ -51,16 +52,21 @@ pub(super) fn evaluate<T: Element>(
         let mut x = Buffer::<T::Real>::any(padded)?;
         let mut y = Buffer::<T::Real>::any(padded)?;
         let mut difference = Buffer::<T::Real>::any(padded)?;
-        T::widen(batch.student.row(i), &mut x[..classes]);
-        T::widen(batch.teacher.row(i), &mut y[..classes]);
+        let (row_x, row_y) = (batch.student.row(i), batch.teacher.row(i));
+        T::widen(row_x, &mut x[..classes]);
+        T::widen(row_y, &mut y[..classes]);
+        let factor = upstream * temperature / rows as f64;
         let kl = dispatch(Row {
             x: &mut x,
             y: &mut y,
             difference: &mut difference,
             classes,
             temperature,
-            factor: upstream * temperature / rows as f64,
+            factor,
         });
+        if kl.is_nan() {
+            return masked::evaluate_row(row_x, row_y, temperature, factor, out);
+        }
         out.copy_from_slice(&x[..classes]);
         Ok(kl)
     })?;
@@ -83,7 +89,7 @@ struct Row<'a, R> {
 }
 
 impl<R: Real> WithSimd for Row<'_, R> {
-    /// KL(p‖q)
+    /// KL(p‖q), or NaN if a logit is not finite.
     type Output = f64;
 
     #[inline(always)]
@@ -150,7 +156,9 @@ impl<R: Real> WithSimd for Row<'_, R> {
             let (excess, first_order) = near.sums(&mut x[..used], &y[..used], difference);
             let sum = excess - first_order;
             near.gradient(factor, sum, &mut x[..used], &y[..used]);
-            return first_order + sum.ln_1p();
+            let kl = first_order + sum.ln_1p();
+            // The rounding of what is 0 may be negative.
+            return if kl < 0.0 { 0.0 } else { kl };
         }
         let factor_x = R::splat(s, R::from_f64(factor / sum_x));
         let factor_y = R::splat(s, R::from_f64(factor / sum_y));

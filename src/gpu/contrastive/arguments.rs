@@ -76,6 +76,35 @@ kernel_arguments! {
         pub(super) padding: u32,
     }
 
+    /// Mirrors `NearRow` in kernels/common/divergence.cuh.
+    pub(super) struct NearRow {
+        pub(super) factors: [f64; 2],
+        pub(super) log_sum: f32,
+        pub(super) mean: f32,
+    }
+
+    /// Mirrors `DivergenceSums` in kernels/rrd_divergence.cu.
+    pub(super) struct DivergenceSums {
+        pub(super) weight: f64,
+        pub(super) first_order: f64,
+        pub(super) excess: f64,
+    }
+
+    /// Mirrors `Arguments` in kernels/rrd_divergence.cu.
+    pub(crate) struct DivergenceArguments {
+        pub(super) common: AttentionCommon,
+        pub(super) student: u64,
+        pub(super) teacher: u64,
+        pub(super) rows: u64,
+        pub(super) losses: u64,
+        pub(super) sums: u64,
+        pub(super) value: u64,
+        pub(super) counter: u64,
+        pub(super) any_near: u64,
+        pub(super) f16_keys: u32,
+        pub(super) padding: u32,
+    }
+
     /// Mirrors `FinishArguments` in kernels/common/attention_merge.cuh.
     pub(crate) struct FinishArguments {
         pub(super) student: u64,
@@ -85,6 +114,8 @@ kernel_arguments! {
         pub(super) losses: u64,
         pub(super) value: u64,
         pub(super) counter: u64,
+        pub(super) near_rows: u64,
+        pub(super) any_near: u64,
         pub(super) factor: f64,
         pub(super) per_temperature: [f32; 2],
         pub(super) dim: u32,

@@ -16,23 +16,27 @@
 //! 2. kernels/attention_mma.cu or kernels/attention_simt.cu takes the rows over the keys. The keys
 //!    are split, and each split gives partial results.
 //! 3. The last kernel merges the splits, and computes the loss and the gradient.
+//! 4. After RRD, kernels/rrd_divergence.cu computes the KL of rows near their teacher once more. It
+//!    returns at once if there are none.
 //!
 //! No matrix of rows × keys exists.
 
 mod arguments;
 mod kernel;
 
-use self::arguments::{AttentionCommon, Partials, RowSet, Stat};
-pub(crate) use self::arguments::{FinishArguments, MmaArguments, RowsArguments, SimtArguments};
+use self::arguments::{AttentionCommon, DivergenceSums, NearRow, Partials, RowSet, Stat};
+pub(crate) use self::arguments::{
+    DivergenceArguments, FinishArguments, MmaArguments, RowsArguments, SimtArguments,
+};
 use self::kernel::{Kernel, KeySource, Queries, Weights, splits};
-use super::kernels::{ATTENTION_ROWS, ATTENTION_SIMT, INFO_NCE, RRD};
+use super::kernels::{ATTENTION_ROWS, ATTENTION_SIMT, INFO_NCE, RRD, RRD_DIVERGENCE};
 use super::machine::{Launcher, Limits};
 use super::plan::{Addresses, grid_size};
 use super::queue;
-use super::tuning::contrastive::{KEYS, PREPARED_ROWS_PER_BLOCK};
+use super::tuning::contrastive::{KEYS, PREPARED_ROWS_PER_BLOCK, divergence};
 use super::workspace::{Layout, Region};
 use crate::error::{Error, Result};
-use crate::gpu::element::GpuDType;
+use crate::gpu::element::{GpuDType, KeyType};
 use crate::loss::{Contrastive, Target};
 use crate::problem::Problem;
 
@@ -72,6 +76,20 @@ pub(crate) struct Plan {
     /// `[splits, attending rows, mean_pitch]`
     means: Region,
     losses: Region,
+    /// `[rows]`, and `[splits, rows]` of the last pass of RRD.
+    near_rows: Region,
+    divergence_sums: Region,
+    /// Tiles of rows and splits of the keys of that pass.
+    divergence_grid: [u32; 2],
+}
+
+/// The counters of the workspace.
+mod counters {
+    /// The tickets of the last kernel, and those of kernels/rrd_divergence.cu.
+    pub(super) const LAST: usize = 0;
+    pub(super) const DIVERGENCE: usize = 1;
+    /// Whether a row is near its teacher.
+    pub(super) const ANY_NEAR: usize = 2;
 }
 
 impl Plan {
@@ -116,6 +134,15 @@ impl Plan {
             (key_count as usize).div_ceil(KEYS),
             resident,
         );
+        let near = match queries {
+            Queries::Both => n,
+            Queries::Student => 0,
+        };
+        let near_tiles = near.div_ceil(divergence::ROWS);
+        let divergence_splits = (divergence::BLOCKS * limits.multiprocessors as usize)
+            .div_ceil(near_tiles.max(1))
+            .min((key_count as usize).div_ceil(KEYS))
+            .min(divergence::MAX_SPLITS);
         Ok(Plan {
             dtype,
             queries,
@@ -142,6 +169,12 @@ impl Plan {
             stats: layout.push::<Stat>(&[splits, attending])?,
             means: layout.push::<f32>(&[splits, attending, mean_pitch])?,
             losses: layout.push::<f64>(&[2, n])?,
+            near_rows: layout.push::<NearRow>(&[near])?,
+            divergence_sums: layout.push::<DivergenceSums>(&[divergence_splits, near])?,
+            divergence_grid: [
+                grid_size("rows", near_tiles)?,
+                grid_size("splits", divergence_splits)?,
+            ],
         })
     }
 
@@ -149,7 +182,11 @@ impl Plan {
     pub(crate) fn launch(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         self.prepare(launcher, at)?;
         self.attention_forward(launcher, at)?;
-        self.finish(launcher, at)
+        self.finish(launcher, at)?;
+        match self.queries {
+            Queries::Both => self.divergence(launcher, at),
+            Queries::Student => Ok(()),
+        }
     }
 
     /// Prepares the rows that the attention kernel does not prepare itself, and a batch's keys.
@@ -193,13 +230,13 @@ impl Plan {
             .launch(launcher, grid, 0, &arguments)
     }
 
-    /// Takes the rows over the keys.
-    fn attention_forward(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
-        let (keys, key_scales) = self.last_prepared(at);
-        let common = AttentionCommon {
+    /// The keys, and where the attention stores its results.
+    fn common(&self, at: &Addresses) -> AttentionCommon {
+        let (prepared_keys, _) = self.last_prepared(at);
+        AttentionCommon {
             keys: match self.keys {
                 KeySource::Queue => at.queue.keys,
-                KeySource::BatchExceptSelf => keys,
+                KeySource::BatchExceptSelf => prepared_keys,
             },
             state: at.queue.state,
             stats: self.stats.at(at.workspace),
@@ -210,7 +247,37 @@ impl Plan {
             key_pitch: self.key_pitch,
             mean_pitch: self.mean_pitch,
             padding: 0,
+        }
+    }
+
+    /// Computes the KL of the rows near their teacher once more.
+    fn divergence(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+        let arguments = DivergenceArguments {
+            common: AttentionCommon {
+                row_count: self.rows,
+                ..self.common(at)
+            },
+            student: at.student,
+            teacher: at.teacher,
+            rows: self.near_rows.at(at.workspace),
+            losses: self.losses.at(at.workspace),
+            sums: self.divergence_sums.at(at.workspace),
+            value: at.value,
+            counter: Layout::counter(counters::DIVERGENCE).at(at.workspace),
+            any_near: Layout::counter(counters::ANY_NEAR).at(at.workspace),
+            f16_keys: (queue::key_type(self.dtype, self.normalize) == KeyType::F16).into(),
+            padding: 0,
         };
+        let [tiles, splits] = self.divergence_grid;
+        RRD_DIVERGENCE
+            .of(self.dtype)
+            .launch(launcher, [tiles, splits, 1], 0, &arguments)
+    }
+
+    /// Takes the rows over the keys.
+    fn attention_forward(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+        let (_, key_scales) = self.last_prepared(at);
+        let common = self.common(at);
         match self.kernel {
             Kernel::Mma(width) => {
                 let arguments = MmaArguments {
@@ -266,7 +333,9 @@ impl Plan {
             gradient: at.gradient,
             losses: self.losses.at(at.workspace),
             value: at.value,
-            counter: Layout::counter(0).at(at.workspace),
+            counter: Layout::counter(counters::LAST).at(at.workspace),
+            near_rows: self.near_rows.at(at.workspace),
+            any_near: Layout::counter(counters::ANY_NEAR).at(at.workspace),
             factor: self.factor,
             per_temperature: self.per_temperature,
             dim: self.dim,

@@ -51,10 +51,15 @@ fn a_plan_prepares_rows_only_for_kernels_that_do_not() {
     use GpuDType::{BF16, F16, F32};
     use WeightPrecision::{Half, Split};
     let (rrd, info_nce, queue) = (Rrd::default(), InfoNce::default(), Some(1000));
-    // f16 and bf16 with a queue take two launches.
+    // f16 and bf16 with a queue take two launches. RRD's third returns at once, unless the student
+    // is near its teacher.
     assert_eq!(
         launches(rrd, queue, 128, BF16, Split),
-        ["relata_attention_mma_128", "relata_rrd_bf16"]
+        [
+            "relata_attention_mma_128",
+            "relata_rrd_bf16",
+            "relata_rrd_divergence_bf16"
+        ]
     );
     assert_eq!(
         launches(info_nce, queue, 64, F16, Split),
@@ -73,7 +78,8 @@ fn a_plan_prepares_rows_only_for_kernels_that_do_not() {
         [
             "relata_attention_rows_f16",
             "relata_attention_simt_f16",
-            "relata_rrd_f16"
+            "relata_rrd_f16",
+            "relata_rrd_divergence_f16"
         ]
     );
     // The precision of weights matters on tensor cores only.

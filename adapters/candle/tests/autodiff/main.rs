@@ -7,6 +7,7 @@ mod devices;
 mod formulas;
 mod graphs;
 mod halves;
+mod masks;
 mod steps;
 mod terms;
 mod views;
