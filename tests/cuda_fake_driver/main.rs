@@ -7,6 +7,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod copies;
 mod device;
 mod errors;
 mod evaluator;
@@ -15,6 +16,7 @@ mod kernels;
 mod overlap;
 mod queue;
 mod raw;
+mod threads;
 
 use std::sync::Arc;
 

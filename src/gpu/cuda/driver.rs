@@ -1,5 +1,5 @@
 //! Loading the driver. Without a driver cudarc panics, even when asked for an error's text. So
-//! nothing of cudarc may be called before [`version`] has succeeded.
+//! nothing of cudarc may be called before [`ready`] has succeeded.
 #![allow(
     unsafe_code,
     reason = "loads the driver's library and asks its version"
@@ -21,10 +21,20 @@ const NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
 #[cfg(windows)]
 const NAMES: [&str; 1] = ["nvcuda.dll"];
 
-/// The newest version of CUDA that the driver supports. Initialises the driver first.
+/// Loads and initialises the driver, once for the process.
+pub(super) fn ready() -> Result<()> {
+    static READY: OnceLock<()> = OnceLock::new();
+    if READY.get().is_none() {
+        load()?;
+        initialize()?;
+        READY.get_or_init(|| ());
+    }
+    Ok(())
+}
+
+/// The newest version of CUDA that the driver supports.
 pub(super) fn version() -> Result<Version> {
-    load()?;
-    initialize()?;
+    ready()?;
     let mut version: c_int = 0;
     // SAFETY: it writes to the address of an int.
     let result = unsafe { sys::cuDriverGetVersion(&raw mut version) };
@@ -36,7 +46,7 @@ pub(super) fn version() -> Result<Version> {
 
 /// The primary context of a GPU. Makes it current on this thread.
 pub(super) fn context(ordinal: usize) -> Result<Arc<CudaContext>> {
-    version()?;
+    ready()?;
     let gpus = result::device::get_count().context("counting the GPUs")?;
     let gpus = usize::try_from(gpus).unwrap_or(0);
     if ordinal >= gpus {
