@@ -15,6 +15,7 @@ mod fake_driver;
 mod kernels;
 mod overlap;
 mod queue;
+mod prepared;
 mod raw;
 mod threads;
 
