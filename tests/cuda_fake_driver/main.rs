@@ -14,8 +14,8 @@ mod evaluator;
 mod fake_driver;
 mod kernels;
 mod overlap;
-mod queue;
 mod prepared;
+mod queue;
 mod raw;
 mod threads;
 
