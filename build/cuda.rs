@@ -221,6 +221,16 @@ impl Nvcc {
                 program.display()
             )
         })?;
+        // The driver loads kernels as libraries from CUDA 12 on, and sm_90a needs a compiler of 12.
+        if release.0 < 12 {
+            return Err(format!(
+                "the feature cuda needs nvcc 12.0 or later, and {} is {}.{}\n\
+                 scripts/install-nvcc installs a newer one; or set NVCC, CUDA_HOME or PATH",
+                program.display(),
+                release.0,
+                release.1
+            ));
+        }
         Ok(Nvcc {
             program,
             version,

@@ -89,6 +89,8 @@ fn without_queue() -> impl Iterator<Item = Case> {
 
 /// The inputs and results of an evaluator. Each lies between canaries.
 struct OnGpu<T> {
+    /// How many elements student, teacher and gradient start behind an aligned address.
+    shifts: [usize; 3],
     stream: Arc<CudaStream>,
     problem: Problem,
     student: CudaSlice<T>,
@@ -105,10 +107,14 @@ const CANARY: f32 = -1.25e33;
 
 impl<T: GpuElement + DeviceRepr> OnGpu<T> {
     fn new(stream: &Arc<CudaStream>, inputs: &Inputs<T>) -> Self {
-        let upload = |data: &[T]| {
-            let nan = [T::from_f64(f64::NAN); MARGIN];
+        OnGpu::shifted(stream, inputs, [0; 3])
+    }
+
+    fn shifted(stream: &Arc<CudaStream>, inputs: &Inputs<T>, shifts: [usize; 3]) -> Self {
+        let upload = |data: &[T], shift: usize| {
+            let nan = |len| vec![T::from_f64(f64::NAN); len];
             stream
-                .clone_htod(&[&nan, data, &nan].concat())
+                .clone_htod(&[&nan(MARGIN + shift), data, &nan(MARGIN)].concat())
                 .expect("memory")
         };
         let canaries = |len| {
@@ -117,27 +123,30 @@ impl<T: GpuElement + DeviceRepr> OnGpu<T> {
                 .expect("memory")
         };
         OnGpu {
+            shifts,
             stream: Arc::clone(stream),
             problem: inputs.problem,
-            student: upload(&inputs.student),
-            teacher: upload(&inputs.teacher),
+            student: upload(&inputs.student, shifts[0]),
+            teacher: upload(&inputs.teacher, shifts[1]),
             queue: inputs.queue.as_ref().map(|host| {
                 let mut queue = Queue::new(stream, &inputs.problem).expect("memory");
                 queue.restore(host).expect("keys that fit");
                 queue
             }),
-            gradient: canaries(inputs.student.len()),
+            gradient: canaries(inputs.student.len() + shifts[2]),
             value: canaries(VALUE_LEN),
         }
     }
 
     fn launch(&mut self, evaluator: &mut Evaluator<T>) {
-        let inner = |len: usize| MARGIN..len - MARGIN;
+        let inner = |len: usize, shift: usize| MARGIN + shift..len - MARGIN;
+        let [of_student, of_teacher, of_gradient] = self.shifts;
         let (student, teacher) = (
-            self.student.slice(inner(self.student.len())),
-            self.teacher.slice(inner(self.teacher.len())),
+            self.student.slice(inner(self.student.len(), of_student)),
+            self.teacher.slice(inner(self.teacher.len(), of_teacher)),
         );
-        let (gradient, value) = (inner(self.gradient.len()), inner(self.value.len()));
+        let gradient = inner(self.gradient.len(), of_gradient);
+        let value = inner(self.value.len(), 0);
         let mut gradient = self.gradient.slice_mut(gradient);
         let mut value = self.value.slice_mut(value);
         let launched = match &mut self.queue {
@@ -151,22 +160,23 @@ impl<T: GpuElement + DeviceRepr> OnGpu<T> {
 
     /// The loss and the gradient. Checks the canaries.
     fn results(&self, name: &str) -> (f32, Vec<f32>) {
-        let download = |slice| {
+        let download = |slice, shift| {
             let mut all = self.stream.clone_dtoh(slice).expect("results");
             self.stream.synchronize().expect("no fault on the GPU");
             let margins = [
                 all.split_off(all.len() - MARGIN),
-                all.drain(..MARGIN).collect(),
+                all.drain(..MARGIN + shift).collect(),
             ]
             .concat();
             assert_eq!(
                 margins,
-                [CANARY; 2 * MARGIN],
+                vec![CANARY; 2 * MARGIN + shift],
                 "{name}: written outside of the result"
             );
             all
         };
-        (download(&self.value)[0], download(&self.gradient))
+        let gradient = download(&self.gradient, self.shifts[2]);
+        (download(&self.value, 0)[0], gradient)
     }
 
     /// Exchanges student and teacher: the next step of a training has other numbers at the same
@@ -174,6 +184,7 @@ impl<T: GpuElement + DeviceRepr> OnGpu<T> {
     fn swap_inputs(&mut self) {
         let (student, teacher) = (self.student.len(), self.teacher.len());
         assert_eq!(student, teacher, "a case whose dims are equal");
+        assert_eq!(self.shifts[0], self.shifts[1], "equally shifted");
         std::mem::swap(&mut self.student, &mut self.teacher);
     }
 }
@@ -230,6 +241,47 @@ fn host_slices_and_gpu_slices_give_the_same_bits() {
     }
     for case in cases::tests() {
         for_every_gpu_dtype!(same(&cuda, &case));
+    }
+}
+
+/// Views of larger tensors begin anywhere. A kernel may load and store 16 bytes at once only where
+/// each address allows it, and the results have the same bits.
+#[test]
+fn rows_may_begin_at_any_address() {
+    /// Student, teacher and gradient: all apart, and each alone.
+    const SHIFTS: [[usize; 3]; 6] = [
+        [1, 2, 3],
+        [0, 1, 2],
+        [3, 0, 1],
+        [0, 0, 1],
+        [0, 2, 0],
+        [3, 0, 0],
+    ];
+    let _cuda = gpu_or_skip!();
+    fn same<T: GpuElement + DeviceRepr>(case: &Case) {
+        let mut inputs = case.inputs::<T>();
+        inputs.problem = case.evaluating_only();
+        let stream = CudaContext::new(0).expect("a GPU").default_stream();
+        let mut evaluator = Evaluator::<T>::new(&stream, &inputs.problem).expect("an evaluator");
+        let mut at = |shifts| {
+            let mut on_gpu = OnGpu::shifted(&stream, &inputs, shifts);
+            on_gpu.launch(&mut evaluator);
+            on_gpu.results(&format!(
+                "{} in {}, shifted by {shifts:?}",
+                case.name,
+                T::DTYPE
+            ))
+        };
+        let (loss, gradient) = at([0; 3]);
+        for shifts in SHIFTS {
+            let name = format!("{} in {}, shifted by {shifts:?}", case.name, T::DTYPE);
+            let (shifted_loss, shifted_gradient) = at(shifts);
+            assert_same_bits(&name, &shifted_gradient, &gradient);
+            assert_same_bits(&name, &[shifted_loss], &[loss]);
+        }
+    }
+    for case in cases::tests() {
+        for_every_gpu_dtype!(same(&case));
     }
 }
 

@@ -18,9 +18,12 @@ use relata::{
     relation_matrix, softmax,
 };
 
-/// Schedules. A seed that 4 divides puts the inputs on aligned addresses, and any other seed does
-/// not.
+/// Schedules. A seed that 4 divides puts inputs and gradient on aligned addresses. The first of the
+/// others shifts all three, and the second shifts all but the student.
 const SEEDS: [u64; 4] = [0, 1, 2, 4];
+
+/// Schedules that shift the gradient alone, the teacher alone and the student alone.
+const ONE_SHIFTED: [u64; 3] = [5, 6, 7];
 
 /// Losses with keys have their own tests, in `emulator_attention/`: there the comparison accounts
 /// for the rounding of the keys.
@@ -154,6 +157,27 @@ fn kd_is_right_for_any_number_of_classes() {
             assert_right::<f16>(n, classes);
             assert_right::<bf16>(n, classes);
         }
+    }
+}
+
+/// KD's kernel reads and writes 16 bytes at once where student, teacher and gradient allow it.
+#[test]
+fn kd_asks_each_address_whether_it_is_aligned() {
+    fn assert_same<T: GpuElement>(classes: usize) {
+        let input = Input::normal(12, Shapes::new(3, classes, classes));
+        let inputs = input.inputs::<T>(&input.problem(KdKl::default()));
+        let first = inputs.evaluate(&Emulator::new());
+        for seed in ONE_SHIFTED {
+            let name = format!("3 x {classes} in {}, seed {seed}", T::DTYPE);
+            let again = inputs.evaluate(&Emulator::new().seed(seed));
+            assert_same_bits(&name, &again.gradient, &first.gradient);
+            assert_same_bits(&name, &[again.loss], &[first.loss]);
+        }
+    }
+    for classes in [8, 257, 21_003] {
+        assert_same::<f32>(classes);
+        assert_same::<f16>(classes);
+        assert_same::<bf16>(classes);
     }
 }
 

@@ -29,7 +29,7 @@ pub(crate) fn evaluate<T: GpuElement, M: Machine>(
     };
     let mut workspace = machine.allocate("workspace", plan.workspace_bytes())?;
     machine.write(&mut workspace, &[0; Layout::COUNTERS])?;
-    let result = machine.allocate("gradient", size_of_val(gradient))?;
+    let result = Output::new(machine, "gradient", gradient)?;
     let value = machine.allocate("loss", size_of::<[f32; 1 + MOST_TERMS]>())?;
     let addresses = Addresses {
         student: student.address,
@@ -37,7 +37,7 @@ pub(crate) fn evaluate<T: GpuElement, M: Machine>(
         queue: queue
             .as_ref()
             .map_or_else(QueueAddresses::default, |queue| queue.addresses(machine)),
-        gradient: machine.address(&result),
+        gradient: result.address,
         value: machine.address(&value),
         workspace: machine.address(&workspace),
     };
@@ -47,7 +47,7 @@ pub(crate) fn evaluate<T: GpuElement, M: Machine>(
     // No more than the kernels have written.
     let written = 1 + problem.spec().terms.len();
     machine.read(&value, bytemuck::cast_slice_mut(&mut results[..written]))?;
-    machine.read(&result, bytemuck::cast_slice_mut(gradient))?;
+    result.read(machine, gradient)?;
     let [loss, terms @ ..] = results.map(f64::from);
     Ok(problem.value(loss, terms))
 }
@@ -61,20 +61,19 @@ pub(crate) fn relation_matrix<T: GpuElement, M: Machine>(
 ) -> Result<()> {
     let shape = [rows.len(), rows.dim()];
     let input = Uploaded::new(machine, "rows", rows.as_slice())?;
-    let output = machine.allocate("matrix", size_of_val(matrix))?;
+    let output = Output::new(machine, "matrix", matrix)?;
     let workspace = machine.allocate("workspace", workspace_bytes(relation, shape))?;
-    let addresses = [&output, &workspace].map(|memory| machine.address(memory));
-    let [to, scratch] = addresses;
+    let scratch = machine.address(&workspace);
     launch_relation(
         machine,
         GpuDType::of::<T>(),
         relation,
         shape,
         input.address,
-        to,
+        output.address,
         scratch,
     )?;
-    machine.read(&output, bytemuck::cast_slice_mut(matrix))
+    output.read(machine, matrix)
 }
 
 /// Overwrites `probabilities`.
@@ -85,11 +84,11 @@ pub(crate) fn softmax<T: GpuElement, M: Machine>(
     probabilities: &mut [f32],
 ) -> Result<()> {
     let input = Uploaded::new(machine, "rows", rows.as_slice())?;
-    let output = machine.allocate("probabilities", size_of_val(probabilities))?;
-    let addresses = [input.address, machine.address(&output)];
+    let output = Output::new(machine, "probabilities", probabilities)?;
+    let addresses = [input.address, output.address];
     let shape = [rows.len(), rows.dim()];
     launch_softmax(machine, GpuDType::of::<T>(), shape, temperature, addresses)?;
-    machine.read(&output, bytemuck::cast_slice_mut(probabilities))
+    output.read(machine, probabilities)
 }
 
 /// An input on the machine, which lives as long as this.
@@ -102,7 +101,7 @@ impl<M: Machine> Uploaded<M> {
     fn new<T: GpuElement>(machine: &mut M, argument: &'static str, elements: &[T]) -> Result<Self> {
         let bytes: &[u8] = bytemuck::cast_slice(elements);
         // Where the machine asks for it, elements before the input keep it from being aligned.
-        let skipped = machine.misalignment() * size_of::<T>();
+        let skipped = machine.misalignment(argument) * size_of::<T>();
         let mut memory = machine.allocate(argument, skipped + bytes.len())?;
         if skipped == 0 {
             machine.write(&mut memory, bytes)?;
@@ -114,6 +113,40 @@ impl<M: Machine> Uploaded<M> {
             _memory: memory,
             address,
         })
+    }
+}
+
+/// A result of f32 on the machine.
+struct Output<M: Machine> {
+    memory: M::Memory,
+    address: u64,
+    /// The bytes before it that keep it from being aligned.
+    skipped: usize,
+}
+
+impl<M: Machine> Output<M> {
+    /// Memory for as many elements as `like` has.
+    fn new(machine: &mut M, argument: &'static str, like: &[f32]) -> Result<Self> {
+        let skipped = machine.misalignment(argument) * size_of::<f32>();
+        let memory = machine.allocate(argument, skipped + size_of_val(like))?;
+        let address = machine.address(&memory) + skipped as u64;
+        Ok(Output {
+            memory,
+            address,
+            skipped,
+        })
+    }
+
+    /// Waits for all launches, then copies to `elements`.
+    fn read(&self, machine: &mut M, elements: &mut [f32]) -> Result<()> {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(elements);
+        if self.skipped == 0 {
+            return machine.read(&self.memory, bytes);
+        }
+        let mut all = vec![0; self.skipped + bytes.len()];
+        machine.read(&self.memory, &mut all)?;
+        bytes.copy_from_slice(&all[self.skipped..]);
+        Ok(())
     }
 }
 

@@ -48,15 +48,15 @@ pub(crate) trait Machine: Launcher {
     type Memory;
 
     fn limits(&self) -> Limits;
-    /// How many elements an input starts behind an aligned address. Kernels must not need
-    /// alignment, and the emulator uses this to test them.
-    fn misalignment(&self) -> usize {
+    /// How many elements an input or a result of this name starts behind an aligned address.
+    /// Kernels must not need alignment, and the emulator uses this to test them.
+    fn misalignment(&self, _argument: &'static str) -> usize {
         0
     }
     /// Allocates `bytes` bytes of any content, aligned to 256. `argument` names them in an error.
     fn allocate(&mut self, argument: &'static str, bytes: usize) -> Result<Self::Memory>;
     fn address(&self, memory: &Self::Memory) -> u64;
-    /// Copies `bytes` to the beginning of `memory`.
+    /// Copies `bytes` to the beginning of `memory`. They may end when this returns.
     fn write(&mut self, memory: &mut Self::Memory, bytes: &[u8]) -> Result<()>;
     /// Waits for all launches, then copies from the beginning of `memory`.
     fn read(&mut self, memory: &Self::Memory, bytes: &mut [u8]) -> Result<()>;

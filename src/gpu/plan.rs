@@ -9,7 +9,7 @@ use crate::loss::Family;
 use crate::problem::Problem;
 
 /// Where a batch and its results lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Addresses {
     /// `[N, D]`
     pub(crate) student: u64,

@@ -37,7 +37,9 @@ with_fake_driver!(copies_computes_and_copies_back, [], {
     assert!(launch.starts_with(&want), "{launch}");
     // The device waits for the kernels before it reads the results.
     let launched = names.iter().position(|&name| name == "cuLaunchKernel");
-    let waited = names.iter().position(|&name| name == "cuStreamSynchronize");
+    let waited = names
+        .iter()
+        .rposition(|&name| name == "cuStreamSynchronize");
     assert!(launched < waited, "{calls:#?}");
 });
 

@@ -1,9 +1,10 @@
 //! A missing driver, GPU or kernel is a typed error with a plain message, and never a panic.
 
+use relata::cuda::cudarc::driver::CudaContext;
 use relata::cuda::{Evaluator, RawEvaluator};
 use relata::{Cuda, Error};
 
-use crate::fake_driver::{with_broken_driver, with_fake_driver};
+use crate::fake_driver::{calls, with_broken_driver, with_fake_driver};
 use crate::{problem, stream};
 
 /// The error of `Cuda::new`. A raw evaluator returns the same.
@@ -78,6 +79,15 @@ with_fake_driver!(an_old_driver, [("FAKE_DRIVER_VERSION", "11040")], {
         error.to_string().ends_with("got one for CUDA 11.4"),
         "{error}"
     );
+    let _context = CudaContext::new(0).expect("somebody's context");
+    calls();
+    let error = RawEvaluator::new::<f32>(&problem()).expect_err("an old driver");
+    assert!(matches!(error, Error::OldDriver { .. }), "{error:?}");
+    // cudarc panics where the driver lacks a function. A driver of 11.4 lacks these.
+    let calls = calls();
+    let newer = ["cuCtxGetId", "cuLibrary", "cuKernel"];
+    let is_newer = |call: &String| newer.iter().any(|name| call.starts_with(name));
+    assert!(!calls.iter().any(is_newer), "{calls:#?}");
 });
 
 with_fake_driver!(a_gpu_without_kernels, [("FAKE_DRIVER_CAPABILITY", "75")], {

@@ -85,24 +85,33 @@ pub(crate) fn run(name: &str, driver: Driver, settings: &[(&str, &str)], test: f
     let calls = fs::read_to_string(&log).unwrap_or_default();
     let _ = fs::remove_file(log);
     assert!(
-        output.status.success() && String::from_utf8_lossy(&output.stdout).contains("1 passed"),
+        output.status.success()
+            && String::from_utf8_lossy(&output.stdout).contains("1 passed")
+            && no_source_changed(&calls),
         "{name} with the fake driver:\n{}{}\nits calls:\n{calls}",
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),
     );
 }
 
-/// The driver's calls since the last call of this function, as libcuda.c writes them.
+/// The driver's calls since the last call of this function, as libcuda.c writes them. Panics if the
+/// host overwrote memory that a copy to the GPU had still to read.
 pub(crate) fn calls() -> Vec<String> {
     let path = env::var(LOG).expect("a test with the fake driver");
     let calls = fs::read_to_string(&path).unwrap_or_default();
     let _ = fs::remove_file(path);
+    assert!(no_source_changed(&calls), "{calls}");
     calls.lines().map(str::to_owned).collect()
+}
+
+/// Whether every copy to the GPU read its source while that was what it had been at the call.
+fn no_source_changed(calls: &str) -> bool {
+    !calls.lines().any(|call| call.starts_with("changed"))
 }
 
 /// `calls` without those that only ask.
 pub(crate) fn actions(calls: Vec<String>) -> Vec<String> {
-    let asks = |call: &String| call.starts_with("cuCtxGetCurrent");
+    let asks = |call: &String| call.starts_with("cuCtxGet");
     calls.into_iter().filter(|call| !asks(call)).collect()
 }
 

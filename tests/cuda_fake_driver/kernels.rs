@@ -52,7 +52,10 @@ with_fake_driver!(every_kernel_runs_under_sanitizers, [], {
         let problem = Rrd::default().problem(Shapes::new(3, 2, 2).with_queue(5));
         let stream = stream();
         let queue = Queue::<T>::new(&stream, &problem.expect("shapes that fit"));
-        let keys = stream.clone_htod(&[T::from_f64(1.0); 6]).expect("memory");
+        let host = [T::from_f64(1.0); 6];
+        let keys = stream.clone_htod(&host).expect("memory");
+        // cudarc does not wait for the copy.
+        stream.synchronize().expect("a copy");
         queue.expect("memory").enqueue(&keys).expect("launches");
     }
     let cuda = Cuda::new(0).expect("the fake driver's GPU");

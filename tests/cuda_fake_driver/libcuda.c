@@ -1,5 +1,6 @@
 // A fake of NVIDIA's driver: the calls that the crate and cudarc make. It writes each call to a log
-// and fails where a test wants it to. No kernel runs. Settings are environment variables:
+// and fails where a test wants it to. Streams, events and copies are as late as those of a GPU may
+// be: see streams.h. No kernel runs. Settings are environment variables:
 //
 //   FAKE_DRIVER_LOG         a line per call is appended to this file
 //   FAKE_DRIVER_FAIL        name:code[:nth][,...]   that call, or its nth, fails with this CUresult
@@ -9,6 +10,8 @@
 //   FAKE_DRIVER_PTX         the compute capability that their kernels were compiled for (the same)
 //   FAKE_DRIVER_F64         how many times slower than f32 their f64 is (2)
 //   FAKE_DRIVER_POOLS       whether they have memory pools (1)
+//   FAKE_DRIVER_STAGES      whether copies are done with host memory when the call returns, as with
+//                           memory that is not pinned on most machines (0)
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -20,7 +23,7 @@ typedef int CUdevice;
 typedef uintptr_t Handle;
 typedef unsigned long long CUdeviceptr;
 
-enum { SUCCESS = 0, INVALID_VALUE = 1, NO_DEVICE = 100, INVALID_DEVICE = 101 };
+enum { SUCCESS = 0, INVALID_VALUE = 1, NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_CONTEXT = 201 };
 
 static long setting(const char* name, long otherwise) {
     const char* value = getenv(name);
@@ -67,8 +70,17 @@ static CUresult scripted(const char* call) {
     } while (0)
 #define BEGIN_PLAIN() BEGIN("%s", __func__)
 
+// For the calls that the driver refuses on a thread without a context.
+#define BEGIN_IN_CONTEXT(...)                       \
+    do {                                            \
+        BEGIN(__VA_ARGS__);                         \
+        if (!current) return INVALID_CONTEXT;       \
+    } while (0)
+
 static int gpus(void) { return (int)setting("FAKE_DRIVER_GPUS", 1); }
 static _Thread_local Handle current;
+
+#include "streams.h"
 
 CUresult cuInit(unsigned flags) {
     (void)flags;
@@ -138,94 +150,98 @@ CUresult cuCtxSetCurrent(Handle context) {
     current = context;
     return SUCCESS;
 }
+// A context's number is its handle and how often it was made: see cuDevicePrimaryCtxReset_v2.
+static int resets;
+CUresult cuCtxGetId(Handle context, unsigned long long* id) {
+    BEGIN_PLAIN();
+    if (!context && !current) return INVALID_CONTEXT;
+    *id = (context ? context : current) + 0x10000ull * (unsigned)resets;
+    return SUCCESS;
+}
+// Ends the primary context. The next one has the same handle.
+CUresult cuDevicePrimaryCtxReset_v2(CUdevice device) {
+    (void)device;
+    BEGIN_PLAIN();
+    resets++;
+    return SUCCESS;
+}
 CUresult cuCtxGetDevice(CUdevice* device) {
     BEGIN_PLAIN();
     *device = (CUdevice)(current - 0x1000);
     return SUCCESS;
 }
 
-static struct { CUdeviceptr address; size_t bytes; int pooled; Handle context; } blocks[256];
-
-static CUresult allocate(CUdeviceptr* address, size_t bytes, int pooled) {
-    void* memory = NULL;
-    if (!bytes || posix_memalign(&memory, 256, bytes)) return INVALID_VALUE;
-    memset(memory, 0xFF, bytes);
-    *address = (CUdeviceptr)(uintptr_t)memory;
-    for (int i = 0; i < 256; i++) {
-        if (blocks[i].address) continue;
-        blocks[i].address = *address;
-        blocks[i].bytes = bytes;
-        blocks[i].pooled = pooled;
-        blocks[i].context = current;
-        break;
-    }
-    return SUCCESS;
-}
-static CUresult release(CUdeviceptr address) {
-    for (int i = 0; i < 256; i++) {
-        if (blocks[i].address != address) continue;
-        free((void*)(uintptr_t)address);
-        blocks[i].address = 0;
-        return SUCCESS;
-    }
-    return INVALID_VALUE;
-}
 CUresult cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
-    BEGIN("cuMemAlloc_v2 %zu", bytes);
+    BEGIN_IN_CONTEXT("cuMemAlloc_v2 %zu", bytes);
     return allocate(address, bytes, 0);
 }
 CUresult cuMemAllocAsync(CUdeviceptr* address, size_t bytes, Handle stream) {
-    BEGIN("cuMemAllocAsync %zu stream %#lx", bytes, (unsigned long)stream);
-    return allocate(address, bytes, 1);
+    BEGIN_IN_CONTEXT("cuMemAllocAsync %zu stream %#lx", bytes, (unsigned long)stream);
+    const CUresult result = allocate(address, bytes, 1);
+    if (result == SUCCESS) enqueue(__func__, stream, (Operation){.kind = TOUCH, .touched = {*address}});
+    return result;
 }
 CUresult cuMemFree_v2(CUdeviceptr address) {
-    BEGIN_PLAIN();
-    return release(address);
+    BEGIN_IN_CONTEXT("%s", __func__);
+    if (!may_free(address)) return INVALID_VALUE;
+    wait_for_context();
+    enqueue(__func__, LEGACY, (Operation){.kind = RELEASE, .to = address, .touched = {address}});
+    wait_for_context();
+    return SUCCESS;
 }
 CUresult cuMemFreeAsync(CUdeviceptr address, Handle stream) {
-    BEGIN("cuMemFreeAsync stream %#lx", (unsigned long)stream);
-    return release(address);
+    BEGIN_IN_CONTEXT("cuMemFreeAsync stream %#lx", (unsigned long)stream);
+    if (!may_free(address)) return INVALID_VALUE;
+    enqueue(__func__, stream, (Operation){.kind = RELEASE, .to = address, .touched = {address}});
+    return SUCCESS;
 }
 CUresult cuMemsetD8Async(CUdeviceptr address, unsigned char value, size_t bytes, Handle stream) {
-    BEGIN("cuMemsetD8Async %zu stream %#lx", bytes, (unsigned long)stream);
-    memset((void*)(uintptr_t)address, value, bytes);
+    BEGIN_IN_CONTEXT("cuMemsetD8Async %zu stream %#lx", bytes, (unsigned long)stream);
+    enqueue(__func__, stream,
+            (Operation){.kind = FILL, .to = address, .bytes = bytes, .value = value, .touched = {address}});
     return SUCCESS;
 }
 CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, size_t bytes, Handle stream) {
-    BEGIN("cuMemcpyHtoDAsync_v2 %zu stream %#lx", bytes, (unsigned long)stream);
-    memcpy((void*)(uintptr_t)to, from, bytes);
+    BEGIN_IN_CONTEXT("cuMemcpyHtoDAsync_v2 %zu stream %#lx", bytes, (unsigned long)stream);
+    enqueue(__func__, stream,
+            (Operation){.kind = TO_GPU, .to = to, .from = (uintptr_t)from, .bytes = bytes,
+                        .staged = copy_of(from, bytes), .touched = {to}});
     return SUCCESS;
 }
 CUresult cuMemcpyDtoHAsync_v2(void* to, CUdeviceptr from, size_t bytes, Handle stream) {
-    BEGIN("cuMemcpyDtoHAsync_v2 %zu stream %#lx", bytes, (unsigned long)stream);
-    memcpy(to, (void*)(uintptr_t)from, bytes);
+    BEGIN_IN_CONTEXT("cuMemcpyDtoHAsync_v2 %zu stream %#lx", bytes, (unsigned long)stream);
+    enqueue(__func__, stream,
+            (Operation){.kind = FROM_GPU, .to = (uintptr_t)to, .from = from, .bytes = bytes, .touched = {from}});
     return SUCCESS;
 }
 CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes, Handle stream) {
-    BEGIN("cuMemcpyDtoDAsync_v2 %zu stream %#lx", bytes, (unsigned long)stream);
-    memcpy((void*)(uintptr_t)to, (void*)(uintptr_t)from, bytes);
+    BEGIN_IN_CONTEXT("cuMemcpyDtoDAsync_v2 %zu stream %#lx", bytes, (unsigned long)stream);
+    enqueue(__func__, stream,
+            (Operation){.kind = ON_GPU, .to = to, .from = from, .bytes = bytes, .touched = {to, from}});
     return SUCCESS;
 }
 CUresult cuPointerGetAttribute(void* value, int attribute, CUdeviceptr address) {
     BEGIN_PLAIN();
-    for (int i = 0; i < 256; i++) {
-        if (!blocks[i].address || address - blocks[i].address >= blocks[i].bytes) continue;
-        if (attribute == 1) *(Handle*)value = blocks[i].pooled ? 0 : blocks[i].context;
-        else if (attribute == 9) *(int*)value = (int)(blocks[i].context - 0x1000);
-        else return INVALID_VALUE;
-        return SUCCESS;
-    }
-    return INVALID_VALUE;
+    CUresult result = SUCCESS;
+    pthread_mutex_lock(&streams_lock);
+    const Block* block = block_at(address);
+    if (!block || block->freed) result = INVALID_VALUE;
+    else if (attribute == 1) *(Handle*)value = block->pooled ? 0 : block->context;
+    else if (attribute == 9) *(int*)value = (int)(block->context - 0x1000);
+    else result = INVALID_VALUE;
+    pthread_mutex_unlock(&streams_lock);
+    return result;
 }
 
 CUresult cuStreamSynchronize(Handle stream) {
-    BEGIN("cuStreamSynchronize stream %#lx", (unsigned long)stream);
+    BEGIN_IN_CONTEXT("cuStreamSynchronize stream %#lx", (unsigned long)stream);
+    wait_for_stream(stream);
     return SUCCESS;
 }
 CUresult cuStreamCreate(Handle* stream, unsigned flags) {
-    (void)flags;
-    BEGIN_PLAIN();
-    *stream = 0x2000;
+    enum { NON_BLOCKING = 1 };
+    BEGIN_IN_CONTEXT("%s", __func__);
+    *stream = new_stream(!(flags & NON_BLOCKING));
     return SUCCESS;
 }
 CUresult cuStreamDestroy_v2(Handle stream) {
@@ -234,18 +250,20 @@ CUresult cuStreamDestroy_v2(Handle stream) {
     return SUCCESS;
 }
 CUresult cuStreamWaitEvent(Handle stream, Handle event, unsigned flags) {
-    (void)event, (void)flags;
-    BEGIN("cuStreamWaitEvent stream %#lx", (unsigned long)stream);
+    (void)flags;
+    BEGIN_IN_CONTEXT("cuStreamWaitEvent stream %#lx", (unsigned long)stream);
+    stream_waits_for_event(stream, event);
     return SUCCESS;
 }
 CUresult cuCtxSynchronize(void) {
-    BEGIN_PLAIN();
+    BEGIN_IN_CONTEXT("%s", __func__);
+    wait_for_context();
     return SUCCESS;
 }
 CUresult cuEventCreate(Handle* event, unsigned flags) {
     (void)flags;
-    BEGIN_PLAIN();
-    *event = 0x3000;
+    BEGIN_IN_CONTEXT("%s", __func__);
+    *event = new_event();
     return SUCCESS;
 }
 CUresult cuEventDestroy_v2(Handle event) {
@@ -254,8 +272,13 @@ CUresult cuEventDestroy_v2(Handle event) {
     return SUCCESS;
 }
 CUresult cuEventRecord(Handle event, Handle stream) {
-    (void)event;
-    BEGIN("cuEventRecord stream %#lx", (unsigned long)stream);
+    BEGIN_IN_CONTEXT("cuEventRecord stream %#lx", (unsigned long)stream);
+    record_event(event, stream);
+    return SUCCESS;
+}
+CUresult cuEventSynchronize(Handle event) {
+    BEGIN_PLAIN();
+    wait_for_event(event);
     return SUCCESS;
 }
 
@@ -304,6 +327,8 @@ CUresult cuLaunchKernel(Handle function, unsigned gx, unsigned gy, unsigned gz, 
     const CUdeviceptr* words = first_words(function, parameters);
     BEGIN("cuLaunchKernel %s grid %u %u %u block %u %u %u shared %u stream %#lx of %#llx %#llx", (const char*)function,
           gx, gy, gz, bx, by, bz, shared, (unsigned long)stream, words[0], words[1]);
+    if (!current) return INVALID_CONTEXT;
+    enqueue((const char*)function, stream, (Operation){.kind = TOUCH, .touched = {words[0], words[1]}});
     return SUCCESS;
 }
 
@@ -324,5 +349,7 @@ CUresult cuLaunchKernelEx(const Config* at, Handle function, void** parameters, 
     BEGIN("cuLaunchKernelEx %s grid %u %u %u block %u %u %u shared %u stream %#lx of %#llx %#llx%s", (const char*)function,
           at->gx, at->gy, at->gz, at->bx, at->by, at->bz, at->shared, (unsigned long)at->stream, words[0], words[1],
           attributes);
+    if (!current) return INVALID_CONTEXT;
+    enqueue((const char*)function, at->stream, (Operation){.kind = TOUCH, .touched = {words[0], words[1]}});
     return SUCCESS;
 }

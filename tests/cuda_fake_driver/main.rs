@@ -7,14 +7,17 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod copies;
 mod device;
 mod errors;
 mod evaluator;
 mod fake_driver;
 mod kernels;
 mod overlap;
+mod prepared;
 mod queue;
 mod raw;
+mod threads;
 
 use std::sync::Arc;
 

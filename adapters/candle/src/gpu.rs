@@ -3,7 +3,7 @@
 
 use std::any::Any;
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::cuda_backend::CudaDType;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, CudaView, DeviceRepr};
@@ -132,12 +132,34 @@ pub(crate) fn on_gpu<T: CudaElement, R>(
 /// How many evaluators a thread keeps at most.
 const KEPT: usize = 16;
 
+/// The evaluators that a thread used last, the most recent one at the end.
+struct Kept(RefCell<Vec<Box<dyn Any + Send>>>);
+
 thread_local! {
-    /// The evaluators that this thread used last, the most recent one at the end. A training step
-    /// finds its kernels loaded and its workspaces allocated. Threads do not share evaluators: a
-    /// workspace belongs to one stream, and candle's device launches on a stream of each thread's
-    /// own behind one handle.
-    static EVALUATORS: RefCell<Vec<Box<dyn Any>>> = const { RefCell::new(Vec::new()) };
+    /// Those of this thread. A training step finds its kernels loaded and its workspaces allocated.
+    /// Threads do not share evaluators: a workspace belongs to one stream, and candle's device
+    /// launches on a stream of each thread's own behind one handle.
+    static EVALUATORS: Kept = const { Kept(RefCell::new(Vec::new())) };
+}
+
+/// Those of threads that have ended. A thread's destructors must not call the driver: what the
+/// driver keeps for the thread may be gone. So the next evaluation on any thread frees them.
+static ENDED: Mutex<Vec<Box<dyn Any + Send>>> = Mutex::new(Vec::new());
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        ended().append(self.0.get_mut());
+    }
+}
+
+fn ended() -> MutexGuard<'static, Vec<Box<dyn Any + Send>>> {
+    ENDED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Frees what threads that have ended have kept.
+fn free_ended() {
+    let ended = std::mem::take(&mut *ended());
+    drop(ended);
 }
 
 /// Calls `evaluate` with the evaluator of `problem` on `stream`.
@@ -146,6 +168,7 @@ fn with_evaluator<T: CudaElement>(
     problem: &Problem,
     evaluate: impl FnOnce(&mut Evaluator<T>) -> relata::Result<()>,
 ) -> relata::Result<()> {
+    free_ended();
     let mut evaluator = match take(stream, problem) {
         Some(evaluator) => evaluator,
         None => Box::new(Evaluator::<T>::new(stream, problem)?),
@@ -153,7 +176,8 @@ fn with_evaluator<T: CudaElement>(
     // An evaluator that fails is not kept: the launches that did run may have left the workspace in
     // a state that only the missing launches would repair.
     evaluate(&mut evaluator)?;
-    EVALUATORS.with_borrow_mut(|kept| {
+    EVALUATORS.with(|kept| {
+        let mut kept = kept.0.borrow_mut();
         if kept.len() == KEPT {
             kept.remove(0);
         }
@@ -163,7 +187,8 @@ fn with_evaluator<T: CudaElement>(
 }
 
 fn take<T: CudaElement>(stream: &Arc<CudaStream>, problem: &Problem) -> Option<Box<Evaluator<T>>> {
-    EVALUATORS.with_borrow_mut(|kept| {
+    EVALUATORS.with(|kept| {
+        let mut kept = kept.0.borrow_mut();
         let at = kept.iter().rposition(|evaluator| {
             let evaluator = evaluator.downcast_ref::<Evaluator<T>>();
             evaluator.is_some_and(|it| it.stream() == stream && it.problem() == problem)
@@ -172,7 +197,9 @@ fn take<T: CudaElement>(stream: &Arc<CudaStream>, problem: &Problem) -> Option<B
     })
 }
 
-/// Frees the GPU memory that this thread keeps from one evaluation to the next.
+/// Frees the GPU memory that this thread keeps from one evaluation to the next, and what threads
+/// that have ended have left. The next evaluation frees the latter too.
 pub fn release_workspaces() {
-    EVALUATORS.take();
+    free_ended();
+    EVALUATORS.with(|kept| kept.0.take());
 }

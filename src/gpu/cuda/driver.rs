@@ -1,5 +1,5 @@
 //! Loading the driver. Without a driver cudarc panics, even when asked for an error's text. So
-//! nothing of cudarc may be called before [`version`] has succeeded.
+//! nothing of cudarc may be called before [`ready`] has succeeded.
 #![allow(
     unsafe_code,
     reason = "loads the driver's library and asks its version"
@@ -13,7 +13,7 @@ use cudarc::driver::result;
 use cudarc::driver::{CudaContext, sys};
 
 use super::failure::{NO_DEVICE, STUB_LIBRARY, WithContext, code, message};
-use super::images::Version;
+use super::images::{self, Version};
 use crate::error::{Error, Result};
 
 #[cfg(not(windows))]
@@ -21,10 +21,31 @@ const NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
 #[cfg(windows)]
 const NAMES: [&str; 1] = ["nvcuda.dll"];
 
-/// The newest version of CUDA that the driver supports. Initialises the driver first.
+/// Loads and initialises the driver, once for the process. Returns an error if it is older than
+/// CUDA 12: it lacks functions that this module calls, and cudarc panics where one is missing.
+pub(super) fn ready() -> Result<()> {
+    const OLDEST: Version = Version(12, 0);
+    static READY: OnceLock<()> = OnceLock::new();
+    if READY.get().is_none() {
+        load()?;
+        initialize()?;
+        let version = newest()?;
+        if version < OLDEST {
+            return Err(images::old_driver(version));
+        }
+        READY.get_or_init(|| ());
+    }
+    Ok(())
+}
+
+/// The newest version of CUDA that the driver supports.
 pub(super) fn version() -> Result<Version> {
-    load()?;
-    initialize()?;
+    ready()?;
+    newest()
+}
+
+/// The same. The driver is loaded and initialised.
+fn newest() -> Result<Version> {
     let mut version: c_int = 0;
     // SAFETY: it writes to the address of an int.
     let result = unsafe { sys::cuDriverGetVersion(&raw mut version) };
@@ -36,7 +57,7 @@ pub(super) fn version() -> Result<Version> {
 
 /// The primary context of a GPU. Makes it current on this thread.
 pub(super) fn context(ordinal: usize) -> Result<Arc<CudaContext>> {
-    version()?;
+    ready()?;
     let gpus = result::device::get_count().context("counting the GPUs")?;
     let gpus = usize::try_from(gpus).unwrap_or(0);
     if ordinal >= gpus {

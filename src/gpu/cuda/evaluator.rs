@@ -11,8 +11,7 @@ use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice};
 
 use super::VALUE_LEN;
 use super::driver;
-use super::failure::WithContext;
-use super::memory::Memory;
+use super::memory::{Memory, bind};
 use super::queue::Queue;
 use super::raw::{Buffers, RawEvaluator, no_queue};
 use crate::error::{Error, Result};
@@ -41,6 +40,11 @@ use crate::problem::Problem;
 /// # Ok(()) }
 /// ```
 ///
+/// # Threads
+/// It may move to another thread. On cudarc's per-thread stream, which is another stream on each
+/// thread, the first launch after a move waits for the context: the host waits, once. A call and a
+/// drop leave the stream's context current on the calling thread.
+///
 /// # Graphs
 /// An evaluation can be captured in a CUDA graph. Each launch of the graph uses the evaluator's
 /// workspace and the captured slices. Keep them all until the graph is gone: nothing checks this.
@@ -62,7 +66,7 @@ impl<T: GpuElement> Evaluator<T> {
     /// # Errors
     /// As [`RawEvaluator::new`], and [`Error::OutOfMemory`].
     pub fn new(stream: &Arc<CudaStream>, problem: &Problem) -> Result<Self> {
-        driver::version()?;
+        driver::ready()?;
         bind(stream)?;
         let raw = RawEvaluator::new::<T>(problem)?;
         let workspace = Memory::new(stream, "workspace", raw.workspace_bytes())?;
@@ -171,11 +175,12 @@ impl<T: GpuElement> Evaluator<T> {
         &mut self,
         student: &impl DevicePtr<T>,
         teacher: &impl DevicePtr<T>,
-        queue: Option<&mut Queue<T>>,
+        mut queue: Option<&mut Queue<T>>,
         gradient: &mut impl DevicePtrMut<f32>,
         value: &mut impl DevicePtrMut<f32>,
     ) -> Result<()> {
-        let (shapes, stream) = (self.problem().shapes(), &self.stream);
+        let (shapes, enqueue) = (self.problem().shapes(), self.enqueue());
+        let stream = &self.stream;
         check("student", student, shapes.rows * shapes.student_dim, stream)?;
         check("teacher", teacher, shapes.rows * shapes.teacher_dim, stream)?;
         check(
@@ -185,7 +190,11 @@ impl<T: GpuElement> Evaluator<T> {
             stream,
         )?;
         check("value", value, VALUE_LEN, stream)?;
-        bind(stream)?;
+        self.workspace.bind()?;
+        let queue_address = match &mut queue {
+            Some(queue) => queue.bind()?,
+            None => 0,
+        };
         // While these guards live, other streams wait for the launches.
         let (student, _read_student) = student.device_ptr(stream);
         let (teacher, _read_teacher) = teacher.device_ptr(stream);
@@ -194,22 +203,22 @@ impl<T: GpuElement> Evaluator<T> {
         let buffers = Buffers {
             student,
             teacher,
-            queue: queue.as_ref().map_or(0, |queue| queue.address()),
+            queue: queue_address,
             gradient,
             value,
             workspace: self.workspace.address(),
         };
         let mut queue = queue.zip(self.raw.queue());
-        if let (Some((queue, raw)), Enqueue::Before) = (&mut queue, self.enqueue()) {
-            // SAFETY: the teacher is a batch of the problem's shapes, and the context is current.
+        if let (Some((queue, raw)), Enqueue::Before) = (&mut queue, enqueue) {
+            // SAFETY: the teacher is a batch of the problem's shapes. The queue is bound.
             unsafe { queue.enqueue_at(raw, teacher) }?;
         }
         // SAFETY: the slices have these lengths and are in the context of the evaluator. The slices
         // that are written are borrowed mutably, so they overlap nothing. cudarc frees a slice only
-        // after the launches that use it. Workspace and queue are initialised, and only this stream
-        // uses them.
+        // after the launches that use it. Workspace and queue are initialised and bound: no other
+        // stream uses them.
         unsafe { self.raw.launch(&buffers, stream.cu_stream().cast()) }?;
-        if let (Some((queue, raw)), Enqueue::After) = (&mut queue, self.enqueue()) {
+        if let (Some((queue, raw)), Enqueue::After) = (&mut queue, enqueue) {
             // SAFETY: as above.
             unsafe { queue.enqueue_at(raw, teacher) }?;
         }
@@ -243,9 +252,4 @@ pub(super) fn check<E>(
         });
     }
     Ok(())
-}
-
-pub(super) fn bind(stream: &CudaStream) -> Result<()> {
-    let bound = stream.context().bind_to_thread();
-    bound.context("making the GPU's context current")
 }

@@ -1,10 +1,10 @@
 //! The kernels as the driver has loaded them: once for the whole process, for every context.
 #![allow(unsafe_code, reason = "loads the images")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{CString, c_int};
 use std::ptr::{self, null_mut};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::result::DriverError;
 use cudarc::driver::sys::{self, CUfunction, CUfunction_attribute, CUkernel};
@@ -22,6 +22,10 @@ pub(super) struct Library {
     kernels: HashMap<&'static str, Kernel>,
 }
 
+/// The kernels that are ready to be launched in a context, by name.
+#[derive(Debug, Default)]
+pub(super) struct Prepared(Mutex<HashSet<&'static str>>);
+
 #[derive(Clone, Copy, Debug)]
 struct Kernel(CUkernel);
 
@@ -31,9 +35,8 @@ unsafe impl Send for Kernel {}
 unsafe impl Sync for Kernel {}
 
 impl Library {
-    /// The kernels, ready to be launched in the current context, which is a context of `gpu`. The
-    /// driver does all work for a first launch now: it could not do it while a graph is captured.
-    pub(super) fn prepared(gpu: &Gpu) -> Result<&'static Self> {
+    /// The kernels, for any context of `gpu`.
+    pub(super) fn loaded(gpu: &Gpu) -> Result<&'static Self> {
         let version = driver::version()?;
         images::check(gpu, version)?;
         static LIBRARY: OnceLock<Library> = OnceLock::new();
@@ -44,20 +47,40 @@ impl Library {
                 LIBRARY.get_or_init(|| loaded)
             }
         };
-        for kernel in library.kernels.values() {
-            kernel
-                .prepare(gpu)
-                .map_err(|why| explain(why, gpu, version))?;
-        }
         Ok(library)
+    }
+
+    /// Makes these kernels ready to be launched in the current context, which is a context of
+    /// `gpu`, but for those in `prepared`. The driver does all work for a first launch now: it could
+    /// not do it while a graph is captured.
+    pub(super) fn prepare(
+        &self,
+        entries: impl IntoIterator<Item = &'static EntryPoint>,
+        gpu: &Gpu,
+        prepared: &Prepared,
+    ) -> Result<()> {
+        let mut prepared = prepared.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for entry in entries {
+            if prepared.contains(entry.name) {
+                continue;
+            }
+            let kernel = self.kernel(entry)?;
+            if let Err(why) = kernel.prepare(gpu) {
+                return Err(explain(why, gpu, driver::version()?));
+            }
+            prepared.insert(entry.name);
+        }
+        Ok(())
     }
 
     /// The handle with which a launch names the kernel.
     pub(super) fn function(&self, entry: &EntryPoint) -> Result<CUfunction> {
-        match self.kernels.get(entry.name) {
-            Some(kernel) => Ok(kernel.0.cast()),
-            None => Err(not_built(entry)),
-        }
+        Ok(self.kernel(entry)?.0.cast())
+    }
+
+    fn kernel(&self, entry: &EntryPoint) -> Result<Kernel> {
+        let kernel = self.kernels.get(entry.name);
+        kernel.copied().ok_or_else(|| not_built(entry))
     }
 
     /// Whether the kernels that `gpu` runs wait by themselves for the launches before them. Kernels

@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
-use super::gpu::Gpu;
-use super::launcher::StreamLauncher;
-use super::library::Library;
+use super::context::KernelContext;
 use super::memory::Memory;
 use crate::error::Result;
 use crate::gpu::machine::{Launch, Launcher, Limits, Machine};
@@ -14,21 +12,12 @@ use crate::gpu::machine::{Launch, Launcher, Limits, Machine};
 /// The GPU for one evaluation of host slices.
 pub(crate) struct CudaMachine<'a> {
     stream: &'a Arc<CudaStream>,
-    gpu: &'a Gpu,
-    launcher: StreamLauncher,
+    context: &'a KernelContext,
 }
 
 impl<'a> CudaMachine<'a> {
-    pub(super) fn new(
-        stream: &'a Arc<CudaStream>,
-        gpu: &'a Gpu,
-        library: &'static Library,
-    ) -> Self {
-        CudaMachine {
-            stream,
-            gpu,
-            launcher: StreamLauncher::new(library, stream.cu_stream()),
-        }
+    pub(super) fn new(stream: &'a Arc<CudaStream>, context: &'a KernelContext) -> Self {
+        CudaMachine { stream, context }
     }
 }
 
@@ -36,7 +25,9 @@ impl Launcher for CudaMachine<'_> {
     fn launch(&mut self, launch: Launch<'_>) -> Result<()> {
         // The context is current on this thread: an allocation precedes each launch and makes it
         // current.
-        self.launcher.launch(launch)
+        self.context
+            .launcher(self.stream.cu_stream())?
+            .launch(launch)
     }
 }
 
@@ -44,7 +35,7 @@ impl Machine for CudaMachine<'_> {
     type Memory = Memory;
 
     fn limits(&self) -> Limits {
-        self.gpu.limits
+        self.context.gpu().limits
     }
 
     fn allocate(&mut self, argument: &'static str, bytes: usize) -> Result<Memory> {

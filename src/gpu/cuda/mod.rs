@@ -34,8 +34,7 @@ pub use self::queue::Queue;
 pub use self::raw::{Buffers, RawEvaluator};
 pub use self::raw_queue::RawQueue;
 
-use self::gpu::Gpu;
-use self::library::Library;
+use self::context::KernelContext;
 use self::machine::CudaMachine;
 use crate::error::Result;
 
@@ -74,8 +73,7 @@ pub const VALUE_LEN: usize = 1 + crate::problem::MOST_TERMS;
 #[derive(Clone, Debug)]
 pub struct Cuda {
     stream: Arc<CudaStream>,
-    gpu: Gpu,
-    library: &'static Library,
+    context: KernelContext,
 }
 
 crate::gpu::gpu_device!(Cuda, "cuda");
@@ -89,24 +87,20 @@ impl Cuda {
     /// [`Error::OldDriver`](crate::Error::OldDriver), or [`Error::Cuda`](crate::Error::Cuda) for
     /// any other error of the driver.
     pub fn new(ordinal: usize) -> Result<Self> {
-        let context = driver::context(ordinal)?;
-        let gpu = Gpu::of(context.cu_device())?;
-        let library = Library::prepared(&gpu)?;
-        Ok(Cuda {
-            stream: context.default_stream(),
-            gpu,
-            library,
-        })
+        let stream = driver::context(ordinal)?.default_stream();
+        let context = KernelContext::current()?;
+        context.prepare_all()?;
+        Ok(Cuda { stream, context })
     }
 
     /// The name that NVIDIA gives the GPU, such as `NVIDIA H100 80GB HBM3`.
     #[must_use]
     pub fn gpu_name(&self) -> &str {
-        &self.gpu.name
+        &self.context.gpu().name
     }
 
     /// The GPU for one evaluation.
     pub(crate) fn machine(&self) -> CudaMachine<'_> {
-        CudaMachine::new(&self.stream, &self.gpu, self.library)
+        CudaMachine::new(&self.stream, &self.context)
     }
 }

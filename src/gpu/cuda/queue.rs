@@ -7,8 +7,8 @@ use std::sync::Arc;
 use cudarc::driver::{CudaStream, DevicePtr};
 use half::f16;
 
-use super::evaluator::{bind, check};
-use super::memory::Memory;
+use super::evaluator::check;
+use super::memory::{Memory, bind};
 use super::raw::{RawEvaluator, no_queue};
 use super::raw_queue::RawQueue;
 use crate::checks::{not_empty, same};
@@ -25,6 +25,8 @@ use crate::rows::Rows;
 /// keys as f32.
 ///
 /// A batch may have fewer rows than the problem, or more after [`reserve`](Self::reserve).
+///
+/// It may move to another thread, as an [`Evaluator`](super::Evaluator#threads) may.
 #[derive(Debug)]
 pub struct Queue<T> {
     raw: RawQueue,
@@ -44,7 +46,7 @@ impl<T: GpuElement> Queue<T> {
     /// [`Error::Missing`](crate::Error::Missing) if the problem has no queue; otherwise as
     /// [`Evaluator::new`](super::Evaluator::new).
     pub fn new(stream: &Arc<CudaStream>, problem: &Problem) -> Result<Self> {
-        super::driver::version()?;
+        super::driver::ready()?;
         bind(stream)?;
         let evaluator = RawEvaluator::new::<T>(problem)?;
         let raw = evaluator.queue().cloned().ok_or_else(no_queue)?;
@@ -92,13 +94,13 @@ impl<T: GpuElement> Queue<T> {
         if rows <= self.rows {
             return Ok(());
         }
-        bind(&self.stream)?;
+        self.memory.bind()?;
         let raw = self.raw.with_rows(rows, GpuDType::of::<T>())?;
         let mut memory = Memory::new(&self.stream, "queue", raw.bytes())?;
         // SAFETY: the memory has this length. The memory and the stream are of the context bound
         // above.
         unsafe { raw.initialize_scratch(memory.address(), self.stream.cu_stream().cast()) }?;
-        memory.copy(&self.memory, raw.ring_bytes())?;
+        memory.copy(&mut self.memory, raw.ring_bytes())?;
         (self.raw, self.memory, self.rows) = (raw, memory, rows);
         Ok(())
     }
@@ -118,8 +120,8 @@ impl<T: GpuElement> Queue<T> {
         not_empty("keys", rows)?;
         self.has_room_for(rows)?;
         check("keys", keys, rows * self.dim(), &stream)?;
+        self.memory.bind()?;
         let raw = self.raw.with_rows(rows, GpuDType::of::<T>())?;
-        bind(&stream)?;
         let (keys, _read) = keys.device_ptr(&stream);
         // SAFETY: the slice has this length and is in the queue's context. cudarc frees it only
         // after the launches that use it.
@@ -127,14 +129,14 @@ impl<T: GpuElement> Queue<T> {
     }
 
     /// # Safety
-    /// `raw` [fits](Self::fits). The stream's context is current. A batch with the rows of `raw` is
+    /// `raw` [fits](Self::fits). The memory is [bound](Memory::bind). A batch with the rows of `raw` is
     /// at `keys` when the stream reaches these launches.
     pub(super) unsafe fn enqueue_at(&mut self, raw: &RawQueue, keys: u64) -> Result<()> {
         self.used = true;
         let stream = self.stream.cu_stream().cast();
-        // SAFETY: the caller promises the keys. The memory is this queue's. It is initialised, only
-        // this stream uses it, and it is large enough for these rows. The ring starts at the same
-        // address for any number of rows.
+        // SAFETY: the caller promises the keys. The memory is this queue's. It is initialised and
+        // bound, so no other stream uses it, and it is large enough for these rows. The ring starts
+        // at the same address for any number of rows.
         unsafe { raw.enqueue(keys, self.memory.address(), stream) }
     }
 
@@ -143,7 +145,7 @@ impl<T: GpuElement> Queue<T> {
     /// # Errors
     /// [`Error::Cuda`](crate::Error::Cuda).
     pub fn clear(&mut self) -> Result<()> {
-        bind(&self.stream)?;
+        self.memory.bind()?;
         self.used = false;
         // SAFETY: this queue's memory and its stream.
         unsafe {
@@ -201,8 +203,8 @@ impl<T: GpuElement> Queue<T> {
         Ok(host.with_normalize(self.raw.normalize))
     }
 
-    /// Replaces the keys by those of a queue on the host, to continue a training. If there is no
-    /// room for all, the newest are kept.
+    /// Replaces the keys by those of a queue on the host, to continue a training, and waits for the
+    /// copy. If there is no room for all, the newest are kept.
     ///
     /// # Errors
     /// [`Error::Dimension`](crate::Error::Dimension) if its keys are not of length D; otherwise as
@@ -267,7 +269,9 @@ impl<T: GpuElement> Queue<T> {
         self.used
     }
 
-    pub(super) fn address(&self) -> u64 {
-        self.memory.address()
+    /// The address of its memory, for launches on the stream that follow now.
+    pub(super) fn bind(&mut self) -> Result<u64> {
+        self.memory.bind()?;
+        Ok(self.memory.address())
     }
 }

@@ -56,7 +56,8 @@ pub struct RawEvaluator {
 
 impl RawEvaluator {
     /// Plans `problem` for embeddings of type `T` on the GPU of the current context, and loads the
-    /// kernels there. `queue` in the problem's shapes is the capacity of the queue. A loss compares
+    /// plan's kernels there, if they are not loaded yet. To make another one for the same problem
+    /// costs some microseconds: it asks the driver for the context alone. `queue` in the problem's shapes is the capacity of the queue. A loss compares
     /// with the keys that have entered.
     ///
     /// # Errors
@@ -64,11 +65,14 @@ impl RawEvaluator {
     /// columns than the kernels can count. Otherwise as [`Cuda::new`](super::Cuda::new).
     pub fn new<T: GpuElement>(problem: &Problem) -> Result<Self> {
         let context = KernelContext::current()?;
+        let plan = Plan::new(problem, GpuDType::of::<T>(), context.gpu().limits)?;
+        // Which kernels a plan launches does not depend on addresses.
+        context.prepare_for(|kernels| plan.launch(kernels, &Addresses::default()))?;
         Ok(RawEvaluator {
             problem: *problem,
             dtype: GpuDType::of::<T>(),
             bytes: size_of::<T>() as u64,
-            plan: Plan::new(problem, GpuDType::of::<T>(), context.gpu.limits)?,
+            plan,
             queue: RawQueue::of(problem, GpuDType::of::<T>(), &context)?,
             context,
             overlap: false,
@@ -97,7 +101,7 @@ impl RawEvaluator {
         let problem = self.problem.with_upstream(upstream);
         self.plan = self
             .plan
-            .with_upstream(&problem, self.dtype, self.context.gpu.limits)?;
+            .with_upstream(&problem, self.dtype, self.context.gpu().limits)?;
         self.problem = problem;
         Ok(())
     }
@@ -212,7 +216,7 @@ impl RawEvaluator {
                 return Err(foreign(got));
             }
             let gpu = gpu_of(address).map_err(foreign)?;
-            if gpu != self.context.gpu.device {
+            if gpu != self.context.gpu().device {
                 return Err(foreign(format!("memory of GPU {gpu}")));
             }
             if context_of(address).is_some_and(|context| context != self.context.handle) {

@@ -60,6 +60,7 @@ impl RawQueue {
         context: &KernelContext,
     ) -> Result<Self> {
         let plan = EnqueuePlan::new(layout, rows, dtype, normalize)?;
+        context.prepare_for(|kernels| plan.enqueue(kernels, 0, QueueAddresses::default(), 0))?;
         let ring = layout.bytes()?.checked_add(Self::ALIGNMENT);
         let scratch = ring.and_then(|ring| ring.checked_next_multiple_of(Self::ALIGNMENT));
         let bytes = scratch.and_then(|scratch| scratch.checked_add(plan.workspace_bytes()));
@@ -79,7 +80,7 @@ impl RawQueue {
         })
     }
 
-    /// The same ring, for batches of `rows` rows of `dtype`.
+    /// The same ring, for batches of `rows` rows of `dtype`. The context is current.
     pub(super) fn with_rows(&self, rows: usize, dtype: GpuDType) -> Result<Self> {
         Self::new(self.layout, self.normalize, rows, dtype, &self.context)
     }

@@ -281,7 +281,9 @@ impl Run {
             &mut layout,
         )
         .unwrap();
-        let skipped = machine.misalignment() * size_of::<T>();
+        let [of_student, of_teacher] =
+            ["student", "teacher"].map(|argument| machine.misalignment(argument) * size_of::<T>());
+        let shifted = machine.misalignment("gradient") * size_of::<f32>();
         let mut memory = |skipped: usize, bytes: &[u8]| {
             let bytes = [&vec![0xFF; skipped], bytes].concat();
             let mut memory = machine.allocate("test", bytes.len()).unwrap();
@@ -289,9 +291,9 @@ impl Run {
             let address = machine.address(&memory) + skipped as u64;
             (memory, address)
         };
-        let (_student, student) = memory(skipped, bytemuck::cast_slice(x));
-        let (_teacher, teacher) = memory(skipped, bytemuck::cast_slice(y));
-        let (of_gradient, gradient) = memory(0, &vec![0xFF; 4 * x.len()]);
+        let (_student, student) = memory(of_student, bytemuck::cast_slice(x));
+        let (_teacher, teacher) = memory(of_teacher, bytemuck::cast_slice(y));
+        let (of_gradient, gradient) = memory(shifted, &vec![0xFF; 4 * x.len()]);
         let (of_value, value) = memory(0, &[0xFF; 4]);
         // NaN in all that is not written before it is read.
         let mut bytes = vec![0xFF; layout.bytes()];
@@ -311,13 +313,12 @@ impl Run {
             bytes[..Layout::COUNTERS].iter().all(|&byte| byte == 0),
             "counters"
         );
-        let (mut value, mut gradient) = (0f32, vec![0f32; x.len()]);
+        let (mut value, mut bytes) = (0f32, vec![0u8; shifted + 4 * x.len()]);
         machine
             .read(&of_value, bytemuck::bytes_of_mut(&mut value))
             .unwrap();
-        machine
-            .read(&of_gradient, bytemuck::cast_slice_mut(&mut gradient))
-            .unwrap();
+        machine.read(&of_gradient, &mut bytes).unwrap();
+        let gradient = bytemuck::pod_collect_to_vec(&bytes[shifted..]);
         (f64::from(value), gradient)
     }
 }

@@ -1,9 +1,5 @@
 //! A queue's keys in GPU memory.
 
-use std::cell::Cell;
-use std::thread::{self, ThreadId};
-
-use candle_core::cuda_backend::WrapErr;
 use candle_core::{CudaDevice, DType, Result, WithDType};
 use half::{bf16, f16};
 use relata::{Rrd, Shapes};
@@ -13,7 +9,8 @@ use crate::error::OrCandle;
 use crate::gpu::CudaElement;
 use crate::inputs::unsupported;
 
-/// A ring in the memory and on the stream of candle's device.
+/// A ring in the memory and on the stream of candle's device. That is another stream on each
+/// thread: where the ring moves to another thread, relata's queue waits.
 #[derive(Debug)]
 pub(crate) struct CudaRing {
     device: CudaDevice,
@@ -21,9 +18,6 @@ pub(crate) struct CudaRing {
     dim: usize,
     pub(super) normalize: bool,
     keys: Keys,
-    /// The thread that used the ring last. Candle's device launches on a stream of each thread's
-    /// own.
-    thread: Cell<ThreadId>,
 }
 
 /// The queue is made with the first batch, which says how many rows to expect.
@@ -64,7 +58,6 @@ impl CudaRing {
             dim,
             normalize: true,
             keys: Keys::none(dtype)?,
-            thread: Cell::new(thread::current().id()),
         })
     }
 
@@ -74,7 +67,6 @@ impl CudaRing {
         rows: usize,
         op: &'static str,
     ) -> Result<&mut relata::cuda::Queue<T>> {
-        self.wait_for_another_thread()?;
         let shapes = Shapes::new(rows, self.dim, self.dim).with_queue(self.capacity);
         // Every loss with a queue lays its keys out in the same way.
         let loss = Rrd {
@@ -98,13 +90,11 @@ impl CudaRing {
     }
 
     pub(super) fn len(&self) -> Result<usize> {
-        self.wait_for_another_thread()?;
         let len = of_keys!(&self.keys, queue => queue.len().or_candle(NAME));
         len.unwrap_or(Ok(0))
     }
 
     pub(super) fn clear(&mut self) -> Result<()> {
-        self.wait_for_another_thread()?;
         let cleared = of_keys!(&mut self.keys, queue => queue.clear().or_candle(NAME));
         cleared.unwrap_or(Ok(()))
     }
@@ -121,7 +111,6 @@ impl CudaRing {
 
     /// The keys on the host.
     pub(super) fn to_host(&self) -> Result<relata::Queue<f32>> {
-        self.wait_for_another_thread()?;
         let keys = of_keys!(&self.keys, queue => queue.to_host());
         let empty = || relata::Queue::new(self.capacity, self.dim);
         keys.unwrap_or_else(empty).or_candle(NAME)
@@ -134,17 +123,6 @@ impl CudaRing {
             Keys::BF16(_) => self.queue::<bf16>(1, NAME)?.restore(keys),
         }
         .or_candle(NAME)
-    }
-
-    /// Waits for the launches of another thread: they are on another stream, though the handle is
-    /// the same.
-    fn wait_for_another_thread(&self) -> Result<()> {
-        let here = thread::current().id();
-        if self.thread.get() != here {
-            self.device.cuda_stream().context().synchronize().w()?;
-            self.thread.set(here);
-        }
-        Ok(())
     }
 }
 
