@@ -78,9 +78,12 @@ pub(crate) mod contrastive {
 pub(crate) mod logits {
     /// Bytes of a chunk, the widest load. Fixed by `Bytes16` in kernels/common/element.cuh.
     pub(crate) const CHUNK: usize = 16;
-    /// The most chunks that a thread of a short row keeps: 40 KiB a block. Then the registers, 64 a
-    /// thread, hold a multiprocessor to four blocks, and not the shared memory. Counted.
+    /// The most chunks of a thread of a short row: 40 KiB a block. Longer rows take bytes, and not
+    /// blocks. Counted.
     pub(crate) const MAX_SHORT: usize = 5;
+    /// Blocks of a short row that a multiprocessor holds by registers, 64 a thread. Shared memory
+    /// leaves room for as many. Counted.
+    pub(crate) const BLOCKS: usize = 4;
     /// Bytes of shared memory for the kernels' reductions, 256 or 384, rounded up. Counted.
     pub(crate) const REDUCTIONS: usize = 1024;
 }

@@ -35,15 +35,55 @@ use crate::error::{Error, Result};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Emulator {
     seed: u64,
+    gpu: EmulatedGpu,
+}
+
+/// The GPU that the emulator stands for. Its limits decide which kernels a loss takes, and how the
+/// work is cut into blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EmulatedGpu {
+    /// No real GPU: 4 multiprocessors, so that work is split as little as possible, with 163 KiB of
+    /// shared memory a block and f64 at half the rate of f32.
+    #[default]
+    Small,
+    /// 108 multiprocessors, 163 KiB, f64 at half the rate.
+    A100,
+    /// 132 multiprocessors, 227 KiB, f64 at half the rate.
+    H200,
+    /// 148 multiprocessors, 227 KiB, f64 at half the rate.
+    B200,
+    /// 128 multiprocessors, 99 KiB, f64 at 1/64 of the rate.
+    Rtx4090,
+}
+
+impl EmulatedGpu {
+    fn limits(self) -> Limits {
+        let (multiprocessors, kibibytes, f32_over_f64) = match self {
+            EmulatedGpu::Small => (4, 163, 2),
+            EmulatedGpu::A100 => (108, 163, 2),
+            EmulatedGpu::H200 => (132, 227, 2),
+            EmulatedGpu::B200 => (148, 227, 2),
+            EmulatedGpu::Rtx4090 => (128, 99, 64),
+        };
+        Limits {
+            multiprocessors,
+            shared_per_block: kibibytes * 1024,
+            f32_over_f64,
+        }
+    }
 }
 
 crate::gpu::gpu_device!(Emulator, "emulator");
 
 impl Emulator {
-    /// The emulator with seed 0.
+    /// The emulator with seed 0, of a small GPU.
     #[must_use]
     pub const fn new() -> Self {
-        Emulator { seed: 0 }
+        Emulator {
+            seed: 0,
+            gpu: EmulatedGpu::Small,
+        }
     }
 
     /// The same with another schedule. The seed decides the order in which the threads of a block
@@ -51,12 +91,20 @@ impl Emulator {
     /// seed, from 0). No result may depend on it.
     #[must_use]
     pub const fn seed(self, seed: u64) -> Self {
-        Emulator { seed }
+        Emulator { seed, ..self }
+    }
+
+    /// The same for another GPU. Results are as exact on each, but sums are cut in other places, so
+    /// their last bits may differ.
+    #[must_use]
+    pub const fn gpu(self, gpu: EmulatedGpu) -> Self {
+        Emulator { gpu, ..self }
     }
 
     pub(crate) fn machine(self) -> EmulatedMachine {
         EmulatedMachine {
             seed: self.seed,
+            gpu: self.gpu,
             launches: 0,
             allocations: Allocations::default(),
         }
@@ -67,6 +115,7 @@ impl Emulator {
 #[derive(Debug)]
 pub(crate) struct EmulatedMachine {
     seed: u64,
+    gpu: EmulatedGpu,
     launches: u64,
     allocations: Allocations,
 }
@@ -178,13 +227,7 @@ impl Machine for EmulatedMachine {
     type Memory = Memory;
 
     fn limits(&self) -> Limits {
-        // Few multiprocessors, so that plans split the work as little as possible. The shared
-        // memory of an A100, which is the least that the kernels need.
-        Limits {
-            multiprocessors: 4,
-            shared_per_block: 163 * 1024,
-            f32_over_f64: 2,
-        }
+        self.gpu.limits()
     }
 
     fn misalignment(&self, argument: &'static str) -> usize {

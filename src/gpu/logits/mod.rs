@@ -7,7 +7,8 @@ use super::arguments::kernel_arguments;
 use super::kernels::{ByDType, KD_KL, KD_KL_LONG};
 use super::machine::{Launcher, Limits};
 use super::plan::{Addresses, grid_size};
-use super::tuning::logits::{CHUNK, MAX_SHORT, REDUCTIONS};
+use super::tuning::contrastive::SYSTEM_SHARED;
+use super::tuning::logits::{BLOCKS, CHUNK, MAX_SHORT, REDUCTIONS};
 use super::workspace::{Layout, Region};
 use crate::error::Result;
 use crate::gpu::element::GpuDType;
@@ -34,7 +35,8 @@ kernel_arguments! {
 /// How a block goes over a row. It reads the row twice, and keeps its beginning in shared memory
 /// from the first reading to the second.
 ///
-/// Short rows go to many small blocks: one block hides the beginning and the end of another. For a
+/// Short rows go to many small blocks: one block hides the beginning and the end of another. So a
+/// block keeps no more than lets four of them share a multiprocessor. For a
 /// long row the bytes count: a block takes as much shared memory as there is. So few rows are in
 /// progress at once, and what does not fit in shared memory is still in L2 at the second reading.
 /// 1024 threads, or two blocks a multiprocessor, would have as many loads in flight, but two blocks
@@ -50,13 +52,17 @@ impl RowTile {
     fn new(classes: usize, dtype: GpuDType, limits: Limits) -> Self {
         let chunks = classes.div_ceil(CHUNK / dtype.bytes());
         let short = chunks.div_ceil(KD_KL.threads as usize);
+        let shared = limits.shared_per_block as usize;
         if short <= MAX_SHORT {
+            // What does not fit next to three other blocks is read again, from L2.
+            let of_block =
+                ((shared + SYSTEM_SHARED) / BLOCKS).saturating_sub(SYSTEM_SHARED + REDUCTIONS);
             return RowTile {
                 long: false,
-                kept: short as u32,
+                kept: short.min(of_block / Self::bytes(KD_KL.threads)) as u32,
             };
         }
-        let room = (limits.shared_per_block as usize).saturating_sub(REDUCTIONS);
+        let room = shared.saturating_sub(REDUCTIONS);
         let most = room / Self::bytes(KD_KL_LONG.threads);
         RowTile {
             long: true,
@@ -178,6 +184,15 @@ mod tests {
                 kept: 14
             }
         );
+        // Four blocks fit in 100, 164 or 228 KiB, with 1 KiB that the driver takes for each.
+        for (kibibytes, most) in [(99, 2), (163, 4), (227, 5)] {
+            let limits = Limits {
+                shared_per_block: kibibytes * 1024,
+                ..Limits::HOPPER
+            };
+            let tile = RowTile::new(5 * 256 * 4, GpuDType::F32, limits);
+            assert_eq!((tile.long, tile.kept), (false, most), "{kibibytes} KiB");
+        }
         for bytes in [0, 48 * 1024, 99 * 1024, 163 * 1024, 227 * 1024] {
             let limits = Limits {
                 shared_per_block: bytes,

@@ -1,0 +1,114 @@
+//! Plans depend on the GPU: on its multiprocessors, its shared memory and its f64 rate. Are the
+//! results right for the plans of real GPUs?
+
+#![cfg(feature = "emulator")]
+
+mod common;
+
+use std::panic::catch_unwind;
+
+use common::Input;
+use common::cases::{self, Case};
+use common::compare::relative_error;
+use common::compare_to_reference::Comparison;
+use half::{bf16, f16};
+use rayon::prelude::*;
+use relata::{
+    EmulatedGpu, Emulator, Family, GpuElement, InfoNce, KdKl, Loss, Reference, Rrd, Shapes,
+};
+
+const GPUS: [EmulatedGpu; 4] = [
+    EmulatedGpu::A100,
+    EmulatedGpu::H200,
+    EmulatedGpu::B200,
+    EmulatedGpu::Rtx4090,
+];
+
+/// A queue of a GPU rounds the keys of half types, which only `emulator_attention/` accounts for.
+fn rounds_keys(case: &Case) -> bool {
+    matches!(case.loss.spec().family, Family::Contrastive(_))
+}
+
+/// Every case of the table, the n-th of them on one GPU in one type.
+#[test]
+fn kernels_agree_with_the_reference_on_every_gpu() {
+    fn assert_right<T: GpuElement>(case: &Case, gpu: EmulatedGpu) {
+        let emulator = Emulator::new().seed(3).gpu(gpu);
+        let comparison = Comparison::<T, _>::of_case(&emulator, case);
+        comparison.assert_right(&comparison.inputs.evaluate(&emulator));
+    }
+    let cases: Vec<(usize, Case)> = cases::tests().enumerate().collect();
+    let fails = |(at, case): &&(usize, Case)| {
+        let all = || {
+            for (nth, gpu) in GPUS.into_iter().enumerate() {
+                match (at + nth) % 3 {
+                    _ if rounds_keys(case) => assert_right::<f32>(case, gpu),
+                    0 => assert_right::<f32>(case, gpu),
+                    1 => assert_right::<f16>(case, gpu),
+                    _ => assert_right::<bf16>(case, gpu),
+                }
+            }
+        };
+        catch_unwind(all).is_err()
+    };
+    let failed = cases.par_iter().filter(fails);
+    let failed: Vec<&String> = failed.map(|(_, case)| &case.name).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+/// On a large GPU a small batch cuts the keys into many splits. The key that weighs most lies in
+/// the last of them, far above all others.
+#[test]
+fn a_key_in_any_of_many_splits_counts() {
+    fn assert_right<T: GpuElement<Real = f32>>(tolerance: f64) {
+        let (rows, dim, keys) = (4, 8, 64 * 140);
+        for at in [0, keys / 2, keys - 1] {
+            let mut input = Input::normal(11, Shapes::new(rows, dim, dim).with_queue(keys));
+            // The key is the first row of the teacher.
+            let (first, _) = input.teacher.split_at(dim);
+            input.keys[at * dim..][..dim].copy_from_slice(first);
+            let losses: [Loss; 2] = [
+                Rrd {
+                    student_temperature: 0.02,
+                    teacher_temperature: 0.02,
+                    ..Rrd::default()
+                }
+                .into(),
+                InfoNce {
+                    temperature: 0.02,
+                    ..InfoNce::default()
+                }
+                .into(),
+            ];
+            for loss in losses {
+                let want = input.evaluate::<T, _>(&Reference, loss);
+                let emulator = Emulator::new().gpu(EmulatedGpu::H200);
+                let got = input.evaluate::<T, _>(&emulator, loss);
+                let label = format!("{loss} in {}, key {at}", T::DTYPE);
+                let off = (got.loss - want.loss).abs() / want.loss.abs();
+                assert!(off <= tolerance, "{label}: {} {}", got.loss, want.loss);
+                let off = relative_error(&got.gradient, &want.gradient);
+                assert!(off <= tolerance, "{label}: {off:e}");
+            }
+        }
+    }
+    assert_right::<f32>(2e-5);
+    assert_right::<bf16>(5e-3);
+}
+
+/// Rows of a length at which the smaller GPUs keep a part of the row in shared memory only.
+#[test]
+fn kd_of_rows_that_do_not_fit_has_the_same_bits() {
+    let evaluate = |gpu, classes| {
+        let input = Input::normal(2, Shapes::new(3, classes, classes));
+        input.evaluate::<f32, _>(&Emulator::new().gpu(gpu), KdKl::default())
+    };
+    for classes in [3000, 5120, 5121, 30_001] {
+        let want = evaluate(EmulatedGpu::H200, classes);
+        for gpu in GPUS {
+            let got = evaluate(gpu, classes);
+            assert_eq!(got.loss.to_bits(), want.loss.to_bits(), "{gpu:?} {classes}");
+            common::compare::assert_same_bits("gradient", &got.gradient, &want.gradient);
+        }
+    }
+}
