@@ -123,7 +123,10 @@ impl CudaRing {
     pub(super) fn to_host(&self) -> Result<relata::Queue<f32>> {
         self.wait_for_another_thread()?;
         let keys = of_keys!(&self.keys, queue => queue.to_host());
-        let empty = || relata::Queue::new(self.capacity, self.dim);
+        let empty = || {
+            let empty = relata::Queue::new(self.capacity, self.dim)?;
+            Ok(empty.with_normalize(self.normalize))
+        };
         keys.unwrap_or_else(empty).or_candle(NAME)
     }
 
