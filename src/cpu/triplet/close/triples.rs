@@ -234,7 +234,7 @@ impl Pair<'_> {
         let (x, y) = (&close.x, &close.y);
         let pairs = x.pairs;
         let y_edge = Edge::new(y, j, i);
-        let (r_y, h_y_j, h_y_i) = y_edge.registers::<S>();
+        let [r_y, h_y_j, h_y_i] = y_edge.registers::<S>();
         let (factor, own) = (s.splat_f64s(y_edge.inverse), s.splat_f64s(y_edge.own));
         {
             let cos_y = S::as_mut_simd_f64s(cos_y).0;
@@ -254,7 +254,7 @@ impl Pair<'_> {
         }
 
         let x_edge = Edge::new(x, j, i);
-        let (r_x, h_x_j, h_x_i) = x_edge.registers::<S>();
+        let [r_x, h_x_j, h_x_i] = x_edge.registers::<S>();
         let (factor, own) = (s.splat_f64s(x_edge.inverse), s.splat_f64s(x_edge.own));
         let level = x.level(j, i) * pairs;
         let last = x.levels.len() * pairs;
@@ -332,12 +332,12 @@ impl<'a> Edge<'a> {
 
     /// 1/d and both rows of ½d².
     #[inline(always)]
-    fn registers<S: Simd>(&self) -> (&'a [S::f64s], &'a [S::f64s], &'a [S::f64s]) {
-        (
+    fn registers<S: Simd>(&self) -> [&'a [S::f64s]; 3] {
+        [
             f64s::<S>(self.inverses),
             f64s::<S>(self.half_squares_j),
             f64s::<S>(self.half_squares_i),
-        )
+        ]
     }
 
     /// The cosine at j between this edge and that to k.
