@@ -119,6 +119,25 @@ pub enum Error {
         /// Whether the loss normalises its rows.
         normalize: bool,
     },
+    /// A queue is restored from one whose keys are stored otherwise.
+    #[error(
+        "queue: expected {} keys, got {} ones",
+        normalized(*.normalize), normalized(!.normalize)
+    )]
+    OtherNormalization {
+        /// Whether the queue stores normalised keys.
+        normalize: bool,
+    },
+    /// A key is neither of length 1 nor zero, though the keys are said to be normalised.
+    #[error("{argument}: expected rows of length 1 or 0, got length {} at row {row}", number(*got))]
+    NotNormalized {
+        /// The argument at fault.
+        argument: &'static str,
+        /// The first such row, from 0.
+        row: usize,
+        /// Its length.
+        got: f64,
+    },
     /// The workspace or the result does not fit in memory.
     #[error("out of memory: {argument} needs {bytes} bytes")]
     OutOfMemory {

@@ -120,7 +120,7 @@ pub use loss::{
     Triplet,
 };
 pub use problem::{Batch, Evaluation, Problem, Terms, Value, WeightPrecision};
-pub use queue::Queue;
+pub use queue::{Queue, QueueState};
 pub use reference::Reference;
 pub use rows::Rows;
 pub use shapes::Shapes;

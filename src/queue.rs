@@ -2,7 +2,7 @@
 
 use crate::checks::{not_empty, same, zeroed};
 use crate::element::{Element, Real};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::rows::Rows;
 
 /// A first-in first-out ring of `capacity` keys of length `dim`, empty at first.
@@ -95,7 +95,61 @@ impl<R: Real> Queue<R> {
         &self.keys[..self.len * self.dim]
     }
 
-    /// A copy of the keys, the oldest first. Save it, and enqueue it again to restore the queue.
+    /// What a checkpoint has to hold. [`from_state`](Self::from_state) makes the same queue of it.
+    #[must_use]
+    pub fn state(&self) -> QueueState<'_, R> {
+        QueueState {
+            keys: Rows::of(self.keys(), self.dim),
+            capacity: self.capacity,
+            next: self.next,
+            normalize: self.normalize,
+        }
+    }
+
+    /// The queue that had this [`state`](Self::state), with each key in its slot as it was. From
+    /// then on both give the same bits.
+    ///
+    /// # Errors
+    /// [`Error::Empty`] if the capacity or the length of a key is 0. [`Error::TooLarge`] for more
+    /// keys than the capacity, or for a next slot beyond it. [`Error::Dimension`] if the ring is
+    /// not full and the next slot is not the one behind the keys. [`Error::NotFinite`] for a NaN or
+    /// an infinity. [`Error::NotNormalized`] if the state says that keys are normalised, and one is
+    /// neither of length 1 nor zero. [`Error::OutOfMemory`] if there is no room for the ring.
+    pub fn from_state(state: QueueState<'_, R>) -> Result<Self> {
+        let QueueState {
+            keys,
+            capacity,
+            next,
+            normalize,
+        } = state;
+        let at_most = |argument, most, got| {
+            if got <= most {
+                return Ok(());
+            }
+            Err(Error::TooLarge {
+                argument,
+                most,
+                got,
+            })
+        };
+        let mut queue = Queue::new(capacity, keys.dim())?.with_normalize(normalize);
+        at_most("queue keys", capacity, keys.len())?;
+        if keys.len() < capacity {
+            same("next slot", keys.len(), next)?;
+        } else {
+            at_most("next slot", capacity - 1, next)?;
+        }
+        keys.check_finite("queue keys")?;
+        if normalize {
+            check_normalized(keys)?;
+        }
+        queue.keys[..keys.as_slice().len()].copy_from_slice(keys.as_slice());
+        (queue.next, queue.len) = (next, keys.len());
+        Ok(queue)
+    }
+
+    /// A copy of the keys, the oldest first. For a checkpoint take [`state`](Self::state): a queue
+    /// that these keys enter again has them in other slots, and sums in another order.
     #[must_use]
     pub fn to_vec(&self) -> Vec<R> {
         let (newer, older) = self.keys().split_at(self.oldest() * self.dim);
@@ -174,11 +228,63 @@ impl<R: Real> Queue<R> {
     }
 }
 
+/// What a [`Queue`] holds, borrowed: all that a checkpoint needs. `keys` is one flat slice, and the
+/// rest are three numbers.
+///
+/// Sums over the keys run slot by slot. So a queue that is restored from its state gives the bits of
+/// the one that went on, and a queue that only has the same keys may not.
+///
+/// ```
+/// use relata::{Queue, QueueState, Rows};
+/// # fn main() -> relata::Result<()> {
+/// let mut queue = Queue::<f32>::new(2, 2)?;
+/// queue.enqueue(Rows::new(&[3.0f32, 4.0, 0.0, 2.0, 2.0, 0.0], [3, 2])?)?;
+/// let state = queue.state();
+/// // Save these four.
+/// let (keys, capacity, next, normalize) =
+///     (state.keys.as_slice().to_vec(), state.capacity, state.next, state.normalize);
+/// assert_eq!((&keys[..], next), (&[1.0, 0.0, 0.0, 1.0][..], 1)); // the newest key is in slot 0
+///
+/// let keys = Rows::new(&keys, [keys.len() / 2, 2])?;
+/// let restored = Queue::from_state(QueueState { keys, capacity, next, normalize })?;
+/// assert_eq!(restored.keys(), queue.keys());
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct QueueState<'a, R> {
+    /// The keys `[K, D]` in the order of their slots.
+    pub keys: Rows<'a, R>,
+    /// The most keys that the queue holds.
+    pub capacity: usize,
+    /// The slot that the next key goes to: K until the ring is full, then that of the oldest key.
+    pub next: usize,
+    /// Whether keys are L2-normalised as they enter.
+    pub normalize: bool,
+}
+
 /// Keys that are about to be overwritten.
 pub(crate) struct Saved<R> {
     keys: Vec<R>,
     next: usize,
     len: usize,
+}
+
+/// Refuses keys that did not enter a queue that normalises: those neither of length 1 nor zero.
+fn check_normalized<R: Real>(keys: Rows<'_, R>) -> Result<()> {
+    // A GPU stores keys as f16. That takes a length 2^-11 from 1, and subnormal elements a little
+    // farther.
+    const ROUNDING: f64 = 1.0 / 256.0;
+    for (row, key) in keys.iter().enumerate() {
+        let length = key.iter().map(|x| x.to_f64().powi(2)).sum::<f64>().sqrt();
+        if length != 0.0 && (length - 1.0).abs() > ROUNDING {
+            return Err(Error::NotNormalized {
+                argument: "queue keys",
+                row,
+                got: length,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Scales `row` to length 1, or leaves it if it is zero. The arithmetic is f64, scaled so that no

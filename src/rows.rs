@@ -39,6 +39,16 @@ impl<'a, T: Element> Rows<'a, T> {
         Ok(Rows { data, rows, dim })
     }
 
+    /// The whole rows in `data`; `dim` is not 0.
+    pub(crate) fn of(data: &'a [T], dim: usize) -> Self {
+        debug_assert_eq!(data.len() % dim, 0);
+        Rows {
+            data,
+            rows: data.len() / dim,
+            dim,
+        }
+    }
+
     /// The number of rows, N.
     #[must_use]
     pub fn len(&self) -> usize {

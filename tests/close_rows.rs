@@ -186,3 +186,72 @@ fn rkd_of_close_directions_is_right() {
         }
     }
 }
+
+/// One row much longer than all others: then all others are close, compared with it.
+#[test]
+fn rkd_with_one_row_far_away_is_right() {
+    for far in [1e7, 1e9, 1e20, 1e60] {
+        for [student, teacher] in [[true, false], [false, true], [true, true]] {
+            let mut input = Input::normal(7, Shapes::new(N, 16, 7));
+            if student {
+                input.student[..16].iter_mut().for_each(|x| *x *= far);
+            }
+            if teacher {
+                // Another row than the student's.
+                input.teacher[7..14].iter_mut().for_each(|x| *x *= far);
+            }
+            let what = format!("{far:e} {student} {teacher}");
+            assert_right::<f64>(losses(false)[0], &input, &what, &IN_F64);
+        }
+    }
+}
+
+/// Rows of every length: clusters within clusters. They are others in the teacher, so that a pair
+/// can be close in one of the two and an ordinary one in the other.
+#[test]
+fn rkd_of_rows_of_every_length_is_right() {
+    // Pairs up to 1e6 times closer than the longest distance are ordinary ones.
+    let tolerance = Tolerance {
+        loss: 3e-10,
+        gradient: 5e-9,
+    };
+    for decades in [0.3, 1.0, 3.0, 6.5, 11.0] {
+        for order in 0..4 {
+            let mut input = Input::normal(order, Shapes::new(N, 16, 7));
+            let shrink = |rows: &mut [f64], dim: usize, place: &dyn Fn(usize) -> usize| {
+                for (i, row) in rows.chunks_exact_mut(dim).enumerate() {
+                    let factor = 10f64.powf(-decades * place(i) as f64);
+                    row.iter_mut().for_each(|x| *x *= factor);
+                }
+            };
+            shrink(&mut input.student, 16, &|i| i);
+            match order {
+                0 => {}
+                1 => shrink(&mut input.teacher, 7, &|i| i),
+                2 => shrink(&mut input.teacher, 7, &|i| N - 1 - i),
+                _ => shrink(&mut input.teacher, 7, &|i| 5 * i % N),
+            }
+            let what = format!("{decades} decades a row, order {order}");
+            assert_right::<f64>(losses(false)[0], &input, &what, &tolerance);
+        }
+    }
+}
+
+/// More rows than a block of vertices or a tile has, half of them close. The halves are not the
+/// same in student and teacher.
+#[test]
+fn rkd_of_many_close_rows_is_right() {
+    let n = 150;
+    for (student, teacher) in [(1e-12, 1.0), (1.0, 1e-12), (1e-12, 1e-9)] {
+        let mut input = Input::normal(3, Shapes::new(n, 5, 9));
+        input.student[..5 * n / 2]
+            .iter_mut()
+            .for_each(|x| *x *= student);
+        let rows = n / 4..3 * n / 4;
+        input.teacher[9 * rows.start..9 * rows.end]
+            .iter_mut()
+            .for_each(|x| *x *= teacher);
+        let what = format!("{student:e} {teacher:e}");
+        assert_right::<f64>(losses(false)[0], &input, &what, &IN_F64);
+    }
+}

@@ -9,8 +9,8 @@ use common::{Random, cast, for_every_dtype};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use relata::{
-    Cpu, Element, Enqueue, Error, Evaluation, InfoNce, Loss, Queue, QueueUse, Real, Reference,
-    Rows, Rrd,
+    Cpu, Device, Element, Enqueue, Error, Evaluation, InfoNce, Loss, Queue, QueueState, QueueUse,
+    Real, Reference, Rows, Rrd,
 };
 
 fn rows<T: Element>(data: &[T], dim: usize) -> Rows<'_, T> {
@@ -76,27 +76,161 @@ proptest! {
             prop_assert!(found);
         }
     }
+}
 
-    /// Saved and restored: the same keys, of the same age, so that the next ones push out the same.
-    #[test]
-    fn queue_survives_a_round_trip(capacity in 1..9usize, first in 0..20usize, then in 0..20usize, seed: u64) {
-        let dim = 3;
-        let mut random = Random::new(seed);
-        let mut queue = Queue::<f32>::new(capacity, dim).expect("a queue");
-        queue.enqueue(rows(&cast::<f32>(&random.normals(first * dim)), dim)).expect("finite keys");
+/// A queue from nothing but the numbers that a checkpoint holds.
+fn through_a_checkpoint<R: Real>(queue: &Queue<R>) -> Queue<R> {
+    let QueueState {
+        keys,
+        capacity,
+        next,
+        normalize,
+    } = queue.state();
+    let (saved, shape) = (keys.as_slice().to_vec(), [keys.len(), keys.dim()]);
+    Queue::from_state(QueueState {
+        keys: Rows::new(&saved, shape).expect("whole rows"),
+        capacity,
+        next,
+        normalize,
+    })
+    .expect("a state of a queue")
+}
 
-        let saved = queue.to_vec();
-        // They are normalised; normalising them again may round.
-        let mut restored = Queue::<f32>::new(capacity, dim).expect("a queue").with_normalize(false);
-        restored.enqueue(rows(&saved, dim)).expect("finite keys");
-        let mut restored = restored.with_normalize(true);
-        assert_same_bits("restored", &restored.to_vec(), &saved);
-
-        let next = cast::<f32>(&random.normals(then * dim));
-        queue.enqueue(rows(&next, dim)).expect("finite keys");
-        restored.enqueue(rows(&next, dim)).expect("finite keys");
-        assert_same_bits("continued", &restored.to_vec(), &queue.to_vec());
+/// Trains on with a queue and with one restored from its checkpoint.
+fn goes_on_with_the_same_bits<T: Element, D: Device<T>>(device: &D) {
+    let (capacity, dim, batch) = (13, 20, 6);
+    for normalize in [true, false] {
+        // Not full, just full, wrapped, and after a batch larger than the ring.
+        for past in [&[5][..], &[13], &[9, 4], &[9, 9], &[30], &[2, 30, 1]] {
+            let mut random = Random::new(past.iter().sum::<usize>() as u64);
+            let mut queue = Queue::<T::Real>::new(capacity, dim)
+                .expect("a queue")
+                .with_normalize(normalize);
+            for keys in past {
+                let keys = cast::<T>(&random.normals(keys * dim));
+                queue.enqueue(rows(&keys, dim)).expect("finite keys");
+            }
+            let mut restored = through_a_checkpoint(&queue);
+            for step in 0..2 {
+                let name = format!("{} {past:?} {normalize} step {step}", T::DTYPE);
+                let [x, y] = [(); 2].map(|()| cast::<T>(&random.normals(batch * dim)));
+                for enqueue in [Enqueue::Before, Enqueue::After] {
+                    let losses: [Loss; 2] = [
+                        Rrd {
+                            normalize,
+                            enqueue,
+                            ..Rrd::default()
+                        }
+                        .into(),
+                        InfoNce {
+                            normalize,
+                            enqueue,
+                            ..InfoNce::default()
+                        }
+                        .into(),
+                    ];
+                    for loss in losses {
+                        let [want, got] = [&mut queue, &mut restored].map(|queue| {
+                            loss.evaluate_with_queue(device, rows(&x, dim), rows(&y, dim), queue)
+                                .expect("a batch that fits")
+                        });
+                        assert_eq!(got.loss.to_bits(), want.loss.to_bits(), "{name} {loss}");
+                        assert_eq!(got.terms, want.terms, "{name} {loss}");
+                        assert_same_bits(&name, &got.gradient, &want.gradient);
+                    }
+                    assert_same_bits(&name, restored.keys(), queue.keys());
+                }
+                restored = through_a_checkpoint(&restored);
+            }
+        }
     }
+}
+
+#[test]
+fn a_restored_queue_goes_on_with_the_same_bits() {
+    fn on_the_host<T: Element>() {
+        goes_on_with_the_same_bits::<T, _>(&Cpu);
+        goes_on_with_the_same_bits::<T, _>(&Reference);
+    }
+    for_every_dtype!(on_the_host());
+    #[cfg(feature = "emulator")]
+    {
+        let emulator = relata::Emulator::new();
+        goes_on_with_the_same_bits::<f32, _>(&emulator);
+        goes_on_with_the_same_bits::<half::f16, _>(&emulator);
+    }
+}
+
+#[test]
+fn a_state_that_no_queue_has_is_refused() {
+    let keys = [0.6f32, 0.8, 1.0, 0.0, 0.0, 0.0];
+    let of = |keys, capacity, next, normalize| {
+        Queue::from_state(QueueState {
+            keys: rows(keys, 2),
+            capacity,
+            next,
+            normalize,
+        })
+    };
+    for (capacity, next) in [(3, 0), (3, 2), (4, 3), (9, 3)] {
+        let queue = of(&keys, capacity, next, true).expect("a state of a queue");
+        assert_eq!((queue.len(), queue.state().next), (3, next));
+    }
+    let too_large = |argument, most, got| Error::TooLarge {
+        argument,
+        most,
+        got,
+    };
+    let dimension = |argument, expected, got| Error::Dimension {
+        argument,
+        expected,
+        got,
+    };
+    let long = [3.0f32, 0.0, 0.0, 4.0, 0.5, 0.5];
+    let bad = [0.0f32, 1.0, 1.0, f32::NAN, f32::INFINITY, 0.0];
+    let empty = |argument| Error::Empty { argument };
+    for (got, want) in [
+        (of(&keys, 0, 0, true), empty("queue capacity")),
+        (of(&keys, 2, 0, true), too_large("queue keys", 2, 3)),
+        (of(&keys, 3, 3, true), too_large("next slot", 2, 3)),
+        (of(&keys, 4, 0, true), dimension("next slot", 3, 0)),
+        (of(&keys, 4, 4, true), dimension("next slot", 3, 4)),
+        (of(&[], 4, 1, true), dimension("next slot", 0, 1)),
+        (
+            of(&long, 3, 0, true),
+            Error::NotNormalized {
+                argument: "queue keys",
+                row: 0,
+                got: 3.0,
+            },
+        ),
+    ] {
+        assert_eq!(got.expect_err("no queue has this state"), want);
+    }
+    assert!(of(&long, 3, 0, false).is_ok());
+    let not_finite = of(&bad, 3, 0, false).expect_err("a NaN");
+    let place = matches!(
+        not_finite,
+        Error::NotFinite {
+            argument: "queue keys",
+            row: 1,
+            column: 1,
+            ..
+        }
+    );
+    assert!(place, "{not_finite}");
+    let no_columns = Queue::<f32>::from_state(QueueState {
+        keys: Rows::new(&[], [0, 0]).expect("no rows"),
+        capacity: 3,
+        next: 0,
+        normalize: true,
+    });
+    assert_eq!(
+        no_columns.expect_err("keys of length 0"),
+        empty("queue_dim")
+    );
+    let huge = of(&keys, usize::MAX, 3, true).expect_err("no room");
+    assert!(matches!(huge, Error::OutOfMemory { .. }), "{huge}");
 }
 
 #[test]

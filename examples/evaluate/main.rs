@@ -42,7 +42,7 @@ fn run() -> Result<()> {
     let gradient_file = options.gradient_file()?;
     let sources = Sources::load(&options)?;
     let jobs = plan::plan(&options, &sources)?;
-    let mut bench = Bench::new(options.checked);
+    let mut bench = Bench::new(options.checked, jobs.len());
     if options.json {
         report_json(&mut bench, &jobs, gradient_file.as_ref())
     } else {
@@ -83,5 +83,5 @@ fn report_table(
         };
         table.add(job, &measured, deviation);
     }
-    output::print_line(&table.finish(options.on_digits()))
+    output::print_line(&table.finish(options))
 }

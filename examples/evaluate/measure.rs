@@ -68,19 +68,25 @@ fn ratio(difference: f64, reference: f64) -> f64 {
 /// Evaluates jobs, and the reference no more than once on the same inputs.
 pub(crate) struct Bench {
     checked: bool,
+    /// How many jobs there are, and how many have been started, to show the progress.
+    jobs: usize,
+    started: usize,
     /// By loss and the type its inputs are rounded to.
     references: Vec<(Loss, DType, Rc<Measurement>)>,
 }
 
 impl Bench {
-    pub(crate) fn new(checked: bool) -> Self {
+    pub(crate) fn new(checked: bool, jobs: usize) -> Self {
         Bench {
             checked,
+            jobs,
+            started: 0,
             references: Vec::new(),
         }
     }
 
     pub(crate) fn measure(&mut self, job: &Job) -> Result<Rc<Measurement>> {
+        self.started += 1;
         if job.device.is_reference() {
             self.reference(job)
         } else {
@@ -109,7 +115,9 @@ impl Bench {
 
     fn evaluate(&self, job: &Job) -> Result<Measurement> {
         let _spinner = spinner(format!(
-            "{} on {} ({})",
+            "{} of {}: {} on {} ({})",
+            self.started,
+            self.jobs,
             job.loss,
             job.device.name(),
             job.dtype

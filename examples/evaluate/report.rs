@@ -2,7 +2,9 @@
 
 use comfy_table::{CellAlignment, LineStyle, TableStyle, presets};
 
+use crate::inputs::DIGITS_FOR_TRIPLES;
 use crate::measure::{Deviation, Measurement};
+use crate::options::Options;
 use crate::plan::{Job, QueueSetup};
 
 /// One object on one line, its keys in a fixed order.
@@ -68,8 +70,18 @@ loss dev. |L - L_ref|/|L_ref| and gradient dev. |g - g_ref|/|g_ref|: from the re
 rounded to the same dtype; - where it is not among the devices. time: loss and gradient, the median of
 repeated evaluations.";
 
-const DIGITS: &str = "
-Inputs: two networks on 512 images of digits, examples/data/digits.safetensors.";
+/// What the inputs are.
+fn digits(with_reference: bool) -> String {
+    let all = "\nInputs: two networks on 512 images of digits, examples/data/digits.safetensors";
+    if with_reference {
+        format!(
+            "{all}; the first {DIGITS_FOR_TRIPLES}\nfor rkd-angle and rkd, because the reference \
+             takes N^3 D for them."
+        )
+    } else {
+        format!("{all}.")
+    }
+}
 
 impl Table {
     pub(crate) fn new() -> Self {
@@ -102,8 +114,12 @@ impl Table {
     }
 
     /// The table and what its columns mean.
-    pub(crate) fn finish(self, on_digits: bool) -> String {
-        let digits = if on_digits { DIGITS } else { "" };
+    pub(crate) fn finish(self, options: &Options) -> String {
+        let digits = if options.on_digits() {
+            digits(options.asks_for_reference())
+        } else {
+            String::new()
+        };
         format!("{}\n{LEGEND}{digits}", self.table.trim_fmt())
     }
 }

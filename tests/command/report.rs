@@ -44,6 +44,25 @@ fn without_files_it_reports_on_the_digits() {
     assert!(stdout.contains("median"), "a legend: {stdout}");
 }
 
+/// All of the digits would keep the reference busy for most of a minute.
+#[test]
+fn with_the_reference_losses_over_triples_see_fewer_digits() {
+    let rows = |devices: &str, loss: &str| {
+        let output = Files::new().run(&format!("--loss {loss} --json {devices}"));
+        let line: Value = serde_json::from_slice(&output.stdout).expect("one object");
+        line["rows"].as_u64().expect("a number")
+    };
+    assert_eq!(rows("--device cpu", "rkd-angle"), 512);
+    assert_eq!(rows("--device reference", "rkd-distance"), 512);
+    let output = Files::new().run("--loss rkd-angle --loss sp --device cpu --device reference");
+    let stdout = text(&output.stdout);
+    assert_eq!(stdout.matches("256 x ").count(), 2, "{stdout}");
+    assert_eq!(stdout.matches("512 x ").count(), 2, "{stdout}");
+    assert!(stdout.contains("the first 256"), "{stdout}");
+    // Not a terminal: no progress.
+    assert_eq!(text(&output.stderr), "");
+}
+
 #[test]
 fn the_table_says_how_far_a_device_is_from_the_reference() {
     let files = Files::new();

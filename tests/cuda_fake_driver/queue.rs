@@ -192,6 +192,62 @@ with_fake_driver!(keys_are_saved_and_restored, [], {
     );
 });
 
+/// A ring of the GPU's capacity comes back slot by slot, with the position, and so does its state.
+fn slots_survive<T: relata::GpuElement>(normalize: bool) {
+    let stream = stream();
+    let loss = Rrd {
+        normalize,
+        ..Rrd::default()
+    };
+    let shapes = Shapes::new(ROWS, DIM, DIM).with_queue(CAPACITY);
+    let problem = loss.problem(shapes).expect("shapes that fit");
+    // Not full, just full, wrapped, and after a batch larger than the ring.
+    for batches in [&[3][..], &[CAPACITY], &[7, 8], &[CAPACITY + 7]] {
+        let mut host = relata::Queue::<f32>::new(CAPACITY, DIM)
+            .expect("a queue")
+            .with_normalize(normalize);
+        for &len in batches {
+            let keys: Vec<f32> = (0..len * DIM).map(|i| (i as f32 * 0.7).sin()).collect();
+            let exact: Vec<f32> = keys.iter().map(|&x| f16::from_f32(x).to_f32()).collect();
+            host.enqueue(Rows::new(&exact, [len, DIM]).expect("whole keys"))
+                .expect("finite keys");
+        }
+        let mut queue = Queue::<T>::new(&stream, &problem).expect("a queue");
+        queue.restore(&host).expect("a copy");
+        let once = queue.to_host().expect("a copy");
+        assert_eq!(once.state().next, host.state().next, "{batches:?}");
+        if T::DTYPE == relata::DType::F32 || !normalize {
+            assert_eq!(once.keys(), host.keys(), "{batches:?}");
+        }
+        // Keys that a GPU has stored are not rounded again.
+        let saved = relata::Queue::from_state(once.state()).expect("a state of a queue");
+        let mut resumed = Queue::<T>::new(&stream, &problem).expect("a queue");
+        resumed.restore(&saved).expect("a copy");
+        let twice = resumed.to_host().expect("a copy");
+        assert_eq!(twice.keys(), once.keys(), "{batches:?}");
+        let numbers = |queue: &relata::Queue<f32>| {
+            let state = queue.state();
+            (state.next, state.capacity, state.normalize, queue.len())
+        };
+        assert_eq!(numbers(&twice), numbers(&host), "{batches:?}");
+    }
+}
+
+with_fake_driver!(keys_keep_their_slots, [], {
+    for normalize in [true, false] {
+        slots_survive::<f32>(normalize);
+        slots_survive::<f16>(normalize);
+        slots_survive::<half::bf16>(normalize);
+    }
+    let raw = relata::Queue::<f32>::new(CAPACITY, DIM).expect("a queue");
+    let raw = raw.with_normalize(false);
+    let mut queue = Queue::<f32>::new(&stream(), &problem(Enqueue::Before)).expect("a queue");
+    assert_eq!(
+        queue.restore(&raw),
+        Err(Error::OtherNormalization { normalize: true })
+    );
+});
+
 // The last batch of an epoch is smaller, and the first batch after a checkpoint may be larger.
 with_fake_driver!(batches_of_any_size_share_a_queue, [], {
     let stream = stream();

@@ -3,9 +3,11 @@
 #[cfg(feature = "cuda")]
 mod gpu;
 
+use std::collections::HashMap;
+
 use candle_core::{DType, Device, Error, Result, Tensor, WithDType};
 use half::{bf16, f16};
-use relata::{Element, Real, Rows, WeightPrecision};
+use relata::{Element, QueueState, Real, Rows, WeightPrecision};
 
 #[cfg(feature = "cuda")]
 pub(crate) use self::gpu::{CudaRing, Keys};
@@ -28,11 +30,11 @@ use crate::inputs::{no_kernels, same_device, unsupported};
 /// # fn main() -> candle_core::Result<()> {
 /// let mut queue = Queue::new(Rrd::QUEUE_CAPACITY, 2, DType::F32, &Device::Cpu)?;
 /// queue.enqueue(&Tensor::new(&[[3f32, 4.], [0., 2.]], &Device::Cpu)?)?;
-/// let saved = queue.to_tensor()?; // the oldest key first: for a checkpoint
-/// assert_eq!(saved.to_vec2::<f32>()?, [[0.6, 0.8], [0., 1.]]);
+/// assert_eq!(queue.to_tensor()?.to_vec2::<f32>()?, [[0.6, 0.8], [0., 1.]]);
 ///
+/// let checkpoint = queue.state()?; // tensors, for `candle_core::safetensors::save`
 /// let mut restored = Queue::new(Rrd::QUEUE_CAPACITY, 2, DType::F32, &Device::Cpu)?;
-/// restored.restore(&saved)?;
+/// restored.restore_state(&checkpoint)?;
 /// assert_eq!(restored.len()?, 2);
 /// # Ok(()) }
 /// ```
@@ -248,8 +250,59 @@ impl Queue {
         crate::gpu::on_gpu(keys, |keys| queue.enqueue(&keys).or_candle(NAME))
     }
 
-    /// The keys `[len, dim]` on the CPU, the oldest first: save them in a checkpoint. They are f64
-    /// for f64 and f32 for all others.
+    /// What a checkpoint has to hold, as tensors on the CPU: [`KEYS`](Self::KEYS) `[len, dim]`, slot
+    /// by slot, of f64 for f64 and f32 for all others; and [`POSITION`](Self::POSITION), three i64:
+    /// the slot that the next key goes to, the capacity, and 1 if keys are normalised as they enter.
+    /// After [`restore_state`](Self::restore_state) a training goes on with the same bits.
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Tensor};
+    /// # use relata_candle::Queue;
+    /// # fn main() -> candle_core::Result<()> {
+    /// # let queue = Queue::new(3, 2, DType::F32, &Device::Cpu)?;
+    /// # let path = std::env::temp_dir().join(format!("queue-{}", std::process::id()));
+    /// candle_core::safetensors::save(&queue.state()?, &path)?;
+    /// let mut queue = Queue::new(3, 2, DType::F32, &Device::Cpu)?;
+    /// queue.restore_state(&candle_core::safetensors::load(&path, &Device::Cpu)?)?;
+    /// # std::fs::remove_file(path)?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Too little memory, and on a GPU what went wrong there since the launches.
+    pub fn state(&self) -> Result<HashMap<String, Tensor>> {
+        match &self.ring {
+            Ring::F64(ring) => tensors(ring.state()),
+            Ring::F32(ring) => tensors(ring.state()),
+            #[cfg(feature = "cuda")]
+            Ring::Gpu(ring) => tensors(ring.to_host()?.state()),
+        }
+    }
+
+    /// Makes this queue what it was when [`state`](Self::state) returned `state`, each key in its
+    /// slot. Other tensors in `state` are ignored, and its tensors may be on any device.
+    ///
+    /// # Errors
+    /// A missing tensor; a dtype, a length, a capacity or a normalisation that is not the queue's;
+    /// what [`relata::Queue::from_state`] refuses. After an error the queue is as it was.
+    pub fn restore_state(&mut self, state: &HashMap<String, Tensor>) -> Result<()> {
+        let (capacity, dim, normalize) = (self.capacity, self.dim, self.normalize);
+        match &mut self.ring {
+            Ring::F64(ring) => *ring = from_tensors(capacity, dim, normalize, state)?,
+            Ring::F32(ring) => *ring = from_tensors(capacity, dim, normalize, state)?,
+            #[cfg(feature = "cuda")]
+            Ring::Gpu(ring) => ring.restore(&from_tensors(capacity, dim, normalize, state)?)?,
+        }
+        Ok(())
+    }
+
+    /// The name of the keys in a [`state`](Self::state).
+    pub const KEYS: &str = "keys";
+    /// The name of the position in a [`state`](Self::state).
+    pub const POSITION: &str = "position";
+
+    /// The keys `[len, dim]` on the CPU, the oldest first. They are f64 for f64 and f32 for all
+    /// others. For a checkpoint take [`state`](Self::state).
     ///
     /// # Errors
     /// Too little memory, and on a GPU what went wrong there since the launches.
@@ -267,7 +320,9 @@ impl Queue {
     }
 
     /// Replaces all keys by those that [`to_tensor`](Self::to_tensor) returned, as they are. If
-    /// there are more than there is room for, the newest stay. `keys` may be on any device.
+    /// there are more than there is room for, the newest stay. `keys` may be on any device. The
+    /// oldest goes to the first slot. So sums over the keys may have other last bits than before;
+    /// [`restore_state`](Self::restore_state) keeps them.
     ///
     /// # Errors
     /// As [`enqueue`](Self::enqueue), but for the device. After an error the queue is as it was.
@@ -283,7 +338,10 @@ impl Queue {
                 *ring = restored(capacity, dim, &keys, shape)?.with_normalize(normalize)
             }
             #[cfg(feature = "cuda")]
-            Ring::Gpu(ring) => ring.restore(&restored(capacity, dim, &keys, shape)?)?,
+            Ring::Gpu(ring) => {
+                let restored = restored(capacity, dim, &keys, shape)?;
+                ring.restore(&restored.with_normalize(normalize))?;
+            }
         }
         Ok(())
     }
@@ -342,6 +400,89 @@ fn restored<R: HostReal>(
             .or_candle(NAME)
     })?;
     Ok(queue)
+}
+
+/// A state as tensors.
+fn tensors<R: HostReal>(state: QueueState<'_, R>) -> Result<HashMap<String, Tensor>> {
+    let QueueState {
+        keys,
+        capacity,
+        next,
+        normalize,
+    } = state;
+    let shape = (keys.len(), keys.dim());
+    // No queue in memory has more slots than i64 counts.
+    let position = [next as i64, capacity as i64, i64::from(normalize)];
+    Ok(HashMap::from([
+        (
+            Queue::KEYS.to_owned(),
+            Tensor::from_slice(keys.as_slice(), shape, &Device::Cpu)?,
+        ),
+        (
+            Queue::POSITION.to_owned(),
+            Tensor::new(&position, &Device::Cpu)?,
+        ),
+    ]))
+}
+
+/// The queue of a state that [`tensors`] made, if it is one of this capacity, length of keys and
+/// normalisation.
+fn from_tensors<R: HostReal>(
+    capacity: usize,
+    dim: usize,
+    normalize: bool,
+    state: &HashMap<String, Tensor>,
+) -> Result<relata::Queue<R>> {
+    let tensor = |name: &'static str| match state.get(name) {
+        Some(tensor) => tensor.detach().to_device(&Device::Cpu)?.contiguous(),
+        None => Err(relata::Error::Missing {
+            argument: "queue state",
+            expected: name,
+        })
+        .or_candle(NAME),
+    };
+    let same = |argument, expected, got| {
+        if expected == got {
+            return Ok(());
+        }
+        Err(relata::Error::Dimension {
+            argument,
+            expected,
+            got,
+        })
+        .or_candle(NAME)
+    };
+    let position = tensor(Queue::POSITION)?.to_vec1::<i64>()?;
+    let &[next, saved_capacity, saved_normalize] = &position[..] else {
+        return Err(relata::Error::Length {
+            argument: Queue::POSITION,
+            expected: 3,
+            got: position.len(),
+        })
+        .or_candle(NAME);
+    };
+    // A negative number is too large for any queue.
+    let count = |number: i64| usize::try_from(number).unwrap_or(usize::MAX);
+    same("queue capacity", capacity, count(saved_capacity))?;
+    if normalize != (saved_normalize != 0) {
+        return Err(relata::Error::OtherNormalization { normalize }).or_candle(NAME);
+    }
+    let keys = tensor(Queue::KEYS)?;
+    let shape: [usize; 2] = keys
+        .dims2()
+        .map_err(|error| error.context(Queue::KEYS))?
+        .into();
+    same("queue_dim", dim, shape[1])?;
+    let restored = |keys: &[R]| {
+        let state = QueueState {
+            keys: Rows::new(keys, shape)?,
+            capacity,
+            next: count(next),
+            normalize,
+        };
+        relata::Queue::from_state(state)
+    };
+    on_host(&keys, |keys: &[R]| restored(keys).or_candle(NAME))
 }
 
 const NAME: &str = "queue";

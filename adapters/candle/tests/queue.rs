@@ -1,5 +1,7 @@
 //! Checks a queue's keys: before and after a loss, when the ring wraps, and through a checkpoint.
 
+use std::collections::HashMap;
+
 use candle_core::{DType, Device, Result, Tensor};
 use relata_candle::{Enqueue, InfoNce, Queue, Rrd, info_nce_with_queue, rrd};
 
@@ -134,6 +136,109 @@ fn to_a_checkpoint_and_back() -> Result<()> {
             "{dtype:?}"
         );
     }
+    Ok(())
+}
+
+/// Saved in a file and restored from it at any point, a training goes on with the same bits.
+#[test]
+fn a_resumed_run_has_the_bits_of_the_one_that_went_on() -> Result<()> {
+    let file = tempfile::NamedTempFile::new()?;
+    for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
+        // Not full, just full, wrapped, and after a batch larger than the ring.
+        for past in [&[3][..], &[5], &[4, 3], &[13]] {
+            let mut queue = Queue::new(5, 2, dtype, DEVICE)?;
+            for &count in past {
+                queue.enqueue(&(keys(count, count)? * 3.)?.to_dtype(dtype)?)?;
+            }
+            candle_core::safetensors::save(&queue.state()?, file.path())?;
+            let mut resumed = Queue::new(5, 2, dtype, DEVICE)?;
+            resumed.enqueue(&keys(50, 2)?.to_dtype(dtype)?)?; // replaced
+            resumed.restore_state(&candle_core::safetensors::load(file.path(), DEVICE)?)?;
+            for step in 0..5 {
+                let student = keys(7 * step, 2)?.to_dtype(dtype)?;
+                let teacher = (keys(3 * step + 1, 2)? * 0.7)?.to_dtype(dtype)?;
+                let [want, got] = [&mut queue, &mut resumed].map(|queue| -> Result<f64> {
+                    let loss = rrd(&student, &teacher, queue, Rrd::default())?;
+                    loss.to_dtype(DType::F64)?.to_scalar::<f64>()
+                });
+                assert_eq!(got?.to_bits(), want?.to_bits(), "{dtype:?} {past:?}");
+                let bits = |queue: &Queue| -> Result<Vec<Vec<f64>>> {
+                    queue.state()?[Queue::KEYS]
+                        .to_dtype(DType::F64)?
+                        .to_vec2::<f64>()
+                };
+                assert_eq!(bits(&resumed)?, bits(&queue)?, "{dtype:?} {past:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_state_of_another_queue_changes_nothing() -> Result<()> {
+    let mut queue = queue(5)?;
+    queue.enqueue(&keys(0, 3)?)?;
+    let good = queue.state()?;
+    let with = |name: &str, tensor: Result<Tensor>| -> Result<HashMap<String, Tensor>> {
+        let mut state = good.clone();
+        state.insert(name.to_owned(), tensor?);
+        Ok(state)
+    };
+    let position = |numbers: &[i64]| {
+        with(
+            Queue::POSITION,
+            Tensor::from_slice(numbers, numbers.len(), DEVICE),
+        )
+    };
+    let bad = [
+        (HashMap::new(), "queue state: expected position, got none"),
+        (position(&[3, 5])?, "position: expected 3 elements, got 2"),
+        (position(&[2, 5, 1])?, "next slot: expected 3, got 2"),
+        (position(&[-1, 5, 1])?, "next slot: expected 3, got"),
+        (position(&[3, 6, 1])?, "queue capacity: expected 5, got 6"),
+        (
+            position(&[3, 5, 0])?,
+            "queue: expected normalised keys, got raw ones",
+        ),
+        (
+            with(Queue::POSITION, Tensor::new(&[3f32, 5., 1.], DEVICE))?,
+            "unexpected dtype",
+        ),
+        (
+            with(Queue::KEYS, keys(0, 2))?,
+            "next slot: expected 2, got 3",
+        ),
+        (
+            with(Queue::KEYS, &keys(0, 3)? * 2.)?,
+            "queue keys: expected rows of length 1 or 0",
+        ),
+        (
+            with(Queue::KEYS, &keys(0, 3)? / 0.)?,
+            "queue keys: expected finite values",
+        ),
+        (
+            with(Queue::KEYS, keys(0, 3)?.to_dtype(DType::F32))?,
+            "unexpected dtype",
+        ),
+        (
+            with(Queue::KEYS, keys(0, 3)?.t())?,
+            "queue_dim: expected 2, got 3",
+        ),
+        (
+            with(Queue::KEYS, keys(0, 3)?.flatten_all())?,
+            "unexpected rank",
+        ),
+    ];
+    for (state, why) in bad {
+        let error = queue.restore_state(&state).expect_err(why).to_string();
+        assert!(error.contains(why), "{why}: {error}");
+        assert_holds(&queue, &keys(0, 3)?)?;
+    }
+    let mut empty = self::queue(5)?;
+    empty.restore_state(&good)?;
+    assert_holds(&empty, &keys(0, 3)?)?;
+    empty.restore_state(&self::queue(5)?.state()?)?;
+    assert!(empty.is_empty()?);
     Ok(())
 }
 

@@ -31,6 +31,14 @@ impl PairField {
     /// How many fields a pair has.
     const COUNT: usize = 4;
 
+    /// 1/d of the side whose ½d² this is.
+    pub(in crate::cpu) const fn inverse(self) -> Self {
+        match self {
+            PairField::StudentHalfSquare | PairField::StudentInverse => PairField::StudentInverse,
+            PairField::TeacherHalfSquare | PairField::TeacherInverse => PairField::TeacherInverse,
+        }
+    }
+
     /// The place of the field's line among the four lines of a group.
     #[inline(always)]
     pub(in crate::cpu) const fn line(self) -> usize {
@@ -154,16 +162,9 @@ impl<R: Real> PairTable<R> {
         (j / R::PAD * PairField::COUNT + field.line()) * R::PAD + j % R::PAD
     }
 
-    /// Whether two rows that differ are closer than 1/`limit` of the longest distance, in student
-    /// or teacher, or so close that the square of 1/d overflows.
-    pub(in crate::cpu) fn is_close(&self, i: usize, j: usize, limit: f64) -> bool {
-        [PairField::StudentInverse, PairField::TeacherInverse]
-            .into_iter()
-            .zip(self.longest)
-            .any(|(field, longest)| {
-                let inverse = self.get(i, j, field).to_f64();
-                inverse * longest > limit || inverse > most_inverse::<R>()
-            })
+    /// The longest distance of student or teacher, by its ½d².
+    pub(in crate::cpu) fn longest(&self, half_square: PairField) -> f64 {
+        self.longest[half_square.line() / 2]
     }
 
     /// Replaces 1/d of student and teacher in row i, and returns the old numbers.
@@ -195,7 +196,7 @@ fn vanishes<R: Real>(x: &Embeddings<R>, squares: &[R], stride: usize, first: usi
 }
 
 /// The largest 1/d whose square, and that of d, are far from the ends of the range.
-fn most_inverse<R: Real>() -> f64 {
+pub(in crate::cpu) fn most_inverse<R: Real>() -> f64 {
     match R::DTYPE {
         DType::F64 => 2f64.powi(500),
         _ => 2f64.powi(60),

@@ -107,12 +107,12 @@ fn attempt<T: Element, R: Real>(
         return Ok(Attempt::NeedsF64);
     }
     let close = if too_far {
-        Some((ClosePairs::find(&table, n, trusted)?, y))
+        Some(ClosePairs::find(&table, &x, &y, trusted)?)
     } else {
-        // The teacher's rows are not needed any more.
-        drop(y);
         None
     };
+    // The teacher's rows are not needed any more.
+    drop(y);
     // One number a pair: the angle's sums, then C.
     let mut matrix = Buffer::<R>::zeros(PairTable::<R>::size(n))?;
 
@@ -121,7 +121,7 @@ fn attempt<T: Element, R: Real>(
     if loss.angle_weight > 0.0 {
         let sum = match &close {
             None => angle::penalize(loss.delta, &table, &mut matrix)?,
-            Some((close, _)) => {
+            Some(close) => {
                 let masked = close.mask(&mut table)?;
                 angle::penalize(loss.delta, &masked, &mut matrix)?
             }
@@ -135,8 +135,8 @@ fn attempt<T: Element, R: Real>(
     }
     // The gradient of the triples of close pairs.
     let mut close_gradient = None;
-    if let Some((close, y)) = close {
-        let (penalty, gradient) = close.penalize(loss.delta, &x, &y)?;
+    if let Some(close) = close {
+        let (penalty, gradient) = close.penalize(loss.delta)?;
         angle += penalty / (nf * nf * nf);
         value += loss.angle_weight * penalty / (nf * nf * nf);
         close_gradient = Some(gradient);

@@ -11,10 +11,11 @@ use super::evaluator::check;
 use super::memory::{Memory, bind};
 use super::raw::{RawEvaluator, no_queue};
 use super::raw_queue::RawQueue;
-use crate::checks::{not_empty, same};
+use crate::checks::{not_empty, same, zeroed};
 use crate::error::Result;
 use crate::gpu::element::{GpuDType, GpuElement, KeyType};
 use crate::problem::Problem;
+use crate::queue::QueueState;
 use crate::rows::Rows;
 
 /// A [queue](crate::Queue) of teacher keys on a GPU: a ring whose capacity is that of the problem's
@@ -172,7 +173,8 @@ impl<T: GpuElement> Queue<T> {
         self.len().map(|len| len == 0)
     }
 
-    /// Waits for the stream and copies the keys to the host, to save them.
+    /// Waits for the stream and copies the queue to the host, to save its
+    /// [`state`](crate::Queue::state). Each key keeps its slot.
     ///
     /// # Errors
     /// [`Error::Cuda`](crate::Error::Cuda), also for a fault in an earlier evaluation, and
@@ -190,40 +192,53 @@ impl<T: GpuElement> Queue<T> {
             KeyType::F16 => bytemuck::pod_read_unaligned::<f16>(&keys[2 * at..][..2]).to_f32(),
             _ => bytemuck::pod_read_unaligned(&keys[4 * at..][..4]),
         };
-        let mut host = crate::Queue::new(self.capacity(), dim)?.with_normalize(false);
-        let oldest = if len < self.capacity() { 0 } else { next };
-        let mut key = vec![0.0; dim];
-        for age in 0..len {
-            let slot = (oldest + age) % self.capacity();
-            for (d, x) in key.iter_mut().enumerate() {
-                *x = read(slot * pitch + d);
-            }
-            host.enqueue(Rows::new(&key, [1, dim])?)?;
+        let mut rows = zeroed("queue", len * dim)?;
+        for (at, x) in rows.iter_mut().enumerate() {
+            *x = read(at / dim * pitch + at % dim);
         }
-        Ok(host.with_normalize(self.raw.normalize))
+        crate::Queue::from_state(QueueState {
+            keys: Rows::new(&rows, [len, dim])?,
+            capacity: self.capacity(),
+            next,
+            normalize: self.raw.normalize,
+        })
     }
 
     /// Replaces the keys by those of a queue on the host, to continue a training, and waits for the
-    /// copy. If there is no room for all, the newest are kept.
+    /// copy.
+    ///
+    /// If both have the same capacity, each key keeps its slot, so the training goes on with the
+    /// same bits. Otherwise the oldest key goes to the first slot, and if there is no room for all,
+    /// the newest are kept.
     ///
     /// # Errors
-    /// [`Error::Dimension`](crate::Error::Dimension) if its keys are not of length D; otherwise as
-    /// [`to_host`](Self::to_host).
+    /// [`Error::Dimension`](crate::Error::Dimension) if its keys are not of length D,
+    /// [`Error::OtherNormalization`](crate::Error::OtherNormalization) if they are not normalised as
+    /// these are; otherwise as [`to_host`](Self::to_host).
     pub fn restore(&mut self, host: &crate::Queue<f32>) -> Result<()> {
         same("queue_dim", self.dim(), host.dim())?;
-        // The oldest key goes to the first slot.
-        let mut ordered = crate::Queue::new(self.capacity(), self.dim())?.with_normalize(false);
-        let keys = host.to_vec();
-        let kept = host.len().min(self.capacity());
-        let newest = &keys[(host.len() - kept) * self.dim()..];
-        ordered.enqueue(Rows::new(newest, [kept, self.dim()])?)?;
+        if host.normalize() != self.raw.normalize {
+            return Err(crate::Error::OtherNormalization {
+                normalize: self.raw.normalize,
+            });
+        }
+        let reordered;
+        let host = if host.capacity() == self.capacity() {
+            host
+        } else {
+            let keys = host.to_vec();
+            let mut raw = crate::Queue::new(self.capacity(), self.dim())?.with_normalize(false);
+            raw.enqueue(Rows::new(&keys, [host.len(), self.dim()])?)?;
+            reordered = raw.with_normalize(self.raw.normalize);
+            &reordered
+        };
+        let (next, len) = (host.state().next, host.len());
         let addresses = self.raw.addresses(0);
         let mut bytes = vec![0; addresses.keys as usize];
-        let state =
-            [kept % self.capacity(), kept].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+        let state = [next, len].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
         bytes[addresses.state as usize..][..8].copy_from_slice(bytemuck::bytes_of(&state));
-        bytes.extend(self.raw.layout.pack(&ordered)?);
-        self.used = kept > 0;
+        bytes.extend(self.raw.layout.pack(host)?);
+        self.used = len > 0;
         self.memory.write(&bytes)
     }
 

@@ -112,7 +112,10 @@ impl CudaRing {
     /// The keys on the host.
     pub(super) fn to_host(&self) -> Result<relata::Queue<f32>> {
         let keys = of_keys!(&self.keys, queue => queue.to_host());
-        let empty = || relata::Queue::new(self.capacity, self.dim);
+        let empty = || {
+            let empty = relata::Queue::new(self.capacity, self.dim)?;
+            Ok(empty.with_normalize(self.normalize))
+        };
         keys.unwrap_or_else(empty).or_candle(NAME)
     }
 

@@ -289,6 +289,39 @@ fn keys_of_every_type_are_saved_and_restored() -> Result<()> {
     Ok(())
 }
 
+/// A ring that has wrapped comes back slot by slot.
+#[test]
+fn a_state_of_every_type_is_saved_and_restored() -> Result<()> {
+    let Some(fake_driver) = FakeDriver::found() else {
+        return Ok(());
+    };
+    let device = &fake_driver.device;
+    let keys = Tensor::new(&[[0.6f32, 0.8], [1., 0.], [0., 1.]], &Device::Cpu)?;
+    let mut host = Queue::new(2, 2, DType::F32, &Device::Cpu)?;
+    host.enqueue(&keys)?;
+    let wrapped = host.state()?;
+    let slots = |queue: &Queue| -> Result<(Vec<Vec<f32>>, Vec<i64>)> {
+        let state = queue.state()?;
+        Ok((
+            state[Queue::KEYS].to_vec2()?,
+            state[Queue::POSITION].to_vec1()?,
+        ))
+    };
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        let mut queue = Queue::new(2, 2, dtype, device)?;
+        assert_eq!(slots(&queue)?, (vec![], vec![0, 2, 1]));
+        queue.restore_state(&wrapped)?;
+        assert_eq!(
+            slots(&queue)?,
+            (vec![vec![0., 1.], vec![1., 0.]], vec![1, 2, 1])
+        );
+        let raw = Queue::new(2, 2, dtype, device)?.with_normalize(false);
+        assert_eq!(slots(&raw)?.1, [0, 2, 0]);
+        assert!(queue.restore_state(&raw.state()?).is_err());
+    }
+    Ok(())
+}
+
 #[test]
 fn what_does_not_fit_is_refused() -> Result<()> {
     let Some(fake_driver) = FakeDriver::found() else {
