@@ -262,6 +262,29 @@ class Case:
         return resident_peak() - before
 
 
+def units(shape, budget):
+    """What losses are made of: seconds of products of this shape, and of the exponentials of as many numbers as they
+    have results. Nothing is allocated, and what is read stays in the caches if it fits."""
+    rows, inner, columns = shape
+    a, b = torch.randn(rows, inner), torch.randn(inner, columns)
+    product, numbers = torch.empty(rows, columns), -torch.rand(rows, columns)
+    with torch.no_grad():
+        return {
+            "products": repeat(lambda: torch.mm(a, b, out=product), budget / 2),
+            "exponentials": repeat(lambda: torch.exp(numbers, out=product), budget / 2),
+        }
+
+
+def repeat(what, budget):
+    """Seconds of each run until the budget is over; the first is a warm-up."""
+    samples = []
+    while len(samples) < 2 or sum(samples) < budget:
+        start = time.perf_counter()
+        what()
+        samples.append(time.perf_counter() - start)
+    return samples[1:]
+
+
 def resident_peak(reset=False):
     """The most memory the process has had, in bytes; from now on, where the system can start anew."""
     if reset:
@@ -314,13 +337,15 @@ def answer(request, case):
         return {"seconds": case.turn(request["budget"])}
     if request["do"] == "peak":
         return {"bytes": case.peak_bytes()}
-    raise ValueError(f"do: expected open, check, time, peak or close, got {request['do']!r}")
+    if request["do"] == "units":
+        return units(request["shape"], request["budget"])
+    raise ValueError(f"do: expected open, check, time, peak, units or close, got {request['do']!r}")
 
 
 def work(args):
     """Requests: {"do": "open", "loss", "parameters", "student", "teacher", "queue"}, then of that case
-    {"do": "check", "gradient"}, {"do": "time", "budget"}, {"do": "peak"}, {"do": "close"}. Arrays are
-    {"path", "shape"} or null."""
+    {"do": "check", "gradient"}, {"do": "time", "budget"}, {"do": "peak"}, {"do": "close"}; and without a case,
+    on a CPU, {"do": "units", "shape", "budget"}. Arrays are {"path", "shape"} or null."""
     warm_up(argparse.Namespace(device=args.device, provider="eager"))
     print(json.dumps({"torch": version(args), "device": device_name(args)}), flush=True)
     case = None

@@ -123,14 +123,14 @@ pub(crate) fn unroll<const N: usize>(mut f: impl FnMut(usize)) {
     }
 }
 
-/// Calls `f` with every number of a range, four calls written out at a time. Where a loop comes
+/// Calls `f` with every number of a range, `STEP` calls written out at a time. Where a loop comes
 /// round, the compiler moves what it adds up back to the registers it began with, and a move of 64
-/// bytes takes as long as an addition.
+/// bytes takes as long as an addition. A long step needs more registers: the compiler reads ahead.
 #[inline(always)]
-pub(crate) fn by_fours(range: Range<usize>, mut f: impl FnMut(usize)) {
-    let whole = range.start + range.len() / 4 * 4;
-    for at in (range.start..whole).step_by(4) {
-        unroll::<4>(
+pub(crate) fn in_steps<const STEP: usize>(range: Range<usize>, mut f: impl FnMut(usize)) {
+    let whole = range.start + range.len() / STEP * STEP;
+    for at in (range.start..whole).step_by(STEP) {
+        unroll::<STEP>(
             #[inline(always)]
             |t| f(at + t),
         );

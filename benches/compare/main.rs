@@ -9,6 +9,7 @@
 
 #[path = "../../tests/common/cases.rs"]
 mod cases;
+mod floor;
 mod machine;
 mod memory;
 mod ours;
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 
 use cases::Case;
+use floor::Floor;
 use machine::Machine;
 use ours::Ours;
 use record::{Measurement, Peaks, Record};
@@ -169,7 +171,8 @@ fn measure(options: &Options, case: &Case, torch: &mut Torch) -> Result<Measurem
         torch.open(case, &files)?;
         check(&mut ours, torch, &files)?;
     }
-    let (ours, torch) = take_turns(options, &mut ours, torch)?;
+    let floor = Floor::of(case);
+    let (ours, torch, units) = take_turns(options, &mut ours, torch, floor)?;
     let peaks = Peaks {
         ours: memory::of_ours(case, options.threads)?,
         torch: match &torch {
@@ -177,7 +180,8 @@ fn measure(options: &Options, case: &Case, torch: &mut Torch) -> Result<Measurem
             None => None,
         },
     };
-    Ok(Measurement::new(case, ours, torch, peaks))
+    let floor = floor.zip(units);
+    Ok(Measurement::new(case, ours, torch, peaks, floor))
 }
 
 /// Refuses to time two things that are not the same.
@@ -204,14 +208,19 @@ fn within(what: &str, off: f64, tolerance: f64) -> Result<()> {
     )
 }
 
-/// Seconds of each evaluation, of ours and of PyTorch's.
+/// Seconds of each evaluation of ours, of each of PyTorch's, and of each product of sgemm and the
+/// exponentials of its results.
+type Turns = (Vec<f64>, Option<Vec<f64>>, Option<[Vec<f64>; 2]>);
+
 fn take_turns(
     options: &Options,
     ours: &mut Ours,
     mut torch: Option<&mut Torch>,
-) -> Result<(Vec<f64>, Option<Vec<f64>>)> {
+    floor: Option<Floor>,
+) -> Result<Turns> {
     let start = Instant::now();
     let (mut a, mut b) = (Vec::new(), torch.is_some().then(Vec::new));
+    let mut units = floor.and(torch.as_ref()).map(|_| [Vec::new(), Vec::new()]);
     for turn in 0..options.turns {
         if turn >= FEWEST_TURNS && start.elapsed().as_secs_f64() > options.seconds {
             break;
@@ -221,7 +230,13 @@ fn take_turns(
         if let (Some(torch), Some(b)) = (torch.as_deref_mut(), b.as_mut()) {
             std::thread::sleep(PAUSE);
             b.extend(torch.turn(TURN)?);
+            if let (Some(floor), Some(units)) = (floor, units.as_mut()) {
+                let turn = torch.units(floor.shape, TURN)?;
+                for (all, new) in units.iter_mut().zip(turn) {
+                    all.extend(new);
+                }
+            }
         }
     }
-    Ok((a, b))
+    Ok((a, b, units))
 }

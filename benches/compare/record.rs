@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::cases::Case;
+use crate::floor::Floor;
 use crate::machine::{Machine, today};
 use crate::{Options, Result};
 
@@ -44,11 +45,23 @@ pub(crate) struct Measurement {
     peaks: Peaks,
     throughput: f64,
     unit: &'static str,
+    /// The rate of PyTorch's sgemm, in flop/s, and what the case takes at that rate, in seconds.
+    floor: Option<[f64; 2]>,
 }
 
 impl Measurement {
-    pub(crate) fn new(case: &Case, ours: Vec<f64>, torch: Option<Vec<f64>>, peaks: Peaks) -> Self {
+    pub(crate) fn new(
+        case: &Case,
+        ours: Vec<f64>,
+        torch: Option<Vec<f64>>,
+        peaks: Peaks,
+        floor: Option<(Floor, [Vec<f64>; 2])>,
+    ) -> Self {
         let ours = Quantiles::of(ours);
+        let floor = floor.map(|(floor, units)| {
+            let [product, exponentials] = units.map(|samples| Quantiles::of(samples).median());
+            [floor.rate(product), floor.seconds(product, exponentials)]
+        });
         let (work, unit) = case.work();
         Measurement {
             case: case.name.clone(),
@@ -57,7 +70,13 @@ impl Measurement {
             peaks,
             throughput: work as f64 / ours.median(),
             unit,
+            floor,
         }
+    }
+
+    /// Of the time of an evaluation, what the floor takes.
+    fn share_of_floor(&self) -> Option<f64> {
+        self.floor.map(|[_, seconds]| seconds / self.ours.median())
     }
 
     fn ratio(&self) -> Option<f64> {
@@ -80,12 +99,16 @@ impl fmt::Display for Measurement {
             &or_none(self.peaks.ours, mib),
             &or_none(self.peaks.torch, mib),
             &format!("{:.2e} {}", self.throughput, self.unit),
+            &or_none(self.floor, |[rate, _]| format!("{:.0} Gflop/s", rate / 1e9)),
+            &or_none(self.share_of_floor(), |share| {
+                format!("{:.0} %", 100.0 * share)
+            }),
         ]))
     }
 }
 
 /// The heading of the lines that measurements print as: medians, from the 20th to the 80th
-/// percentile in per cent of the median, memory.
+/// percentile in per cent of the median, memory, and the share of the floor.
 pub(crate) fn heading() -> String {
     columns([
         "case",
@@ -97,6 +120,8 @@ pub(crate) fn heading() -> String {
         "memory",
         "PyTorch's",
         "throughput",
+        "sgemm",
+        "of floor",
     ])
 }
 
@@ -111,10 +136,12 @@ fn columns(
         a_mib,
         b_mib,
         throughput,
-    ]: [&str; 9],
+        sgemm,
+        of_floor,
+    ]: [&str; 11],
 ) -> String {
     format!(
-        "{case:<26}{a:>12}{a_spread:>8}{b:>14}{b_spread:>8}{ratio:>8}{a_mib:>11}{b_mib:>12}{throughput:>20}"
+        "{case:<26}{a:>12}{a_spread:>8}{b:>14}{b_spread:>8}{ratio:>8}{a_mib:>11}{b_mib:>12}{throughput:>20}{sgemm:>14}{of_floor:>10}"
     )
 }
 
@@ -170,6 +197,18 @@ impl Record {
             (
                 "torch_peak_bytes",
                 or_none(m.peaks.torch, |b| b.to_string()),
+            ),
+            (
+                "sgemm_flop_per_s",
+                or_none(m.floor, |[rate, _]| format!("{rate:.4e}")),
+            ),
+            (
+                "floor_s",
+                or_none(m.floor, |[_, seconds]| format!("{seconds:.5e}")),
+            ),
+            (
+                "share_of_floor",
+                or_none(m.share_of_floor(), |share| format!("{share:.3}")),
             ),
         ]);
     }

@@ -151,8 +151,19 @@ impl Torch {
     /// As [`Ours::turn`].
     pub(crate) fn turn(&mut self, budget: Duration) -> Result<Vec<f64>> {
         let reply = self.ask(&json!({ "do": "time", "budget": budget.as_secs_f64() }))?;
-        let samples = reply["seconds"].as_array().ok_or("no seconds")?;
-        samples.iter().map(number).collect()
+        numbers(&reply["seconds"])
+    }
+
+    /// Seconds of each product `[rows, inner] · [inner, columns]`, and of the exponentials of as
+    /// many numbers as it has results.
+    #[allow(dead_code, reason = "for a CPU: a GPU's floor is known from its clock")]
+    pub(crate) fn units(&mut self, shape: [usize; 3], budget: Duration) -> Result<[Vec<f64>; 2]> {
+        let budget = budget.as_secs_f64();
+        let reply = self.ask(&json!({ "do": "units", "shape": shape, "budget": budget }))?;
+        Ok([
+            numbers(&reply["products"])?,
+            numbers(&reply["exponentials"])?,
+        ])
     }
 
     /// What an evaluation adds to the memory of the worker: of use in a fresh one.
@@ -182,6 +193,11 @@ impl Drop for Torch {
         // It has nothing left to read, so it ends; how does not matter any more.
         let _ = self.process.wait();
     }
+}
+
+fn numbers(values: &Value) -> Result<Vec<f64>> {
+    let values = values.as_array().ok_or("no seconds")?;
+    values.iter().map(number).collect()
 }
 
 fn number(value: &Value) -> Result<f64> {

@@ -4,6 +4,7 @@ use pulp::{Simd, WithSimd};
 
 use super::buffer::Buffer;
 use super::parallel::{for_each_block, map_blocks};
+use super::sums::{dot, sum_of};
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
 use crate::problem::Batch;
@@ -161,8 +162,7 @@ impl<R: Real> Embeddings<R> {
             None => (factor * self.scale, 0.0),
             Some(norms) if norms[i] > 0.0 => {
                 let z = self.row(i);
-                let along = g.iter().zip(z).map(|(g, z)| g.to_f64() * z.to_f64()).sum();
-                (factor / norms[i], along)
+                (factor / norms[i], dot(g, z))
             }
             Some(_) => return out.fill(G::ZERO),
         };
@@ -186,11 +186,8 @@ fn widen<T: Element, R: Real>(elements: &[T], out: &mut [R]) {
 /// Divides a row by its length and returns the length, which is summed in f64. A row whose squares
 /// overflow or vanish is scaled for the sum.
 fn normalize<R: Real>(row: &mut [R]) -> f64 {
-    let norm_by = |unit: f64| {
-        let sum: f64 = row.iter().map(|x| (x.to_f64() / unit).powi(2)).sum();
-        unit * sum.sqrt()
-    };
-    let mut norm = norm_by(1.0);
+    let norm_by = |unit: f64| unit * sum_of(row, row, |a, _| (a / unit).powi(2)).sqrt();
+    let mut norm = dot(row, row).sqrt();
     if !(1e-140..1e140).contains(&norm) {
         let largest = row.iter().fold(0.0f64, |m, x| m.max(x.to_f64().abs()));
         if largest == 0.0 {
@@ -198,10 +195,23 @@ fn normalize<R: Real>(row: &mut [R]) -> f64 {
         }
         norm = norm_by(largest);
     }
-    for x in row {
-        *x = R::from_f64(x.to_f64() / norm);
-    }
+    dispatch(Divide(row, norm));
     norm
+}
+
+/// Divides all elements.
+struct Divide<'a, R>(&'a mut [R], f64);
+
+impl<R: Real> WithSimd for Divide<'_, R> {
+    type Output = ();
+
+    // The compiler makes vectors of it: pulp has no conversion between f32 and f64.
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for x in self.0 {
+            *x = R::from_f64(x.to_f64() / self.1);
+        }
+    }
 }
 
 /// The largest power of two that is at most x, for x within the range where it and its inverse are

@@ -6,6 +6,7 @@ mod embeddings;
 mod logits;
 mod pairwise;
 mod parallel;
+mod sums;
 mod triplet;
 
 use half::{bf16, f16};

@@ -3,7 +3,7 @@
 //! RRD and InfoNCE are made of it. One pass reads the keys, and no matrix of rows × keys exists:
 //!
 //! ```text
-//! for each strip of rows, for each part of the keys, in parallel:
+//! for each part of the keys, for each strip of rows, in parallel:
 //!     max ← initial_max        sum ← 0        weighted ← 0
 //!     for each chunk of 64 keys:
 //!         logit_k   = ⟨row, key_k⟩                          products
@@ -29,17 +29,14 @@
 
 use pulp::{Simd, WithSimd};
 
+use super::tiles::{Keys, STRIP, gather, products};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::Embeddings;
 use crate::cpu::parallel::{map_blocks, try_map};
 use crate::element::Real;
 use crate::error::Result;
-use crate::simd::{Lanes, dispatch, unroll};
+use crate::simd::{Lanes, dispatch};
 
-/// Registers of rows in a strip.
-pub(super) const STRIP: usize = 4;
-/// Keys, or elements of keys, in a tile. Its sums are held in registers.
-const TILE: usize = 4;
 /// Keys in a chunk: their logits are formed before their exponentials. Sums start anew with each
 /// chunk, so that long sums round less.
 pub(super) const CHUNK: usize = 64;
@@ -47,38 +44,18 @@ pub(super) const CHUNK: usize = 64;
 const PARTS: usize = 8;
 const PART: usize = 4096;
 
-/// Keys, which are the values too: `[len, stride]`. The first `dim` columns count.
-#[derive(Clone, Copy)]
-pub(in crate::cpu) struct Keys<'a, R> {
-    pub(in crate::cpu) data: &'a [R],
-    pub(in crate::cpu) len: usize,
-    pub(in crate::cpu) dim: usize,
-    pub(in crate::cpu) stride: usize,
-}
-
-impl<'a, R> Keys<'a, R> {
-    /// Keys from..to.
-    pub(super) fn part(self, from: usize, to: usize) -> Self {
-        Keys {
-            data: &self.data[from * self.stride..to * self.stride],
-            len: to - from,
-            ..self
-        }
-    }
-}
-
 /// The result for each row.
-pub(in crate::cpu) struct Attention<R: Real> {
+pub(super) struct Attention<R: Real> {
     /// log Σ_k exp(⟨row, key_k⟩/τ), `[N]`.
-    pub(in crate::cpu) log_sum: Vec<f64>,
+    pub(super) log_sum: Vec<f64>,
     /// Σ_k softmax_k key_k, `[N, dim]`.
-    pub(in crate::cpu) mean: Buffer<R>,
+    pub(super) mean: Buffer<R>,
 }
 
 /// Attention of all rows over all keys. `initial_maxima` holds for each row a lower bound of its
 /// largest product with a key, where the running maximum starts. The nearer the bound, the better.
 /// With `except_own`, row i leaves out key i.
-pub(in crate::cpu) fn attention_forward<R: Real>(
+pub(super) fn attention_forward<R: Real>(
     rows: &Embeddings<R>,
     keys: Keys<'_, R>,
     initial_maxima: &[f64],
@@ -89,8 +66,9 @@ pub(in crate::cpu) fn attention_forward<R: Real>(
     let strips = rows.rows.div_ceil(lanes);
     let part = part_len(keys.len);
     let parts = keys.len.div_ceil(part);
+    // All strips of a part follow each other, so that its keys stay in the cache.
     let partial: Vec<Partial<R>> = try_map(strips * parts, &|task| {
-        let (strip, p) = (task / parts, task % parts);
+        let (p, strip) = (task / strips, task % strips);
         let mut out = Partial::new(lanes, keys.dim)?;
         let first = strip * lanes;
         for (max, &initial_max) in out.max.iter_mut().zip(&initial_maxima[first..]) {
@@ -108,10 +86,11 @@ pub(in crate::cpu) fn attention_forward<R: Real>(
     })?;
 
     let mut mean = Buffer::any(rows.rows.saturating_mul(keys.dim))?;
-    let log_sum = map_blocks(&mut mean, keys.dim, &|i, mean| {
-        let partial = &partial[i / lanes * parts..][..parts];
-        merge(partial, i % lanes, lanes, mean)
+    let log_sum = map_blocks(&mut mean, lanes * keys.dim, &|strip, mean| {
+        let partial: Vec<_> = partial.iter().skip(strip).step_by(strips).collect();
+        merge(&partial, lanes, keys.dim, mean)
     });
+    let log_sum = log_sum.concat();
     Ok(Attention { log_sum, mean })
 }
 
@@ -168,32 +147,72 @@ impl<R: Real> Partial<R> {
     }
 }
 
-/// Merges a row's sums over all parts of the keys into its mean. Returns its log-sum.
-fn merge<R: Real>(parts: &[Partial<R>], lane: usize, lanes: usize, mean: &mut [R]) -> f64 {
-    let max = parts
-        .iter()
-        .map(|p| p.max[lane])
-        .fold(f64::NEG_INFINITY, f64::max);
-    let weights: Vec<f64> = parts.iter().map(|p| (p.max[lane] - max).exp()).collect();
-    let sum: f64 = parts
-        .iter()
-        .zip(&weights)
-        .map(|(p, w)| w * p.sum[lane])
-        .sum();
-    if sum == 0.0 {
-        // A single row has no others.
-        mean.fill(R::ZERO);
-        return f64::NEG_INFINITY;
+/// Merges the sums of a strip's rows over all parts of the keys into their means, `[rows, dim]`.
+/// Returns their log-sums.
+fn merge<R: Real>(parts: &[&Partial<R>], lanes: usize, dim: usize, mean: &mut [R]) -> Vec<f64> {
+    let rows = mean.len() / dim;
+    // Of each part, what its sums are multiplied by, `[parts, lanes]`.
+    let mut factors = vec![0.0; parts.len() * lanes];
+    let mut log_sums = vec![f64::NEG_INFINITY; rows];
+    for lane in 0..rows {
+        let maxima = parts.iter().map(|part| part.max[lane]);
+        let max = maxima.fold(f64::NEG_INFINITY, f64::max);
+        let weights = parts.iter().map(|part| (part.max[lane] - max).exp());
+        let mut sum = 0.0;
+        for ((part, weight), factors) in parts.iter().zip(weights).zip(factors.chunks_mut(lanes)) {
+            sum += weight * part.sum[lane];
+            factors[lane] = weight;
+        }
+        // A single row has no others: its mean is 0.
+        let per_sum = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+        for factors in factors.chunks_mut(lanes) {
+            factors[lane] *= per_sum;
+        }
+        if sum != 0.0 {
+            log_sums[lane] = max + sum.ln();
+        }
     }
-    for (d, mean) in mean.iter_mut().enumerate() {
-        let weighted: f64 = parts
-            .iter()
-            .zip(&weights)
-            .map(|(p, w)| w * p.weighted[d * lanes + lane].to_f64())
-            .sum();
-        *mean = R::from_f64(weighted / sum);
+    dispatch(Means {
+        parts,
+        factors: &factors,
+        lanes,
+        dim,
+        mean,
+    });
+    log_sums
+}
+
+/// mean_i ← Σ_parts factor_i weighted_i, in f64.
+struct Means<'a, 'b, R: Real> {
+    parts: &'a [&'a Partial<R>],
+    /// `[parts, lanes]`
+    factors: &'a [f64],
+    lanes: usize,
+    dim: usize,
+    /// `[rows, dim]`
+    mean: &'b mut [R],
+}
+
+impl<R: Real> WithSimd for Means<'_, '_, R> {
+    type Output = ();
+
+    // The compiler makes vectors of the lanes: pulp has no conversion from f32 to f64.
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let mut sums = vec![0.0; self.lanes];
+        for d in 0..self.dim {
+            sums.fill(0.0);
+            for (part, factors) in self.parts.iter().zip(self.factors.chunks(self.lanes)) {
+                let weighted = &part.weighted[d * self.lanes..][..self.lanes];
+                for ((sum, factor), weighted) in sums.iter_mut().zip(factors).zip(weighted) {
+                    *sum += factor * weighted.to_f64();
+                }
+            }
+            for (mean, &sum) in self.mean.chunks_exact_mut(self.dim).zip(&sums) {
+                mean[d] = R::from_f64(sum);
+            }
+        }
     }
-    max + sum.ln()
 }
 
 /// A strip of rows over a part of the keys.
@@ -289,121 +308,4 @@ impl<R: Real> WithSimd for Strip<'_, '_, R> {
         }
         Ok(())
     }
-}
-
-/// ⟨row, key⟩ for all keys of a chunk, `[key, STRIP]`.
-#[inline(always)]
-pub(super) fn products<S: Simd, R: Real>(
-    s: S,
-    queries: &[R::Of<S>],
-    keys: Keys<'_, R>,
-    out: &mut [R::Of<S>],
-) {
-    let whole = keys.len / TILE * TILE;
-    for k in (0..whole).step_by(TILE) {
-        products_tile::<S, R, TILE>(s, queries, keys, k, &mut out[k * STRIP..]);
-    }
-    let out = &mut out[whole * STRIP..];
-    match keys.len - whole {
-        0 => {}
-        1 => products_tile::<S, R, 1>(s, queries, keys, whole, out),
-        2 => products_tile::<S, R, 2>(s, queries, keys, whole, out),
-        _ => products_tile::<S, R, 3>(s, queries, keys, whole, out),
-    }
-}
-
-#[inline(always)]
-fn products_tile<S: Simd, R: Real, const T: usize>(
-    s: S,
-    queries: &[R::Of<S>],
-    keys: Keys<'_, R>,
-    k: usize,
-    out: &mut [R::Of<S>],
-) {
-    let mut key: [&[R]; T] = [&[]; T];
-    for (t, key) in key.iter_mut().enumerate() {
-        *key = &keys.data[(k + t) * keys.stride..][..keys.dim];
-    }
-    let mut sum = [[R::splat(s, R::ZERO); STRIP]; T];
-    for d in 0..keys.dim {
-        let query = &queries[d * STRIP..][..STRIP];
-        unroll::<T>(
-            #[inline(always)]
-            |t| {
-                let element = R::splat(s, key[t][d]);
-                unroll::<STRIP>(
-                    #[inline(always)]
-                    |w| sum[t][w] = R::vmul_add(s, element, query[w], sum[t][w]),
-                );
-            },
-        );
-    }
-    let out = &mut out[..T * STRIP];
-    unroll::<T>(
-        #[inline(always)]
-        |t| {
-            unroll::<STRIP>(
-                #[inline(always)]
-                |w| out[t * STRIP + w] = sum[t][w],
-            );
-        },
-    );
-}
-
-/// weighted ← decay · weighted + Σ_k weights_k key_k, `[dim, STRIP]`.
-#[inline(always)]
-fn gather<S: Simd, R: Real>(
-    s: S,
-    weights: &[R::Of<S>],
-    keys: Keys<'_, R>,
-    decay: [R::Of<S>; STRIP],
-    weighted: &mut [R::Of<S>],
-) {
-    let whole = keys.dim / TILE * TILE;
-    for d in (0..whole).step_by(TILE) {
-        gather_tile::<S, R, TILE>(s, weights, keys, decay, d, weighted);
-    }
-    match keys.dim - whole {
-        0 => {}
-        1 => gather_tile::<S, R, 1>(s, weights, keys, decay, whole, weighted),
-        2 => gather_tile::<S, R, 2>(s, weights, keys, decay, whole, weighted),
-        _ => gather_tile::<S, R, 3>(s, weights, keys, decay, whole, weighted),
-    }
-}
-
-/// Elements d..d + T of the keys.
-#[inline(always)]
-fn gather_tile<S: Simd, R: Real, const T: usize>(
-    s: S,
-    weights: &[R::Of<S>],
-    keys: Keys<'_, R>,
-    decay: [R::Of<S>; STRIP],
-    d: usize,
-    weighted: &mut [R::Of<S>],
-) {
-    let mut sum = [[R::splat(s, R::ZERO); STRIP]; T];
-    for k in 0..keys.len {
-        let weight = &weights[k * STRIP..][..STRIP];
-        let key = &keys.data[k * keys.stride + d..][..T];
-        unroll::<T>(
-            #[inline(always)]
-            |t| {
-                let element = R::splat(s, key[t]);
-                unroll::<STRIP>(
-                    #[inline(always)]
-                    |w| sum[t][w] = R::vmul_add(s, element, weight[w], sum[t][w]),
-                );
-            },
-        );
-    }
-    let out = &mut weighted[d * STRIP..][..T * STRIP];
-    unroll::<T>(
-        #[inline(always)]
-        |t| {
-            unroll::<STRIP>(
-                #[inline(always)]
-                |w| out[t * STRIP + w] = R::vmul_add(s, out[t * STRIP + w], decay[w], sum[t][w]),
-            );
-        },
-    );
 }

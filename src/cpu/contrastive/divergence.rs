@@ -17,11 +17,12 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::attention::{Attention, CHUNK, Keys, STRIP, lanes_of_strip, part_len, products};
-use super::dot;
+use super::attention::{Attention, CHUNK, lanes_of_strip, part_len};
+use super::tiles::{Keys, STRIP, products};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::Embeddings;
 use crate::cpu::parallel::try_map;
+use crate::cpu::sums::dot;
 use crate::element::{Element, Real};
 use crate::error::Result;
 use crate::problem::Batch;

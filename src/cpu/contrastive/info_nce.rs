@@ -1,11 +1,13 @@
 //! InfoNCE: the student's attention over the other teacher rows, or over the queue, compared with
 //! the row's own key.
 
-use super::attention::{Keys, attention_forward};
-use super::{dot, initial_max, initial_maxima};
+use super::attention::attention_forward;
+use super::tiles::Keys;
+use super::{initial_max, initial_maxima};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::{Embeddings, RowScaling};
-use crate::cpu::parallel::try_map_blocks;
+use crate::cpu::parallel::{map, try_map_blocks};
+use crate::cpu::sums::dot;
 use crate::element::Element;
 use crate::error::Result;
 use crate::problem::Batch;
@@ -40,9 +42,9 @@ pub(super) fn info_nce<T: Element>(
     let except_own = batch.queue.is_none();
     let initial_maxima = match batch.queue {
         None if z.rows == 1 => vec![0.0],
-        None => (0..z.rows)
-            .map(|i| initial_max(z.row(i), y.row((i + 1) % z.rows)))
-            .collect(),
+        None => map(z.rows, &|i| {
+            initial_max(z.row(i), &y.row((i + 1) % z.rows)[..z.dim])
+        }),
         Some(queue) => initial_maxima(&z, queue),
     };
     let attention = attention_forward(&z, keys, &initial_maxima, except_own, temperature)?;

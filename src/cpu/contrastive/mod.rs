@@ -4,8 +4,11 @@ mod attention;
 mod divergence;
 mod info_nce;
 mod rrd;
+mod tiles;
 
 use crate::cpu::embeddings::{Embeddings, RowScaling};
+use crate::cpu::parallel::map;
+use crate::cpu::sums::{dot, sum_of};
 use crate::element::{Element, Real};
 use crate::error::{Error, Result};
 use crate::loss::{Contrastive, Target};
@@ -44,24 +47,15 @@ pub(super) fn evaluate<T: Element>(
 /// just been enqueued that is the row's own key. At a small temperature few other keys weigh
 /// anything.
 fn initial_maxima<R: Real>(rows: &Embeddings<R>, queue: &Queue<R>) -> Vec<f64> {
-    (0..rows.rows)
-        .map(|i| initial_max(rows.row(i), queue.recent(rows.rows - 1 - i)))
-        .collect()
+    map(rows.rows, &|i| {
+        initial_max(rows.row(i), queue.recent(rows.rows - 1 - i))
+    })
 }
 
 /// ⟨row, key⟩ less the largest rounding error that the product in `R` may have. The running maximum
 /// starts here. A start above the product as computed in `R`, by many temperatures, would underflow
 /// every exponential.
 fn initial_max<R: Real>(row: &[R], key: &[R]) -> f64 {
-    let lengths: f64 = row
-        .iter()
-        .zip(key)
-        .map(|(a, b)| (a.to_f64() * b.to_f64()).abs())
-        .sum();
+    let lengths = sum_of(row, key, |a, b| (a * b).abs());
     dot(row, key) - lengths * R::EPSILON * (key.len() + 1) as f64
-}
-
-/// ⟨a, b⟩ in f64, over the length of `b`.
-fn dot<R: Real>(a: &[R], b: &[R]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a.to_f64() * b.to_f64()).sum()
 }

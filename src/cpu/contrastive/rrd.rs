@@ -8,12 +8,14 @@
 //!
 //! Near the teacher KL_i = L_i − H(p_i) is lost in rounding: `divergence` computes it.
 
-use super::attention::{Keys, attention_forward};
+use super::attention::attention_forward;
 use super::divergence::{NEAR, divergence_of};
-use super::{dot, initial_maxima};
+use super::initial_maxima;
+use super::tiles::Keys;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::{Embeddings, RowScaling};
 use crate::cpu::parallel::try_map_blocks;
+use crate::cpu::sums::dot;
 use crate::element::Element;
 use crate::error::Result;
 use crate::problem::Batch;

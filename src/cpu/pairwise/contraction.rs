@@ -7,7 +7,7 @@ use crate::cpu::embeddings::Embeddings;
 use crate::cpu::parallel::{for_each_block, try_map_blocks};
 use crate::element::Real;
 use crate::error::Result;
-use crate::simd::{by_fours, dispatch, unroll};
+use crate::simd::{dispatch, in_steps, unroll};
 
 /// Rows a task works on.
 const BLOCK: usize = 16;
@@ -150,6 +150,8 @@ impl<R: Real> WithSimd for Block<'_, R> {
                 };
                 match self.form {
                     Form::Differences => tile.add_strips::<true, 2>(),
+                    // 16 sums leave no register to 16 for what is added.
+                    Form::Product if S::REGISTER_COUNT < 32 => tile.add_strips::<false, 2>(),
                     Form::Product => tile.add_strips::<false, 4>(),
                 }
             }
@@ -198,7 +200,7 @@ impl<S: Simd, R: Real> Tile<'_, S, R> {
         let mut sum = [[R::splat(s, R::ZERO); W]; ROWS];
         let all = self.all;
         let (j0, c) = (self.j0, self.c);
-        by_fours(
+        in_steps::<4>(
             0..length,
             #[inline(always)]
             |j| {

@@ -9,8 +9,11 @@
 //! ```
 //!
 //! 1. Only one triangle is computed. [`mirror`] and [`symmetric`] fill the other.
-//! 2. A chunk bounds the error: each lane adds at most 32 terms in f32, so the error of the sum
+//! 2. A chunk bounds the error: each lane adds at most 64 terms in f32, so the error of the sum
 //!    stays below that of its rounding to f32.
+//! 3. With 16 registers, differences are summed for 4 rows i and 2 rows j. A difference takes a
+//!    register before it is squared, and 12 sums would leave too few. All 8 rows i of half a block
+//!    meet 2 rows j before the next ones, so half as many rows j are read from the outer caches.
 
 use pulp::{Simd, WithSimd};
 
@@ -20,13 +23,12 @@ use crate::cpu::embeddings::Embeddings;
 use crate::cpu::parallel::for_each_block;
 use crate::element::Real;
 use crate::error::Result;
-use crate::simd::{by_fours, dispatch, row_stride, unroll};
+use crate::simd::{dispatch, in_steps, row_stride, unroll};
 
 /// Rows that a task works on, and the side of the squares that matrices are transposed by.
 pub(super) const BLOCK: usize = 16;
-/// Rows i and j of a tile of pairs, whose sums are held in registers.
+/// Rows i of a tile of pairs, whose sums are held in registers.
 const TILE_I: usize = 4;
-const TILE_J: usize = 3;
 /// Elements that are summed in R before the sum moves on to f64.
 const CHUNK: usize = 512;
 /// Side of the squares that [`symmetric`] transposes.
@@ -58,6 +60,19 @@ impl<R: Real, const DISTANCE: bool> WithSimd for PairSums<'_, R, DISTANCE> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, s: S) {
+        match (S::REGISTER_COUNT < 32, DISTANCE) {
+            (false, _) => self.sum::<S, 1, 3, 4>(s),
+            (true, false) => self.sum::<S, 2, 3, 4>(s),
+            (true, true) => self.sum::<S, 2, 2, 2>(s),
+        }
+    }
+}
+
+impl<R: Real, const DISTANCE: bool> PairSums<'_, R, DISTANCE> {
+    /// In tiles of `J` rows j, which meet `TILES` tiles of rows i before the next rows j, and `STEP`
+    /// registers of each row at a time.
+    #[inline(always)]
+    fn sum<S: Simd, const TILES: usize, const J: usize, const STEP: usize>(self, s: S) {
         let PairSums {
             x,
             triangle,
@@ -69,20 +84,33 @@ impl<R: Real, const DISTANCE: bool> WithSimd for PairSums<'_, R, DISTANCE> {
         let rows = out.len() / stride;
         // Tiles at the edge repeat the last row. Their surplus sums are not stored.
         let row = |i: usize| R::vectors::<S>(x.used(i.min(n - 1)));
-        for i0 in (0..rows).step_by(TILE_I) {
-            let x_i: [_; TILE_I] = std::array::from_fn(|t| row(first + i0 + t));
+        for held in (0..rows).step_by(TILES * TILE_I) {
+            let starts: [usize; TILES] = std::array::from_fn(|tile| held + tile * TILE_I);
+            let tiles = starts.map(|i0| {
+                let rows: [_; TILE_I] = std::array::from_fn(|t| row(first + i0 + t));
+                rows
+            });
             let columns = match triangle {
-                Triangle::Upper => first + i0..n,
-                Triangle::Lower => 0..n.min(first + i0 + TILE_I),
+                Triangle::Upper => first + held..n,
+                Triangle::Lower => 0..n.min(first + held + TILES * TILE_I),
             };
-            for j0 in columns.step_by(TILE_J) {
-                let x_j: [_; TILE_J] = std::array::from_fn(|t| row(j0 + t));
-                let sums = tile::<R, S, DISTANCE>(s, x_i, x_j);
-                for (i, sums) in sums.iter().enumerate().take(rows - i0) {
-                    for (j, &sum) in sums.iter().enumerate().take(n - j0) {
-                        let (i, j) = (i0 + i, j0 + j);
-                        if (j >= first + i) == (triangle == Triangle::Upper) {
-                            out[i * stride + j] = R::from_f64(sum);
+            for j0 in columns.step_by(J) {
+                let x_j: [_; J] = std::array::from_fn(|t| row(j0 + t));
+                for (&i0, &x_i) in starts.iter().zip(&tiles) {
+                    let outside = match triangle {
+                        Triangle::Upper => j0 + J <= first + i0,
+                        Triangle::Lower => j0 >= first + i0 + TILE_I,
+                    };
+                    if i0 >= rows || outside {
+                        continue;
+                    }
+                    let sums = tile::<R, S, DISTANCE, J, STEP>(s, x_i, x_j);
+                    for (i, sums) in sums.iter().enumerate().take(rows - i0) {
+                        for (j, &sum) in sums.iter().enumerate().take(n - j0) {
+                            let (i, j) = (i0 + i, j0 + j);
+                            if (j >= first + i) == (triangle == Triangle::Upper) {
+                                out[i * stride + j] = R::from_f64(sum);
+                            }
                         }
                     }
                 }
@@ -93,23 +121,23 @@ impl<R: Real, const DISTANCE: bool> WithSimd for PairSums<'_, R, DISTANCE> {
 
 /// ‖x_i − x_j‖², or ⟨x_i, x_j⟩, for a tile of pairs.
 #[inline(always)]
-fn tile<R: Real, S: Simd, const DISTANCE: bool>(
+fn tile<R: Real, S: Simd, const DISTANCE: bool, const J: usize, const STEP: usize>(
     s: S,
     x_i: [&[R::Of<S>]; TILE_I],
-    x_j: [&[R::Of<S>]; TILE_J],
-) -> [[f64; TILE_J]; TILE_I] {
+    x_j: [&[R::Of<S>]; J],
+) -> [[f64; J]; TILE_I] {
     let vectors = x_i[0].len();
     assert!(x_i.iter().chain(&x_j).all(|row| row.len() == vectors));
-    let mut sums = [[0.0; TILE_J]; TILE_I];
+    let mut sums = [[0.0; J]; TILE_I];
     for chunk in (0..vectors).step_by(CHUNK / R::width::<S>()) {
-        let mut sum = [[R::splat(s, R::ZERO); TILE_J]; TILE_I];
+        let mut sum = [[R::splat(s, R::ZERO); J]; TILE_I];
         let end = vectors.min(chunk + CHUNK / R::width::<S>());
-        by_fours(
+        in_steps::<STEP>(
             chunk..end,
             #[inline(always)]
             |v| {
-                let mut b = [R::splat(s, R::ZERO); TILE_J];
-                unroll::<TILE_J>(
+                let mut b = [R::splat(s, R::ZERO); J];
+                unroll::<J>(
                     #[inline(always)]
                     |j| b[j] = x_j[j][v],
                 );
@@ -117,7 +145,7 @@ fn tile<R: Real, S: Simd, const DISTANCE: bool>(
                     #[inline(always)]
                     |i| {
                         let a = x_i[i][v];
-                        unroll::<TILE_J>(
+                        unroll::<J>(
                             #[inline(always)]
                             |j| {
                                 let (a, b) = if DISTANCE {
@@ -134,7 +162,7 @@ fn tile<R: Real, S: Simd, const DISTANCE: bool>(
             },
         );
         for i in 0..TILE_I {
-            for j in 0..TILE_J {
+            for j in 0..J {
                 sums[i][j] += R::reduce_sum(s, sum[i][j]).to_f64();
             }
         }

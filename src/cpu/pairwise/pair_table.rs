@@ -156,6 +156,12 @@ impl<R: Real> PairTable<R> {
         self.row(i)[Self::at(j, field)]
     }
 
+    /// One number of the `PAD` pairs from j on, a multiple of `PAD`.
+    #[inline(always)]
+    pub(in crate::cpu) fn line(&self, i: usize, j: usize, field: PairField) -> &[R] {
+        &self.row(i)[Self::at(j, field)..][..R::PAD]
+    }
+
     /// Where a number of the pair with row j lies in a row.
     #[inline(always)]
     fn at(j: usize, field: PairField) -> usize {

@@ -15,6 +15,8 @@ mod angle;
 mod angle_tile;
 mod close;
 
+use pulp::{Simd, WithSimd};
+
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::{Embeddings, RowScaling};
 use crate::cpu::pairwise::contraction::{Form, contract};
@@ -25,7 +27,7 @@ use crate::element::{DType, Element, Real};
 use crate::error::Result;
 use crate::loss::Triplet;
 use crate::problem::Batch;
-use crate::simd::Lanes;
+use crate::simd::{Lanes, dispatch};
 use close::ClosePairs;
 
 /// Side of the squares that S + Sᵀ is formed in.
@@ -204,18 +206,17 @@ struct Coefficients<'a, R: Real> {
 impl<R: Real> Coefficients<'_, R> {
     /// The pairs within a block.
     fn within(&self, block: &mut Block<'_, R>) -> f64 {
-        let stride = self.table.stride();
-        let of_pair = self.of_pair();
+        let (stride, first) = (self.table.stride(), block.first);
         for i in 0..block.rows {
+            let ij = i * stride + first;
             for j in 0..=i {
-                let (ij, ji) = (i * stride + block.first + j, j * stride + block.first + i);
-                let c = of_pair(
-                    block.first + i,
-                    block.first + j,
-                    block.data[ij] + block.data[ji],
-                );
-                block.data[ij] = c;
-                block.data[ji] = c;
+                let ji = block.data[j * stride + first + i];
+                block.data[ij + j] += ji;
+            }
+            let i = first + i;
+            self.of_pairs(i, first, &mut block.data[ij..][..=i - first]);
+            for j in 0..i - first {
+                block.data[j * stride + i] = block.data[ij + j];
             }
         }
         0.0
@@ -224,51 +225,78 @@ impl<R: Real> Coefficients<'_, R> {
     /// The pairs with one row in each block.
     fn between(&self, a: &mut Block<'_, R>, b: &mut Block<'_, R>) -> f64 {
         let stride = self.table.stride();
-        let of_pair = self.of_pair();
         for i in 0..a.rows {
-            for j in 0..b.rows {
-                let (ij, ji) = (i * stride + b.first + j, j * stride + a.first + i);
-                let c = of_pair(a.first + i, b.first + j, a.data[ij] + b.data[ji]);
-                a.data[ij] = c;
-                b.data[ji] = c;
+            let row = &mut a.data[i * stride + b.first..][..b.rows];
+            let i = a.first + i;
+            for (ij, ji) in row.iter_mut().zip(b.data[i..].iter().step_by(stride)) {
+                *ij += *ji;
+            }
+            self.of_pairs(i, b.first, row);
+            for (ij, ji) in row.iter().zip(b.data[i..].iter_mut().step_by(stride)) {
+                *ji = *ij;
             }
         }
         0.0
     }
 
-    /// C_ij from S_ij + S_ji, in f64, so that few roundings add up.
-    fn of_pair(&self) -> impl Fn(usize, usize, R) -> R {
-        let minus_angle_factor = self.minus_angle_factor;
-        let distance = self.distance.map(|(weight, penalty)| {
-            let factor = weight * penalty.slope_factor();
-            let DistancePenalty {
-                per_half_x,
-                per_half_y,
-                delta,
-                mean_slope,
-                ..
-            } = *penalty;
-            move |half_x: f64, half_y: f64| {
-                let e = half_x * per_half_x - half_y * per_half_y;
-                factor * (e.clamp(-delta, delta) - mean_slope)
-            }
+    /// Turns S_ij + S_ji into C_ij, for i and the columns from `first` on, a multiple of `PAD`.
+    fn of_pairs(&self, i: usize, first: usize, sums: &mut [R]) {
+        dispatch(OfPairs {
+            coefficients: self,
+            i,
+            first,
+            sums,
         });
-        move |i, j, sum| {
-            let at = |field| self.table.get(i, j, field).to_f64();
-            let angle = minus_angle_factor * sum.to_f64();
-            let distance = distance.map_or(0.0, |slope| {
-                slope(
-                    half_distance(
-                        at(PairField::StudentHalfSquare),
-                        at(PairField::StudentInverse),
-                    ),
-                    half_distance(
-                        at(PairField::TeacherHalfSquare),
-                        at(PairField::TeacherInverse),
-                    ),
-                )
-            });
-            R::from_f64(at(PairField::StudentInverse) * (angle + distance))
+    }
+}
+
+struct OfPairs<'a, R: Real> {
+    coefficients: &'a Coefficients<'a, R>,
+    i: usize,
+    first: usize,
+    sums: &'a mut [R],
+}
+
+impl<R: Real> WithSimd for OfPairs<'_, R> {
+    type Output = ();
+
+    /// In f64, so that few roundings add up. The compiler makes vectors of the lines: pulp has no
+    /// conversion from f32 to f64.
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Coefficients {
+            table,
+            minus_angle_factor,
+            distance,
+        } = *self.coefficients;
+        for (line, sums) in self.sums.chunks_mut(R::PAD).enumerate() {
+            let j = self.first + line * R::PAD;
+            let of = |field| &table.line(self.i, j, field)[..sums.len()];
+            let x_inverse = of(PairField::StudentInverse);
+            let Some((weight, penalty)) = distance else {
+                for (sum, r) in sums.iter_mut().zip(x_inverse) {
+                    *sum = R::from_f64(r.to_f64() * (minus_angle_factor * sum.to_f64()));
+                }
+                continue;
+            };
+            let x_square = of(PairField::StudentHalfSquare);
+            let (y_square, y_inverse) = (
+                of(PairField::TeacherHalfSquare),
+                of(PairField::TeacherInverse),
+            );
+            let factor = weight * penalty.slope_factor();
+            let (delta, mean_slope) = (penalty.delta, penalty.mean_slope);
+            for l in 0..sums.len() {
+                let r = x_inverse[l].to_f64();
+                let half_x = half_distance(x_square[l].to_f64(), r);
+                let half_y = half_distance(y_square[l].to_f64(), y_inverse[l].to_f64());
+                let e = half_x * penalty.per_half_x - half_y * penalty.per_half_y;
+                // As `clamp`, which has a check that stands in the way of vectors.
+                let e = if e < -delta { -delta } else { e };
+                let e = if e > delta { delta } else { e };
+                let angle = minus_angle_factor * sums[l].to_f64();
+                sums[l] = R::from_f64(r * (angle + factor * (e - mean_slope)));
+            }
         }
     }
 }

@@ -1,0 +1,63 @@
+//! What bounds a loss on a CPU: its products at the rate of PyTorch's sgemm, and its exponentials.
+
+use relata::{Family, Target};
+
+use crate::cases::Case;
+
+/// Rows and columns of the product that sgemm is timed by, at most. Larger ones leave the caches,
+/// which relata's never do, and are slower.
+const MOST: usize = 1024;
+
+/// A loss's products and exponentials.
+#[derive(Clone, Copy)]
+pub(crate) struct Floor {
+    /// A multiply-add counts as two.
+    pub(crate) flops: u64,
+    pub(crate) exponentials: u64,
+    /// `[rows, inner, columns]` of the product that sgemm is timed by.
+    pub(crate) shape: [usize; 3],
+}
+
+impl Floor {
+    /// None where products are not what takes the time.
+    pub(crate) fn of(case: &Case) -> Option<Self> {
+        let (n, d) = (case.rows, case.student_dim);
+        let [rows, dim, teacher_dim] = [n, d, case.teacher_dim].map(|x| x as u64);
+        match case.loss.spec().family {
+            Family::Contrastive(contrastive) => {
+                let keys = case.keys().unwrap_or(n);
+                let softmaxes = match contrastive.target {
+                    Target::Teacher { .. } => 2,
+                    Target::OwnKey => 1,
+                };
+                Some(Floor {
+                    flops: case.flops(),
+                    exponentials: softmaxes * rows * keys as u64,
+                    shape: [n.min(MOST), d, keys.min(MOST)],
+                })
+            }
+            // Half a product for each relation and a whole one for the contraction. The
+            // differences of distances are not among them: sgemm has none.
+            Family::Pairwise(_) | Family::Triplet(_) if case.triplets() == 0 => Some(Floor {
+                flops: rows * rows * (dim + teacher_dim) + 2 * rows * rows * dim,
+                exponentials: 0,
+                shape: [n.min(MOST), d, n.min(MOST)],
+            }),
+            Family::Pairwise(_) | Family::Triplet(_) | Family::Logits(_) => None,
+        }
+    }
+
+    /// Seconds, from those of one product of the shape and of as many exponentials as it has
+    /// results.
+    pub(crate) fn seconds(&self, product: f64, exponentials: f64) -> f64 {
+        let [rows, _, columns] = self.shape.map(|x| x as f64);
+        let each = exponentials / (rows * columns);
+        self.flops as f64 / self.rate(product) + self.exponentials as f64 * each
+    }
+
+    /// Floating-point operations in a second.
+    pub(crate) fn rate(&self, product: f64) -> f64 {
+        let [rows, inner, columns] = self.shape.map(|x| x as f64);
+        2.0 * rows * inner * columns / product
+    }
+}

@@ -1,0 +1,236 @@
+//! The two products of attention, in tiles whose sums stay in registers.
+//!
+//! ```text
+//! products: logit_k  = ⟨row, key_k⟩          a tile: TILE keys × STRIP registers of rows
+//! gather:   weighted = Σ_k weight_k key_k    a tile: TILE elements × STRIP registers of rows
+//! ```
+//!
+//! A step of either adds `TILE` numbers of the keys, each in all lanes, times `STRIP` registers of
+//! rows. How many sums fit depends on the registers of the instruction set. The order in which a sum
+//! is formed does not depend on the tile, so neither do its bits.
+
+use pulp::Simd;
+
+use crate::element::Real;
+use crate::simd::unroll;
+
+/// Registers of rows in a strip.
+pub(super) const STRIP: usize = 4;
+/// Keys, or elements of keys, in a tile, where there are 32 registers. Its sums are held in 16.
+const TILE: usize = 4;
+/// The same for 16 registers: 12 sums, 3 elements and one register of rows.
+const NARROW_TILE: usize = 3;
+
+/// Keys, which are the values too: `[len, stride]`. The first `dim` columns count.
+#[derive(Clone, Copy)]
+pub(super) struct Keys<'a, R> {
+    pub(super) data: &'a [R],
+    pub(super) len: usize,
+    pub(super) dim: usize,
+    pub(super) stride: usize,
+}
+
+impl<'a, R> Keys<'a, R> {
+    /// Keys from..to.
+    pub(super) fn part(self, from: usize, to: usize) -> Self {
+        Keys {
+            data: &self.data[from * self.stride..to * self.stride],
+            len: to - from,
+            ..self
+        }
+    }
+}
+
+/// ⟨row, key⟩ for all keys of a chunk, `[key, STRIP]`.
+#[inline(always)]
+pub(super) fn products<S: Simd, R: Real>(
+    s: S,
+    queries: &[R::Of<S>],
+    keys: Keys<'_, R>,
+    out: &mut [R::Of<S>],
+) {
+    if S::REGISTER_COUNT < 32 {
+        products_by::<S, R, NARROW_TILE>(s, queries, keys, out);
+    } else {
+        products_by::<S, R, TILE>(s, queries, keys, out);
+    }
+}
+
+/// In tiles of `T` keys.
+#[inline(always)]
+fn products_by<S: Simd, R: Real, const T: usize>(
+    s: S,
+    queries: &[R::Of<S>],
+    keys: Keys<'_, R>,
+    out: &mut [R::Of<S>],
+) {
+    let whole = keys.len / T * T;
+    for k in (0..whole).step_by(T) {
+        products_tile::<S, R, T>(s, queries, keys, k, &mut out[k * STRIP..]);
+    }
+    let out = &mut out[whole * STRIP..];
+    match keys.len - whole {
+        0 => {}
+        1 => products_tile::<S, R, 1>(s, queries, keys, whole, out),
+        2 => products_tile::<S, R, 2>(s, queries, keys, whole, out),
+        _ => products_tile::<S, R, 3>(s, queries, keys, whole, out),
+    }
+}
+
+#[inline(always)]
+fn products_tile<S: Simd, R: Real, const T: usize>(
+    s: S,
+    queries: &[R::Of<S>],
+    keys: Keys<'_, R>,
+    k: usize,
+    out: &mut [R::Of<S>],
+) {
+    let mut key: [&[R]; T] = [&[]; T];
+    for (t, key) in key.iter_mut().enumerate() {
+        *key = &keys.data[(k + t) * keys.stride..][..keys.dim];
+    }
+    let mut sum = [[R::splat(s, R::ZERO); STRIP]; T];
+    // Two elements at a time: half the work of counting and of checking bounds.
+    let (pairs, last) = queries.split_at(keys.dim / 2 * 2 * STRIP);
+    for (pair, queries) in pairs.chunks_exact(2 * STRIP).enumerate() {
+        let (first, second) = queries.split_at(STRIP);
+        add_tile::<S, R, T>(s, column(&key, 2 * pair), first, &mut sum);
+        add_tile::<S, R, T>(s, column(&key, 2 * pair + 1), second, &mut sum);
+    }
+    if !last.is_empty() {
+        add_tile::<S, R, T>(s, column(&key, keys.dim - 1), last, &mut sum);
+    }
+    let out = &mut out[..T * STRIP];
+    unroll::<T>(
+        #[inline(always)]
+        |t| {
+            unroll::<STRIP>(
+                #[inline(always)]
+                |w| out[t * STRIP + w] = sum[t][w],
+            );
+        },
+    );
+}
+
+/// Element d of each key.
+#[inline(always)]
+fn column<R: Real, const T: usize>(keys: &[&[R]; T], d: usize) -> [R; T] {
+    let mut column = [R::ZERO; T];
+    unroll::<T>(
+        #[inline(always)]
+        |t| column[t] = keys[t][d],
+    );
+    column
+}
+
+/// sum_tw += elements_t rows_w. With few registers all elements are held and one register of rows
+/// at a time: so nothing is written to memory.
+#[inline(always)]
+fn add_tile<S: Simd, R: Real, const T: usize>(
+    s: S,
+    elements: [R; T],
+    rows: &[R::Of<S>],
+    sum: &mut [[R::Of<S>; STRIP]; T],
+) {
+    let mut splat = [R::splat(s, R::ZERO); T];
+    unroll::<T>(
+        #[inline(always)]
+        |t| splat[t] = R::splat(s, elements[t]),
+    );
+    unroll::<STRIP>(
+        #[inline(always)]
+        |w| {
+            let row = rows[w];
+            unroll::<T>(
+                #[inline(always)]
+                |t| sum[t][w] = R::vmul_add(s, splat[t], row, sum[t][w]),
+            );
+        },
+    );
+}
+
+/// weighted ← decay · weighted + Σ_k weights_k key_k, `[dim, STRIP]`.
+#[inline(always)]
+pub(super) fn gather<S: Simd, R: Real>(
+    s: S,
+    weights: &[R::Of<S>],
+    keys: Keys<'_, R>,
+    decay: [R::Of<S>; STRIP],
+    weighted: &mut [R::Of<S>],
+) {
+    if S::REGISTER_COUNT < 32 {
+        gather_by::<S, R, NARROW_TILE>(s, weights, keys, decay, weighted);
+    } else {
+        gather_by::<S, R, TILE>(s, weights, keys, decay, weighted);
+    }
+}
+
+/// In tiles of `T` elements of the keys.
+#[inline(always)]
+fn gather_by<S: Simd, R: Real, const T: usize>(
+    s: S,
+    weights: &[R::Of<S>],
+    keys: Keys<'_, R>,
+    decay: [R::Of<S>; STRIP],
+    weighted: &mut [R::Of<S>],
+) {
+    let whole = keys.dim / T * T;
+    for d in (0..whole).step_by(T) {
+        gather_tile::<S, R, T>(s, weights, keys, decay, d, weighted);
+    }
+    match keys.dim - whole {
+        0 => {}
+        1 => gather_tile::<S, R, 1>(s, weights, keys, decay, whole, weighted),
+        2 => gather_tile::<S, R, 2>(s, weights, keys, decay, whole, weighted),
+        _ => gather_tile::<S, R, 3>(s, weights, keys, decay, whole, weighted),
+    }
+}
+
+/// Elements d..d + T of the keys.
+#[inline(always)]
+fn gather_tile<S: Simd, R: Real, const T: usize>(
+    s: S,
+    weights: &[R::Of<S>],
+    keys: Keys<'_, R>,
+    decay: [R::Of<S>; STRIP],
+    d: usize,
+    weighted: &mut [R::Of<S>],
+) {
+    let mut sum = [[R::splat(s, R::ZERO); STRIP]; T];
+    let whole = keys.len / 2 * 2;
+    let (pairs, last) = weights[..keys.len * STRIP].split_at(whole * STRIP);
+    // Two keys at a time, as above.
+    let elements = keys.data[d..].chunks(2 * keys.stride);
+    for (weights, elements) in pairs.chunks_exact(2 * STRIP).zip(elements) {
+        let (first, second) = elements.split_at(keys.stride);
+        let (weights, next_weights) = weights.split_at(STRIP);
+        add_tile::<S, R, T>(s, first_of(first), weights, &mut sum);
+        add_tile::<S, R, T>(s, first_of(second), next_weights, &mut sum);
+    }
+    if !last.is_empty() {
+        let key = &keys.data[whole * keys.stride + d..];
+        add_tile::<S, R, T>(s, first_of(key), last, &mut sum);
+    }
+    let out = &mut weighted[d * STRIP..][..T * STRIP];
+    unroll::<T>(
+        #[inline(always)]
+        |t| {
+            unroll::<STRIP>(
+                #[inline(always)]
+                |w| out[t * STRIP + w] = R::vmul_add(s, out[t * STRIP + w], decay[w], sum[t][w]),
+            );
+        },
+    );
+}
+
+/// The first elements of a slice.
+#[inline(always)]
+fn first_of<R: Real, const T: usize>(slice: &[R]) -> [R; T] {
+    let mut first = [R::ZERO; T];
+    let slice = &slice[..T];
+    unroll::<T>(
+        #[inline(always)]
+        |t| first[t] = slice[t],
+    );
+    first
+}
