@@ -41,10 +41,8 @@ fn input_of(student: Data, seed: u64, [n, dim, mut dim_t]: [usize; 3]) -> Input 
     Input::of_data(seed, Shapes::new(n, dim, dim_t), student)
 }
 
-type Direct = fn(&[f32], &[f32], [usize; 3]) -> (f32, Vec<f32>);
-
 /// The losses of relations, each with its direct evaluation.
-const RELATIONAL: [(Loss, Direct); 5] = [
+const RELATIONAL: [(Loss, naive::Direct); 5] = [
     (
         Loss::RkdDistance(RkdDistance {
             delta: 1.0,

@@ -225,13 +225,11 @@ fn through_norm(g: &[f32], z: &[f32], norm: f32) -> Vec<f32> {
         .collect()
 }
 
+/// A loss of student and teacher, of N, D, D_t, and its gradient.
+pub(crate) type Direct = fn(&[f32], &[f32], [usize; 3]) -> (f32, Vec<f32>);
+
 /// `direct` of the rows at unit length, and its gradient through the normalisation.
-fn of_unit_rows(
-    direct: fn(&[f32], &[f32], [usize; 3]) -> (f32, Vec<f32>),
-    x: &[f32],
-    y: &[f32],
-    shape: [usize; 3],
-) -> (f32, Vec<f32>) {
+fn of_unit_rows(direct: Direct, x: &[f32], y: &[f32], shape: [usize; 3]) -> (f32, Vec<f32>) {
     let [_, dim, dim_t] = shape;
     let y: Vec<f32> = y.chunks(dim_t).flat_map(|y| normalized(y).0).collect();
     let (z, norms): (Vec<_>, Vec<_>) = x.chunks(dim).map(normalized).unzip();
