@@ -1,7 +1,7 @@
 // Computes   The coefficients of the contraction, k_ij, of the slope that the loss has through r_ij
 //            and r_ji:
-//              C_ij = (w_ij − S ∂s/∂r_ij)/s, K_ij = C_ij + C_ji, and k_ij = K_ij (dot), K_ij/r_ij (distance),
-//              2 K_ij (squared distance). All are N² times ∂L/∂r; the contraction divides.
+//              C_ij = (w_ij − S ∂s/∂r_ij)/s, K_ij = C_ij + C_ji, and k_ij = K_ij (dot),
+//              K_ij/r_ij (distance), 2 K_ij (squared distance). All are N² times ∂L/∂r; the contraction divides.
 // Buffers    r [P, P] f32 of student and teacher, P the rows up to a multiple of 64, zero beyond N;
 //            scales [P] and weighted [P] f32, or one of each where the normalizer's scope is the
 //            matrix. k overwrites the student's r.

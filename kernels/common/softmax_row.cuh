@@ -24,8 +24,8 @@ struct OnlineSoftmax {
         add(one, scale);
     }
 
-    // Adds several elements, with one branch for all. A NaN makes the sum NaN and leaves the maximum
-    // alone.
+    // Adds several elements, with one branch for all. A NaN makes the sum NaN and leaves the
+    // maximum alone.
     template <unsigned COUNT>
     DEVICE void add(const float (&x)[COUNT], float scale) {
         float largest = x[0];
