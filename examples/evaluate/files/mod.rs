@@ -2,6 +2,8 @@
 //!
 //! The shape in a header is compared with the length of the file before any memory is asked for.
 
+#[cfg(test)]
+mod fuzz;
 mod gradient;
 mod npy;
 mod safetensors;

@@ -1,0 +1,178 @@
+//! Files with random damage. A reader returns a matrix or an error, and never panics, hangs or asks
+//! for more memory than the file has.
+//!
+//! `RELATA_FUZZ_SECONDS=1800 cargo test --release --example evaluate -- --nocapture` runs for longer.
+//! Without it this takes a second. Runs with the same number of files see the same files.
+
+use std::env;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::read;
+use crate::failure::Failure;
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, count: usize) -> usize {
+        (self.next() % count.max(1) as u64) as usize
+    }
+
+    fn one_of<'a, T: ?Sized>(&mut self, choices: &[&'a T]) -> &'a T {
+        choices[self.below(choices.len())]
+    }
+}
+
+/// A valid file, by hand: what is damaged should not depend on a writer.
+fn npy(descr: &str, shape: &str, data: usize) -> Vec<u8> {
+    let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n");
+    let mut file = b"\x93NUMPY\x01\x00".to_vec();
+    file.extend((header.len() as u16).to_le_bytes());
+    file.extend(header.as_bytes());
+    file.extend((0..data).map(|byte| (byte % 50) as u8));
+    file
+}
+
+fn safetensors(entries: &str, data: usize) -> Vec<u8> {
+    let mut file = (entries.len() as u64).to_le_bytes().to_vec();
+    file.extend(entries.as_bytes());
+    file.extend((0..data).map(|byte| (byte % 50) as u8));
+    file
+}
+
+/// The files that are damaged, with the endings of their names.
+fn corpus() -> Vec<(&'static str, Vec<u8>)> {
+    vec![
+        ("npy", npy("<f4", "(3, 2)", 24)),
+        ("npy", npy("<f8", "(2, 2)", 32)),
+        ("npy", npy("<f2", "(4, 1)", 8)),
+        ("npy", npy("|V2", "(4, 1)", 8)),
+        (
+            "safetensors",
+            safetensors(
+                r#"{"a":{"dtype":"F32","shape":[3,2],"data_offsets":[0,24]}}"#,
+                24,
+            ),
+        ),
+        (
+            "safetensors",
+            safetensors(
+                r#"{"__metadata__":{"x":"y"},"a":{"dtype":"BF16","shape":[2,3],"data_offsets":[0,12]},"b":{"dtype":"F64","shape":[1,1],"data_offsets":[12,20]}}"#,
+                20,
+            ),
+        ),
+    ]
+}
+
+/// What hostile headers are made of.
+const PIECES: [&[u8]; 16] = [
+    b"18446744073709551615",
+    b"9223372036854775808",
+    b"4294967296",
+    b"-1",
+    b"0",
+    b"(((((((((((((((((((((((((((((((((",
+    b"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[",
+    b"{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":",
+    b"'shape': (",
+    b"\"data_offsets\":[0,18446744073709551615]",
+    b"\"dtype\":\"F8_E4M3\"",
+    b"True",
+    b"\xff\xff\xff\xff\xff\xff\xff\xff",
+    b"\x00",
+    b"\xf0\x9f\x92\xa5",
+    b"<c16",
+];
+
+fn damage(file: &mut Vec<u8>, random: &mut Random) {
+    for _ in 0..=random.below(4) {
+        let at = random.below(file.len() + 1);
+        match random.below(6) {
+            0 if at < file.len() => file[at] ^= 1 << random.below(8),
+            1 if at < file.len() => file[at] = random.next() as u8,
+            2 => file.truncate(at),
+            3 => {
+                let piece = random.one_of(&PIECES);
+                file.splice(at..at, piece.iter().copied());
+            }
+            4 => {
+                let end = at + random.below(file.len() - at + 1);
+                file.drain(at..end);
+            }
+            _ => {
+                let end = (at + random.below(9)).min(file.len());
+                let piece = random.one_of(&PIECES);
+                file.splice(at..end, piece.iter().copied());
+            }
+        }
+    }
+}
+
+#[test]
+fn damaged_files_are_read_or_refused() {
+    let seconds = env::var("RELATA_FUZZ_SECONDS")
+        .map_or(1.0, |seconds| seconds.parse().expect("a number of seconds"));
+    let folder = tempfile::tempdir().expect("a folder for files");
+    let (mut read_whole, mut refused) = (0u64, 0u64);
+    let begin = Instant::now();
+    let corpus = corpus();
+    for (ending, file) in &corpus {
+        let path = folder.path().join(format!("valid.{ending}"));
+        fs::write(&path, file).expect("a file");
+        let whole = read("--student", &named(&path, ending, "a"));
+        // `|V2` is no type of number.
+        let is_number = !file.windows(3).any(|part| part == b"|V2");
+        assert_eq!(whole.is_ok(), is_number, "{ending}: {whole:?}");
+    }
+    for seed in 0.. {
+        if begin.elapsed() > Duration::from_secs_f64(seconds) {
+            break;
+        }
+        let mut random = Random(seed);
+        let (ending, mut file) = corpus[random.below(corpus.len())].clone();
+        damage(&mut file, &mut random);
+        let path = folder.path().join(format!("damaged.{ending}"));
+        fs::write(&path, &file).expect("a file");
+        let tensor = random.one_of(&["a", "b", "", "\u{1f4a5}"]);
+        match read("--student", &named(&path, ending, tensor)) {
+            Ok(matrix) => {
+                assert_eq!(
+                    matrix.values.len(),
+                    matrix.rows * matrix.dim,
+                    "seed {seed}: a matrix that is not whole"
+                );
+                assert!(
+                    matrix.values.len() <= file.len(),
+                    "seed {seed}: more numbers than bytes"
+                );
+                read_whole += 1;
+            }
+            Err(Failure::Refused(why)) => {
+                assert!(why.starts_with("--student"), "seed {seed}: {why}");
+                refused += 1;
+            }
+            Err(Failure::Quiet) => panic!("seed {seed}: no reason"),
+        }
+    }
+    println!("{read_whole} damaged files read, {refused} refused");
+    assert!(read_whole > 0 && refused > 0, "the damage is of one kind");
+}
+
+/// The path as the command takes it, with a tensor's name now and then.
+fn named(path: &Path, ending: &str, tensor: &str) -> std::path::PathBuf {
+    if ending == "npy" || tensor.is_empty() {
+        path.to_owned()
+    } else {
+        format!("{}:{tensor}", path.display()).into()
+    }
+}
