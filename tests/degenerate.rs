@@ -3,13 +3,14 @@
 
 mod common;
 
-use common::compare::norm;
+use common::compare::{assert_gradient, norm};
 use common::losses::rkd_losses;
 use common::{Input, cast, on_every_device, rounded};
 use half::{bf16, f16};
 use relata::{
     Batch, Cpu, DType, Device, Element, Error, Evaluation, Family, InfoNce, KdKl, Loss, Problem,
-    Queue, QueueUse, Real, Reference, Rkd, RkdDistance, Rows, Rrd, Shapes, softmax,
+    Queue, QueueUse, Real, Reference, Relation, Rkd, RkdDistance, Rows, Rrd, Shapes,
+    relation_matrix, softmax,
 };
 
 const N: usize = 9;
@@ -98,26 +99,34 @@ fn losses_of_duplicates_are_finite_and_agree_with_the_reference() {
 fn rkd_agrees_with_the_reference_if_squared_distances_vanish() {
     fn assert_right_at_spread<T: Element>(spread: f64) {
         const D: usize = 512;
-        let rows = |seed| {
-            let mut rows = numbers(N * D, seed);
-            for (at, x) in rows.iter_mut().enumerate() {
-                *x = if at % D == 0 { 1.0 } else { *x * spread };
-            }
-            rows
+        let rows = |seed: f64| {
+            // Without a pattern, so that all distances are alike: f32 is exact enough for those.
+            let number = |at: usize| ((at as f64 + seed).powi(2) * 12.9898).sin();
+            let element = |at: usize| {
+                if at.is_multiple_of(D) {
+                    1.0
+                } else {
+                    number(at) * spread
+                }
+            };
+            (0..N * D).map(element).collect::<Vec<f64>>()
         };
         let (x, y) = (rows(1.0), rows(2.0));
         for loss in rkd_losses(Rkd::default()) {
             let got = evaluate::<T, _>(&Cpu, loss, &x, &y, D);
-            let want = evaluate::<f64, _>(&Reference, loss, &x, &y, D);
+            let want = evaluate::<T, _>(&Reference, loss, &x, &y, D);
             assert!(finite(&got), "{loss} at {spread:e}");
             let error = (got.loss - want.loss).abs() / want.loss;
-            assert!(error <= 1e-5, "{loss} at {spread:e}: off by {error:e}");
+            // f32 is not trusted if the square of 1/d overflows it. In f64 all digits are there.
+            let tolerance = if spread < 1e-20 { 1e-9 } else { 1e-5 };
+            assert!(error <= tolerance, "{loss} at {spread:e}: off by {error:e}");
         }
     }
     for spread in [1e-15, 1e-19, 1e-21, 1e-23, 1e-25, 1e-30] {
         assert_right_at_spread::<f32>(spread);
         assert_right_at_spread::<f64>(spread);
     }
+    assert_right_at_spread::<f64>(1e-154);
 }
 
 // The gradient between two close rows does not fade with their distance. They are not duplicates.
@@ -257,6 +266,65 @@ fn losses_of_inputs_that_are_not_finite_are_nan() {
     on_every_device!(assert_nan);
 }
 
+// Too many rows for the small-batch kernels.
+#[cfg(feature = "emulator")]
+#[test]
+fn rkd_of_many_rows_that_are_not_finite_is_nan() {
+    const N: usize = 260;
+    let emulator = relata::Emulator::new();
+    for (bad, at, student) in [(f64::NAN, 0, true), (f64::INFINITY, N * D - 1, false)] {
+        let (mut x, mut y) = (numbers(N * D, 1.0), numbers(N * D, 2.0));
+        let hit = if student { &mut x } else { &mut y };
+        hit[at] = bad;
+        for loss in rkd_losses(Rkd::default()) {
+            let got = evaluate::<f32, _>(&emulator, loss, &x, &y, D);
+            let label = format!("{loss}, {bad} in the student: {student}");
+            assert!(got.loss.is_nan(), "{label}: {}", got.loss);
+            let mut gradient = got.gradient.iter();
+            assert!(gradient.all(|g| g.is_nan()), "{label}: the gradient");
+        }
+    }
+}
+
+// All products of an infinite element with keys of one sign are the same infinity.
+#[test]
+fn rrd_and_info_nce_of_an_infinite_row_are_nan_whatever_the_sign_of_the_keys() {
+    fn assert_nan<T: Element, Dev: Device<T>>(device: &Dev) {
+        for sign in [1.0, -1.0] {
+            for normalize in [true, false] {
+                let rrd = Rrd {
+                    normalize,
+                    ..Rrd::default()
+                };
+                let info_nce = InfoNce {
+                    normalize,
+                    ..InfoNce::default()
+                };
+                let of_one_sign = |key: f64| sign * (key.abs() + 0.1);
+                let good = Input {
+                    shapes: Shapes::new(N, D, D).with_queue(KEYS),
+                    student: numbers(N * D, 1.0),
+                    teacher: numbers(N * D, 2.0),
+                    keys: numbers(KEYS * D, 3.0)
+                        .into_iter()
+                        .map(of_one_sign)
+                        .collect(),
+                };
+                let (mut in_student, mut in_teacher) = (good.clone(), good);
+                in_student.student[2 * D + 3] = f64::INFINITY;
+                in_teacher.teacher[2 * D + 3] = f64::INFINITY;
+                for input in [in_student, in_teacher] {
+                    for loss in [Loss::from(rrd), info_nce.into()] {
+                        let got = input.evaluate::<T, _>(device, loss);
+                        assert!(got.loss.is_nan(), "{loss:?}, {sign}: {}", got.loss);
+                    }
+                }
+            }
+        }
+    }
+    on_every_device!(assert_nan);
+}
+
 #[test]
 fn rrd_and_info_nce_give_a_zero_row_no_gradient() {
     fn assert_no_direction<T: Element, Dev: Device<T>>(device: &Dev) {
@@ -333,6 +401,48 @@ fn rkd_does_not_depend_on_scale() {
     assert_scale_free::<f32, _>(&Cpu, &[1e-30, 1e30], 1e-6);
     #[cfg(feature = "emulator")]
     assert_scale_free::<f32, _>(&relata::Emulator::new(), &[1e-30, 1e30], 1e-6);
+}
+
+// Squares of these lengths lose digits, vanish or overflow.
+#[test]
+fn cosines_and_rkd_of_normalized_rows_do_not_depend_on_their_length() {
+    fn assert_right<T: Element, Dev: Device<T>>(device: &Dev) {
+        let (lengths, tolerance): (&[f64], f64) = match T::DTYPE {
+            DType::F64 => (&[1e-300, 1e-158, 1e150, 1e300], 1e-12),
+            DType::F16 => (&[1e-5, 1e4], 1e-6),
+            DType::BF16 => (&[1e-39, 1e-30, 1e37], 1e-6),
+            _ => (&[1e-40, 1e-30, 1e37], 1e-6),
+        };
+        let normalized = Rkd {
+            normalize: true,
+            ..Rkd::default()
+        };
+        for &length in lengths {
+            let [x, y] = [1.0, 2.0].map(|seed| -> Vec<f64> {
+                numbers(N * D, seed).iter().map(|x| x * length).collect()
+            });
+            let data = cast::<T>(&x);
+            let rows = Rows::new(&data, [N, D]).unwrap();
+            let got = relation_matrix(device, Relation::Cosine, rows).unwrap();
+            let want = relation_matrix(&Reference, Relation::Cosine, rows).unwrap();
+            assert_gradient(
+                &format!("cosines at {length:e} in {}", T::DTYPE),
+                &got,
+                &want,
+                N,
+                tolerance,
+            );
+            for loss in rkd_losses(normalized) {
+                let got = evaluate::<T, _>(device, loss, &x, &y, D);
+                let want = evaluate::<T, _>(&Reference, loss, &x, &y, D);
+                let error = (got.loss - want.loss).abs() / want.loss;
+                // Kernels round unit rows to f32, and two of these directions are close.
+                let tolerance = 30.0 * tolerance;
+                assert!(error <= tolerance, "{loss} at {length:e}: off by {error:e}");
+            }
+        }
+    }
+    on_every_device!(assert_right);
 }
 
 #[test]

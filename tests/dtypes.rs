@@ -9,13 +9,13 @@ use common::cases::{self, Case};
 use common::compare::{
     assert_finite, assert_gradient, assert_loss, assert_same_bits, assert_zero, relative_error,
 };
-use common::compare_to_reference::assert_right;
-use common::for_every_dtype;
+use common::compare_to_reference::{Comparison, assert_right};
 use common::tolerances::{Tolerance, tolerance};
+use common::{Input, for_every_dtype};
 use half::{bf16, f16};
 use relata::{
-    Batch, Cpu, DType, Element, InfoNce, Loss, Problem, Queue, QueueUse, Reference, RkdAngle, Rows,
-    check,
+    Batch, Cpu, DType, Element, InfoNce, Loss, Problem, Queue, QueueUse, Reference, Relation,
+    RkdAngle, RkdDistance, Rows, Shapes, check, relation_matrix,
 };
 
 #[test]
@@ -251,4 +251,82 @@ fn check_fails_a_loss_that_is_nan() {
     let report = check(&problem, &Cpu, batch).expect("no error: a NaN is a result");
     assert!(!report.passed());
     assert!(report.to_string().starts_with("FAILED"), "{report}");
+    // Each error by itself says so.
+    assert!(report.loss_error.is_nan(), "{report}");
+    assert!(report.gradient_error.is_nan(), "{report}");
+    assert!(report.difference_error.is_nan(), "{report}");
+}
+
+#[test]
+fn check_does_not_divide_by_a_loss_near_0() {
+    let near = cases::Data::NearTeacher { noise: 1e-4 };
+    let input = Input::of_data(1, Shapes::new(12, 8, 8), near);
+    let problem = input.problem(RkdDistance::default());
+    let inputs = input.inputs::<f32>(&problem);
+    let report = check(&problem, &Cpu, inputs.batch()).expect("a batch that fits");
+    let reference = report.reference_loss;
+    assert!((1e-12..1e-6).contains(&reference), "{report}");
+    // f32 has rounded what the two losses are made of.
+    assert_ne!(report.loss, reference, "nothing to divide");
+    assert_eq!(report.loss_error, (report.loss - reference).abs());
+}
+
+/// The keys of a large batch have several parts. Here rows from 4096 on have their own key in the
+/// second one, and the student is so near its teacher that the own key is the largest.
+#[test]
+fn cpu_leaves_out_the_own_key_of_every_row_of_a_large_batch() {
+    const ROWS: usize = 4100;
+    const DIM: usize = 4;
+    let near = cases::Data::NearTeacher { noise: 0.1 };
+    let input = Input::of_data(5, Shapes::new(ROWS, DIM, DIM), near);
+    let loss = InfoNce {
+        temperature: 0.02,
+        ..InfoNce::default()
+    };
+    let got = input.evaluate::<f64, _>(&Cpu, loss);
+    let want = input.evaluate::<f64, _>(&Reference, loss);
+    let within = tolerance(&loss.into(), DType::F64);
+    assert_loss("info-nce", got.loss, want.loss, within.loss);
+    let of_last_rows = 4096 * DIM..ROWS * DIM;
+    assert_gradient(
+        "rows from 4096 on",
+        &got.gradient[of_last_rows.clone()],
+        &want.gradient[of_last_rows],
+        DIM,
+        1e-12,
+    );
+    assert_gradient("all", &got.gradient, &want.gradient, DIM, within.gradient);
+}
+
+/// If all distances are alike, the CPU path leaves out the clamp of slopes to δ where δ is at least
+/// 1. It must not where δ is less.
+#[test]
+fn cpu_clamps_slopes_of_rows_that_are_equally_far_apart() {
+    const N: usize = 16;
+    fn assert_clamped<T: Element>(input: &Input) {
+        let of = |delta| RkdAngle {
+            delta,
+            ..RkdAngle::default()
+        };
+        let problem = input.problem(of(0.05));
+        let inputs = input.inputs::<T>(&problem);
+        for data in [&inputs.student, &inputs.teacher] {
+            let rows = Rows::new(data, [N, N]).expect("whole rows");
+            let matrix = relation_matrix(&Reference, Relation::Distance, rows).expect("distances");
+            let longest = matrix.iter().fold(0.0f64, |a, &b| a.max(b));
+            let apart = matrix.iter().filter(|&&d| d > 0.0);
+            let spread = longest / apart.fold(longest, |a, &b| a.min(b));
+            assert!(spread < 1.41, "{spread}");
+        }
+        let clamped = Comparison::new(&Cpu, "alike", inputs).assert();
+        let other = input.run::<T, _>(&Reference, &input.problem(of(1.0)));
+        assert!(clamped.loss < 0.9 * other.loss, "nothing to clamp");
+    }
+    let mut input = Input::normal(3, Shapes::new(N, N, N));
+    for rows in [&mut input.student, &mut input.teacher] {
+        for (at, x) in rows.iter_mut().enumerate() {
+            *x = 0.05 * *x + f64::from(u8::from(at / N == at % N));
+        }
+    }
+    for_every_dtype!(assert_clamped(&input));
 }

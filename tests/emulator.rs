@@ -311,3 +311,24 @@ fn relation_matrices_are_right_for_any_size() {
         assert_right::<bf16>(n, dim);
     }
 }
+
+#[test]
+fn distances_are_right_if_their_squares_leave_the_range_of_f32() {
+    use relata::Relation::Distance;
+    fn assert_right<T: GpuElement>(n: usize, dim: usize) {
+        for scale in [1e-37, 1e-25, 1e-22, 1e-16, 1e18, 1e25, 1e37] {
+            let input = Input::normal(n as u64, Shapes::new(n, dim, 1));
+            let scaled: Vec<f64> = input.student.iter().map(|x| x * scale).collect();
+            let data = cast::<T>(&scaled);
+            let rows = Rows::new(&data, [n, dim]).expect("whole rows");
+            let want = relation_matrix(&Reference, Distance, rows).expect("distances");
+            let got = relation_matrix(&Emulator::new(), Distance, rows).expect("distances");
+            let name = format!("{n} x {dim} times {scale:e} in {}", T::DTYPE);
+            assert_gradient(&name, &got, &want, n, 1e-6);
+        }
+    }
+    for [n, dim] in [[5, 3], [66, 9]] {
+        assert_right::<f32>(n, dim);
+        assert_right::<bf16>(n, dim);
+    }
+}

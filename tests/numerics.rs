@@ -6,14 +6,14 @@
 mod common;
 
 use common::cases::Data;
-use common::compare::assert_same_bits;
+use common::compare::{assert_gradient, assert_same_bits};
 #[cfg(feature = "emulator")]
 use common::measured::Measured;
 use common::measured::{Errors, assert_within_budget, mean_of};
 use common::{Input, cast, losses, naive};
 use relata::{
-    Cpu, Device, Element, Evaluation, Family, InfoNce, KdKl, Loss, Reference, RkdAngle,
-    RkdDistance, Rrd, Shapes, Sp,
+    Cpu, Device, Element, Evaluation, Family, InfoNce, KdKl, Loss, Reference, Relation, RkdAngle,
+    RkdDistance, Rows, Rrd, Shapes, Sp, relation_matrix,
 };
 
 /// Errors are root mean squares over so many batches. The angle loss has fewer, because its
@@ -399,4 +399,101 @@ fn cpu_computes_half_types_in_f32() {
     }
     assert_same_as_f32::<half::f16>();
     assert_same_as_f32::<half::bf16>();
+}
+
+/// The longest distance over the shortest one, of student or teacher.
+fn spread(input: &Input) -> f64 {
+    let Shapes {
+        rows,
+        student_dim,
+        teacher_dim,
+        ..
+    } = input.shapes;
+    [(&input.student, student_dim), (&input.teacher, teacher_dim)]
+        .into_iter()
+        .map(|(data, dim)| {
+            let all = Rows::new(data, [rows, dim]).expect("whole rows");
+            let matrix = relation_matrix(&Cpu, Relation::Distance, all).expect("distances");
+            let longest = matrix.iter().fold(0.0f64, |a, &b| a.max(b));
+            let apart = matrix.iter().filter(|&&d| d > 0.0);
+            longest / apart.fold(longest, |a, &b| a.min(b))
+        })
+        .fold(1.0, f64::max)
+}
+
+/// Where f32 is not trusted with the angles, because of the spread or of a student near its
+/// teacher, the loss has the digits of f64 and the gradient is rounded to f32 once.
+#[test]
+fn cpu_computes_angles_in_f64_if_the_data_need_it() {
+    fn assert_in_f64(input: &Input, what: &str) {
+        let loss = RkdAngle::default();
+        let got = input.evaluate::<f32, _>(&Cpu, loss);
+        let want = input.evaluate::<f32, _>(&Reference, loss);
+        let off = Errors::of(got.loss, &got.gradient, &want);
+        assert!(
+            off.loss <= 1e-9,
+            "{what}: the loss is off by {:e}",
+            off.loss
+        );
+        assert!(
+            off.gradient <= f64::from(f32::EPSILON) / 2.0,
+            "{what}: the gradient is off by {:e}",
+            off.gradient
+        );
+    }
+    let shapes = Shapes::new(16, 512, 512);
+    // Rows in many dimensions are about equally far apart. The second row is drawn to the first.
+    for drawn in [0.5, 0.65] {
+        let mut input = Input::normal(2, shapes);
+        let (first, second) = input.student[..2 * 512].split_at_mut(512);
+        for (x, to) in second.iter_mut().zip(first) {
+            *x += drawn * (*to - *x);
+        }
+        let spread = spread(&input);
+        assert!((1.75..3.5).contains(&spread), "{spread}");
+        let loss = input
+            .evaluate::<f32, _>(&Reference, RkdAngle::default())
+            .loss;
+        assert!(loss > 2e-4, "{loss:e}: near the teacher");
+        assert_in_f64(&input, &format!("a spread of {spread}"));
+    }
+    for noise in [1e-3, 0.2] {
+        let input = Input::of_data(2, shapes, Data::NearTeacher { noise });
+        assert!(spread(&input) < 1.75);
+        assert_in_f64(&input, &format!("noise of {noise}"));
+    }
+}
+
+/// The CPU passes over keys that together weigh less than rounding. Here half of the keys together
+/// weigh a few hundred roundings, and each of them e⁸ times what it may weigh to be passed over.
+#[test]
+fn cpu_counts_keys_that_together_weigh_more_than_rounding() {
+    const KEYS: usize = 128;
+    // Keys are passed over for many rows at once, so all rows are the same.
+    const ROWS: usize = 64;
+    fn assert_counted<T: Element>(epsilon: f64) {
+        let temperature = 0.02;
+        let logit = (epsilon / (4 * KEYS) as f64).ln() + 8.0;
+        let cos = 1.0 + temperature * logit;
+        // One key is the student's row, others lie opposite.
+        let mut keys = vec![[-1.0, 0.0]; KEYS];
+        keys[0] = [1.0, 0.0];
+        keys[KEYS / 2..].fill([cos, (1.0 - cos * cos).sqrt()]);
+        let input = Input {
+            shapes: Shapes::new(ROWS, 2, 2).with_queue(KEYS),
+            student: [1.0, 0.0].repeat(ROWS),
+            teacher: [0.0, -1.0].repeat(ROWS),
+            keys: keys.concat(),
+        };
+        let loss = InfoNce {
+            temperature,
+            ..InfoNce::default()
+        };
+        let got = input.evaluate::<T, _>(&Cpu, loss);
+        let want = input.evaluate::<T, _>(&Reference, loss);
+        let name = format!("info-nce in {}", T::DTYPE);
+        assert_gradient(&name, &got.gradient, &want.gradient, 2, 16.0 * epsilon);
+    }
+    assert_counted::<f32>(f32::EPSILON.into());
+    assert_counted::<f64>(f64::EPSILON);
 }

@@ -344,6 +344,12 @@ fn problems_refuse_a_parameter_out_of_range() {
             }
         ));
     }
+    for bad in [1e-30f64.next_down(), 1e30f64.next_up()] {
+        for (loss, name) in temperatures(bad) {
+            assert_refused(loss, name, bad);
+        }
+        assert!(softmax(&Cpu, rows(&[0.5f32; 6], [2, 3]), bad).is_err());
+    }
     for bad in [-1.0, f64::NAN, f64::INFINITY] {
         let distance = Rkd {
             distance_weight: bad,
@@ -361,6 +367,7 @@ fn problems_refuse_a_parameter_out_of_range() {
         for (loss, _) in temperatures(good) {
             assert!(Problem::new(loss, shapes_of(&loss, [2, 3, 3, 4])[0]).is_ok());
         }
+        assert!(softmax(&Cpu, rows(&[0.5f32; 6], [2, 3]), good).is_ok());
     }
     for loss in delta(f64::MIN_POSITIVE).into_iter().chain(delta(f64::MAX)) {
         assert!(Problem::new(loss, Shapes::new(2, 3, 3)).is_ok());

@@ -165,3 +165,22 @@ pub(in crate::cpu) fn half_distance(h: f64, r: f64) -> f64 {
     let half = h * r;
     half * (1.5 - half * r)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::half_distance;
+
+    #[test]
+    fn half_distance_has_the_digits_of_h_where_r_has_those_of_f32() {
+        for i in 0..1000 {
+            let d = 1.0 + f64::from(i) * 1e-3;
+            let r = f64::from((1.0 / d) as f32);
+            let half = half_distance(0.5 * d * d, r);
+            // The square of what f32 loses.
+            assert!((half - 0.5 * d).abs() <= 1e-14 * d, "{d}: {half}");
+        }
+        // r² overflows.
+        let d = 2f64.powi(-520);
+        assert_eq!(half_distance(0.5 * d * d, 1.0 / d), 0.5 * d);
+    }
+}

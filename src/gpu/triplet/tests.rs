@@ -142,6 +142,41 @@ fn the_data_choose_the_path() {
     assert_eq!(n, dim);
 }
 
+/// The longest distance over the shortest.
+fn spread(rows: &[f32], dim: usize) -> f32 {
+    let mut squares = Vec::new();
+    for (i, x) in rows.chunks_exact(dim).enumerate() {
+        for y in rows[..i * dim].chunks_exact(dim) {
+            squares.push(x.iter().zip(y).map(|(x, y)| (x - y).powi(2)).sum::<f32>());
+        }
+    }
+    let longest = squares.iter().copied().fold(0.0, f32::max);
+    (longest / squares.into_iter().fold(longest, f32::min)).sqrt()
+}
+
+/// Angles in f32 are trusted up to a spread of 1.75, in student and teacher.
+#[test]
+fn the_spread_chooses_the_path() {
+    let shape @ [_, dim] = [260, 260];
+    let angle = Rkd::from(crate::RkdAngle::default());
+    let (x, y) = (alike(shape, 0.05, 3.0), alike(shape, 0.03, 2.0));
+    for (drawn, accurate, spreads) in [(0.35, false, 1.5..1.75), (0.5, true, 1.75..2.3)] {
+        // The second row is drawn to the first.
+        let draw = |rows: &[f32]| {
+            let mut rows = rows.to_vec();
+            let (first, second) = rows[..2 * dim].split_at_mut(dim);
+            for (x, to) in second.iter_mut().zip(first) {
+                *x += drawn * (*to - *x);
+            }
+            let spread = spread(&rows, dim);
+            assert!(spreads.contains(&spread), "{spread}");
+            rows
+        };
+        assert_eq!(ends_accurate(&draw(&x), &y, shape, angle), accurate);
+        assert_eq!(ends_accurate(&x, &draw(&y), shape, angle), accurate);
+    }
+}
+
 /// Results do not depend on the partition: groups of several tiles, where the last group is not
 /// full; parts that differ by overlap, so that each of the three overlaps starts first; parts of
 /// which the last are empty; ranges that end within a tile, and within the vertices that are loaded
