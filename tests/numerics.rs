@@ -360,7 +360,10 @@ fn rkd_kernels_for_many_rows_are_as_exact_as_its_definition_in_f32() {
     ] {
         let input = input_of(student, 7, shape);
         let [x, y] = [&input.student, &input.teacher].map(|rows| cast::<f32>(rows));
-        for (loss, direct) in RELATIONAL {
+        let as_they_come = RELATIONAL
+            .into_iter()
+            .filter(|(loss, _)| !loss.spec().normalize);
+        for (loss, direct) in as_they_come {
             let right = input.rounded::<f32>().evaluate::<f64, _>(&Cpu, loss);
             let got = input.evaluate::<f32, _>(&relata::Emulator::new(), loss);
             let (value, gradient) = direct(&x, &y, shape);

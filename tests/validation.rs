@@ -6,8 +6,8 @@ mod common;
 use common::losses::{losses, rkd_losses, shapes_of};
 use common::{Input, for_every_dtype};
 use relata::{
-    Batch, Cpu, DType, Element, Error, InfoNce, KdKl, Loss, Problem, Queue, QueueUse, Reference,
-    Relation, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes, relation_matrix, softmax,
+    Batch, Cpu, DType, Element, Error, Family, InfoNce, KdKl, Loss, Problem, Queue, QueueUse,
+    Reference, Relation, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes, relation_matrix, softmax,
 };
 
 fn rows<T: Element>(data: &[T], shape: [usize; 2]) -> Rows<'_, T> {
@@ -403,6 +403,10 @@ fn checked_mode_names_the_first_bad_element() {
         for loss in Loss::all() {
             for shapes in shapes_of(&loss, [5, 3, 3, 4]) {
                 for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+                    // Logits of −∞ mask classes: tests/masked_logits.rs.
+                    if bad < 0.0 && matches!(loss.spec().family, Family::Logits(_)) {
+                        continue;
+                    }
                     for (argument, row, column) in [("student", 3, 1), ("teacher", 0, 2)] {
                         let mut input = Input::normal(2, shapes);
                         let values = match argument {
