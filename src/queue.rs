@@ -238,7 +238,8 @@ impl<R: Real> Queue<R> {
 /// use relata::{Queue, QueueState, Rows};
 /// # fn main() -> relata::Result<()> {
 /// let mut queue = Queue::<f32>::new(2, 2)?;
-/// queue.enqueue(Rows::new(&[3.0f32, 4.0, 0.0, 2.0, 2.0, 0.0], [3, 2])?)?;
+/// queue.enqueue(Rows::new(&[3.0f32, 4.0, 0.0, 2.0], [2, 2])?)?;
+/// queue.enqueue(Rows::new(&[2.0f32, 0.0], [1, 2])?)?;
 /// let state = queue.state();
 /// // Save these four.
 /// let (keys, capacity, next, normalize) =
