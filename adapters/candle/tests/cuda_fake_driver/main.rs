@@ -298,7 +298,8 @@ fn a_state_of_every_type_is_saved_and_restored() -> Result<()> {
     let device = &fake_driver.device;
     let keys = Tensor::new(&[[0.6f32, 0.8], [1., 0.], [0., 1.]], &Device::Cpu)?;
     let mut host = Queue::new(2, 2, DType::F32, &Device::Cpu)?;
-    host.enqueue(&keys)?;
+    host.enqueue(&keys.narrow(0, 0, 2)?)?;
+    host.enqueue(&keys.narrow(0, 2, 1)?)?;
     let wrapped = host.state()?;
     let slots = |queue: &Queue| -> Result<(Vec<Vec<f32>>, Vec<i64>)> {
         let state = queue.state()?;
