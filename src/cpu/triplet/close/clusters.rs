@@ -114,7 +114,8 @@ impl Side {
             }
             let ratio = (r * longest).log2();
             if ratio > 0.0 {
-                1 + (ratio / STEP) as u8
+                // 1/d may be infinite. No such level means that rows are equal.
+                1 + (ratio / STEP).min(f64::from(u8::MAX - 2)) as u8
             } else {
                 0
             }
