@@ -38,7 +38,7 @@
 //            f16: zero from D on, the pitch a multiple of 8, aligned to 16 bytes; key_scales [K]
 //            f32, in a batch; state [2] u32 or null; stats [splits, R], means [splits, R,
 //            mean_pitch] f32. R is N, or 2N where the teacher attends too.
-// Passes     With a queue it is the first of two: this, then rrd or info_nce. In a batch
+// Passes     With a queue it is the first: this, then rrd and rrd_divergence, or info_nce. In a batch
 //            attention_rows prepares the keys before it. It is one launch: rows to shared memory,
 //            then one sweep over the split's keys. It is for f16 and bf16 rows taken at unit
 //            length, D ≤ WIDTH; attention_simt does the rest.

@@ -4,8 +4,8 @@
 // Buffers    rows [R, row_pitch] f32, keys [K, key_pitch] f32 or f16: zero from D on, pitches whole
 //            16 bytes, aligned to 16 bytes; scales [R] f32; state [2] u32 or null; stats [splits,
 //            R], means [splits, R, mean_pitch] f32.
-// Passes     The second of three: attention_rows, this, rrd or info_nce. One launch, with one sweep
-//            over the split's keys and a running maximum (Milakov, Gimelshein, arXiv 1805.02867).
+// Passes     The second: attention_rows, this, then rrd and rrd_divergence, or info_nce. One launch,
+//            with one sweep over the split's keys and a running maximum (Milakov, Gimelshein, arXiv 1805.02867).
 //            It does what attention_mma does not: f32, rows or keys of any length (normalize off),
 //            D > 256.
 // Grid       ⌈R/64⌉ × splits × ⌈D/128⌉: 64 rows, whole tiles of 64 keys, 128 columns of the mean.

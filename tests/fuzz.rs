@@ -176,11 +176,7 @@ fn evaluate<T: Element>(fuzz: &mut Fuzz) -> Result<()> {
         let before = ring.to_vec();
         let result = loss.evaluate_with_queue(&Cpu, x, y, ring);
         if result.is_err() {
-            assert_eq!(
-                ring.to_vec().len(),
-                before.len(),
-                "a queue that was half-written"
-            );
+            assert!(ring.to_vec() == before, "a queue that was half-written");
         }
         return result.map(|evaluation| assert_eq!(evaluation.gradient.len(), n * dim));
     }

@@ -1,4 +1,4 @@
-// What the last pass of a contrastive loss needs (rrd.cu, info_nce.cu): it merges the partial
+// What the pass after the attention needs (rrd.cu, info_nce.cu): it merges the partial
 // attentions of all splits, and carries a gradient back through the normalisation.
 //
 // A block has one sample. Its steps:

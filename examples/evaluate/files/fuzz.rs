@@ -12,25 +12,17 @@ use std::time::{Duration, Instant};
 use super::read;
 use crate::failure::Failure;
 
-/// SplitMix64.
-struct Random(u64);
+#[allow(dead_code, reason = "the tests of the library draw normals too")]
+#[path = "../../../tests/common/random.rs"]
+mod random;
+use random::Random;
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
+fn below(random: &mut Random, count: usize) -> usize {
+    (random.next() % count.max(1) as u64) as usize
+}
 
-    fn below(&mut self, count: usize) -> usize {
-        (self.next() % count.max(1) as u64) as usize
-    }
-
-    fn one_of<'a, T: ?Sized>(&mut self, choices: &[&'a T]) -> &'a T {
-        choices[self.below(choices.len())]
-    }
+fn one_of<'a, T: ?Sized>(random: &mut Random, choices: &[&'a T]) -> &'a T {
+    choices[below(random, choices.len())]
 }
 
 /// A valid file, by hand: what is damaged should not depend on a writer.
@@ -95,23 +87,23 @@ const PIECES: [&[u8]; 16] = [
 ];
 
 fn damage(file: &mut Vec<u8>, random: &mut Random) {
-    for _ in 0..=random.below(4) {
-        let at = random.below(file.len() + 1);
-        match random.below(6) {
-            0 if at < file.len() => file[at] ^= 1 << random.below(8),
+    for _ in 0..=below(random, 4) {
+        let at = below(random, file.len() + 1);
+        match below(random, 6) {
+            0 if at < file.len() => file[at] ^= 1 << below(random, 8),
             1 if at < file.len() => file[at] = random.next() as u8,
             2 => file.truncate(at),
             3 => {
-                let piece = random.one_of(&PIECES);
+                let piece = one_of(random, &PIECES);
                 file.splice(at..at, piece.iter().copied());
             }
             4 => {
-                let end = at + random.below(file.len() - at + 1);
+                let end = at + below(random, file.len() - at + 1);
                 file.drain(at..end);
             }
             _ => {
-                let end = (at + random.below(9)).min(file.len());
-                let piece = random.one_of(&PIECES);
+                let end = (at + below(random, 9)).min(file.len());
+                let piece = one_of(random, &PIECES);
                 file.splice(at..end, piece.iter().copied());
             }
         }
@@ -138,12 +130,12 @@ fn damaged_files_are_read_or_refused() {
         if begin.elapsed() > Duration::from_secs_f64(seconds) {
             break;
         }
-        let mut random = Random(seed);
-        let (ending, mut file) = corpus[random.below(corpus.len())].clone();
+        let mut random = Random::new(seed);
+        let (ending, mut file) = corpus[below(&mut random, corpus.len())].clone();
         damage(&mut file, &mut random);
         let path = folder.path().join(format!("damaged.{ending}"));
         fs::write(&path, &file).expect("a file");
-        let tensor = random.one_of(&["a", "b", "", "\u{1f4a5}"]);
+        let tensor = one_of(&mut random, &["a", "b", "", "\u{1f4a5}"]);
         match read("--student", &named(&path, ending, tensor)) {
             Ok(matrix) => {
                 assert_eq!(
