@@ -5,18 +5,8 @@ use std::path::{Path, PathBuf};
 use relata::{Family, Loss, QueueUse};
 
 use crate::failure::{Failure, Result};
-use crate::files;
+use crate::files::{self, Matrix};
 use crate::options::Options;
-
-/// A matrix `[rows, dim]` with the values its file holds: f64 holds every type's exactly.
-#[derive(Debug)]
-pub(crate) struct Matrix {
-    /// The argument and the file it came from, for messages.
-    pub(crate) origin: String,
-    pub(crate) values: Vec<f64>,
-    pub(crate) rows: usize,
-    pub(crate) dim: usize,
-}
 
 /// What one loss is evaluated on.
 #[derive(Clone, Copy, Debug)]

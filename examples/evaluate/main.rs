@@ -9,6 +9,7 @@
 mod devices;
 mod failure;
 mod files;
+mod gradient;
 mod inputs;
 mod measure;
 mod options;
@@ -19,7 +20,7 @@ mod report;
 use std::process::ExitCode;
 
 use failure::{Failure, Result, say};
-use files::GradientFile;
+use gradient::GradientFile;
 use inputs::Sources;
 use measure::Bench;
 use options::Options;

@@ -11,7 +11,7 @@ use relata::{
 
 use crate::devices::DeviceKind;
 use crate::failure::{Failure, Result};
-use crate::inputs::Matrix;
+use crate::files::Matrix;
 use crate::output::spinner;
 use crate::plan::{Job, QueueSetup, round};
 

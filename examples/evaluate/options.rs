@@ -7,7 +7,7 @@ use relata::{DType, Enqueue, Loss, ParameterValue, WeightPrecision};
 
 use crate::devices::DeviceKind;
 use crate::failure::{Failure, Result};
-use crate::files::GradientFile;
+use crate::gradient::GradientFile;
 
 /// Evaluates distillation losses of a student against a teacher, and their gradients with respect
 /// to the student.

@@ -8,7 +8,8 @@ use relata::{
 
 use crate::devices::DeviceKind;
 use crate::failure::{Failure, Result, say};
-use crate::inputs::{Inputs, Matrix, Sources};
+use crate::files::Matrix;
+use crate::inputs::{Inputs, Sources};
 use crate::options::Options;
 
 /// One loss on one device.

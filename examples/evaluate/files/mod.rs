@@ -2,9 +2,6 @@
 //!
 //! The shape in a header is compared with the length of the file before any memory is asked for.
 
-#[cfg(test)]
-mod fuzz;
-mod gradient;
 mod npy;
 mod safetensors;
 
@@ -15,10 +12,17 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use relata::DType;
 
-pub(crate) use gradient::GradientFile;
-
 use crate::failure::{Failure, Result};
-use crate::inputs::Matrix;
+
+/// A matrix `[rows, dim]` with the values its file holds: f64 holds every type's exactly.
+#[derive(Debug)]
+pub(crate) struct Matrix {
+    /// The argument and the file it came from, for messages.
+    pub(crate) origin: String,
+    pub(crate) values: Vec<f64>,
+    pub(crate) rows: usize,
+    pub(crate) dim: usize,
+}
 
 /// What a reader of a format says is wrong with a file.
 type Parsed<T> = std::result::Result<T, String>;

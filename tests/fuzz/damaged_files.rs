@@ -1,21 +1,15 @@
 //! Files with random damage. A reader returns a matrix or an error, and never panics, hangs or asks
 //! for more memory than the file has.
-//!
-//! `RELATA_FUZZ_SECONDS=1800 cargo test --release --example evaluate -- --nocapture` runs for longer.
-//! Without it this takes a second. Runs with the same number of files see the same files.
+//! Runs with the same number of files see the same files.
 
-use std::env;
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::read;
+use crate::common::Random;
 use crate::failure::Failure;
-
-#[allow(dead_code, reason = "the tests of the library draw normals too")]
-#[path = "../../../tests/common/random.rs"]
-mod random;
-use random::Random;
+use crate::files::read;
+use crate::long_enough;
 
 fn below(random: &mut Random, count: usize) -> usize {
     (random.next() % count.max(1) as u64) as usize
@@ -112,8 +106,6 @@ fn damage(file: &mut Vec<u8>, random: &mut Random) {
 
 #[test]
 fn damaged_files_are_read_or_refused() {
-    let seconds = env::var("RELATA_FUZZ_SECONDS")
-        .map_or(1.0, |seconds| seconds.parse().expect("a number of seconds"));
     let folder = tempfile::tempdir().expect("a folder for files");
     let (mut read_whole, mut refused) = (0u64, 0u64);
     let begin = Instant::now();
@@ -126,10 +118,7 @@ fn damaged_files_are_read_or_refused() {
         let is_number = !file.windows(3).any(|part| part == b"|V2");
         assert_eq!(whole.is_ok(), is_number, "{ending}: {whole:?}");
     }
-    for seed in 0.. {
-        if begin.elapsed() > Duration::from_secs_f64(seconds) {
-            break;
-        }
+    for seed in (0..).take_while(|_| !long_enough(begin)) {
         let mut random = Random::new(seed);
         let (ending, mut file) = corpus[below(&mut random, corpus.len())].clone();
         damage(&mut file, &mut random);

@@ -1,17 +1,12 @@
 //! Random calls with random arguments, of which most are wrong. A call returns a value or a typed
 //! error, and never panics. What is accepted has the right size, and is finite where the numbers
-//! are ordinary.
-//!
-//! `RELATA_FUZZ_SECONDS=1800 cargo test --release --test fuzz -- --nocapture` runs for longer.
-//! Without it a test takes a second. A failure names its seed.
+//! are ordinary. A failure names its seed.
 
-mod common;
-
-use std::env;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use common::Random;
+use crate::common::Random;
+use crate::long_enough;
 use half::{bf16, f16};
 use relata::{
     Batch, Cpu, Device, Element, Enqueue, Family, Loss, ParameterValue, Problem, Queue, QueueState,
@@ -20,14 +15,9 @@ use relata::{
 
 /// Runs `call` with one seed after the other. Returns how many calls were accepted and refused.
 fn run(call: impl Fn(&mut Fuzz) -> Result<()>) {
-    let seconds = env::var("RELATA_FUZZ_SECONDS")
-        .map_or(1.0, |seconds| seconds.parse().expect("a number of seconds"));
     let (mut accepted, mut refused) = (0u64, 0u64);
     let begin = Instant::now();
-    for seed in 0.. {
-        if begin.elapsed() > Duration::from_secs_f64(seconds) {
-            break;
-        }
+    for seed in (0..).take_while(|_| !long_enough(begin)) {
         let mut fuzz = Fuzz(Random::new(seed));
         match catch_unwind(AssertUnwindSafe(|| call(&mut fuzz))) {
             Ok(Ok(())) => accepted += 1,
