@@ -127,6 +127,7 @@ fn damaged_files_are_read_or_refused() {
         let tensor = one_of(&mut random, &["a", "b", "", "\u{1f4a5}"]);
         match read("--student", &named(&path, ending, tensor)) {
             Ok(matrix) => {
+                assert!(matrix.origin.starts_with("--student"), "seed {seed}");
                 assert_eq!(
                     matrix.values.len(),
                     matrix.rows * matrix.dim,
