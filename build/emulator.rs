@@ -25,7 +25,8 @@ pub(crate) fn build() {
         .flag("-Wall")
         .flag("-Wextra")
         .flag_if_supported("-Wno-unknown-pragmas")
-        .file("emulator/emulator.cpp");
+        .file("emulator/emulator.cpp")
+        .file("emulator/arithmetic.cpp");
     // The seeded bugs are for the tests of the emulator. The linker leaves them out of everything
     // else.
     let seeded_bugs = kernels_in("emulator/seeded_bugs");

@@ -219,123 +219,32 @@ void load_matrices(uint32_t (&registers)[4], const void* row, bool transposed, c
 
 namespace {
 
-float bf16_to_float(uint16_t bits) {
-    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-    float value;
-    memcpy(&value, &wide, 4);
-    return value;
-}
-
-double power_of_two(int exponent) {
-    const uint64_t bits = static_cast<uint64_t>(exponent + 1023) << 52;
-    double value;
-    memcpy(&value, &bits, 8);
-    return value;
-}
-
-// The number of products that tensor cores add to a sum at once.
-constexpr unsigned TENSOR_BLOCK = 8;
-
-// sum + Σ products, as the tensor cores of compute capability 8.x add (Fasi et al., PeerJ Computer
-// Science 7:e330). They shift all terms to the exponent of the largest one, keep one bit more than
-// a float has, and cut off the rest. They cut the total off to a float. Tensor cores of 9.0 keep
-// another bit and add 16 products at once, so they are at least as exact.
-float add_as_tensor_cores(float sum, const float* products) {
-    constexpr int KEPT = 24;
-    float terms[TENSOR_BLOCK + 1] = {sum};
-    memcpy(terms + 1, products, TENSOR_BLOCK * sizeof(float));
-    uint32_t largest = 0;
-    for (const float& term : terms) {
-        uint32_t bits;
-        memcpy(&bits, &term, 4);
-        const uint32_t magnitude = bits & 0x7FFFFFFF;
-        if (magnitude > largest) largest = magnitude;
-    }
-    if (largest >= 0x7F800000) {
-        for (unsigned k = 0; k < TENSOR_BLOCK; k++) sum += products[k];
-        return sum;
-    }
-    const int exponent = (largest >> 23 != 0 ? static_cast<int>(largest >> 23) : 1) - 127;
-    const double scale = power_of_two(KEPT - exponent);
-    int64_t total = 0;
-    for (const float& term : terms) total += static_cast<int64_t>(static_cast<double>(term) * scale);
-    uint64_t magnitude = static_cast<uint64_t>(total < 0 ? -total : total);
-    const int bits = magnitude == 0 ? 0 : 64 - __builtin_clzll(magnitude);
-    if (bits > 24) magnitude &= ~uint64_t{0} << (bits - 24);
-    const double value = static_cast<double>(magnitude) / scale;
-    return static_cast<float>(total < 0 ? -value : value);
+void order(Order what, void* word) {
+    Thread* self = running;
+    if (self->memory) self->order(self->memory, what, word);
 }
 
 }  // namespace
 
-void multiply_accumulate(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool bf16, const char* file,
-                         unsigned line) {
-    uint32_t operands[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-    const auto* board = exchange(operands, sizeof operands, file, line);
-    Warp& warp = *running->warp;
-    const uint64_t turn = running->collectives;
-    if (warp.decoded != turn) {
-        warp.decoded = turn;
-        const auto convert = bf16 ? bf16_to_float : half_to_float;
-        for (unsigned lane = 0; lane < 32; lane++) {
-            uint16_t halves[12];
-            memcpy(halves, board[lane], sizeof halves);
-            const unsigned group = lane / 4, pair = lane % 4 * 2;
-            for (unsigned half = 0; half < 2; half++) {
-                warp.a[group][pair + half] = convert(halves[half]);
-                warp.a[group + 8][pair + half] = convert(halves[2 + half]);
-                warp.a[group][pair + 8 + half] = convert(halves[4 + half]);
-                warp.a[group + 8][pair + 8 + half] = convert(halves[6 + half]);
-                warp.b[pair + half][group] = convert(halves[8 + half]);
-                warp.b[pair + 8 + half][group] = convert(halves[10 + half]);
-            }
-        }
-    }
-    const unsigned lane = running->thread.x % 32, row = lane / 4, column = lane % 4 * 2;
-    for (unsigned i = 0; i < 4; i++) {
-        const float* x = warp.a[row + i / 2 * 8];
-        float products[16];
-        for (unsigned k = 0; k < 16; k++) products[k] = x[k] * warp.b[k][column + i % 2];
-        for (unsigned k = 0; k < 16; k += TENSOR_BLOCK) d[i] = add_as_tensor_cores(d[i], products + k);
-    }
+void fence() {
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    order(ORDER_FENCE, nullptr);
 }
 
-float half_to_float(uint16_t bits) {
-    const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16;
-    const uint32_t magnitude = bits & 0x7FFF;
-    uint32_t wide;
-    float value;
-    if (magnitude >= 0x7C00) {
-        wide = sign | 0x7F800000 | (magnitude & 0x3FF) << 13;
-        memcpy(&value, &wide, 4);
-        return value;
+unsigned atomic_increment(unsigned* counter, unsigned most) {
+    order(ORDER_BEFORE_ATOMIC, counter);
+    unsigned was = __atomic_load_n(counter, __ATOMIC_RELAXED);
+    while (!__atomic_compare_exchange_n(counter, &was, was >= most ? 0 : was + 1, true, __ATOMIC_RELAXED,
+                                        __ATOMIC_RELAXED)) {
     }
-    // Read as the bits of a float, the exponent of an f16 is 112 too small, also that of a
-    // subnormal.
-    wide = magnitude << 13;
-    memcpy(&value, &wide, 4);
-    value *= 0x1p112f;
-    return sign ? -value : value;
+    order(ORDER_AFTER_ATOMIC, counter);
+    return was;
 }
 
-uint16_t float_to_half(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
-    bits &= 0x7FFFFFFF;
-    if (bits > 0x7F800000) return sign | 0x7FFF;
-    if (bits >= 0x477FF000) return sign | 0x7C00;
-    if (bits < 0x38800000) {
-        // Subnormal: after adding 0.5, the last bit of the float is the last bit of the f16.
-        float magnitude;
-        memcpy(&magnitude, &bits, 4);
-        magnitude += 0.5f;
-        memcpy(&bits, &magnitude, 4);
-        return sign | static_cast<uint16_t>(bits - 0x3F000000);
-    }
-    // Round to the nearest, ties to even.
-    bits += 0xFFF + (bits >> 13 & 1);
-    return sign | static_cast<uint16_t>((bits - 0x38000000) >> 13);
+void atomic_or(unsigned* flags, unsigned value) {
+    order(ORDER_BEFORE_ATOMIC, flags);
+    __atomic_fetch_or(flags, value, __ATOMIC_RELAXED);
+    order(ORDER_AFTER_ATOMIC, flags);
 }
 
 }  // namespace emulator

@@ -90,6 +90,24 @@ struct Site {
 
 enum Wait : uint32_t { WAIT_WARP = 1, WAIT_BLOCK = 2, FAILED = 3 };
 
+// What orders a thread's reads and writes of global memory.
+enum Order : uint32_t { ORDER_FENCE = 1, ORDER_BEFORE_ATOMIC = 2, ORDER_AFTER_ATOMIC = 3 };
+
+// How far approximations are off: not at all, by the most that CUDA's manual allows, or by
+// anything up to it.
+enum Errors : uint32_t { ERRORS_NONE = 0, ERRORS_UP = 1, ERRORS_DOWN = 2, ERRORS_HASHED = 3 };
+
+// How the GPU computes. Mirrored in src/gpu/emulator/arithmetic.rs.
+struct Arithmetic {
+    Errors errors;
+    // The products that tensor cores add at once, 8 or 16, and the bits that they keep behind the
+    // leading bit of the largest one.
+    uint32_t tensor_products, tensor_bits;
+    uint32_t padding;
+    // Chooses the errors that are hashed.
+    uint64_t seed;
+};
+
 struct Block;
 
 // The memory through which the lanes of a warp exchange values in a collective. There are two
@@ -114,6 +132,11 @@ struct Thread {
     // The number of collectives in which it has taken part.
     uint64_t collectives;
     struct Copies* copies;
+    const Arithmetic* arithmetic;
+    // The block's view of global memory, or null where all blocks see the same. `order` is told of
+    // fences, and of the word that an atomic is about to change or has changed.
+    void* memory;
+    void (*order)(void* memory, uint32_t what, void* word);
 };
 
 // The thread that runs. It is the same for the whole life of a thread, so the compiler may merge
@@ -133,6 +156,11 @@ void warp_barrier(const char* file, unsigned line);
 // Returns the board, 64 bytes for each lane.
 const unsigned char (*exchange(const void* value, size_t bytes, const char* file, unsigned line))[64];
 
+// __threadfence, atomicInc and atomicOr.
+void fence();
+unsigned atomic_increment(unsigned* counter, unsigned most);
+void atomic_or(unsigned* flags, unsigned value);
+
 // cp.async of 16 bytes: reads `valid` bytes and fills the rest with zeros. The bytes arrive at the
 // wait for their group. Until then the destination holds NaN.
 void copy_async(void* shared, const void* global, unsigned valid, const char* file, unsigned line);
@@ -146,6 +174,11 @@ void load_matrices(uint32_t (&registers)[4], const void* row, bool transposed, c
 // mma.m16n8k16, f32 += f16 * f16 (or bf16 * bf16).
 void multiply_accumulate(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool bf16, const char* file,
                          unsigned line);
+
+// 2^x as ex2.approx.ftz computes it: without subnormal numbers, and up to 2 ulp off.
+float exp2(float x);
+// logf of CUDA: up to 1 ulp off.
+float log(float x);
 
 float half_to_float(uint16_t bits);
 uint16_t float_to_half(float value);

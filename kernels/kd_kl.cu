@@ -109,7 +109,7 @@ struct Divergence {
           first_y(max_y),
           // log p − log q = ((y − max y) − (x − max x))/T − log Σ_y + log Σ_x, where each sum is
           // relative to its own maximum.
-          shift((logf(row.student.sum) - logf(row.teacher.sum)) * LOG2_E) {
+          shift((natural_log(row.student.sum) - natural_log(row.teacher.sum)) * LOG2_E) {
         const bool no_teacher = row.teacher.sum == 0 && row.student.sum != 0;
         inverse_student += no_teacher ? nan() : row.teacher.sum * 0.0f;
         // Near the teacher y − x is exact. Where an offset lies between the two rows, each logit's

@@ -113,7 +113,7 @@ pub use gpu::cuda::{self, Cuda};
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 pub use gpu::element::GpuElement;
 #[cfg(feature = "emulator")]
-pub use gpu::emulator::{EmulatedGpu, Emulator};
+pub use gpu::emulator::{ApproximationErrors, EmulatedGpu, Emulator};
 pub use loss::{
     Contrastive, Enqueue, Family, InfoNce, KdKl, Logits, Loss, Normalizer, Pairwise,
     ParameterValue, Penalty, QueueUse, Relation, Rkd, RkdAngle, RkdDistance, Rrd, Sp, Spec, Target,

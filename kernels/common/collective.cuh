@@ -72,16 +72,10 @@ DEVICE V shuffle_xor(V value, unsigned mask SITE) {
 }
 
 DEVICE unsigned atomic_increment(unsigned* counter, unsigned most) {
-    unsigned was = __atomic_load_n(counter, __ATOMIC_RELAXED);
-    while (!__atomic_compare_exchange_n(counter, &was, was >= most ? 0 : was + 1, true,
-                                        __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
-    }
-    return was;
+    return emulator::atomic_increment(counter, most);
 }
-DEVICE void atomic_or(unsigned* flags, unsigned value) {
-    __atomic_fetch_or(flags, value, __ATOMIC_RELAXED);
-}
-DEVICE void fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+DEVICE void atomic_or(unsigned* flags, unsigned value) { emulator::atomic_or(flags, value); }
+DEVICE void fence() { emulator::fence(); }
 
 #endif
 

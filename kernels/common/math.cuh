@@ -1,4 +1,6 @@
-// Mathematical functions. GPU and host give the same results up to rounding.
+// Mathematical functions that a GPU approximates. The emulator's are off by as much on request.
+// Not here: division and square root, which both round to the nearest, and functions of doubles,
+// whose errors no f32 result shows.
 #pragma once
 
 #include "platform.cuh"
@@ -15,12 +17,15 @@ DEVICE float exp2_fast(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+// ln x, with an error of at most 1 ulp.
+DEVICE float natural_log(float x) { return logf(x); }
 DEVICE float infinity() { return __int_as_float(0x7F800000); }
 DEVICE float nan() { return __int_as_float(0x7FC00000); }
 
 #else
 
-DEVICE float exp2_fast(float x) { return exp2f(x); }
+DEVICE float exp2_fast(float x) { return emulator::exp2(x); }
+DEVICE float natural_log(float x) { return emulator::log(x); }
 DEVICE float infinity() { return INFINITY; }
 DEVICE float nan() { return NAN; }
 

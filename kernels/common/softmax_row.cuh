@@ -57,5 +57,7 @@ struct OnlineSoftmax {
     }
 
     // log Σ exp(x/τ), with `scale` = log2(e)/τ.
-    DEVICE float log_sum_exp(float scale) const { return fmaf(maximum, scale * LN_2, logf(sum)); }
+    DEVICE float log_sum_exp(float scale) const {
+        return fmaf(maximum, scale * LN_2, natural_log(sum));
+    }
 };

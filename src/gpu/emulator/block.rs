@@ -2,8 +2,10 @@
 
 use std::ffi::{CStr, c_char, c_void};
 
+use super::arithmetic::Arithmetic;
 use super::fibers::{Index, Team};
 use super::schedule::{Schedule, Shuffle};
+use super::weak_memory::WeakMemory;
 use crate::gpu::kernels::Emulated;
 
 unsafe extern "C" {
@@ -48,6 +50,9 @@ pub(super) struct Block<'a> {
     pub(super) dynamic_shared: usize,
     /// The most bytes of static and dynamic shared memory together.
     pub(super) most_shared: usize,
+    pub(super) arithmetic: &'a Arithmetic,
+    /// The global memory, where blocks do not all see the same.
+    pub(super) memory: Option<&'a WeakMemory>,
 }
 
 /// Runs a block to its end. The error says what the kernel did that it must not do.
@@ -64,7 +69,13 @@ pub(super) fn run(
     let indices = [block.block, block_dim, block.grid];
     let (fibers, bodies) = arena
         .team
-        .begin(indices, block.kernel, block.arguments)
+        .begin(
+            indices,
+            block.kernel,
+            block.arguments,
+            block.arithmetic,
+            block.memory,
+        )
         .map_err(|error| format!("no memory for {} stacks: {error}", block.threads))?;
     // SAFETY: `relata_emulator_block_new` made `shared`, and only this thread uses it.
     unsafe { relata_emulator_block_begin(arena.shared, block.dynamic_shared, block.most_shared) };

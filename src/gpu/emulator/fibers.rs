@@ -8,6 +8,8 @@ use std::ptr;
 use corosensei::stack::{DefaultStack, StackPointer};
 use corosensei::{Coroutine, Yielder};
 
+use super::arithmetic::Arithmetic;
+use super::weak_memory::{self, WeakMemory};
 use crate::gpu::kernels::Emulated;
 
 /// The stack of a thread, with room for AddressSanitizer's red zones.
@@ -37,6 +39,9 @@ struct Thread {
     fiber: *mut c_void,
     collectives: u64,
     copies: *mut c_void,
+    arithmetic: *const Arithmetic,
+    memory: *mut c_void,
+    order: unsafe extern "C" fn(*mut c_void, u32, *mut c_void),
 }
 
 unsafe extern "C" {
@@ -175,12 +180,15 @@ impl Team {
         }
     }
 
-    /// The fibers of a block, each ready to run `kernel` from its beginning.
+    /// The fibers of a block, each ready to run `kernel` from its beginning. Without `memory` all
+    /// blocks see the same.
     pub(super) fn begin(
         &mut self,
         [block, block_dim, grid_dim]: [Index; 3],
         kernel: &'static Emulated,
         arguments: &[u8],
+        arithmetic: &Arithmetic,
+        memory: Option<&WeakMemory>,
     ) -> std::io::Result<(&[Fiber], &mut [Body])> {
         let threads = block_dim.x as usize;
         self.grow(threads)?;
@@ -191,6 +199,10 @@ impl Team {
         for i in 0..threads {
             let thread = self.threads[i].get_mut();
             (thread.block, thread.block_dim, thread.grid_dim) = (block, block_dim, grid_dim);
+            thread.arithmetic = arithmetic;
+            thread.memory = memory.map_or(ptr::null_mut(), |memory| {
+                ptr::from_ref(memory).cast_mut().cast()
+            });
             self.fibers[i].state.set(State::Ready);
             if self.bodies[i].done() {
                 // This fiber was stopped early. Make a new one on the same stack.
@@ -238,8 +250,8 @@ impl Team {
                 let fiber = unsafe { &*fiber };
                 let Task { kernel, arguments } = task.get();
                 fiber.yielder.set(yielder);
-                // SAFETY: the launcher has checked that the arguments are the kernel's. They live
-                // until the block has ended. Only this fiber uses `thread` until then.
+                // SAFETY: the launcher has checked that the arguments are the kernel's. They, the
+                // arithmetic and the memory live until the block has ended. Only this fiber uses `thread` until then.
                 unsafe { relata_emulator_run(kernel, thread, arguments) };
                 fiber.state.set(State::Done);
                 fiber.location.set(Location::END);
@@ -274,6 +286,9 @@ impl Thread {
             fiber: ptr::null_mut(),
             collectives: 0,
             copies: ptr::null_mut(),
+            arithmetic: ptr::null(),
+            memory: ptr::null_mut(),
+            order: weak_memory::order,
         }
     }
 }

@@ -33,21 +33,27 @@ impl Memory {
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) {
-        assert!(bytes.len() <= self.0.bytes);
+        self.write_at(0, bytes);
+    }
+
+    pub(super) fn write_at(&mut self, at: usize, bytes: &[u8]) {
+        assert!(at <= self.0.bytes && bytes.len() <= self.0.bytes - at);
         // SAFETY: the allocation is long enough, and no kernel uses it during the copy.
         unsafe {
             self.address()
+                .add(at)
                 .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
         }
     }
 
     pub(super) fn read(&self, bytes: &mut [u8]) {
-        assert!(bytes.len() <= self.0.bytes);
-        // SAFETY: as above. Every byte is initialised.
-        unsafe {
-            self.address()
-                .copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len())
-        }
+        bytes.copy_from_slice(&self.bytes()[..bytes.len()]);
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        // SAFETY: the allocation has this length, and every byte is initialised. No kernel runs
+        // while the slice is in use.
+        unsafe { std::slice::from_raw_parts(self.address(), self.0.bytes) }
     }
 }
 
@@ -59,6 +65,10 @@ impl Allocations {
     pub(super) fn watch(&mut self, memory: &Memory) {
         self.0.retain(|allocation| allocation.strong_count() > 0);
         self.0.push(Rc::downgrade(&memory.0));
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = Memory> {
+        self.0.iter().filter_map(Weak::upgrade).map(Memory)
     }
 
     /// A write outside of an allocation, if there was one, in words.

@@ -1,16 +1,18 @@
 //! Runs the CUDA kernels on the CPU, thread by thread.
 //!
-//! The blocks of a launch run in parallel on rayon's pool. The threads of a block are fibers that
-//! take turns ([`block`]). The functions that kernels call are in emulator/ and kernels/common.
+//! The blocks of a launch run in parallel on rayon's pool, or one after the other where memory is
+//! weak ([`weak_memory`]). The threads of a block are fibers that take turns ([`block`]). The functions that kernels call are in emulator/ and kernels/common.
 #![allow(unsafe_code, reason = "passes addresses to C++ and switches stacks")]
 
 mod arguments;
+mod arithmetic;
 mod block;
 mod fibers;
 mod memory;
 mod schedule;
 #[cfg(test)]
 mod tests;
+mod weak_memory;
 
 use std::cell::RefCell;
 
@@ -18,11 +20,14 @@ use rayon::prelude::*;
 
 pub(crate) use self::arguments::CppFields;
 use self::arguments::difference;
+pub use self::arithmetic::ApproximationErrors;
+use self::arithmetic::{Arithmetic, TensorCores};
 use self::block::{Arena, Block};
 use self::fibers::{Index, MOST_THREADS, WARP};
 pub(crate) use self::memory::Memory;
 use self::memory::{Aligned, Allocations};
 use self::schedule::Shuffle;
+use self::weak_memory::WeakMemory;
 use super::machine::{Launch, Launcher, Limits, Machine};
 use crate::error::{Error, Result};
 
@@ -36,24 +41,25 @@ use crate::error::{Error, Result};
 pub struct Emulator {
     seed: u64,
     gpu: EmulatedGpu,
+    errors: ApproximationErrors,
 }
 
 /// The GPU that the emulator stands for. Its limits decide which kernels a loss takes, and how the
-/// work is cut into blocks.
+/// work is cut into blocks. Its tensor cores decide how products of half types are added.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EmulatedGpu {
     /// No real GPU: 4 multiprocessors, so that work is split as little as possible, with 163 KiB of
-    /// shared memory a block and f64 at half the rate of f32.
+    /// shared memory a block, f64 at half the rate of f32 and the A100's tensor cores.
     #[default]
     Small,
-    /// 108 multiprocessors, 163 KiB, f64 at half the rate.
+    /// 108 multiprocessors, 163 KiB, f64 at half the rate. Tensor cores add 8 products at once.
     A100,
-    /// 132 multiprocessors, 227 KiB, f64 at half the rate.
+    /// 132 multiprocessors, 227 KiB, f64 at half the rate. Tensor cores add 16 products at once.
     H200,
-    /// 148 multiprocessors, 227 KiB, f64 at half the rate.
+    /// 148 multiprocessors, 227 KiB, f64 at half the rate. Tensor cores as the H200's.
     B200,
-    /// 128 multiprocessors, 99 KiB, f64 at 1/64 of the rate.
+    /// 128 multiprocessors, 99 KiB, f64 at 1/64 of the rate. Tensor cores as the A100's.
     Rtx4090,
 }
 
@@ -72,6 +78,13 @@ impl EmulatedGpu {
             f32_over_f64,
         }
     }
+
+    fn tensor_cores(self) -> TensorCores {
+        match self {
+            EmulatedGpu::Small | EmulatedGpu::A100 | EmulatedGpu::Rtx4090 => TensorCores::AMPERE,
+            EmulatedGpu::H200 | EmulatedGpu::B200 => TensorCores::HOPPER,
+        }
+    }
 }
 
 crate::gpu::gpu_device!(Emulator, "emulator");
@@ -83,12 +96,15 @@ impl Emulator {
         Emulator {
             seed: 0,
             gpu: EmulatedGpu::Small,
+            errors: ApproximationErrors::None,
         }
     }
 
     /// The same with another schedule. The seed decides the order in which the threads of a block
     /// run, and whether the addresses of inputs and results are aligned (all are for every fourth
-    /// seed, from 0). No result may depend on it.
+    /// seed, from 0). Under an odd seed the blocks run one after the other in a shuffled order, and
+    /// see what other blocks have written only after the fences that CUDA asks for. No result may
+    /// depend on the seed.
     #[must_use]
     pub const fn seed(self, seed: u64) -> Self {
         Emulator { seed, ..self }
@@ -101,10 +117,17 @@ impl Emulator {
         Emulator { gpu, ..self }
     }
 
+    /// The same with approximations that are off. Results are as exact as a GPU's may be.
+    #[must_use]
+    pub const fn approximation_errors(self, errors: ApproximationErrors) -> Self {
+        Emulator { errors, ..self }
+    }
+
     pub(crate) fn machine(self) -> EmulatedMachine {
         EmulatedMachine {
             seed: self.seed,
             gpu: self.gpu,
+            arithmetic: Arithmetic::new(self.errors, self.gpu.tensor_cores()),
             launches: 0,
             allocations: Allocations::default(),
         }
@@ -116,6 +139,7 @@ impl Emulator {
 pub(crate) struct EmulatedMachine {
     seed: u64,
     gpu: EmulatedGpu,
+    arithmetic: Arithmetic,
     launches: u64,
     allocations: Allocations,
 }
@@ -137,7 +161,8 @@ impl Launcher for EmulatedMachine {
         let arguments = Aligned::from(launch.arguments);
         let seed = Shuffle::mix(self.seed, self.launches);
         self.launches += 1;
-        let run = |index: u64| {
+        let arithmetic = &self.arithmetic;
+        let run = |index: u64, memory: Option<&WeakMemory>| {
             let block = Block {
                 kernel: launch.kernel.emulated,
                 arguments: arguments.as_slice(),
@@ -146,6 +171,8 @@ impl Launcher for EmulatedMachine {
                 threads: launch.threads,
                 dynamic_shared: launch.shared as usize,
                 most_shared: limits.shared_per_block as usize,
+                arithmetic,
+                memory,
             };
             let mut shuffle = Shuffle::new(Shuffle::mix(seed, index));
             let run = |arena: &mut Option<Arena>| {
@@ -157,9 +184,23 @@ impl Launcher for EmulatedMachine {
             outcome.map_err(|what| fault(format!("block ({x}, {y}, {z}): {what}")))
         };
         // If several blocks fail, report the first one, always.
-        let failed = (0..grid.count())
-            .into_par_iter()
-            .find_map_first(|index| run(index).err());
+        let failed = if self.seed.is_multiple_of(2) {
+            (0..grid.count())
+                .into_par_iter()
+                .find_map_first(|index| run(index, None).err())
+        } else {
+            let order = Shuffle::new(seed).permutation(grid.count());
+            let memory = WeakMemory::new(self.allocations.iter());
+            let failures = order.into_iter().filter_map(|index| {
+                memory.begin_block();
+                let outcome = run(index, Some(&memory));
+                memory.end_block();
+                outcome.err().map(|error| (index, error))
+            });
+            let first = failures.min_by_key(|(index, _)| *index);
+            memory.end_launch();
+            first.map(|(_, error)| error)
+        };
         failed.map_or(Ok(()), Err)?;
         let overrun = self.allocations.overrun();
         overrun.map_or(Ok(()), |what| Err(fault(what)))

@@ -30,6 +30,15 @@ impl Shuffle {
     fn below(&mut self, bound: usize) -> usize {
         self.next() % bound
     }
+
+    /// 0 to `count` - 1 in any order.
+    pub(super) fn permutation(&mut self, count: u64) -> Vec<u64> {
+        let mut numbers: Vec<u64> = (0..count).collect();
+        for i in (1..numbers.len()).rev() {
+            numbers.swap(i, self.below(i + 1));
+        }
+        numbers
+    }
 }
 
 /// The fibers of a block, which this runs in a shuffled order.

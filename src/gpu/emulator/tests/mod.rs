@@ -2,10 +2,12 @@
 //! must report each bug, and the same kernel without the bug, its twin, must give the right result.
 
 mod arguments;
+mod arithmetic;
 mod barriers;
 mod collectives;
 mod cost;
 mod memory;
+mod order;
 mod tensor;
 
 use bytemuck::{NoUninit, Pod};
@@ -59,6 +61,7 @@ use seeded_bugs;
 /// A launch of a kernel of emulator/seeded_bugs.
 #[derive(Clone, Copy)]
 struct Run<'a, I> {
+    emulator: Emulator,
     kernel: &'static EntryPoint,
     input: &'a [I],
     blocks: u32,
@@ -71,6 +74,7 @@ struct Run<'a, I> {
 impl<'a, I: NoUninit> Run<'a, I> {
     fn new(kernel: &'static EntryPoint, input: &'a [I]) -> Self {
         Run {
+            emulator: Emulator::new(),
             kernel,
             input,
             blocks: 1,
@@ -98,7 +102,7 @@ impl<'a, I: NoUninit> Run<'a, I> {
 
     /// The same, with the counters after the launch.
     fn run_counting<O: Pod>(self, seed: u64, len: usize) -> Result<(Vec<O>, [u32; 8])> {
-        let mut machine = Emulator::new().seed(seed).machine();
+        let mut machine = self.emulator.seed(seed).machine();
         let upload = |machine: &mut EmulatedMachine, argument, bytes: &[u8]| -> Result<Memory> {
             let mut memory = machine.allocate(argument, bytes.len())?;
             machine.write(&mut memory, bytes)?;
