@@ -43,6 +43,10 @@ struct Region {
     fenced: Vec<Store>,
     /// Stores that become visible when the launch ends.
     late: Vec<Store>,
+    /// Whether `published` may differ from `before`.
+    changed: bool,
+    /// Whether `live` may differ from `before`.
+    used: bool,
 }
 
 /// Bytes that a block has changed.
@@ -69,6 +73,8 @@ impl WeakMemory {
                 before,
                 fenced: Vec::new(),
                 late: Vec::new(),
+                changed: false,
+                used: false,
             }
         };
         WeakMemory(RefCell::new(View {
@@ -81,8 +87,10 @@ impl WeakMemory {
         let mut view = self.0.borrow_mut();
         view.atomic = false;
         for region in &mut view.regions {
-            region.live.write(&region.before);
-            region.seen.copy_from_slice(&region.before);
+            if std::mem::take(&mut region.used) {
+                region.live.write(&region.before);
+                region.seen.copy_from_slice(&region.before);
+            }
         }
     }
 
@@ -123,7 +131,8 @@ impl View {
         for region in &mut self.regions {
             let stores = region.take_stores();
             region.fenced.extend(stores);
-            if acquires {
+            if acquires && region.changed {
+                region.used = true;
                 region.seen.copy_from_slice(&region.published);
                 make_visible(&region.fenced, &mut region.seen);
                 region.live.write(&region.seen);
@@ -133,6 +142,7 @@ impl View {
 
     fn before_atomic(&mut self, word: usize) {
         for region in &mut self.regions {
+            region.changed |= !region.fenced.is_empty();
             make_visible(&region.fenced, &mut region.published);
             region.fenced.clear();
             // A thread's own store to the word comes before its atomic.
@@ -148,6 +158,7 @@ impl View {
         self.atomic = true;
         for region in &mut self.regions {
             if let Some(word) = region.find(word) {
+                (region.changed, region.used) = (true, true);
                 let now = &region.live.bytes()[word.clone()];
                 region.published[word.clone()].copy_from_slice(now);
                 region.seen[word].copy_from_slice(now);
@@ -186,6 +197,7 @@ impl Region {
                 }
             }
         }
+        self.used |= !stores.is_empty();
         stores
     }
 
