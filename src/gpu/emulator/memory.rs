@@ -38,12 +38,9 @@ impl Memory {
 
     pub(super) fn write_at(&mut self, at: usize, bytes: &[u8]) {
         assert!(at <= self.0.bytes && bytes.len() <= self.0.bytes - at);
+        let to = self.address().wrapping_add(at);
         // SAFETY: the allocation is long enough, and no kernel uses it during the copy.
-        unsafe {
-            self.address()
-                .add(at)
-                .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
-        }
+        unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
     }
 
     pub(super) fn read(&self, bytes: &mut [u8]) {

@@ -146,10 +146,10 @@ impl View {
             make_visible(&region.fenced, &mut region.published);
             region.fenced.clear();
             // A thread's own store to the word comes before its atomic.
-            if let Some(word) = region.find(word) {
-                if region.live.bytes()[word.clone()] == region.seen[word.clone()] {
-                    region.live.write_at(word.start, &region.published[word]);
-                }
+            if let Some(word) = region.find(word)
+                && region.live.bytes()[word.clone()] == region.seen[word.clone()]
+            {
+                region.live.write_at(word.start, &region.published[word]);
             }
         }
     }
