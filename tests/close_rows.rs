@@ -167,6 +167,19 @@ fn rkd_is_right_however_close_rows_lie_in_f32() {
     }
 }
 
+/// Rows so close that 1/d is infinite, in student or teacher, or in both. The reference cannot say
+/// more of them than that the loss is a number.
+#[test]
+fn rkd_of_rows_whose_inverse_distance_is_infinite_is_finite() {
+    for closer in CLOSER {
+        let input = input(2, [16, 7], &[(0..2, 1e-309), (4..6, 1e-12)], 0.0, closer);
+        for loss in losses(false) {
+            let got = input.evaluate::<f64, _>(&Cpu, loss);
+            assert!(got.loss.is_finite(), "{loss} {closer:?}: {}", got.loss);
+        }
+    }
+}
+
 /// Normalised rows are close if their directions are. How close they are depends on their last
 /// digits.
 #[test]

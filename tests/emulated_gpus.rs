@@ -63,12 +63,12 @@ fn kernels_agree_with_the_reference_on_every_gpu() {
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
-/// On a large GPU a small batch cuts the keys into many splits. The key that weighs most lies in
-/// the last of them, far above all others.
+/// On a large GPU a small batch cuts the keys into many splits, more than 128 of them here. The key
+/// that weighs most lies in the last of them, far above all others.
 #[test]
 fn a_key_in_any_of_many_splits_counts() {
     fn assert_right<T: GpuElement<Real = f32>>(tolerance: f64) {
-        let (rows, dim, keys) = (4, 8, 64 * 140);
+        let (rows, dim, keys) = (4, 8, 64 * 512);
         for at in [0, keys / 2, keys - 1] {
             let mut input = Input::normal(11, Shapes::new(rows, dim, dim).with_queue(keys));
             // The key is the first row of the teacher.
@@ -101,6 +101,19 @@ fn a_key_in_any_of_many_splits_counts() {
     }
     assert_right::<f32>(2e-5);
     assert_right::<bf16>(5e-3);
+}
+
+/// More multiprocessors take more splits of the keys, and so the sums are cut in other places.
+#[test]
+fn the_gpu_decides_where_sums_are_cut() {
+    let input = Input::normal(3, Shapes::new(4, 8, 8).with_queue(64 * 140));
+    let gradient = |gpu| {
+        let emulator = Emulator::new().gpu(gpu);
+        input
+            .evaluate::<f32, _>(&emulator, InfoNce::default())
+            .gradient
+    };
+    assert_ne!(gradient(EmulatedGpu::Small), gradient(EmulatedGpu::H200));
 }
 
 /// Rows of a length at which the smaller GPUs keep a part of the row in shared memory only.

@@ -14,7 +14,7 @@ use common::{Input, Random, cast};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use relata::{
-    Emulator, Family, GpuElement, KdKl, Loss, Reference, Rkd, RkdDistance, Rows, Shapes,
+    Emulator, Family, GpuElement, KdKl, Loss, Reference, Rkd, RkdAngle, RkdDistance, Rows, Shapes,
     relation_matrix, softmax,
 };
 
@@ -102,6 +102,18 @@ fn rkd_takes_normalized_rows_of_one_line_for_duplicates() {
         assert_right::<f32>(n, dims, normalized);
         assert_right::<f16>(n, dims, normalized);
         assert_right::<bf16>(n, dims, normalized);
+    }
+}
+
+/// All cosines of a line are ±1. Their derivatives would be rounding errors.
+#[test]
+fn rkd_angle_of_a_line_has_no_gradient() {
+    for n in [13, 40] {
+        let input = Input::normal(6, Shapes::new(n, 1, 3));
+        let got = input.evaluate::<f32, _>(&Emulator::new(), RkdAngle::default());
+        let want = input.evaluate::<f32, _>(&Reference, RkdAngle::default());
+        assert!((got.loss - want.loss).abs() <= 1e-6 * want.loss, "{n}");
+        assert_zero("the gradient", &got.gradient);
     }
 }
 

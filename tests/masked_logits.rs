@@ -8,8 +8,8 @@ mod common;
 use common::compare::relative_error;
 use common::on_every_device;
 use relata::{
-    Batch, Cpu, DType, Device, Element, Error, Evaluation, KdKl, Problem, Reference, Result, Rows,
-    softmax,
+    Batch, Cpu, DType, Device, Element, Error, Evaluation, KdKl, Problem, Real, Reference, Result,
+    Rows, softmax,
 };
 
 const MASKED: f64 = f64::NEG_INFINITY;
@@ -42,6 +42,26 @@ fn kd<T: Element, D: Device<T>>(
     classes: usize,
 ) -> Evaluation<D::Gradient> {
     evaluate(device, KdKl { temperature }, rows, classes, false).unwrap()
+}
+
+/// The gradient of a masked class is written, and is not what the memory held.
+fn a_masked_gradient_is_written<T: Element, D: Device<T>>(device: &D) {
+    let [x, y] = [[MASKED, 1.0, 2.0, MASKED], [MASKED, 3.0, 1.0, MASKED]]
+        .map(|row| row.map(|l| T::from_f64(l)));
+    let [x, y] = [&x, &y].map(|row| Rows::new(row, [1, 4]).unwrap());
+    let problem = Problem::new(KdKl::default(), Batch::new(x, y).shapes()).unwrap();
+    let mut gradient = vec![D::Gradient::from_f64(f64::NAN); 4];
+    problem
+        .evaluate_into(device, Batch::new(x, y), &mut gradient)
+        .unwrap();
+    let is_zero: Vec<bool> = gradient.iter().map(|g| g.to_f64() == 0.0).collect();
+    let label = format!("{} in {}: {gradient:?}", device.name(), T::DTYPE);
+    assert_eq!(is_zero, [true, false, false, true], "{label}");
+}
+
+#[test]
+fn the_gradient_of_a_masked_class_is_written() {
+    on_every_device!(a_masked_gradient_is_written);
 }
 
 /// Loss and gradient against values of the definition with 40 digits (mpmath).

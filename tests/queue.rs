@@ -187,6 +187,7 @@ fn a_state_that_no_queue_has_is_refused() {
         got,
     };
     let long = [3.0f32, 0.0, 0.0, 4.0, 0.5, 0.5];
+    let short = [1.0f32, 0.0, 0.0, 0.5, 0.0, 0.0];
     let bad = [0.0f32, 1.0, 1.0, f32::NAN, f32::INFINITY, 0.0];
     let empty = |argument| Error::Empty { argument };
     for (got, want) in [
@@ -202,6 +203,14 @@ fn a_state_that_no_queue_has_is_refused() {
                 argument: "queue keys",
                 row: 0,
                 got: 3.0,
+            },
+        ),
+        (
+            of(&short, 3, 0, true),
+            Error::NotNormalized {
+                argument: "queue keys",
+                row: 1,
+                got: 0.5,
             },
         ),
     ] {

@@ -118,6 +118,78 @@ fn the_kernels_are_exact() {
     assert_exact::<f32, _>(&relata::Emulator::new(), 5e-6);
 }
 
+/// The divergence of one row of two elements, with these rows and axes of these lengths as keys.
+fn kl_of_two<T: Element, D: Device<T>>(
+    device: &D,
+    rows: [[f64; 2]; 2],
+    key: f64,
+    loss: Rrd,
+) -> f64 {
+    let cast = |x: &[f64]| x.iter().map(|&x| T::from_f64(x)).collect::<Vec<_>>();
+    let [student, teacher] = rows.map(|row| cast(&row));
+    let keys = cast(&[key, 0.0, 0.0, key]);
+    let mut queue = Queue::new(2, 2).unwrap().with_normalize(loss.normalize);
+    queue.enqueue(Rows::new(&keys, [2, 2]).unwrap()).unwrap();
+    let [x, y] = [&student, &teacher].map(|row| Rows::new(row, [1, 2]).unwrap());
+    let batch = Batch::new(x, y).with_queue(&queue);
+    let problem = Problem::new(loss, batch.shapes()).unwrap();
+    let evaluation = problem.evaluate(device, batch).unwrap();
+    evaluation.term("kl").expect("RRD's divergence")
+}
+
+/// A row is near its teacher as a whole, but for one key they differ by e^12: the series of small
+/// differences is far off there.
+#[test]
+fn a_key_that_a_near_row_weighs_otherwise_counts() {
+    fn assert_exact<T: Element, D: Device<T>>(device: &D, relative: f64) {
+        let loss = Rrd {
+            student_temperature: 0.05,
+            teacher_temperature: 0.05,
+            ..Rrd::default()
+        };
+        for angle in [0.4f64, 0.5, 0.51] {
+            let (sin, cos) = angle.sin_cos();
+            let got = kl_of_two::<T, D>(device, [[cos, sin], [1.0, 0.0]], 1.0, loss);
+            // The odds of the second key, of teacher and student. The student's row is rounded.
+            let [cos, sin] = [cos, sin].map(|x| T::from_f64(x).to_f64());
+            let log_odds = [-20.0, (sin - cos) / cos.hypot(sin) / 0.05];
+            let [p, q] = log_odds.map(f64::exp);
+            let first = q.ln_1p() - p.ln_1p();
+            let second = log_odds[0] - log_odds[1] + first;
+            let want = (first + p * second) / (1.0 + p);
+            let off = (got - want).abs() / want;
+            let text = format!("{}, {angle}: {got:e} for {want:e}", device.name());
+            println!("{text}, off by {off:.1e}");
+            assert!(want < 1e-3 && off <= relative, "{text}");
+        }
+    }
+    assert_exact::<f64, _>(&Reference, 1e-8);
+    assert_exact::<f64, _>(&Cpu, 1e-8);
+    assert_exact::<f32, _>(&Cpu, 1e-5);
+    #[cfg(feature = "emulator")]
+    assert_exact::<f32, _>(&relata::Emulator::new(), 1e-5);
+}
+
+/// The products of these rows with the keys are numbers of f32, and those over τ are not.
+#[test]
+fn products_that_overflow_leave_the_divergence_as_it_is() {
+    fn assert_zero<T: Element, D: Device<T>>(device: &D) {
+        let loss = Rrd {
+            normalize: false,
+            ..Rrd::default()
+        };
+        for student in [1.4e19, 1.5e19] {
+            let rows = [[student, 0.0], [1.5e19, 0.0]];
+            let got = kl_of_two::<T, D>(device, rows, 1.5e19, loss);
+            assert!(got == 0.0, "{}, {student:e}: {got:e}", device.name());
+        }
+    }
+    assert_zero::<f32, _>(&Reference);
+    assert_zero::<f32, _>(&Cpu);
+    #[cfg(feature = "emulator")]
+    assert_zero::<f32, _>(&relata::Emulator::new());
+}
+
 /// Many rows and keys, of which some rows are near their teacher: several tiles and splits. The
 /// queue of a GPU rounds keys of half types to f16.
 #[cfg(feature = "emulator")]

@@ -153,3 +153,34 @@ pub(crate) fn grid_size_y(argument: &'static str, size: usize, each: usize) -> R
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The most blocks of a grid along x and along y, by CUDA.
+    const MOST: [usize; 2] = [(1 << 31) - 1, 65_535];
+
+    #[test]
+    fn grids_are_as_large_as_cuda_takes_them_and_no_larger() {
+        let too_large = |most, got| Error::TooLarge {
+            argument: "rows",
+            most,
+            got,
+        };
+        let [x, y] = MOST;
+        assert_eq!(grid_size("rows", x), Ok((1 << 31) - 1));
+        assert_eq!(grid_size("rows", x + 1), Err(too_large(x, x + 1)));
+        assert_eq!(grid_size("rows", 1 << 32), Err(too_large(x, 1 << 32)));
+        assert_eq!(grid_size_y("rows", 64 * y, 64), Ok(65_535));
+        assert_eq!(
+            grid_size_y("rows", 64 * y + 1, 64),
+            Err(too_large(64 * y, 64 * y + 1))
+        );
+        assert_eq!(tile_pairs(64 * 65_535, 64), Ok(65_535 * 32_768));
+        assert_eq!(
+            tile_pairs(64 * 65_536, 64),
+            Err(too_large(x, 65_536 / 2 * 65_537))
+        );
+    }
+}

@@ -225,3 +225,52 @@ fn scale_divides_the_gradient_and_leaves_the_loss() {
         }
     }
 }
+
+/// Some rows are small, and have no products with the others. So their own products are the row of
+/// the relation, however small they are.
+#[test]
+fn rows_that_relate_only_to_small_rows_count_as_much() {
+    fn assert_same<T: Element>(small: f64, tolerance: f64) {
+        let [student, teacher] = [21, 22].map(|seed| numbers(N * D, seed));
+        let loss = Pairwise {
+            relation: Relation::Dot,
+            normalizer: Normalizer::RowL2,
+            penalty: Penalty::Squared,
+        };
+        let value_at = |small: f64| {
+            let apart = |rows: &[f64]| -> Vec<T> {
+                let element = |(at, x): (usize, &f64)| match (at / D < N / 2, at % D < D / 2) {
+                    (true, true) => T::from_f64(*x),
+                    (false, false) => T::from_f64(x * small),
+                    _ => T::from_f64(0.0),
+                };
+                rows.iter().enumerate().map(element).collect()
+            };
+            generic(&loss, [&apart(&student)[..], &apart(&teacher)], [D, D]).0
+        };
+        // A power of two: it rounds nothing.
+        let (value, want) = (value_at(small), value_at(1.0));
+        let error = (value - want).abs() / want;
+        assert!(error <= tolerance, "{small:e}: {value}, not {want}");
+    }
+    assert_same::<f32>(2f64.powi(-73), 1e-6);
+    assert_same::<f64>(2f64.powi(-280), 1e-12);
+}
+
+/// Squared distances whose own squares vanish in f64, as the rows lie far from the origin.
+#[test]
+fn frobenius_norms_of_small_relations_do_not_vanish() {
+    let loss = Pairwise {
+        relation: Relation::SquaredDistance,
+        normalizer: Normalizer::Frobenius,
+        penalty: Penalty::Squared,
+    };
+    let [student, teacher] = [23, 24].map(|seed| numbers(N * D, seed));
+    let value_at = |small: f64| {
+        let mut rows: Vec<f64> = student.iter().map(|x| x * small).collect();
+        rows.iter_mut().step_by(D).for_each(|x| *x = 1.0);
+        generic(&loss, [&rows[..], &teacher], [D, D]).0
+    };
+    let (value, want) = (value_at(2f64.powi(-300)), value_at(1.0));
+    assert!((value - want).abs() <= 1e-12 * want, "{value}, not {want}");
+}
