@@ -63,12 +63,12 @@ fn kernels_agree_with_the_reference_on_every_gpu() {
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
-/// On a large GPU a small batch cuts the keys into many splits, more than 128 of them here. The key
-/// that weighs most lies in the last of them, far above all others.
+/// On a large GPU a small batch cuts the keys into many splits. The key that weighs most lies in
+/// the last of them, far above all others.
 #[test]
 fn a_key_in_any_of_many_splits_counts() {
     fn assert_right<T: GpuElement<Real = f32>>(tolerance: f64) {
-        let (rows, dim, keys) = (4, 8, 64 * 512);
+        let (rows, dim, keys) = (4, 8, 64 * 140);
         for at in [0, keys / 2, keys - 1] {
             let mut input = Input::normal(11, Shapes::new(rows, dim, dim).with_queue(keys));
             // The key is the first row of the teacher.
@@ -101,6 +101,32 @@ fn a_key_in_any_of_many_splits_counts() {
     }
     assert_right::<f32>(2e-5);
     assert_right::<bf16>(5e-3);
+}
+
+/// The largest product lies so far above those of the first 128 splits that a weight relative to
+/// theirs would overflow.
+#[test]
+fn the_largest_product_is_found_in_any_of_many_splits() {
+    let (rows, dim, keys) = (4, 8, 64 * 512);
+    let mut input = Input::normal(11, Shapes::new(rows, dim, dim).with_queue(keys));
+    let first = input.teacher[..dim].to_vec();
+    for key in input.keys.chunks_exact_mut(dim) {
+        for (k, first) in key.iter_mut().zip(&first) {
+            *k = 0.3 * *k - 2.0 * first;
+        }
+    }
+    input.keys[(keys - 1) * dim..].copy_from_slice(&first);
+    let loss = Rrd {
+        student_temperature: 0.01,
+        teacher_temperature: 0.01,
+        ..Rrd::default()
+    };
+    let want = input.evaluate::<f32, _>(&Reference, loss);
+    let got = input.evaluate::<f32, _>(&Emulator::new().gpu(EmulatedGpu::H200), loss);
+    let off = (got.loss - want.loss).abs() / want.loss;
+    assert!(off <= 2e-5, "{} {}", got.loss, want.loss);
+    let off = relative_error(&got.gradient, &want.gradient);
+    assert!(off <= 2e-5, "{off:e}");
 }
 
 /// More multiprocessors take more splits of the keys, and so the sums are cut in other places.
