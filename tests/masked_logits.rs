@@ -8,8 +8,8 @@ mod common;
 use common::compare::relative_error;
 use common::on_every_device;
 use relata::{
-    Batch, Cpu, DType, Device, Element, Error, Evaluation, KdKl, Problem, Real, Reference, Result,
-    Rows, softmax,
+    Batch, Cpu, DType, Device, Element, Error, Evaluation, KdKl, Problem, Reference, Result, Rows,
+    softmax,
 };
 
 const MASKED: f64 = f64::NEG_INFINITY;
