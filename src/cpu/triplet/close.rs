@@ -37,6 +37,8 @@ pub(in crate::cpu) struct ClosePairs {
     close: Vec<usize>,
     /// Where those of a row begin; N + 1.
     starts: Vec<usize>,
+    /// Here rows have other numbers than in the batch: these are the batch's.
+    order: Vec<usize>,
     x: Side,
     y: Side,
 }
@@ -53,8 +55,9 @@ impl ClosePairs {
         y: &Embeddings<R>,
         limit: f64,
     ) -> Result<Self> {
-        let mut x = Side::new(x, table, PairField::StudentHalfSquare, limit)?;
-        let mut y = Side::new(y, table, PairField::TeacherHalfSquare, limit)?;
+        let order = nearest_first(table, x.rows);
+        let mut x = Side::new(x, &order, table, PairField::StudentHalfSquare, limit)?;
+        let mut y = Side::new(y, &order, table, PairField::TeacherHalfSquare, limit)?;
         let (mut close, mut starts) = (Vec::new(), vec![0]);
         for i in 0..x.n {
             for j in (0..x.n).filter(|&j| x.is_close(i, j) || y.is_close(i, j)) {
@@ -70,11 +73,12 @@ impl ClosePairs {
             }
             starts.push(close.len());
         }
-        x.find_half_squares(table, PairField::StudentHalfSquare)?;
-        y.find_half_squares(table, PairField::TeacherHalfSquare)?;
+        x.find_half_squares(&order, table, PairField::StudentHalfSquare)?;
+        y.find_half_squares(&order, table, PairField::TeacherHalfSquare)?;
         Ok(ClosePairs {
             close,
             starts,
+            order,
             x,
             y,
         })
@@ -104,12 +108,39 @@ impl ClosePairs {
     /// [`Error::OutOfMemory`]
     pub(in crate::cpu) fn penalize<R: Real>(&self, delta: f64) -> Result<(f64, Buffer<R>)> {
         let (penalty, sums) = triples::penalize(self, delta)?;
-        Ok((penalty, gradient::contract(&self.x, &sums)?))
+        Ok((penalty, gradient::contract(&self.x, &self.order, &sums)?))
     }
 
     /// The ends that are close to the vertex j.
     fn of(&self, j: usize) -> &[usize] {
         &self.close[self.starts[j]..self.starts[j + 1]]
+    }
+}
+
+/// The rows in an order in which each is the nearest one, in the student, to any of those before it
+/// (Prim's algorithm). So the rows of a cluster are neighbours, at every level.
+fn nearest_first<R: Real>(table: &PairTable<R>, n: usize) -> Vec<usize> {
+    // Equal rows have 1/d = 0, and so have a row and itself.
+    let inverse = |i, j| match table.get(i, j, PairField::StudentInverse).to_f64() {
+        0.0 => f64::INFINITY,
+        r => r,
+    };
+    let mut order = Vec::with_capacity(n);
+    let mut rest: Vec<(usize, f64)> = (1..n).map(|j| (j, 0.0)).collect();
+    let mut last = 0;
+    loop {
+        order.push(last);
+        let mut nearest = (0, -1.0);
+        for (at, (j, r)) in rest.iter_mut().enumerate() {
+            *r = r.max(inverse(last, *j));
+            if *r > nearest.1 {
+                nearest = (at, *r);
+            }
+        }
+        if rest.is_empty() {
+            return order;
+        }
+        last = rest.remove(nearest.0).0;
     }
 }
 
@@ -124,13 +155,20 @@ pub(in crate::cpu) struct Mask<'a, R: Real> {
 impl<R: Real> Mask<'_, R> {
     /// Exchanges the numbers in the table with those kept here.
     fn swap(&mut self) {
-        let ClosePairs { close, starts, .. } = self.pairs;
+        let ClosePairs {
+            close,
+            starts,
+            order,
+            ..
+        } = self.pairs;
         for i in 0..starts.len() - 1 {
             for at in starts[i]..starts[i + 1] {
                 let kept: &mut [R; 2] = self.inverses[2 * at..]
                     .first_chunk_mut()
                     .expect("two numbers a pair");
-                *kept = self.table.replace_inverses(i, close[at], *kept);
+                *kept = self
+                    .table
+                    .replace_inverses(order[i], order[close[at]], *kept);
             }
         }
     }

@@ -2,8 +2,8 @@
 //!
 //! A level is a distance. Rows closer than that, and rows linked by a chain of such pairs, are a
 //! cluster of the level. The first level is the distance at which the law of cosines loses too many
-//! digits; each other one is 2¹⁰ times shorter. Levels without a pair between them and the next are
-//! left out. Two rows have the deepest level at which they are in one cluster, or level 0, which is
+//! digits; each other one is 2¹⁰ times shorter, or 2²⁰ times where levels would be many. Levels
+//! without a pair between them and the next are left out. Two rows have the deepest level at which they are in one cluster, or level 0, which is
 //! the whole batch.
 //!
 //! The numbers of a level are divided by its distance, so that none overflows or vanishes.
@@ -21,6 +21,9 @@ use crate::simd::{dispatch, row_stride};
 /// From one level to the next the distance shrinks by 2 to this power. A cosine in a cluster loses
 /// about as many bits.
 const STEP: f64 = 10.0;
+/// With more levels than this the distance shrinks by twice that power. The ordinary pass, which
+/// takes pairs down to 1e-6 of the longest distance, then loses as many bits.
+const FEW: usize = 4;
 /// Rows of a cluster that share the reads of all other rows.
 const TILE: usize = 4;
 
@@ -62,9 +65,10 @@ pub(super) struct Level {
 }
 
 impl Side {
-    /// Reads the rows and finds the clusters. `field` is ½d² of this side.
+    /// Reads the rows, in this order, and finds the clusters. `field` is ½d² of this side.
     pub(super) fn new<R: Real>(
         embeddings: &Embeddings<R>,
+        order: &[usize],
         table: &PairTable<R>,
         field: PairField,
         limit: f64,
@@ -73,7 +77,7 @@ impl Side {
         let (stride, pairs) = (row_stride::<f64>(dim), row_stride::<f64>(n));
         let mut rows = Buffer::zeros(n.saturating_mul(stride))?;
         for (i, out) in rows.chunks_exact_mut(stride).enumerate() {
-            for (out, x) in out.iter_mut().zip(&embeddings.row(i)[..dim]) {
+            for (out, x) in out.iter_mut().zip(&embeddings.row(order[i])[..dim]) {
                 *out = x.to_f64();
             }
         }
@@ -81,7 +85,7 @@ impl Side {
         let all = &*rows;
         for_each_block(&mut inverses, pairs, &|i, out| {
             for j in (0..n).filter(|&j| j != i) {
-                let r = table.get(i, j, field.inverse()).to_f64();
+                let r = table.get(order[i], order[j], field.inverse()).to_f64();
                 // The square of so short a distance has lost digits, or all of them.
                 out[j] = if r == 0.0 || r > most_inverse::<R>() {
                     inverse_distance(&all[i * stride..][..dim], &all[j * stride..][..dim])
@@ -121,12 +125,25 @@ impl Side {
             }
         };
         let (n, pairs) = (self.n, self.pairs);
-        let levels: Vec<u8> = (0..n * n)
+        let mut levels: Vec<u8> = (0..n * n)
             .map(|at| level(self.inverses[at / n * pairs + at % n]))
             .collect();
-        let mut occurs = [false; 256];
-        for &level in &levels {
-            occurs[usize::from(level)] = true;
+        let occurring = |levels: &[u8]| {
+            let mut occurs = [false; 256];
+            for &level in levels {
+                occurs[usize::from(level)] = true;
+            }
+            occurs
+        };
+        let mut occurs = occurring(&levels);
+        let mut step = STEP;
+        let deep = occurs[1..usize::from(u8::MAX)].iter();
+        if deep.filter(|&&occurs| occurs).count() > FEW {
+            step *= 2.0;
+            for level in levels.iter_mut().filter(|level| **level != u8::MAX) {
+                *level = level.div_ceil(2);
+            }
+            occurs = occurring(&levels);
         }
         for level in (1..u8::MAX).filter(|&level| occurs[usize::from(level)]) {
             let first = linked(n, |i, j| levels[i * n + j] >= level);
@@ -150,7 +167,7 @@ impl Side {
                 }
             }
             // A power of two: dividing by it is exact.
-            let unit = longest.log2() - STEP * f64::from(level - 1);
+            let unit = longest.log2() - step * f64::from(level - 1);
             self.levels.push(Level {
                 unit: unit.floor().max(-1020.0).exp2(),
                 first,
@@ -194,6 +211,11 @@ impl Side {
         &level.half_squares[level.place[i] * self.pairs..][..self.pairs]
     }
 
+    /// The same of all members, in their order.
+    pub(super) fn all_half_squares(&self, level: usize) -> impl Iterator<Item = &[f64]> {
+        self.levels[level].half_squares.chunks_exact(self.pairs)
+    }
+
     pub(super) fn row(&self, i: usize) -> &[f64] {
         &self.rows[i * self.stride..][..self.stride]
     }
@@ -201,6 +223,7 @@ impl Side {
     /// Computes ½d² of the levels in use.
     pub(super) fn find_half_squares<R: Real>(
         &mut self,
+        order: &[usize],
         table: &PairTable<R>,
         field: PairField,
     ) -> Result<()> {
@@ -233,7 +256,8 @@ impl Side {
                     });
                 }
                 for (&i, out) in members.iter().zip(out.chunks_exact_mut(this.pairs)) {
-                    this.finish(table, field, level, i, out);
+                    let half_square = |k: usize| table.get(order[i], order[k], field).to_f64();
+                    this.finish::<R>(&half_square, level, i, out);
                 }
             });
             self.levels[at].half_squares = half_squares;
@@ -241,11 +265,10 @@ impl Side {
         Ok(())
     }
 
-    /// From ⟨u_i, v_k⟩/unit in `out` to (h_ik − c_k)/unit.
+    /// From ⟨u_i, v_k⟩/unit in `out` to (h_ik − c_k)/unit. `half_squares` is ½d² of the row i.
     fn finish<R: Real>(
         &self,
-        table: &PairTable<R>,
-        field: PairField,
+        half_squares: &dyn Fn(usize) -> f64,
         level: &Level,
         i: usize,
         out: &mut [f64],
@@ -261,13 +284,18 @@ impl Side {
             } else if self.inverse(i, k) > most_inverse::<R>() {
                 half_square(self.inverse(i, k))
             } else {
-                table.get(i, k, field).to_f64() / level.unit
+                half_squares(k) / level.unit
             };
         }
     }
 }
 
 impl Level {
+    /// The place of a row among the members.
+    pub(super) fn place(&self, i: usize) -> usize {
+        self.place[i]
+    }
+
     /// All rows as one cluster.
     fn whole_batch(n: usize) -> Result<Self> {
         Ok(Level {

@@ -27,8 +27,8 @@ macro_rules! for_columns {
     };
 }
 
-/// The derivatives by the student's rows, `[N, D]`.
-pub(super) fn contract<R: Real>(x: &Side, sums: &Sums) -> Result<Buffer<R>> {
+/// The derivatives by the student's rows, `[N, D]`. The rows of `x` are in this order.
+pub(super) fn contract<R: Real>(x: &Side, order: &[usize], sums: &Sums) -> Result<Buffer<R>> {
     let mut gradient = Buffer::zeros(x.n.saturating_mul(x.stride))?;
     for_each_block(&mut gradient, x.stride, &|i, out| {
         dispatch(Lengths { x, sums, i, out });
@@ -76,10 +76,10 @@ pub(super) fn contract<R: Real>(x: &Side, sums: &Sums) -> Result<Buffer<R>> {
         }
     }
     let mut result = Buffer::any(x.n.saturating_mul(x.dim))?;
-    let rows = result.chunks_exact_mut(x.dim);
-    for (out, row) in rows.zip(gradient.chunks_exact(x.stride)) {
-        for (out, &g) in out.iter_mut().zip(row) {
-            *out = R::from_f64(g);
+    for (&i, row) in order.iter().zip(gradient.chunks_exact(x.stride)) {
+        for (out, &g) in result[i * x.dim..][..x.dim].iter_mut().zip(row) {
+            // The two ends of a triple come in either order.
+            *out = R::from_f64(2.0 * g);
         }
     }
     Ok(result)

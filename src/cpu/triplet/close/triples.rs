@@ -2,8 +2,12 @@
 //!
 //! At a vertex j each unordered pair of ends is visited once, from the end i whose level with j in
 //! the student is deeper, or whose number is greater if the levels are equal. So the student's
-//! cosine always is that of the level of i. In the teacher the other end may have the deeper level;
-//! these cosines are put right one by one.
+//! cosine always is that of the level of i. In the teacher the other end k may have the deeper
+//! level. For some ends i at a time these cosines are computed before, from the rows of each such
+//! k ([`DeeperCosines`]).
+//!
+//! The rows of a cluster are neighbours, at every level of the student ([`ClosePairs`]). So whole
+//! columns of ends are visited from the other end only, and are skipped.
 //!
 //! The slopes are kept as two kinds of sums. With w the slope of the penalty, u and v the rows less
 //! the first row of the cluster of i and j, and M = w r_ij r_kj:
@@ -23,10 +27,19 @@ use super::ClosePairs;
 use super::clusters::{Side, f64s};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::pairwise::pairs::{Block, for_all_pairs};
+use crate::cpu::parallel::for_each_block;
 use crate::error::Result;
 use crate::simd::{Lanes, dispatch};
 
-/// The sums of the slopes, row by row: T of each of the student's levels, then A.
+/// The longest register has so many numbers. Blocks have a multiple of them.
+const WIDTH: usize = 8;
+/// The most ends of a block.
+const MOST_ENDS: usize = 32;
+/// Ends that are taken at a time. What a vertex has for them stays in the first-level cache.
+const COLUMNS: usize = 128;
+
+/// The sums of the slopes, row by row: T of each of the student's levels, then A. They have each
+/// pair of ends once, of the two orders.
 pub(super) struct Sums {
     data: Buffer<f64>,
     pairs: usize,
@@ -52,8 +65,10 @@ pub(super) fn penalize(close: &ClosePairs, delta: f64) -> Result<(f64, Sums)> {
     let stride = (levels + 1) * pairs;
     let mut data = Buffer::zeros(n.saturating_mul(stride))?;
     let order = order(close)?;
+    // Enough blocks to be shared among threads, and few rounds.
+    let side = (n / 32).clamp(1, MOST_ENDS).next_multiple_of(WIDTH);
+    let half_squares_y = ByColumns::new(&close.y, side)?;
     let block = |a: Rows<'_>, b: Option<Rows<'_>>| {
-        let cos_y = Buffer::zeros(pairs)?;
         Ok(dispatch(BlockPair {
             close,
             order: &order,
@@ -61,11 +76,9 @@ pub(super) fn penalize(close: &ClosePairs, delta: f64) -> Result<(f64, Sums)> {
             stride,
             a,
             b,
-            cos_y,
+            deeper: DeeperCosines::new(&half_squares_y, pairs)?,
         }))
     };
-    // Enough blocks to be shared among threads, and few rounds.
-    let side = (n / 32).clamp(1, 32);
     let penalty = for_all_pairs(
         &mut data,
         stride,
@@ -135,51 +148,190 @@ struct BlockPair<'a> {
     stride: usize,
     a: Rows<'a>,
     b: Option<Rows<'a>>,
-    /// The teacher's cosines of an end with all others.
-    cos_y: Buffer<f64>,
+    deeper: DeeperCosines<'a>,
 }
 
 impl WithSimd for BlockPair<'_> {
     type Output = f64;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, s: S) -> f64 {
-        let BlockPair {
-            close,
-            order,
-            delta,
-            stride,
-            mut a,
-            mut b,
-            mut cos_y,
-        } = self;
+    fn with_simd<S: Simd>(mut self, s: S) -> f64 {
         let mut penalty = 0.0;
-        let ways = match &b {
-            None => [Some((a.range(), a.range())), None],
-            Some(b) => [Some((a.range(), b.range())), Some((b.range(), a.range()))],
+        let ways = match &self.b {
+            None => [Some((self.a.range(), self.a.range())), None],
+            Some(b) => [
+                Some((self.a.range(), b.range())),
+                Some((b.range(), self.a.range())),
+            ],
         };
         for (vertices, ends) in ways.into_iter().flatten() {
             for j in vertices {
-                let close_ends = close.of(j);
-                let start = close_ends.partition_point(|&i| i < ends.start);
-                let end = close_ends.partition_point(|&i| i < ends.end);
-                for &i in &close_ends[start..end] {
-                    let (sums_j, sums_i) = two_rows(&mut a, b.as_mut(), stride, j, i);
-                    let pair = Pair {
-                        close,
-                        order: &order[j * close.x.pairs..][..close.x.pairs],
-                        delta,
-                        j,
-                        i,
-                        sums_j,
-                        sums_i,
-                        cos_y: &mut cos_y,
-                    };
-                    penalty += pair.penalize(s);
-                }
+                penalty += self.vertex(s, j, ends.clone());
             }
         }
         penalty
+    }
+}
+
+impl BlockPair<'_> {
+    /// The triples at the vertex j with a close end among `ends`.
+    #[inline(always)]
+    fn vertex<S: Simd>(&mut self, s: S, j: usize, ends: Range<usize>) -> f64 {
+        let close = self.close;
+        let all = close.of(j);
+        let start = all.partition_point(|&i| i < ends.start);
+        let end = all.partition_point(|&i| i < ends.end);
+        let close_ends = &all[start..end];
+        let pairs = close.x.pairs;
+        let order = &self.order[j * pairs..][..pairs];
+        let are_deeper = self.deeper.find(s, &close.y, j, ends.start, close_ends);
+        let mut penalty = 0.0;
+        for first in (0..pairs).step_by(COLUMNS) {
+            let columns = first..pairs.min(first + COLUMNS);
+            let of_columns = || order[columns.clone()].iter().copied();
+            let least = of_columns().fold(f64::INFINITY, f64::min);
+            let most = of_columns().fold(-1.0, f64::max);
+            for &i in close_ends.iter().filter(|&&i| least < order[i]) {
+                let (sums_j, sums_i) = two_rows(&mut self.a, self.b.as_mut(), self.stride, j, i);
+                let pair = Pair {
+                    close,
+                    order,
+                    delta: self.delta,
+                    j,
+                    i,
+                    sums_j,
+                    sums_i,
+                    deeper: are_deeper.then(|| self.deeper.of(i - ends.start)),
+                };
+                // The two ends in either order.
+                penalty += 2.0
+                    * if most < order[i] {
+                        pair.penalize::<S, true>(s, columns.clone())
+                    } else {
+                        pair.penalize::<S, false>(s, columns.clone())
+                    };
+            }
+        }
+        // An end with itself: a cosine is 1, or 0 where the edge has no length.
+        let cos = |r: f64| if r > 0.0 { 1.0 } else { 0.0 };
+        for &i in close_ends {
+            let e: f64 = cos(close.x.inverse(j, i)) - cos(close.y.inverse(j, i));
+            let w = e.clamp(-self.delta, self.delta);
+            penalty += w * (e - 0.5 * w);
+        }
+        penalty
+    }
+}
+
+/// (h_ik − c_k)/unit of all levels of a side, cut into blocks of columns k, `[blocks, members of all
+/// levels, side]`: what the vertices of a block need of it lies together.
+struct ByColumns {
+    data: Buffer<f64>,
+    /// Columns of a block.
+    side: usize,
+    /// Members of all levels before each one, and of all.
+    starts: Vec<usize>,
+}
+
+impl ByColumns {
+    fn new(side_y: &Side, side: usize) -> Result<Self> {
+        let mut starts = vec![0];
+        for level in &side_y.levels {
+            // Level 0 is no deeper than any.
+            let is_deep = level.used && starts.len() > 1;
+            let members = if is_deep { level.members.len() } else { 0 };
+            starts.push(starts[starts.len() - 1] + members);
+        }
+        let members = starts[starts.len() - 1];
+        let blocks = side_y.n.div_ceil(side);
+        let mut data = Buffer::zeros((blocks * side).saturating_mul(members))?;
+        for_each_block(&mut data, (members * side).max(1), &|block, out| {
+            let columns = block * side..side_y.pairs.min((block + 1) * side);
+            let levels =
+                (0..side_y.levels.len()).filter(|&level| starts[level + 1] > starts[level]);
+            let rows = levels.flat_map(|level| side_y.all_half_squares(level));
+            for (out, row) in out.chunks_exact_mut(side).zip(rows) {
+                out[..columns.len()].copy_from_slice(&row[columns.clone()]);
+            }
+        });
+        Ok(ByColumns { data, side, starts })
+    }
+
+    /// Of a member of a level, the columns of a block.
+    #[inline(always)]
+    fn of(&self, block: usize, level: usize, place: usize) -> &[f64] {
+        let members = self.starts[self.starts.len() - 1];
+        let at = block * members + self.starts[level] + place;
+        &self.data[at * self.side..][..self.side]
+    }
+}
+
+/// The teacher's cosines of a vertex where it is the other end that has the deeper level.
+struct DeeperCosines<'a> {
+    half_squares: &'a ByColumns,
+    /// The levels of the vertex with all rows, as the numbers that they are compared with.
+    levels: Buffer<f64>,
+    /// `[ends, stride]`: of some ends with all others.
+    cosines: Buffer<f64>,
+    stride: usize,
+}
+
+impl<'a> DeeperCosines<'a> {
+    fn new(half_squares: &'a ByColumns, pairs: usize) -> Result<Self> {
+        // Rows of a power of two would share few places of the cache.
+        let stride = pairs + WIDTH;
+        Ok(DeeperCosines {
+            half_squares,
+            levels: Buffer::zeros(pairs)?,
+            cosines: Buffer::zeros(half_squares.side.saturating_mul(stride))?,
+            stride,
+        })
+    }
+
+    /// Computes the cosines of these ends, of the block from `first` on, with all others that are
+    /// at a deeper level with the vertex j than one of them. Returns whether there are any.
+    #[inline(always)]
+    fn find<S: Simd>(&mut self, s: S, y: &Side, j: usize, first: usize, ends: &[usize]) -> bool {
+        let least = ends.iter().map(|&i| y.level(j, i)).min();
+        let Some(least) = least.filter(|&least| usize::from(y.deepest[j]) > least) else {
+            return false;
+        };
+        for (k, level) in self.levels[..y.n].iter_mut().enumerate() {
+            *level = y.level(j, k) as f64;
+        }
+        let side = self.half_squares.side;
+        let columns = first..y.pairs.min(first + side);
+        let inverses = f64s::<S>(&y.inverses(j)[columns.clone()]);
+        let mut cosines = [0.0; MOST_ENDS];
+        for k in (0..y.n).filter(|&k| k != j && y.level(j, k) > least) {
+            let edge = Edge::new(y, j, k);
+            let half_squares_j = f64s::<S>(&edge.half_squares_j[columns.clone()]);
+            let level = y.level(j, k);
+            let half_squares_k = f64s::<S>(self.half_squares.of(
+                first / side,
+                level,
+                y.levels[level].place(k),
+            ));
+            let (factor, own) = (s.splat_f64s(edge.inverse), s.splat_f64s(edge.own));
+            let registers = S::as_mut_simd_f64s(&mut cosines).0;
+            for v in 0..inverses.len() {
+                let h = s.add_f64s(s.sub_f64s(half_squares_j[v], half_squares_k[v]), own);
+                registers[v] = s.mul_f64s(s.mul_f64s(factor, inverses[v]), h);
+            }
+            let out = self.cosines[k..].iter_mut().step_by(self.stride);
+            for (out, cos) in out.zip(&cosines[..columns.len()]) {
+                *out = *cos;
+            }
+        }
+        true
+    }
+
+    /// Of one end, by its place in the block: the levels, and the cosines at deeper ones.
+    fn of(&self, end: usize) -> (&[f64], &[f64]) {
+        (
+            &self.levels,
+            &self.cosines[end * self.stride..][..self.levels.len()],
+        )
     }
 }
 
@@ -214,13 +366,15 @@ struct Pair<'a> {
     i: usize,
     sums_j: &'a mut [f64],
     sums_i: &'a mut [f64],
-    cos_y: &'a mut [f64],
+    /// See [`DeeperCosines::of`].
+    deeper: Option<(&'a [f64], &'a [f64])>,
 }
 
 impl Pair<'_> {
-    /// Adds to the sums. Returns the sum of the penalties.
+    /// The triples with the other ends of some columns, or `ALL` of them. Adds to the sums. Returns
+    /// the sum of the penalties.
     #[inline(always)]
-    fn penalize<S: Simd>(self, s: S) -> f64 {
+    fn penalize<S: Simd, const ALL: bool>(self, s: S, columns: Range<usize>) -> f64 {
         let Pair {
             close,
             order,
@@ -229,78 +383,65 @@ impl Pair<'_> {
             i,
             sums_j,
             sums_i,
-            cos_y,
+            deeper,
         } = self;
         let (x, y) = (&close.x, &close.y);
         let pairs = x.pairs;
         let y_edge = Edge::new(y, j, i);
-        let [r_y, h_y_j, h_y_i] = y_edge.registers::<S>();
-        let (factor, own) = (s.splat_f64s(y_edge.inverse), s.splat_f64s(y_edge.own));
-        {
-            let cos_y = S::as_mut_simd_f64s(cos_y).0;
-            for v in 0..cos_y.len() {
-                let h = s.add_f64s(s.sub_f64s(h_y_j[v], h_y_i[v]), own);
-                cos_y[v] = s.mul_f64s(s.mul_f64s(factor, r_y[v]), h);
-            }
-        }
-        let level_y = y.level(j, i);
-        if usize::from(y.deepest[j]) > level_y {
-            for k in (0..y.n).filter(|&k| k != j && y.level(j, k) > level_y) {
-                if order[k] < order[i] {
-                    let edge = Edge::new(y, j, k);
-                    cos_y[k] = edge.cosine_to(y, j, i);
-                }
-            }
-        }
-
+        let [r_y, h_y_j, h_y_i] = y_edge.registers::<S>(&columns);
+        let (y_factor, y_own) = (s.splat_f64s(y_edge.inverse), s.splat_f64s(y_edge.own));
+        let level_y = s.splat_f64s(y.level(j, i) as f64);
+        let deeper = deeper.map(|(levels, cosines)| {
+            (
+                f64s::<S>(&levels[columns.clone()]),
+                f64s::<S>(&cosines[columns.clone()]),
+            )
+        });
         let x_edge = Edge::new(x, j, i);
-        let [r_x, h_x_j, h_x_i] = x_edge.registers::<S>();
+        let [r_x, h_x_j, h_x_i] = x_edge.registers::<S>(&columns);
         let (factor, own) = (s.splat_f64s(x_edge.inverse), s.splat_f64s(x_edge.own));
         let level = x.level(j, i) * pairs;
         let last = x.levels.len() * pairs;
-        let (mut penalty, mut sum_m, mut sum_cos) = (0.0, 0.0, 0.0);
-        {
-            let (slopes_j, cosines_j) = sums_j.split_at_mut(last);
-            let slopes_j = S::as_mut_simd_f64s(&mut slopes_j[level..][..pairs]).0;
-            let cosines_j = S::as_mut_simd_f64s(cosines_j).0;
-            let slopes_i = S::as_mut_simd_f64s(&mut sums_i[level..][..pairs]).0;
-            let (order_k, cos_y) = (f64s::<S>(order), f64s::<S>(cos_y));
-            let order_i = s.splat_f64s(order[i]);
-            let (zero, two) = (s.splat_f64s(0.0), s.splat_f64s(2.0));
-            let one_half = s.splat_f64s(0.5);
-            let (delta, minus_delta) = (s.splat_f64s(delta), s.splat_f64s(-delta));
-            let (mut penalties, mut ms, mut coss) = (zero, zero, zero);
-            for v in 0..order_k.len() {
-                let h = s.add_f64s(s.sub_f64s(h_x_j[v], h_x_i[v]), own);
-                let cos = s.mul_f64s(s.mul_f64s(factor, r_x[v]), h);
-                let e = s.sub_f64s(cos, cos_y[v]);
-                let w = s.min_f64s(delta, s.max_f64s(minus_delta, e));
-                let huber = s.mul_f64s(w, f64::vneg_mul_add(s, one_half, w, e));
-                // The two ends in either order.
-                let times = s.less_than_f64s(order_k[v], order_i);
-                let times = s.select_f64s(times, two, zero);
-                let w = s.mul_f64s(times, w);
-                penalties = s.mul_add_f64s(times, huber, penalties);
-                let w_cos = s.mul_f64s(w, cos);
-                cosines_j[v] = s.add_f64s(cosines_j[v], w_cos);
-                coss = s.add_f64s(coss, w_cos);
-                let m = s.mul_f64s(s.mul_f64s(w, factor), r_x[v]);
-                slopes_i[v] = s.add_f64s(slopes_i[v], m);
-                slopes_j[v] = s.sub_f64s(slopes_j[v], m);
-                ms = s.add_f64s(ms, m);
+        let (slopes_j, cosines_j) = sums_j.split_at_mut(last);
+        let slopes_j = S::as_mut_simd_f64s(&mut slopes_j[level..][columns.clone()]).0;
+        let cosines_j = S::as_mut_simd_f64s(&mut cosines_j[columns.clone()]).0;
+        let slopes_i = S::as_mut_simd_f64s(&mut sums_i[level..][columns.clone()]).0;
+        let order_k = f64s::<S>(&order[columns]);
+        let order_i = s.splat_f64s(order[i]);
+        let zero = s.splat_f64s(0.0);
+        let one_half = s.splat_f64s(0.5);
+        let (delta, minus_delta) = (s.splat_f64s(delta), s.splat_f64s(-delta));
+        let (mut penalties, mut ms, mut coss) = (zero, zero, zero);
+        for v in 0..order_k.len() {
+            let h = s.add_f64s(s.sub_f64s(h_y_j[v], h_y_i[v]), y_own);
+            let mut cos_y = s.mul_f64s(s.mul_f64s(y_factor, r_y[v]), h);
+            if let Some((levels, cosines)) = deeper {
+                let is_deeper = s.less_than_f64s(level_y, levels[v]);
+                cos_y = s.select_f64s(is_deeper, cosines[v], cos_y);
             }
-            penalty += s.reduce_sum_f64s(penalties);
-            sum_m += s.reduce_sum_f64s(ms);
-            sum_cos += s.reduce_sum_f64s(coss);
+            let h = s.add_f64s(s.sub_f64s(h_x_j[v], h_x_i[v]), own);
+            let rr = s.mul_f64s(factor, r_x[v]);
+            let cos = s.mul_f64s(rr, h);
+            let e = s.sub_f64s(cos, cos_y);
+            let mut w = s.min_f64s(delta, s.max_f64s(minus_delta, e));
+            let rest = f64::vneg_mul_add(s, one_half, w, e);
+            if !ALL {
+                w = s.select_f64s(s.less_than_f64s(order_k[v], order_i), w, zero);
+            }
+            penalties = s.mul_add_f64s(w, rest, penalties);
+            let w_cos = s.mul_f64s(w, cos);
+            cosines_j[v] = s.add_f64s(cosines_j[v], w_cos);
+            coss = s.add_f64s(coss, w_cos);
+            let m = s.mul_f64s(w, rr);
+            slopes_i[v] = s.add_f64s(slopes_i[v], m);
+            slopes_j[v] = s.sub_f64s(slopes_j[v], m);
+            ms = s.add_f64s(ms, m);
         }
-        sums_j[last + i] += sum_cos;
+        let sum_m = s.reduce_sum_f64s(ms);
+        sums_j[last + i] += s.reduce_sum_f64s(coss);
         sums_i[level + j] -= sum_m;
         sums_j[level + j] += sum_m;
-        // The end with itself: a cosine is 1, or 0 where the edge has no length.
-        let cos = |r: f64| if r > 0.0 { 1.0 } else { 0.0 };
-        let e: f64 = cos(x_edge.inverse) - cos(y_edge.inverse);
-        let w = e.clamp(-delta, delta);
-        penalty + w * (e - 0.5 * w)
+        s.reduce_sum_f64s(penalties)
     }
 }
 
@@ -330,19 +471,13 @@ impl<'a> Edge<'a> {
         }
     }
 
-    /// 1/d and both rows of ½d².
+    /// 1/d and both rows of ½d², in some columns.
     #[inline(always)]
-    fn registers<S: Simd>(&self) -> [&'a [S::f64s]; 3] {
+    fn registers<S: Simd>(&self, columns: &Range<usize>) -> [&'a [S::f64s]; 3] {
         [
-            f64s::<S>(self.inverses),
-            f64s::<S>(self.half_squares_j),
-            f64s::<S>(self.half_squares_i),
+            f64s::<S>(&self.inverses[columns.clone()]),
+            f64s::<S>(&self.half_squares_j[columns.clone()]),
+            f64s::<S>(&self.half_squares_i[columns.clone()]),
         ]
-    }
-
-    /// The cosine at j between this edge and that to k.
-    fn cosine_to(&self, side: &Side, j: usize, k: usize) -> f64 {
-        let h = self.half_squares_j[k] - self.half_squares_i[k] + self.own;
-        self.inverse * side.inverse(j, k) * h
     }
 }
