@@ -23,7 +23,8 @@
 //            tile) N D elements are read, and 6 N² bytes written (accurate: 8 N²).
 // Floor      FP32 issue: N² D / 33.4e12 s for each on an H200; f64 at half that rate.
 // Numerics   From differences, never from a Gram matrix: accurate however close rows lie. Short
-//            sums are added up.
+//            sums are added up. Unit rows (`normalize`) that are closer than their rounding may
+//            put rows on one line are duplicates: their distance is 0. See docs/decisions/0019.
 // Order      Fixed: dimensions in order (small batches: in each of 16 groups of threads). Lengths
 //            by thread, warp and block. Blocks are merged by the last block or, in small batches,
 //            by each block that needs them.
@@ -47,9 +48,11 @@ struct Arguments {
     uint32_t dim[2];
     uint32_t side;
     float spread_limit;
-    uint32_t padding;
+    // Rows whose squared distance is at most this are duplicates. Not 0 only for unit rows.
+    float duplicate_square;
 };
-ARGUMENTS(Arguments, rows, h, r, partials, scalars, counter, n, dim, side, spread_limit, padding);
+ARGUMENTS(Arguments, rows, h, r, partials, scalars, counter, n, dim, side, spread_limit,
+          duplicate_square);
 
 // The tile of a block, with its statistics of the lengths.
 template <typename Real>
@@ -79,9 +82,10 @@ struct Tile {
         mirrored_within = mirrored && a == b;
     }
 
-    // The squared length of a pair, 0 beyond the last row.
+    // The squared length of a pair, 0 beyond the last row and for duplicates. NaN stays NaN.
     DEVICE Real inside(uint32_t i, uint32_t j, Real square) const {
-        return i < arguments.n && j < arguments.n ? square : 0;
+        const bool counts = i < arguments.n && j < arguments.n;
+        return counts && !(square <= arguments.duplicate_square) ? square : 0;
     }
 
     // Adds the length of a pair to the statistics and to `lengths`. Returns 1/length.

@@ -133,6 +133,21 @@ impl<R: Real> Embeddings<R> {
         &self.row(i)[..self.dim.next_multiple_of(R::PAD)]
     }
 
+    /// Each row that is a duplicate of one before it becomes that row. A row is only compared with
+    /// rows that are no duplicates themselves.
+    pub(crate) fn unite_duplicates(&mut self, are_duplicates: impl Fn(usize, usize) -> bool) {
+        let mut distinct: Vec<usize> = Vec::new();
+        for i in 0..self.rows {
+            match distinct.iter().find(|&&j| are_duplicates(i, j)) {
+                Some(&j) => {
+                    let row = j * self.stride..(j + 1) * self.stride;
+                    self.data.copy_within(row, i * self.stride);
+                }
+                None => distinct.push(i),
+            }
+        }
+    }
+
     /// The rows less their mean.
     pub(crate) fn centred(&self) -> Result<Buffer<R>> {
         let mut mean = vec![0.0; self.stride];

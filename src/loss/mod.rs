@@ -4,6 +4,7 @@
 //! loss has a file here, which defines its parameters and its [`Spec`], and a line in the
 //! [registry](for_each_loss).
 
+mod duplicates;
 mod parameter;
 mod registry;
 mod spec;
@@ -11,6 +12,7 @@ mod spec;
 use std::fmt;
 use std::str::FromStr;
 
+pub(crate) use duplicates::duplicate_distance;
 pub use parameter::ParameterValue;
 pub(crate) use parameter::{Parameter, Range};
 pub(crate) use registry::for_each_loss;

@@ -22,7 +22,8 @@ pub struct Rkd {
     /// L2-normalise the rows of student and teacher first, with the gradient through it; off by
     /// default. Normalising rounds each row once.
     /// Where rows lie far from the origin compared with their mutual distances, leave it off:
-    /// distances lose about offset/spread of their relative precision by it.
+    /// distances lose about offset/spread of their relative precision by it. Rows whose directions
+    /// are at most 2⁻²¹ apart (for f64 rows 2⁻⁴⁶) count as duplicates.
     pub normalize: bool,
 }
 

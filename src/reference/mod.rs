@@ -17,7 +17,7 @@ use half::{bf16, f16};
 use crate::device::{Device, sealed::Sealed};
 use crate::element::{DType, Element};
 use crate::error::Result;
-use crate::loss::{Family, Loss, Relation, Rkd};
+use crate::loss::{Family, Loss, Relation, Rkd, duplicate_distance};
 use crate::problem::{Batch, Problem, Value};
 use crate::rows::Rows;
 
@@ -102,6 +102,15 @@ fn evaluate<T: Element>(
         teacher.normalize();
         student.normalize()
     });
+    let relates_rows = matches!(
+        problem.spec().family,
+        Family::Pairwise(_) | Family::Triplet(_)
+    );
+    if norms.is_some() && relates_rows {
+        for rows in [&mut student, &mut teacher] {
+            rows.unite_duplicates(duplicate_distance::<T>());
+        }
+    }
     let (value, mut g) = match problem.loss() {
         Loss::RkdDistance(loss) => rkd_distance::rkd_distance(loss.delta, &student, &teacher),
         Loss::RkdAngle(loss) => rkd_angle(loss.delta, &student, &teacher),
@@ -221,6 +230,21 @@ impl Matrix {
                 norm
             })
             .collect()
+    }
+
+    /// Each unit row that is up to `apart` from one before it becomes that row: the two are on one
+    /// line, and rounding is all that sets them apart.
+    fn unite_duplicates(&mut self, apart: f64) {
+        let mut distinct: Vec<usize> = Vec::new();
+        for i in 0..self.rows() {
+            let near = |&&j: &&usize| distance(self.row(i), self.row(j)) <= apart;
+            match distinct.iter().find(near) {
+                Some(&j) => self
+                    .data
+                    .copy_within(j * self.dim..(j + 1) * self.dim, i * self.dim),
+                None => distinct.push(i),
+            }
+        }
     }
 
     /// With z = x/‖x‖ in `self`: g ← (g − ⟨g,z⟩z)/‖x‖, and 0 for a zero row.

@@ -62,6 +62,8 @@ pub(in crate::cpu) struct PairTable<R: Real> {
     pub(in crate::cpu) used_lines: usize,
     /// The longest distance of student and teacher.
     longest: [f64; 2],
+    /// The shortest distance that is not 0, of student or teacher; ∞ where there is none.
+    pub(in crate::cpu) shortest: f64,
     /// The longest distance over the shortest that is not 0, in student or teacher; at least 1.
     /// Infinite where the square of some 1/d overflows, or nearly so, and in f32 where that of some
     /// d vanishes.
@@ -130,6 +132,7 @@ impl<R: Real> PairTable<R> {
             lines: stride / R::PAD,
             used_lines: n.div_ceil(R::PAD),
             longest: extremes.map(|(longest, _)| longest),
+            shortest: 1.0 / extremes[0].1.max(extremes[1].1),
             spread,
         })
     }

@@ -25,7 +25,7 @@ use crate::cpu::pairwise::pairs::{Block, for_all_pairs};
 use crate::cpu::pairwise::rkd_distance::{DistancePenalty, half_distance};
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
-use crate::loss::Triplet;
+use crate::loss::{Triplet, duplicate_distance};
 use crate::problem::Batch;
 use crate::simd::{Lanes, dispatch};
 use close::ClosePairs;
@@ -98,11 +98,23 @@ fn attempt<T: Element, R: Real>(
     upstream: f64,
     gradient: &mut [T::Real],
 ) -> Result<Attempt> {
-    let Some((x, y)) = Embeddings::<R>::both(batch, scaling)? else {
+    let Some((mut x, mut y)) = Embeddings::<R>::both(batch, scaling)? else {
         return Ok(Attempt::NotFinite);
     };
     let n = x.rows;
     let mut table = PairTable::new(&x, &y)?;
+    let apart = duplicate_distance::<T>();
+    if scaling == RowScaling::Normalized {
+        // In f32 the rounding of unit rows may double a distance this short.
+        if R::DTYPE == DType::F32 && table.shortest <= 2.0 * apart {
+            return Ok(Attempt::NeedsF64);
+        }
+        if table.shortest <= apart {
+            unite_duplicates(&mut x, &table, PairField::StudentInverse, apart);
+            unite_duplicates(&mut y, &table, PairField::TeacherInverse, apart);
+            table = PairTable::new(&x, &y)?;
+        }
+    }
     let trusted = trusted_spread::<T, R>(loss);
     let too_far = table.spread > trusted;
     if R::DTYPE == DType::F32 && too_far {
@@ -181,6 +193,19 @@ fn attempt<T: Element, R: Real>(
     }
     let distance = distance.map_or(0.0, |penalty| penalty.mean);
     Ok(Attempt::Done(value, [distance, angle]))
+}
+
+/// Makes unit rows that are up to `apart` from one another equal. `inverse` is 1/d of these rows.
+fn unite_duplicates<R: Real>(
+    rows: &mut Embeddings<R>,
+    table: &PairTable<R>,
+    inverse: PairField,
+    apart: f64,
+) {
+    rows.unite_duplicates(|i, j| {
+        let inverse = table.get(i, j, inverse).to_f64();
+        inverse == 0.0 || inverse * apart >= 1.0
+    });
 }
 
 /// The largest spread at which computing in `R` is good enough for a gradient in `T::Real`.

@@ -16,7 +16,7 @@ kernel_arguments! {
         pub(super) dim: [u32; 2],
         pub(super) side: u32,
         pub(super) spread_limit: f32,
-        pub(super) padding: u32,
+        pub(super) duplicate_square: f32,
     }
 
     /// Mirrors `rkd::PartialBuffers` in kernels/common/rkd.cuh.

@@ -40,7 +40,7 @@ use super::tuning::triplet::{CONTRACTION_DIMENSIONS, TILE, groups, small_batch a
 use super::workspace::Layout;
 use crate::error::Result;
 use crate::gpu::element::GpuDType;
-use crate::loss::Triplet;
+use crate::loss::{Triplet, duplicate_distance};
 use crate::problem::Problem;
 use crate::shapes::Shapes;
 
@@ -224,7 +224,12 @@ impl Plan {
             } else {
                 trust::SPREAD_DISTANCE
             },
-            padding: 0,
+            duplicate_square: if self.at.normalized.is_some() {
+                // The kernels keep unit rows in f32.
+                duplicate_distance::<f32>().powi(2) as f32
+            } else {
+                0.0
+            },
         };
         let grid = [self.relation_blocks()?, 2, 1];
         kernel.launch(launcher, grid, 0, &arguments)
