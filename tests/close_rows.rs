@@ -34,7 +34,13 @@ const UPSTREAM: f64 = 0.5;
 
 /// Draws each cluster together. Its first row becomes `to` times itself; every other row becomes
 /// the first plus `closer` times the cluster's factor times itself.
-fn draw_together(rows: &mut [f64], dim: usize, clusters: Clusters, to: f64, closer: f64) {
+fn draw_together(
+    rows: &mut [f64],
+    dim: usize,
+    clusters: &[(std::ops::Range<usize>, f64)],
+    to: f64,
+    closer: f64,
+) {
     for (cluster, apart) in clusters {
         let (first, others) = rows[cluster.start * dim..cluster.end * dim].split_at_mut(dim);
         for x in &mut *first {
@@ -288,5 +294,71 @@ fn rkd_of_many_close_rows_is_right() {
             .for_each(|x| *x *= teacher);
         let what = format!("{student:e} {teacher:e}");
         assert_right::<f64>(losses(false)[0], &input, &what, &IN_F64);
+    }
+}
+
+/// Beyond 1e-154 of the largest element, squares of distances vanish.
+#[test]
+fn rkd_of_two_rows_is_right_where_the_square_of_their_distance_vanishes() {
+    for sides in [[true, false], [false, true], [true, true]] {
+        let input = |apart: f64| {
+            let closer = sides.map(|side| side.then_some(apart));
+            input(11, [16, 7], &[(2..4, 1.0)], 0.0, closer)
+        };
+        for loss in losses(false)
+            .into_iter()
+            .filter(|loss| loss.name() != "rkd-distance")
+        {
+            // How close they are makes no difference to the angles, nor to the mean distance.
+            let want = input(1e-100).evaluate::<f64, _>(&Reference, loss);
+            for apart in [1e-140, 1e-160, 1e-170, 1e-250] {
+                let got = input(apart).evaluate::<f64, _>(&Cpu, loss);
+                let error = (got.loss - want.loss).abs() / want.loss;
+                assert!(
+                    error < 1e-12,
+                    "{loss}, {apart:e} {sides:?}: off by {error:e}"
+                );
+                assert!(got.gradient.iter().all(|g| g.is_finite()), "{loss}");
+            }
+        }
+    }
+}
+
+/// All rows agree in all digits but those of a few small elements.
+#[test]
+fn rkd_is_right_however_far_rows_agree() {
+    let (shapes, common) = (Shapes::new(N, 6, 6), 2);
+    for (exponent, together) in [
+        (-100, 1.0),
+        (-156, 1.0),
+        (-170, 1.0),
+        (-300, 1.0),
+        (-156, 1e-9),
+    ] {
+        let unit = 10f64.powi(exponent);
+        let mut apart = Input::normal(12, shapes);
+        for rows in [&mut apart.student, &mut apart.teacher] {
+            for row in rows.chunks_exact_mut(6) {
+                row[..common].fill(0.0);
+            }
+            draw_together(rows, 6, &[(1..4, together)], 0.0, 1.0);
+        }
+        let mut agree = apart.clone();
+        for rows in [&mut agree.student, &mut agree.teacher] {
+            for row in rows.chunks_exact_mut(6) {
+                row.iter_mut().for_each(|x| *x *= unit);
+                row[..common].copy_from_slice(&[1.5, -0.3]);
+            }
+        }
+        for loss in losses(false) {
+            let want = apart.evaluate::<f64, _>(&Reference, loss);
+            let got = agree.evaluate::<f64, _>(&Cpu, loss);
+            let what = format!("{loss}, {unit:e} {together:e}");
+            let error = (got.loss - want.loss).abs() / want.loss;
+            assert!(error < 1e-12, "{what}: {} for {}", got.loss, want.loss);
+            let gradient: Vec<f64> = got.gradient.iter().map(|g| g * unit).collect();
+            let error = relative_error(&gradient, &want.gradient);
+            assert!(error < 1e-9, "{what}: the gradient is off by {error:e}");
+        }
     }
 }

@@ -133,6 +133,29 @@ impl<R: Real> Embeddings<R> {
         &self.row(i)[..self.dim.next_multiple_of(R::PAD)]
     }
 
+    /// Subtracts what all rows have in common, where that is exact, and scales the rest. Between rows
+    /// that agree in nearly all digits a square vanishes that does not do so afterwards.
+    ///
+    /// A column whose elements are within a factor of 2 of one another loses its first element. All
+    /// others are no longer than their differences.
+    pub(crate) fn subtract_common_part(&mut self) {
+        for d in 0..self.dim {
+            let first = self.data[d];
+            let column = || self.data.iter().skip(d).step_by(self.stride);
+            let is_common = |x: &R| (0.5..=2.0).contains(&(x.to_f64() / first.to_f64()));
+            if column().all(is_common) {
+                let column = self.data.iter_mut().skip(d).step_by(self.stride);
+                column.for_each(|x| *x = *x - first);
+            }
+        }
+        let (largest, _) = dispatch(Extremes(&self.data));
+        if largest > 0.0 {
+            let scale = power_of_two_below::<R>(largest).recip();
+            dispatch(Scale(&mut self.data, R::from_f64(scale)));
+            self.scale *= scale;
+        }
+    }
+
     /// Each row that is a duplicate of one before it becomes that row. A row is only compared with
     /// rows that are no duplicates themselves.
     pub(crate) fn unite_duplicates(&mut self, are_duplicates: impl Fn(usize, usize) -> bool) {

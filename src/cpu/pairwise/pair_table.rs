@@ -65,8 +65,8 @@ pub(in crate::cpu) struct PairTable<R: Real> {
     /// The shortest distance that is not 0, of student or teacher; ∞ where there is none.
     pub(in crate::cpu) shortest: f64,
     /// The longest distance over the shortest that is not 0, in student or teacher; at least 1.
-    /// Infinite where the square of some 1/d overflows, or nearly so, and in f32 where that of some
-    /// d vanishes.
+    /// Infinite where the square of some 1/d overflows, or nearly so, and where that of some d
+    /// vanishes.
     pub(in crate::cpu) spread: f64,
 }
 
@@ -102,7 +102,7 @@ impl<R: Real> PairTable<R> {
                     half_square,
                     rows,
                 });
-                if R::DTYPE == DType::F32 && vanishes(x, &mirrored, stride, first) {
+                if vanishes(x, &mirrored, stride, first) {
                     return (longest, f64::INFINITY);
                 }
                 (longest, inverse_shortest)

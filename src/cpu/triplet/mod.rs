@@ -103,6 +103,20 @@ fn attempt<T: Element, R: Real>(
     };
     let n = x.rows;
     let mut table = PairTable::new(&x, &y)?;
+    if R::DTYPE == DType::F64 && scaling == RowScaling::Scaled {
+        // The largest element is about 1. Where the longest distance is so short, squares vanish.
+        let vanish = |half_square| table.longest(half_square) < 2f64.powi(-400);
+        let sides = [
+            (&mut x, vanish(PairField::StudentHalfSquare)),
+            (&mut y, vanish(PairField::TeacherHalfSquare)),
+        ];
+        if sides[0].1 || sides[1].1 {
+            for (rows, _) in sides.into_iter().filter(|&(_, vanish)| vanish) {
+                rows.subtract_common_part();
+            }
+            table = PairTable::new(&x, &y)?;
+        }
+    }
     let apart = duplicate_distance::<T>();
     if scaling == RowScaling::Normalized {
         // In f32 the rounding of unit rows may double a distance this short.
