@@ -8,6 +8,8 @@
 //!
 //! The numbers of a level are divided by its distance, so that none overflows or vanishes.
 
+use std::ops::Range;
+
 use pulp::{Simd, WithSimd};
 
 use crate::cpu::buffer::Buffer;
@@ -26,6 +28,10 @@ const STEP: f64 = 10.0;
 const FEW: usize = 4;
 /// Rows of a cluster that share the reads of all other rows.
 const TILE: usize = 4;
+/// Rows of a task.
+const BLOCK: usize = 32;
+/// Other rows that a task takes at a time, which then stay in the second-level cache.
+const PANEL: usize = 8;
 
 /// Student or teacher.
 pub(super) struct Side {
@@ -243,15 +249,15 @@ impl Side {
                 }
             }
             let offsets = &*offsets;
-            for_each_block(&mut half_squares, TILE * this.pairs, &|block, out| {
-                let members = &level.members[block * TILE..];
-                let members = &members[..members.len().min(TILE)];
+            for_each_block(&mut half_squares, BLOCK * this.pairs, &|block, out| {
+                let members = &level.members[block * BLOCK..];
+                let members = &members[..members.len().min(BLOCK)];
                 if at > 0 {
                     dispatch(Outside {
                         side: this,
                         level,
                         members,
-                        offsets: &offsets[block * TILE * this.stride..],
+                        offsets: &offsets[block * BLOCK * this.stride..],
                         out,
                     });
                 }
@@ -354,32 +360,45 @@ impl WithSimd for Outside<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, s: S) {
+    fn with_simd<S: Simd>(mut self, s: S) {
+        for panel in (0..self.side.n).step_by(PANEL) {
+            let mut start = 0;
+            let (members, first) = (self.members, &self.level.first);
+            let clusters = members.chunk_by(|&i, &j| first[i] == first[j]);
+            for run in clusters.flat_map(|cluster| cluster.chunks(TILE)) {
+                let rows = panel..self.side.n.min(panel + PANEL);
+                self.products(s, start, run.len(), rows);
+                start += run.len();
+            }
+        }
+    }
+}
+
+impl Outside<'_> {
+    /// The products of up to `TILE` members of one cluster, from `start` on, with some rows.
+    #[inline(always)]
+    fn products<S: Simd>(&mut self, s: S, start: usize, len: usize, rows: Range<usize>) {
         let (stride, pairs) = (self.side.stride, self.side.pairs);
         let first = &self.level.first;
-        let mut start = 0;
-        for run in self.members.chunk_by(|&i, &j| first[i] == first[j]) {
-            let cluster = first[run[0]];
-            let centre = f64s::<S>(self.side.row(cluster));
-            // A tile that is not full has its last row more than once.
-            let u: [&[S::f64s]; TILE] = std::array::from_fn(|t| {
-                let at = start + t.min(run.len() - 1);
-                f64s::<S>(&self.offsets[at * stride..][..stride])
-            });
-            for k in (0..self.side.n).filter(|&k| first[k] != cluster) {
-                let row = f64s::<S>(self.side.row(k));
-                let mut sums = [s.splat_f64s(0.0); TILE];
-                for d in 0..row.len() {
-                    let v = s.sub_f64s(row[d], centre[d]);
-                    for t in 0..TILE {
-                        sums[t] = s.mul_add_f64s(u[t][d], v, sums[t]);
-                    }
-                }
-                for t in 0..run.len() {
-                    self.out[(start + t) * pairs + k] = s.reduce_sum_f64s(sums[t]);
+        let cluster = first[self.members[start]];
+        let centre = f64s::<S>(self.side.row(cluster));
+        // A tile that is not full has its last row more than once.
+        let u: [&[S::f64s]; TILE] = std::array::from_fn(|t| {
+            let at = start + t.min(len - 1);
+            f64s::<S>(&self.offsets[at * stride..][..stride])
+        });
+        for k in rows.filter(|&k| first[k] != cluster) {
+            let row = f64s::<S>(self.side.row(k));
+            let mut sums = [s.splat_f64s(0.0); TILE];
+            for d in 0..row.len() {
+                let v = s.sub_f64s(row[d], centre[d]);
+                for t in 0..TILE {
+                    sums[t] = s.mul_add_f64s(u[t][d], v, sums[t]);
                 }
             }
-            start += run.len();
+            for t in 0..len {
+                self.out[(start + t) * pairs + k] = s.reduce_sum_f64s(sums[t]);
+            }
         }
     }
 }

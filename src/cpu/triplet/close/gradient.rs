@@ -12,6 +12,9 @@ use crate::simd::{Lanes, dispatch};
 
 /// Rows that share the reads of all other rows.
 const TILE: usize = 4;
+/// Rows of a task. For them it takes two registers of all other rows at a time, which then stay in
+/// the second-level cache. A multiple of `TILE`.
+const BLOCK: usize = 32;
 
 /// Calls `$columns::<W>(d)` for all registers d of a row, W of them at a time. Two registers of 32
 /// bytes are a cache line.
@@ -44,27 +47,25 @@ pub(super) fn contract<R: Real>(x: &Side, order: &[usize], sums: &Sums) -> Resul
             }
         }
         let offsets = &*offsets;
-        for_each_block(&mut gradient, TILE * x.stride, &|block, out| {
+        for_each_block(&mut gradient, BLOCK * x.stride, &|block, out| {
             dispatch(Others {
                 x,
-                sums,
-                at,
+                slopes: &slopes_to(sums, at, level, block * BLOCK, out.len() / x.stride),
                 level,
                 offsets,
-                first: block * TILE,
                 out,
             });
         });
         // Σ_k T_ik v_k, for all i.
         let mut own = Buffer::zeros(level.members.len() * x.stride)?;
-        for_each_block(&mut own, TILE * x.stride, &|block, out| {
-            let members = &level.members[block * TILE..];
+        for_each_block(&mut own, BLOCK * x.stride, &|block, out| {
+            let members = &level.members[block * BLOCK..];
             dispatch(Own {
                 x,
                 sums,
                 at,
                 level,
-                members: &members[..members.len().min(TILE)],
+                members: &members[..members.len().min(BLOCK)],
                 out,
             });
         });
@@ -118,15 +119,29 @@ impl WithSimd for Lengths<'_> {
     }
 }
 
+/// T_ik of all members i, for `rows` rows k from `first` on: tile by tile, so that a tile reads
+/// them in order.
+fn slopes_to(sums: &Sums, at: usize, level: &Level, first: usize, rows: usize) -> Vec<[f64; TILE]> {
+    let tiles = (0..rows).step_by(TILE);
+    let of_tile = |k| {
+        // T is padded, and the padding is zero.
+        let members = level.members.iter();
+        members.map(move |&i| {
+            let slopes = &sums.slopes(at, i)[first + k..];
+            *slopes.first_chunk().expect("padded rows")
+        })
+    };
+    tiles.flat_map(of_tile).collect()
+}
+
 /// Σ_i T_ik u_i of some rows k.
 struct Others<'a> {
     x: &'a Side,
-    sums: &'a Sums,
-    at: usize,
+    /// T_ik, `[tiles, members]`
+    slopes: &'a [[f64; TILE]],
     level: &'a Level,
     /// u_i/unit, `[members, stride]`
     offsets: &'a [f64],
-    first: usize,
     out: &'a mut [f64],
 }
 
@@ -143,22 +158,23 @@ impl Others<'_> {
     #[inline(always)]
     fn columns<S: Simd, const W: usize>(&mut self, s: S, d: usize) {
         let stride = self.x.stride;
-        let mut sums = [[s.splat_f64s(0.0); W]; TILE];
-        for (member, &i) in self.level.members.iter().enumerate() {
-            // T is padded, and the padding is zero.
-            let slopes = &self.sums.slopes(self.at, i)[self.first..][..TILE];
-            let u = &f64s::<S>(&self.offsets[member * stride..][..stride])[d..][..W];
-            for t in 0..TILE {
-                let slope = s.splat_f64s(slopes[t]);
-                for w in 0..W {
-                    sums[t][w] = s.mul_add_f64s(slope, u[w], sums[t][w]);
+        let slopes = self.slopes.chunks_exact(self.level.members.len());
+        for (slopes, out) in slopes.zip(self.out.chunks_mut(TILE * stride)) {
+            let mut sums = [[s.splat_f64s(0.0); W]; TILE];
+            for (slopes, u) in slopes.iter().zip(self.offsets.chunks_exact(stride)) {
+                let u = &f64s::<S>(u)[d..][..W];
+                for t in 0..TILE {
+                    let slope = s.splat_f64s(slopes[t]);
+                    for w in 0..W {
+                        sums[t][w] = s.mul_add_f64s(slope, u[w], sums[t][w]);
+                    }
                 }
             }
-        }
-        for (out, sums) in self.out.chunks_exact_mut(stride).zip(sums) {
-            let out = &mut S::as_mut_simd_f64s(out).0[d..][..W];
-            for w in 0..W {
-                out[w] = s.add_f64s(out[w], sums[w]);
+            for (out, sums) in out.chunks_exact_mut(stride).zip(sums) {
+                let out = &mut S::as_mut_simd_f64s(out).0[d..][..W];
+                for w in 0..W {
+                    out[w] = s.add_f64s(out[w], sums[w]);
+                }
             }
         }
     }
@@ -189,7 +205,8 @@ impl Own<'_> {
         let stride = self.x.stride;
         let first = &self.level.first;
         let mut start = 0;
-        for run in self.members.chunk_by(|&i, &j| first[i] == first[j]) {
+        let clusters = self.members.chunk_by(|&i, &j| first[i] == first[j]);
+        for run in clusters.flat_map(|cluster| cluster.chunks(TILE)) {
             let centre = &f64s::<S>(self.x.row(first[run[0]]))[d..][..W];
             // A tile that is not full has its last row more than once.
             let slopes: [&[f64]; TILE] =

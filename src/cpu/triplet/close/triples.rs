@@ -66,7 +66,7 @@ pub(super) fn penalize(close: &ClosePairs, delta: f64) -> Result<(f64, Sums)> {
     let mut data = Buffer::zeros(n.saturating_mul(stride))?;
     let order = order(close)?;
     // Enough blocks to be shared among threads, and few rounds.
-    let side = (n / 32).clamp(1, MOST_ENDS).next_multiple_of(WIDTH);
+    let side = (n / 16).clamp(1, MOST_ENDS).next_multiple_of(WIDTH);
     let half_squares_y = ByColumns::new(&close.y, side)?;
     let block = |a: Rows<'_>, b: Option<Rows<'_>>| {
         Ok(dispatch(BlockPair {
@@ -77,6 +77,7 @@ pub(super) fn penalize(close: &ClosePairs, delta: f64) -> Result<(f64, Sums)> {
             a,
             b,
             deeper: DeeperCosines::new(&half_squares_y, pairs)?,
+            extremes: Vec::new(),
         }))
     };
     let penalty = for_all_pairs(
@@ -149,6 +150,8 @@ struct BlockPair<'a> {
     a: Rows<'a>,
     b: Option<Rows<'a>>,
     deeper: DeeperCosines<'a>,
+    /// Of the orders of the vertex: the least and the most of each chunk of columns.
+    extremes: Vec<(f64, f64)>,
 }
 
 impl WithSimd for BlockPair<'_> {
@@ -184,33 +187,47 @@ impl BlockPair<'_> {
         let close_ends = &all[start..end];
         let pairs = close.x.pairs;
         let order = &self.order[j * pairs..][..pairs];
-        let are_deeper = self.deeper.find(s, &close.y, j, ends.start, close_ends);
+        let are_deeper = self
+            .deeper
+            .find(s, &close.y, j, order, ends.start, close_ends);
+        self.extremes.clear();
+        self.extremes.extend(order.chunks(COLUMNS).map(|order| {
+            let (least, most) = (f64::INFINITY, -1.0);
+            let orders = order.iter().copied();
+            orders.fold((least, most), |(least, most), order| {
+                (f64::min(least, order), f64::max(most, order))
+            })
+        }));
         let mut penalty = 0.0;
-        for first in (0..pairs).step_by(COLUMNS) {
-            let columns = first..pairs.min(first + COLUMNS);
-            let of_columns = || order[columns.clone()].iter().copied();
-            let least = of_columns().fold(f64::INFINITY, f64::min);
-            let most = of_columns().fold(-1.0, f64::max);
-            for &i in close_ends.iter().filter(|&&i| least < order[i]) {
-                let (sums_j, sums_i) = two_rows(&mut self.a, self.b.as_mut(), self.stride, j, i);
-                let pair = Pair {
-                    close,
-                    order,
-                    delta: self.delta,
-                    j,
-                    i,
-                    sums_j,
-                    sums_i,
-                    deeper: are_deeper.then(|| self.deeper.of(i - ends.start)),
-                };
+        for &i in close_ends {
+            let (sums_j, sums_i) = two_rows(&mut self.a, self.b.as_mut(), self.stride, j, i);
+            let level = close.x.level(j, i) * pairs;
+            let (slopes_j, cosines_j) = sums_j.split_at_mut(close.x.levels.len() * pairs);
+            let mut pair = Pair {
+                delta: self.delta,
+                order,
+                order_i: order[i],
+                x: Edge::new(&close.x, j, i),
+                y: Edge::new(&close.y, j, i),
+                deeper: are_deeper.then(|| self.deeper.of(i - ends.start)),
+                slopes_j: &mut slopes_j[level..][..pairs],
+                slopes_i: &mut sums_i[level..][..pairs],
+                cosines_j,
+                sum_m: 0.0,
+                sum_cos: 0.0,
+            };
+            for (chunk, &(least, most)) in self.extremes.iter().enumerate() {
+                let columns = chunk * COLUMNS..pairs.min((chunk + 1) * COLUMNS);
                 // The two ends in either order.
-                penalty += 2.0
-                    * if most < order[i] {
-                        pair.penalize::<S, true>(s, columns.clone())
-                    } else {
-                        pair.penalize::<S, false>(s, columns.clone())
-                    };
+                if most < order[i] {
+                    penalty += 2.0 * pair.penalize::<S, true>(s, columns);
+                } else if least < order[i] {
+                    penalty += 2.0 * pair.penalize::<S, false>(s, columns);
+                }
             }
+            pair.cosines_j[i] += pair.sum_cos;
+            pair.slopes_i[j] -= pair.sum_m;
+            pair.slopes_j[j] += pair.sum_m;
         }
         // An end with itself: a cosine is 1, or 0 where the edge has no length.
         let cos = |r: f64| if r > 0.0 { 1.0 } else { 0.0 };
@@ -231,6 +248,20 @@ struct ByColumns {
     side: usize,
     /// Members of all levels before each one, and of all.
     starts: Vec<usize>,
+    /// Of every two rows that are at a level beyond 0, `[N, N]`.
+    edges: Vec<DeepEdge>,
+}
+
+/// What is needed of an edge from j to k, at their level.
+#[derive(Clone, Copy, Default)]
+struct DeepEdge {
+    /// unit/d
+    inverse: f64,
+    /// ½d²/unit
+    own: f64,
+    /// Where the rows of j and k are among the members of all levels.
+    at_j: u32,
+    at_k: u32,
 }
 
 impl ByColumns {
@@ -254,15 +285,38 @@ impl ByColumns {
                 out[..columns.len()].copy_from_slice(&row[columns.clone()]);
             }
         });
-        Ok(ByColumns { data, side, starts })
+        let n = side_y.n;
+        let mut edges = vec![DeepEdge::default(); if members > 0 { n * n } else { 0 }];
+        for_each_block(&mut edges, n, &|j, edges| {
+            for (k, edge) in edges.iter_mut().enumerate() {
+                let level = side_y.level(j, k);
+                // A level that is not in use has no close pair.
+                if starts[level + 1] == starts[level] || k == j {
+                    continue;
+                }
+                let Edge { inverse, own, .. } = Edge::new(side_y, j, k);
+                let at = |row| (starts[level] + side_y.levels[level].place(row)) as u32;
+                *edge = DeepEdge {
+                    inverse,
+                    own,
+                    at_j: at(j),
+                    at_k: at(k),
+                };
+            }
+        });
+        Ok(ByColumns {
+            data,
+            side,
+            starts,
+            edges,
+        })
     }
 
     /// Of a member of a level, the columns of a block.
     #[inline(always)]
-    fn of(&self, block: usize, level: usize, place: usize) -> &[f64] {
+    fn of(&self, block: usize, at: u32) -> &[f64] {
         let members = self.starts[self.starts.len() - 1];
-        let at = block * members + self.starts[level] + place;
-        &self.data[at * self.side..][..self.side]
+        &self.data[(block * members + at as usize) * self.side..][..self.side]
     }
 }
 
@@ -291,7 +345,15 @@ impl<'a> DeeperCosines<'a> {
     /// Computes the cosines of these ends, of the block from `first` on, with all others that are
     /// at a deeper level with the vertex j than one of them. Returns whether there are any.
     #[inline(always)]
-    fn find<S: Simd>(&mut self, s: S, y: &Side, j: usize, first: usize, ends: &[usize]) -> bool {
+    fn find<S: Simd>(
+        &mut self,
+        s: S,
+        y: &Side,
+        j: usize,
+        order: &[f64],
+        first: usize,
+        ends: &[usize],
+    ) -> bool {
         let least = ends.iter().map(|&i| y.level(j, i)).min();
         let Some(least) = least.filter(|&least| usize::from(y.deepest[j]) > least) else {
             return false;
@@ -299,19 +361,21 @@ impl<'a> DeeperCosines<'a> {
         for (k, level) in self.levels[..y.n].iter_mut().enumerate() {
             *level = y.level(j, k) as f64;
         }
-        let side = self.half_squares.side;
-        let columns = first..y.pairs.min(first + side);
+        let half_squares = self.half_squares;
+        let block = first / half_squares.side;
+        let columns = first..y.pairs.min(first + half_squares.side);
         let inverses = f64s::<S>(&y.inverses(j)[columns.clone()]);
         let mut cosines = [0.0; MOST_ENDS];
-        for k in (0..y.n).filter(|&k| k != j && y.level(j, k) > least) {
-            let edge = Edge::new(y, j, k);
-            let half_squares_j = f64s::<S>(&edge.half_squares_j[columns.clone()]);
-            let level = y.level(j, k);
-            let half_squares_k = f64s::<S>(self.half_squares.of(
-                first / side,
-                level,
-                y.levels[level].place(k),
-            ));
+        let edges = &half_squares.edges[j * y.n..][..y.n];
+        let least = least as f64;
+        let most = ends.iter().map(|&i| order[i]).fold(-1.0, f64::max);
+        for (k, edge) in edges.iter().enumerate() {
+            // A triple with one of these ends is visited from there only if k is before it.
+            if self.levels[k] <= least || order[k] >= most {
+                continue;
+            }
+            let half_squares_j = f64s::<S>(half_squares.of(block, edge.at_j));
+            let half_squares_k = f64s::<S>(half_squares.of(block, edge.at_k));
             let (factor, own) = (s.splat_f64s(edge.inverse), s.splat_f64s(edge.own));
             let registers = S::as_mut_simd_f64s(&mut cosines).0;
             for v in 0..inverses.len() {
@@ -358,59 +422,47 @@ fn two_rows<'a>(
 
 /// The triples at the vertex j with the close end i.
 struct Pair<'a> {
-    close: &'a ClosePairs,
-    /// Of the ends at this vertex.
-    order: &'a [f64],
     delta: f64,
-    j: usize,
-    i: usize,
-    sums_j: &'a mut [f64],
-    sums_i: &'a mut [f64],
+    /// Of the ends at this vertex, and of i.
+    order: &'a [f64],
+    order_i: f64,
+    x: Edge<'a>,
+    y: Edge<'a>,
     /// See [`DeeperCosines::of`].
     deeper: Option<(&'a [f64], &'a [f64])>,
+    /// T_j and T_i of the student's level, and A_j.
+    slopes_j: &'a mut [f64],
+    slopes_i: &'a mut [f64],
+    cosines_j: &'a mut [f64],
+    /// What is to be added to T_jj and A_ji.
+    sum_m: f64,
+    sum_cos: f64,
 }
 
 impl Pair<'_> {
     /// The triples with the other ends of some columns, or `ALL` of them. Adds to the sums. Returns
     /// the sum of the penalties.
     #[inline(always)]
-    fn penalize<S: Simd, const ALL: bool>(self, s: S, columns: Range<usize>) -> f64 {
-        let Pair {
-            close,
-            order,
-            delta,
-            j,
-            i,
-            sums_j,
-            sums_i,
-            deeper,
-        } = self;
-        let (x, y) = (&close.x, &close.y);
-        let pairs = x.pairs;
-        let y_edge = Edge::new(y, j, i);
-        let [r_y, h_y_j, h_y_i] = y_edge.registers::<S>(&columns);
-        let (y_factor, y_own) = (s.splat_f64s(y_edge.inverse), s.splat_f64s(y_edge.own));
-        let level_y = s.splat_f64s(y.level(j, i) as f64);
-        let deeper = deeper.map(|(levels, cosines)| {
+    fn penalize<S: Simd, const ALL: bool>(&mut self, s: S, columns: Range<usize>) -> f64 {
+        let [r_y, h_y_j, h_y_i] = self.y.registers::<S>(&columns);
+        let [r_x, h_x_j, h_x_i] = self.x.registers::<S>(&columns);
+        let (y_factor, y_own) = (s.splat_f64s(self.y.inverse), s.splat_f64s(self.y.own));
+        let (factor, own) = (s.splat_f64s(self.x.inverse), s.splat_f64s(self.x.own));
+        let level_y = s.splat_f64s(self.y.level as f64);
+        let deeper = self.deeper.map(|(levels, cosines)| {
             (
                 f64s::<S>(&levels[columns.clone()]),
                 f64s::<S>(&cosines[columns.clone()]),
             )
         });
-        let x_edge = Edge::new(x, j, i);
-        let [r_x, h_x_j, h_x_i] = x_edge.registers::<S>(&columns);
-        let (factor, own) = (s.splat_f64s(x_edge.inverse), s.splat_f64s(x_edge.own));
-        let level = x.level(j, i) * pairs;
-        let last = x.levels.len() * pairs;
-        let (slopes_j, cosines_j) = sums_j.split_at_mut(last);
-        let slopes_j = S::as_mut_simd_f64s(&mut slopes_j[level..][columns.clone()]).0;
-        let cosines_j = S::as_mut_simd_f64s(&mut cosines_j[columns.clone()]).0;
-        let slopes_i = S::as_mut_simd_f64s(&mut sums_i[level..][columns.clone()]).0;
-        let order_k = f64s::<S>(&order[columns]);
-        let order_i = s.splat_f64s(order[i]);
+        let slopes_j = S::as_mut_simd_f64s(&mut self.slopes_j[columns.clone()]).0;
+        let slopes_i = S::as_mut_simd_f64s(&mut self.slopes_i[columns.clone()]).0;
+        let cosines_j = S::as_mut_simd_f64s(&mut self.cosines_j[columns.clone()]).0;
+        let order_k = f64s::<S>(&self.order[columns]);
+        let order_i = s.splat_f64s(self.order_i);
         let zero = s.splat_f64s(0.0);
         let one_half = s.splat_f64s(0.5);
-        let (delta, minus_delta) = (s.splat_f64s(delta), s.splat_f64s(-delta));
+        let (delta, minus_delta) = (s.splat_f64s(self.delta), s.splat_f64s(-self.delta));
         let (mut penalties, mut ms, mut coss) = (zero, zero, zero);
         for v in 0..order_k.len() {
             let h = s.add_f64s(s.sub_f64s(h_y_j[v], h_y_i[v]), y_own);
@@ -437,16 +489,15 @@ impl Pair<'_> {
             slopes_j[v] = s.sub_f64s(slopes_j[v], m);
             ms = s.add_f64s(ms, m);
         }
-        let sum_m = s.reduce_sum_f64s(ms);
-        sums_j[last + i] += s.reduce_sum_f64s(coss);
-        sums_i[level + j] -= sum_m;
-        sums_j[level + j] += sum_m;
+        self.sum_m += s.reduce_sum_f64s(ms);
+        self.sum_cos += s.reduce_sum_f64s(coss);
         s.reduce_sum_f64s(penalties)
     }
 }
 
 /// The edge from a vertex j to an end i, in the units of their level.
 struct Edge<'a> {
+    level: usize,
     /// unit/d
     inverse: f64,
     /// ½d²/unit
@@ -463,6 +514,7 @@ impl<'a> Edge<'a> {
         let level = side.level(j, i);
         let half_squares_j = side.half_squares(level, j);
         Edge {
+            level,
             inverse: side.inverse(j, i) * side.levels[level].unit,
             own: half_squares_j[i],
             inverses: side.inverses(j),
