@@ -19,6 +19,7 @@
 //! are close.
 
 mod clusters;
+mod deeper;
 mod gradient;
 mod triples;
 

@@ -3,8 +3,8 @@
 //! A level is a distance. Rows closer than that, and rows linked by a chain of such pairs, are a
 //! cluster of the level. The first level is the distance at which the law of cosines loses too many
 //! digits; each other one is 2¹⁰ times shorter, or 2²⁰ times where levels would be many. Levels
-//! without a pair between them and the next are left out. Two rows have the deepest level at which they are in one cluster, or level 0, which is
-//! the whole batch.
+//! without a pair between them and the next are left out. Two rows have the deepest level at which
+//! they are in one cluster, or level 0, which is the whole batch.
 //!
 //! The numbers of a level are divided by its distance, so that none overflows or vanishes.
 
