@@ -14,7 +14,8 @@ that of a process that has its inputs. On a GPU an evaluation is timed by events
 
 Sources: RKD, github.com/lenscloth/RKD (metric/loss.py, metric/utils.py); RRD,
 github.com/giakoumoglou/distillers (RRD.py), without its copies of the queue; InfoNCE as in MoCo,
-github.com/facebookresearch/moco; KD and SP as in RepDistiller, github.com/HobbitLong/RepDistiller.
+github.com/facebookresearch/moco; KD, SP and PKT as in RepDistiller, github.com/HobbitLong/RepDistiller;
+Gram as in DINOv3, github.com/facebookresearch/dinov3.
 """
 
 import argparse
@@ -86,6 +87,31 @@ def sp(x, y, queue, p):
     return (difference * difference).sum() / (len(x) * len(x))
 
 
+def cosines_of_pairs(x, epsilon=0.0):
+    return (z := x / (x.norm(dim=1, keepdim=True) + epsilon)) @ z.t()
+
+
+def gram(x, y, queue, p):
+    with torch.no_grad():
+        t = cosines_of_pairs(y)
+    s = cosines_of_pairs(x)
+    if p["clamp"]:
+        s, t = s.clamp(min=0), t.clamp(min=0)
+    return F.mse_loss(s, t)
+
+
+def pkt(x, y, queue, p):
+    epsilon = 1e-7
+
+    def probabilities(x):
+        s = (cosines_of_pairs(x, epsilon) + 1) / 2
+        return s / s.sum(dim=1, keepdim=True)
+
+    with torch.no_grad():
+        t = probabilities(y)
+    return torch.mean(t * torch.log((t + epsilon) / (probabilities(x) + epsilon)))
+
+
 def rrd(x, y, queue, p):
     student = torch.einsum("nc,kc->nk", x, queue) / p["student_temperature"]
     with torch.no_grad():
@@ -117,6 +143,8 @@ LOSSES = {
     "rkd-angle": rkd_angle,
     "rkd": rkd,
     "sp": sp,
+    "gram": gram,
+    "pkt": pkt,
     "rrd": rrd,
     "info-nce": info_nce,
     "kd-kl": kd_kl,
@@ -127,6 +155,8 @@ DEFAULTS = {
     "rkd-angle": {"delta": 1.0, "normalize": False},
     "rkd": {"distance_weight": 1.0, "angle_weight": 2.0, "delta": 1.0, "normalize": False},
     "sp": {},
+    "gram": {"clamp": False},
+    "pkt": {},
     "rrd": {"student_temperature": 0.1, "teacher_temperature": 0.02, "normalize": True},
     "info-nce": {"temperature": 0.07, "normalize": True},
     "kd-kl": {"temperature": 4.0},

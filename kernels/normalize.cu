@@ -1,7 +1,8 @@
-// Computes   z = x/‖x‖ of every row, and the way back: ∂L/∂x = (g − ⟨g, z⟩ z)/‖x‖. A row of zeros
-//            has no direction: z = 0, and its gradient is 0.
+// Computes   z = x/(‖x‖ + ε) of every row, and the way back:
+//              ∂L/∂x = (g − ⟨g, z⟩ z (‖x‖ + ε)/‖x‖)/(‖x‖ + ε).
+//            ε is 0 for most losses. A row of zeros has no direction: z = 0, and its gradient is 0.
 // Buffers    x [N, D] f32, f16 or bf16, aligned to its element; z, gradient [N, D] f32; norms [N]
-//            f32: 1/‖x‖, or 0.
+//            f32: 1/(‖x‖ + ε), or 0.
 // Passes     `normalize`: one launch for up to two matrices. `normalize_backward`: one launch, in
 //            place over the gradient.
 // Grid       (N, matrices).
@@ -29,8 +30,9 @@ struct Arguments {
     float* normalized[2];
     float* norms[2];
     uint32_t dim[2];
+    double epsilon;
 };
-ARGUMENTS(Arguments, rows, normalized, norms, dim);
+ARGUMENTS(Arguments, rows, normalized, norms, dim, epsilon);
 
 template <typename T>
 DEVICE void normalize(const Arguments& arguments) {
@@ -47,16 +49,17 @@ DEVICE void normalize(const Arguments& arguments) {
     sum = block_reduce<THREADS>(sum, Sum());
     // NaN if the row is not finite. No sum of squares of f32 leaves the range of f64.
     const double norm = sqrt(sum) + sum * 0.0;
-    // A power of two near 1/norm. It is in the range of f32, where the norm itself may not be.
-    const int exponent = norm > 0 ? ilogb(norm) : 0;
+    const double length = norm + arguments.epsilon;
+    // A power of two near 1/length. It is in the range of f32, where the length itself may not be.
+    const int exponent = length > 0 ? ilogb(length) : 0;
     const float scale = ldexpf(1.0f, exponent < -125 ? 125 : exponent > 125 ? -125 : -exponent);
-    const auto scaled = static_cast<float>(norm * scale);
+    const auto scaled = static_cast<float>(length * scale);
     // Store. We divide and do not multiply by 1/norm: so rows of one element become exactly ±1.
     for (uint32_t d = threadIdx.x; d < dim; d += THREADS)
         arguments.normalized[which][start + d] =
             norm == 0 ? 0.0f : to_float(x[d]) * scale / scaled;
     if (threadIdx.x == 0 && arguments.norms[which] != nullptr)
-        arguments.norms[which][blockIdx.x] = norm == 0 ? 0.0f : static_cast<float>(1 / norm);
+        arguments.norms[which][blockIdx.x] = norm == 0 ? 0.0f : static_cast<float>(1 / length);
 }
 
 struct BackwardArguments {
@@ -64,9 +67,9 @@ struct BackwardArguments {
     const float* norms;
     float* gradient;
     uint32_t dim;
-    uint32_t padding;
+    float epsilon;
 };
-ARGUMENTS(BackwardArguments, normalized, norms, gradient, dim, padding);
+ARGUMENTS(BackwardArguments, normalized, norms, gradient, dim, epsilon);
 
 DEVICE void normalize_backward(const BackwardArguments& arguments) {
     const uint32_t dim = arguments.dim;
@@ -76,8 +79,10 @@ DEVICE void normalize_backward(const BackwardArguments& arguments) {
     float along = 0;
     for (uint32_t d = threadIdx.x; d < dim; d += THREADS) along = fmaf(g[d], z[d], along);
     along = block_reduce<THREADS>(along, Sum());
-    const float norm = arguments.norms[blockIdx.x];
-    for (uint32_t d = threadIdx.x; d < dim; d += THREADS) g[d] = fmaf(-along, z[d], g[d]) * norm;
+    const float inverse = arguments.norms[blockIdx.x];
+    // ‖x‖/(‖x‖ + ε) = 1 − ε/(‖x‖ + ε)
+    along /= fmaf(-arguments.epsilon, inverse, 1.0f);
+    for (uint32_t d = threadIdx.x; d < dim; d += THREADS) g[d] = fmaf(-along, z[d], g[d]) * inverse;
 }
 
 }  // namespace

@@ -1,7 +1,8 @@
 // Computes   The coefficients of the contraction, k_ij, of the slope that the loss has through r_ij
 //            and r_ji:
-//              C_ij = (w_ij − S ∂s/∂r_ij)/s, K_ij = C_ij + C_ji, and k_ij = K_ij (dot),
-//              K_ij/r_ij (distance), 2 K_ij (squared distance). All are N² times ∂L/∂r; the contraction divides.
+//              C_ij = (w_ij − S ∂s/∂r_ij)/s, K_ij = C_ij + C_ji, and k_ij = K_ij (dot; where it is
+//              positive, of the positive cosine), ½ K_ij (shifted cosine), K_ij/r_ij (distance),
+//              2 K_ij (squared distance). All are N² times ∂L/∂r; the contraction divides.
 // Buffers    r [P, P] f32 of student and teacher, P the rows up to a multiple of 64, zero beyond N;
 //            scales [P] and weighted [P] f32, or one of each where the normalizer's scope is the
 //            matrix. k overwrites the student's r.
@@ -27,6 +28,7 @@
 namespace {
 
 using normalizer::Scope;
+using pairwise::ScaledPair;
 using pairwise::Scales;
 
 constexpr unsigned THREADS = 128;
@@ -40,18 +42,18 @@ struct Arguments {
     const Scales* scales;
     const float* weighted;
     uint32_t n;
-    float delta;
+    float parameter;
 };
-ARGUMENTS(Arguments, student, teacher, scales, weighted, n, delta);
+ARGUMENTS(Arguments, student, teacher, scales, weighted, n, parameter);
 
 template <typename Relation, typename Normalizer, typename Penalty>
 DEVICE void coefficients(const Arguments& arguments) {
     const uint32_t n = arguments.n, padded = pairwise::padded(n), i = blockIdx.x;
-    const Penalty penalty(arguments.delta);
+    const Penalty penalty(arguments.parameter);
     constexpr bool PER_ROW = Normalizer::SCOPE == Scope::Row;
     // C_ij, by what is known of row i.
     const auto slope = [&](float x, float y, bool diagonal, const Scales& scales, float weighted) {
-        const float w = penalty.slope(pairwise::scaled_difference(x, y, scales));
+        const float w = penalty.slope(ScaledPair::of(x, y, scales));
         float through_scale = Normalizer::slope(x * scales.of[0].high, n);
         if (!Normalizer::HAS_DIAGONAL && diagonal) through_scale = 0;
         return fmaf(-weighted, through_scale, w) * scales.of[0].high;
@@ -80,15 +82,21 @@ using normalizer::Frobenius;
 using normalizer::Mean;
 using normalizer::None;
 using normalizer::RowL2;
+using normalizer::RowSum;
+using penalty::Divergence;
 using penalty::Huber;
 using penalty::Squared;
 using relation::Distance;
 using relation::Dot;
+using relation::Positive;
+using relation::Shifted;
 using relation::SquaredDistance;
 
 }  // namespace
 
 EXPORT_KERNEL(relata_pairwise_coefficients_sp, THREADS, 8, Arguments, coefficients<Dot, RowL2, Squared>);
 EXPORT_KERNEL(relata_pairwise_coefficients_distance_mean_huber, THREADS, 8, Arguments, coefficients<Distance, Mean, Huber>);
-EXPORT_KERNEL(relata_pairwise_coefficients_dot_none_squared, THREADS, 8, Arguments, coefficients<Dot, None, Squared>);
+EXPORT_KERNEL(relata_pairwise_coefficients_gram, THREADS, 8, Arguments, coefficients<Dot, None, Squared>);
+EXPORT_KERNEL(relata_pairwise_coefficients_gram_clamped, THREADS, 8, Arguments, coefficients<Positive, None, Squared>);
+EXPORT_KERNEL(relata_pairwise_coefficients_pkt, THREADS, 8, Arguments, coefficients<Shifted, RowSum, Divergence>);
 EXPORT_KERNEL(relata_pairwise_coefficients_squared_frobenius_huber, THREADS, 8, Arguments, coefficients<SquaredDistance, Frobenius, Huber>);

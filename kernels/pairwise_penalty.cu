@@ -1,6 +1,6 @@
 // Computes   The relations r of student and teacher from their sums over the dimensions, their
-//            scales s, and the penalties of u − v, u = r(X)/s(X), v = r(Y)/s(Y):
-//              loss of row i      l_i = Σ_j pen(u_ij − v_ij)
+//            scales s, and the penalties of u and v, u = r(X)/s(X), v = r(Y)/s(Y):
+//              loss of row i      l_i = Σ_j pen(u_ij, v_ij)
 //              weighted scale     S = Σ_j w_ij u_ij, w = pen', over the normalizer's scope
 // Buffers    slots [slices, P, P] f32 of student and teacher, P the rows up to a multiple of 64,
 //            zero beyond N: slot 0 becomes r; units [2] f32; sums [2, P] f64; scales [P], or [1] if
@@ -31,6 +31,7 @@ namespace {
 
 using normalizer::Scope;
 using pairwise::Inverse;
+using pairwise::ScaledPair;
 using pairwise::Scales;
 
 constexpr unsigned THREADS = 128;
@@ -49,9 +50,9 @@ struct Arguments {
     unsigned* counter;
     uint32_t slices[2];
     uint32_t n;
-    float delta;
+    float parameter;
 };
-ARGUMENTS(Arguments, r, units, sums, scales, losses, partials, weighted, counter, slices, n, delta);
+ARGUMENTS(Arguments, r, units, sums, scales, losses, partials, weighted, counter, slices, n, parameter);
 
 // The row of the block.
 template <typename Relation, typename Normalizer, typename Penalty>
@@ -86,6 +87,7 @@ struct Row {
             UNROLL
             for (unsigned q = 0; q < SIDE_BY_SIDE; q++) {
                 four[q] = Relation::of_sum(four[q]);
+                if (!Relation::KEEPS_ZERO && (blockIdx.x >= arguments.n || j + q >= arguments.n)) four[q] = 0;
                 if (Normalizer::HAS_DIAGONAL || j + q != blockIdx.x) sum += Normalizer::term(four[q]);
             }
             if (!Relation::IS_SUM || slices > 1) store4(r + at(j), four[0], four[1], four[2], four[3]);
@@ -101,7 +103,7 @@ struct Row {
 
     // {l_i, Σ_j w_ij u_ij}, in every thread. Each thread reads relations that it has made itself.
     DEVICE void penalize(const Scales& scales, double (&sums)[2]) const {
-        const Penalty penalty(arguments.delta);
+        const Penalty penalty(arguments.parameter);
         sums[0] = sums[1] = 0;
         for (uint32_t j = threadIdx.x * SIDE_BY_SIDE; j < padded; j += THREADS * SIDE_BY_SIDE) {
             float x[SIDE_BY_SIDE], y[SIDE_BY_SIDE], loss = 0, weighted = 0;
@@ -109,9 +111,9 @@ struct Row {
             pair_tile::load_side_by_side(arguments.r[1] + at(j), y);
             UNROLL
             for (unsigned q = 0; q < SIDE_BY_SIDE; q++) {
-                const float e = pairwise::scaled_difference(x[q], y[q], scales);
-                loss += penalty.value(e);
-                weighted = fmaf(penalty.slope(e), x[q] * scales.of[0].high, weighted);
+                const auto pair = ScaledPair::of(x[q], y[q], scales);
+                loss += penalty.value(pair);
+                weighted = fmaf(penalty.slope(pair), pair.u, weighted);
             }
             sums[0] += loss;
             sums[1] += weighted;
@@ -168,10 +170,14 @@ using normalizer::Frobenius;
 using normalizer::Mean;
 using normalizer::None;
 using normalizer::RowL2;
+using normalizer::RowSum;
+using penalty::Divergence;
 using penalty::Huber;
 using penalty::Squared;
 using relation::Distance;
 using relation::Dot;
+using relation::Positive;
+using relation::Shifted;
 using relation::SquaredDistance;
 
 }  // namespace
@@ -181,7 +187,11 @@ EXPORT_KERNEL(relata_pairwise_penalty_sp, THREADS, 8, Arguments, penalize<Dot, R
 // RKD's distance, which has kernels of its own: a second opinion on it.
 EXPORT_KERNEL(relata_pairwise_scale_distance_mean, THREADS, 8, Arguments, scale<Distance, Mean>);
 EXPORT_KERNEL(relata_pairwise_penalty_distance_mean_huber, THREADS, 8, Arguments, penalize<Distance, Mean, Huber>);
-// No loss yet: with these, an instance tests each part.
-EXPORT_KERNEL(relata_pairwise_penalty_dot_none_squared, THREADS, 8, Arguments, penalize<Dot, None, Squared>);
+// Gram anchoring.
+EXPORT_KERNEL(relata_pairwise_penalty_gram, THREADS, 8, Arguments, penalize<Dot, None, Squared>);
+EXPORT_KERNEL(relata_pairwise_penalty_gram_clamped, THREADS, 8, Arguments, penalize<Positive, None, Squared>);
+// PKT.
+EXPORT_KERNEL(relata_pairwise_penalty_pkt, THREADS, 8, Arguments, penalize<Shifted, RowSum, Divergence>);
+// No loss: with these, an instance tests each part.
 EXPORT_KERNEL(relata_pairwise_scale_squared_frobenius, THREADS, 8, Arguments, scale<SquaredDistance, Frobenius>);
 EXPORT_KERNEL(relata_pairwise_penalty_squared_frobenius_huber, THREADS, 8, Arguments, penalize<SquaredDistance, Frobenius, Huber>);

@@ -15,13 +15,14 @@
 // Order      Fixed: dimensions in order, 32 at a time.
 // Reference  src/reference/mod.rs, relation_matrix.
 #include "common/pair_tile.cuh"
+#include "ops/relation.cuh"
 
 namespace {
 
 using pair_tile::THREADS;
 
 // Mirrored, with Arguments, in src/gpu/relation.rs.
-enum Relation : uint32_t { DISTANCE = 0, SQUARED_DISTANCE = 1, DOT = 2 };
+enum Relation : uint32_t { DISTANCE = 0, SQUARED_DISTANCE = 1, DOT = 2, POSITIVE = 3, SHIFTED = 4 };
 
 struct Arguments {
     const void* rows;
@@ -47,7 +48,7 @@ DEVICE_CALL float distance_in_f64(const T* x, const T* y, uint32_t dim) {
 }
 
 template <typename T>
-DEVICE void relation(const Arguments& arguments) {
+DEVICE void relations(const Arguments& arguments) {
     constexpr unsigned PER = 4, SIDE = 16 * PER;
     SHARED_ARRAY(float, shared, pair_tile::SHARED<float>);
     const uint32_t n = arguments.n, dim = arguments.dim;
@@ -55,7 +56,8 @@ DEVICE void relation(const Arguments& arguments) {
     const auto [a, b] = pair_tile::pair_of(blockIdx.x);
     // Sums over the dimensions
     float sum[PER][PER];
-    if (arguments.relation == DOT) {
+    const bool product = arguments.relation >= DOT;
+    if (product) {
         pair_tile::sums<PER, pair_tile::Product>(rows, n, dim, a * SIDE, b * SIDE, shared, sum);
     } else {
         pair_tile::sums<PER, pair_tile::SquaredDifference>(rows, n, dim, a * SIDE, b * SIDE, shared,
@@ -70,7 +72,7 @@ DEVICE void relation(const Arguments& arguments) {
             const uint32_t j = b * SIDE + threadIdx.x % 16 * PER + q;
             if (i >= n || j >= n) continue;
             float value = sum[p][q];
-            if (i == j && arguments.relation != DOT) {
+            if (i == j && !product) {
                 // A row's distance from itself is 0. It is NaN if the row is not finite.
                 value *= 0.0f;
             } else if (arguments.relation == DISTANCE) {
@@ -78,6 +80,10 @@ DEVICE void relation(const Arguments& arguments) {
                 value = in_range ? sqrtf(value)
                                  : distance_in_f64(rows + static_cast<uint64_t>(i) * dim,
                                                    rows + static_cast<uint64_t>(j) * dim, dim);
+            } else if (arguments.relation == POSITIVE) {
+                value = relation::Positive::of_sum(value);
+            } else if (arguments.relation == SHIFTED) {
+                value = relation::Shifted::of_sum(value);
             }
             arguments.matrix[static_cast<uint64_t>(i) * n + j] = value;
             if (a != b) arguments.matrix[static_cast<uint64_t>(j) * n + i] = value;
@@ -87,6 +93,6 @@ DEVICE void relation(const Arguments& arguments) {
 
 }  // namespace
 
-EXPORT_KERNEL(relata_relation_f32, THREADS, 2, Arguments, relation<float>);
-EXPORT_KERNEL(relata_relation_f16, THREADS, 2, Arguments, relation<f16>);
-EXPORT_KERNEL(relata_relation_bf16, THREADS, 2, Arguments, relation<bf16>);
+EXPORT_KERNEL(relata_relation_f32, THREADS, 2, Arguments, relations<float>);
+EXPORT_KERNEL(relata_relation_f16, THREADS, 2, Arguments, relations<f16>);
+EXPORT_KERNEL(relata_relation_bf16, THREADS, 2, Arguments, relations<bf16>);

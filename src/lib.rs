@@ -8,6 +8,8 @@
 //! | [`RkdAngle`] | the cosines of all angles between triples | the same |
 //! | [`Rkd`] | both, weighted; it computes the distances once | the same |
 //! | [`Sp`] | the rows of two Gram matrices, normalised | Tung & Mori, arXiv 1907.09682 |
+//! | [`Gram`] | cosine similarities | DINOv3, arXiv 2508.10104; Jasper and Stella, arXiv 2412.19048 |
+//! | [`Pkt`] | probabilities of being neighbours | Passalis & Tefas, arXiv 1803.10837 |
 //! | [`Rrd`] | softmax similarities to a [`Queue`] of past teacher keys | Giakoumoglou & Stathaki, arXiv 2407.12073 |
 //! | [`InfoNce`] | the own teacher row with others, in-batch or with a queue | van den Oord et al., arXiv 1807.03748 |
 //! | [`KdKl`] | softened logits | Hinton et al., arXiv 1503.02531 |
@@ -115,9 +117,9 @@ pub use gpu::element::GpuElement;
 #[cfg(feature = "emulator")]
 pub use gpu::emulator::{ApproximationErrors, EmulatedGpu, Emulator};
 pub use loss::{
-    Contrastive, Enqueue, Family, InfoNce, KdKl, Logits, Loss, Normalizer, Pairwise,
-    ParameterValue, Penalty, QueueUse, Relation, Rkd, RkdAngle, RkdDistance, Rrd, Sp, Spec, Target,
-    Triplet,
+    Contrastive, Enqueue, Family, Gram, InfoNce, KdKl, Logits, Loss, Normalizer, Pairwise,
+    ParameterValue, Penalty, Pkt, QueueUse, Relation, Rkd, RkdAngle, RkdDistance, Rrd, Sp, Spec,
+    Target, Triplet,
 };
 pub use problem::{Batch, Evaluation, Problem, Terms, Value, WeightPrecision};
 pub use queue::{Queue, QueueState};

@@ -508,11 +508,13 @@ fn a_queue_fills_on_the_gpu() {
     }
 }
 
-const RELATIONS: [Relation; 4] = [
+const RELATIONS: [Relation; 6] = [
     Relation::Distance,
     Relation::SquaredDistance,
     Relation::Dot,
     Relation::Cosine,
+    Relation::PositiveCosine,
+    Relation::ShiftedCosine,
 ];
 
 #[test]

@@ -185,6 +185,8 @@ fn building_blocks_give_the_same_bits_on_any_number_of_threads() {
             Relation::SquaredDistance,
             Relation::Dot,
             Relation::Cosine,
+            Relation::PositiveCosine,
+            Relation::ShiftedCosine,
         ];
         let all = || {
             let mut all: Vec<_> = relations

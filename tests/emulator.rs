@@ -292,12 +292,19 @@ fn softmax_is_right_for_any_size() {
 
 #[test]
 fn relation_matrices_are_right_for_any_size() {
-    use relata::Relation::{Cosine, Distance, Dot, SquaredDistance};
+    use relata::Relation::{Cosine, Distance, Dot, PositiveCosine, ShiftedCosine, SquaredDistance};
     fn assert_right<T: GpuElement>(n: usize, dim: usize) {
         let input = Input::normal(n as u64, Shapes::new(n, dim, 1));
         let data = cast::<T>(&input.student);
         let rows = Rows::new(&data, [n, dim]).expect("whole rows");
-        for relation in [Distance, SquaredDistance, Dot, Cosine] {
+        for relation in [
+            Distance,
+            SquaredDistance,
+            Dot,
+            Cosine,
+            PositiveCosine,
+            ShiftedCosine,
+        ] {
             let want = relation_matrix(&Reference, relation, rows).expect("a relation");
             let name = format!("{relation:?} of {n} x {dim} in {}", T::DTYPE);
             let of = |seed: u64| relation_matrix(&Emulator::new().seed(seed), relation, rows);

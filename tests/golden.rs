@@ -1,13 +1,13 @@
 //! The values and gradients of the official code in f64. `golden.json` says where its mathematics
-//! were used instead. Eight cases are losses of this crate. Two are losses made of its building
-//! blocks, and so is one of the eight once more.
+//! were used instead. Eleven cases are losses of this crate. One is a loss made of its building
+//! blocks, and so are two of the eleven once more.
 
 mod common;
 
 use common::compare::{assert_gradient, assert_loss, norm};
 use relata::{
-    Batch, Cpu, Device, InfoNce, KdKl, Loss, Problem, Queue, Reference, Relation, Rkd, RkdAngle,
-    RkdDistance, Rows, Rrd, Sp, relation_matrix, softmax,
+    Batch, Cpu, Device, Gram, InfoNce, KdKl, Loss, Pkt, Problem, Queue, Reference, Relation, Rkd,
+    RkdAngle, RkdDistance, Rows, Rrd, Sp, relation_matrix, softmax,
 };
 use serde_json::Value;
 
@@ -123,6 +123,18 @@ fn sp_gives_the_golden_values() {
 }
 
 #[test]
+fn gram_gives_the_golden_values() {
+    for (case, clamp) in [("gram", false), ("gram_remove_neg", true)] {
+        assert_golden(case, Gram { clamp }, "student", "teacher", false);
+    }
+}
+
+#[test]
+fn pkt_gives_the_golden_values() {
+    assert_golden("pkt_eps1e-7", Pkt, "student", "teacher", false);
+}
+
+#[test]
 fn kd_gives_the_golden_values() {
     assert_golden(
         "kd_T4",
@@ -163,10 +175,10 @@ fn every_golden_case_has_a_test() {
     for name in cases.keys() {
         assert!(source.contains(&format!("\"{name}\"")), "{name}");
     }
-    assert_eq!(cases.len(), 10);
+    assert_eq!(cases.len(), 12);
 }
 
-// Losses from the crate's building blocks: two that it does not have, and SP.
+// Losses from the crate's building blocks: SP, PKT, and one that it does not have.
 
 /// A device for f64 whose numbers come back in f64.
 trait Device64: Device<f64, Gradient = f64> {}

@@ -12,8 +12,8 @@ use common::measured::Measured;
 use common::measured::{Errors, assert_within_budget, mean_of};
 use common::{Input, cast, losses, naive};
 use relata::{
-    Cpu, Device, Element, Evaluation, Family, InfoNce, KdKl, Loss, Reference, Relation, RkdAngle,
-    RkdDistance, Rows, Rrd, Shapes, Sp, relation_matrix,
+    Cpu, Device, Element, Evaluation, Family, Gram, InfoNce, KdKl, Loss, Pkt, Reference, Relation,
+    RkdAngle, RkdDistance, Rows, Rrd, Shapes, Sp, relation_matrix,
 };
 
 /// Errors are root mean squares over so many batches. The angle loss has fewer, because its
@@ -42,7 +42,7 @@ fn input_of(student: Data, seed: u64, [n, dim, mut dim_t]: [usize; 3]) -> Input 
 }
 
 /// The losses of relations, each with its direct evaluation.
-const RELATIONAL: [(Loss, naive::Direct); 5] = [
+const RELATIONAL: [(Loss, naive::Direct); 7] = [
     (
         Loss::RkdDistance(RkdDistance {
             delta: 1.0,
@@ -72,6 +72,8 @@ const RELATIONAL: [(Loss, naive::Direct); 5] = [
         naive::rkd_angle_of_unit_rows,
     ),
     (Loss::Sp(Sp), naive::sp),
+    (Loss::Gram(Gram { clamp: false }), naive::gram),
+    (Loss::Pkt(Pkt), naive::pkt),
 ];
 
 /// Whether the direct evaluation stays within the range of f32, where SP takes squares of squares,

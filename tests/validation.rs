@@ -462,6 +462,8 @@ fn loss_names_parse_and_unknown_names_are_refused() {
             "rkd-angle",
             "rkd",
             "sp",
+            "gram",
+            "pkt",
             "rrd",
             "info-nce",
             "kd-kl"
@@ -479,7 +481,8 @@ fn loss_names_parse_and_unknown_names_are_refused() {
         };
         assert_eq!(error, want);
     }
-    let text = "loss: expected one of rkd-distance, rkd-angle, rkd, sp, rrd, info-nce, kd-kl, got \"dist\"";
+    let text = "loss: expected one of rkd-distance, rkd-angle, rkd, sp, gram, pkt, rrd, info-nce, \
+                kd-kl, got \"dist\"";
     assert_eq!(refused("dist".parse::<Loss>()).to_string(), text);
 }
 

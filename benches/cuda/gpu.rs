@@ -80,7 +80,10 @@ impl Gpu {
                     // A subtraction and a multiply-add.
                     Relation::Distance | Relation::SquaredDistance => 2.0,
                     // A multiply-add.
-                    Relation::Dot | Relation::Cosine => 1.0,
+                    Relation::Dot
+                    | Relation::Cosine
+                    | Relation::PositiveCosine
+                    | Relation::ShiftedCosine => 1.0,
                 };
                 Some(per_element * pairs / self.fp32)
             }

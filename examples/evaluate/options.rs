@@ -40,6 +40,9 @@ pub(crate) struct Options {
     /// Take the rows, and the keys of the queue, as they come, as rkd* do by default
     #[arg(long)]
     no_normalize: bool,
+    /// Negative similarities count as 0, in gram
+    #[arg(long)]
+    clamp: bool,
     /// Huber's delta in rkd* [default: 1]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     delta: Option<f64>,
@@ -138,6 +141,7 @@ impl Options {
                 "normalize",
                 flag(self.no_normalize, false),
             ),
+            ("--clamp", "clamp", flag(self.clamp, true)),
             ("--delta", "delta", number(self.delta)),
             (
                 "--distance-weight",

@@ -1,6 +1,6 @@
 // What the kernels of the pairwise family hand one another through the workspace.
 //
-// L = 1/N² Σ_ij pen(u_ij − v_ij), u = r(X)/s(X), v = r(Y)/s(Y): docs/maths/pairwise.md.
+// L = 1/N² Σ_ij pen(u_ij, v_ij), u = r(X)/s(X), v = r(Y)/s(Y): docs/maths/pairwise.md.
 //
 // Rows may be multiplied by a power of two, their `unit`, so that relations stay in f32's range.
 // Then all kernels but the last see the scaled rows.
@@ -35,13 +35,18 @@ struct alignas(16) Scales {
     Inverse of[2];
 };
 
-// u − v, of relations of student and teacher.
-DEVICE float scaled_difference(float x, float y, const Scales& scales) {
-    const Inverse by_x = scales.of[0], by_y = scales.of[1];
-    const float u = x * by_x.high, v = y * by_y.high;
-    const float u_low = fmaf(x, by_x.low, fmaf(x, by_x.high, -u));
-    const float v_low = fmaf(y, by_y.low, fmaf(y, by_y.high, -v));
-    return (u - v) + (u_low - v_low);
-}
+// A pair's scaled relations u and v, and u − v, which is more exact than they are.
+struct ScaledPair {
+    float u, v, difference;
+
+    // Of relations of student and teacher.
+    DEVICE static ScaledPair of(float x, float y, const Scales& scales) {
+        const Inverse by_x = scales.of[0], by_y = scales.of[1];
+        const float u = x * by_x.high, v = y * by_y.high;
+        const float u_low = fmaf(x, by_x.low, fmaf(x, by_x.high, -u));
+        const float v_low = fmaf(y, by_y.low, fmaf(y, by_y.high, -v));
+        return {u, v, (u - v) + (u_low - v_low)};
+    }
+};
 
 }  // namespace pairwise

@@ -44,6 +44,15 @@ struct RowL2 {
     DEVICE static float slope(float u, uint32_t) { return u; }
 };
 
+// s_i = Σ_j r_ij
+struct RowSum {
+    static constexpr Scope SCOPE = Scope::Row;
+    static constexpr bool HAS_DIAGONAL = true;
+    DEVICE static double term(float r) { return r; }
+    DEVICE static double scale(double sum, uint32_t, double) { return sum; }
+    DEVICE static float slope(float, uint32_t) { return 1; }
+};
+
 // s = √Σ_ij r_ij²
 struct Frobenius {
     static constexpr Scope SCOPE = Scope::Matrix;

@@ -22,29 +22,32 @@ pub(crate) struct Embeddings<R: Real> {
     pub(crate) stride: usize,
     /// The factor that the elements were multiplied by, unless they were normalised.
     pub(crate) scale: f64,
-    /// The lengths the rows had, if they were normalised.
-    norms: Option<Vec<f64>>,
+    /// The lengths the rows had, if they were normalised, and ε.
+    norms: Option<(Vec<f64>, f64)>,
     /// Whether every element is finite.
     finite: bool,
 }
 
 /// What is done to the rows when they are read.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq)]
 pub(crate) enum RowScaling {
     /// As they are.
     Raw,
     /// Times the power of two that brings the largest element to [1, 2): exact, and no square of a
     /// difference overflows or vanishes. For losses that do not depend on scale.
     Scaled,
-    /// Divided by their length; a zero row stays zero.
-    Normalized,
+    /// Divided by their length and ε; a zero row stays zero.
+    Normalized {
+        /// ε; 0 for rows of length 1.
+        epsilon: f64,
+    },
 }
 
 impl RowScaling {
     /// Normalised, or as they are.
     pub(crate) fn normalized_if(normalize: bool) -> Self {
         if normalize {
-            RowScaling::Normalized
+            RowScaling::Normalized { epsilon: 0.0 }
         } else {
             RowScaling::Raw
         }
@@ -100,8 +103,9 @@ impl<R: Real> Embeddings<R> {
                 });
             }
             RowScaling::Raw | RowScaling::Scaled => {}
-            RowScaling::Normalized => {
-                norms = Some(map_blocks(&mut data, stride, &|_, row| normalize(row)));
+            RowScaling::Normalized { epsilon } => {
+                let lengths = map_blocks(&mut data, stride, &|_, row| normalize(row, epsilon));
+                norms = Some((lengths, epsilon));
             }
         }
         Embeddings {
@@ -123,7 +127,7 @@ impl<R: Real> Embeddings<R> {
     pub(crate) fn factor(&self, i: usize) -> f64 {
         match &self.norms {
             None => self.scale,
-            Some(norms) if norms[i] > 0.0 => 1.0 / norms[i],
+            Some((norms, epsilon)) if norms[i] > 0.0 => 1.0 / (norms[i] + epsilon),
             Some(_) => 0.0,
         }
     }
@@ -193,14 +197,14 @@ impl<R: Real> Embeddings<R> {
     }
 
     /// Turns the gradient g with respect to the scaled or normalised row i into that of the row as
-    /// it came, times `factor`: (g − ⟨g,z⟩z)/‖x‖ if rows were normalised (0 for a zero row), and
-    /// scale · g if not.
+    /// it came, times `factor`: (g − ⟨g,z⟩z)/‖x‖ if rows were normalised (0 for a zero row; with ε as
+    /// z = x/(‖x‖ + ε) has it), and scale · g if not.
     pub(crate) fn write_gradient<G: Real>(&self, i: usize, factor: f64, g: &[R], out: &mut [G]) {
         let (factor, along) = match &self.norms {
             None => (factor * self.scale, 0.0),
-            Some(norms) if norms[i] > 0.0 => {
-                let z = self.row(i);
-                (factor / norms[i], dot(g, z))
+            Some((norms, epsilon)) if norms[i] > 0.0 => {
+                let (length, z) = (norms[i] + epsilon, self.row(i));
+                (factor / length, dot(g, z) * (length / norms[i]))
             }
             Some(_) => return out.fill(G::ZERO),
         };
@@ -221,9 +225,9 @@ fn widen<T: Element, R: Real>(elements: &[T], out: &mut [R]) {
     }
 }
 
-/// Divides a row by its length and returns the length, which is summed in f64. A row whose squares
-/// overflow or vanish is scaled for the sum.
-fn normalize<R: Real>(row: &mut [R]) -> f64 {
+/// Divides a row by its length and ε, and returns the length, which is summed in f64. A row whose
+/// squares overflow or vanish is scaled for the sum.
+fn normalize<R: Real>(row: &mut [R], epsilon: f64) -> f64 {
     let norm_by = |unit: f64| unit * sum_of(row, row, |a, _| (a / unit).powi(2)).sqrt();
     let mut norm = dot(row, row).sqrt();
     if !(1e-140..1e140).contains(&norm) {
@@ -233,7 +237,7 @@ fn normalize<R: Real>(row: &mut [R]) -> f64 {
         }
         norm = norm_by(largest);
     }
-    dispatch(Divide(row, norm));
+    dispatch(Divide(row, norm + epsilon));
     norm
 }
 

@@ -344,7 +344,11 @@ kernels! {
     /// The penalties; where the scope is a row, relations and scales too.
     PAIRWISE_PENALTY_DISTANCE_MEAN_HUBER: super::pairwise::PenaltyArguments, 128 => once relata_pairwise_penalty_distance_mean_huber;
     /// The penalties; where the scope is a row, relations and scales too.
-    PAIRWISE_PENALTY_DOT_NONE_SQUARED: super::pairwise::PenaltyArguments, 128 => once relata_pairwise_penalty_dot_none_squared;
+    PAIRWISE_PENALTY_GRAM: super::pairwise::PenaltyArguments, 128 => once relata_pairwise_penalty_gram;
+    /// The penalties; where the scope is a row, relations and scales too.
+    PAIRWISE_PENALTY_GRAM_CLAMPED: super::pairwise::PenaltyArguments, 128 => once relata_pairwise_penalty_gram_clamped;
+    /// The penalties; where the scope is a row, relations and scales too.
+    PAIRWISE_PENALTY_PKT: super::pairwise::PenaltyArguments, 128 => once relata_pairwise_penalty_pkt;
     /// The penalties; where the scope is a row, relations and scales too.
     PAIRWISE_PENALTY_SQUARED_FROBENIUS_HUBER: super::pairwise::PenaltyArguments, 128 => once relata_pairwise_penalty_squared_frobenius_huber;
     /// The coefficients of the contraction.
@@ -352,7 +356,11 @@ kernels! {
     /// The coefficients of the contraction.
     PAIRWISE_COEFFICIENTS_DISTANCE_MEAN_HUBER: super::pairwise::CoefficientArguments, 128 => once relata_pairwise_coefficients_distance_mean_huber;
     /// The coefficients of the contraction.
-    PAIRWISE_COEFFICIENTS_DOT_NONE_SQUARED: super::pairwise::CoefficientArguments, 128 => once relata_pairwise_coefficients_dot_none_squared;
+    PAIRWISE_COEFFICIENTS_GRAM: super::pairwise::CoefficientArguments, 128 => once relata_pairwise_coefficients_gram;
+    /// The coefficients of the contraction.
+    PAIRWISE_COEFFICIENTS_GRAM_CLAMPED: super::pairwise::CoefficientArguments, 128 => once relata_pairwise_coefficients_gram_clamped;
+    /// The coefficients of the contraction.
+    PAIRWISE_COEFFICIENTS_PKT: super::pairwise::CoefficientArguments, 128 => once relata_pairwise_coefficients_pkt;
     /// The coefficients of the contraction.
     PAIRWISE_COEFFICIENTS_SQUARED_FROBENIUS_HUBER: super::pairwise::CoefficientArguments, 128 => once relata_pairwise_coefficients_squared_frobenius_huber;
     /// The gradient and the loss: Σ K_ij x_j.

@@ -1,4 +1,4 @@
-//! x/‖x‖ of every row, and the gradient back through it, by kernels/normalize.cu.
+//! x/(‖x‖ + ε) of every row, and the gradient back through it, by kernels/normalize.cu.
 
 use bytemuck::Zeroable;
 
@@ -16,6 +16,7 @@ kernel_arguments! {
         normalized: [u64; 2],
         norms: [u64; 2],
         dim: [u32; 2],
+        epsilon: f64,
     }
 
     /// Mirrors `BackwardArguments` in kernels/normalize.cu.
@@ -24,7 +25,7 @@ kernel_arguments! {
         norms: u64,
         gradient: u64,
         dim: u32,
-        padding: u32,
+        epsilon: f32,
     }
 }
 
@@ -34,21 +35,26 @@ pub(crate) struct Matrix {
     /// x, `[N, D]`.
     pub(crate) rows: u64,
     pub(crate) dim: usize,
-    /// x/‖x‖, `[N, D]` f32, overwritten.
+    /// x/(‖x‖ + ε), `[N, D]` f32, overwritten.
     pub(crate) normalized: u64,
-    /// 1/‖x‖, `[N]` f32, overwritten; or 0 where nothing needs it.
+    /// 1/(‖x‖ + ε), `[N]` f32, overwritten; or 0 where nothing needs it.
     pub(crate) norms: u64,
 }
 
-/// Normalises the `count` rows of each of one or two matrices of elements of `dtype`.
+/// Normalises the `count` rows of each of one or two matrices of elements of `dtype`, with `epsilon`
+/// added to the lengths.
 pub(crate) fn launch(
     launcher: &mut impl Launcher,
     dtype: GpuDType,
     count: usize,
     matrices: &[Matrix],
+    epsilon: f64,
 ) -> Result<()> {
     debug_assert!((1..=2).contains(&matrices.len()));
-    let mut arguments = Arguments::zeroed();
+    let mut arguments = Arguments {
+        epsilon,
+        ..Arguments::zeroed()
+    };
     for (which, matrix) in matrices.iter().enumerate() {
         arguments.rows[which] = matrix.rows;
         arguments.normalized[which] = matrix.normalized;
@@ -70,6 +76,7 @@ pub(crate) fn launch_backward(
     [rows, dim]: [usize; 2],
     normalized: u64,
     norms: u64,
+    epsilon: f64,
     gradient: u64,
 ) -> Result<()> {
     let arguments = BackwardArguments {
@@ -77,7 +84,7 @@ pub(crate) fn launch_backward(
         norms,
         gradient,
         dim: grid_size("dim", dim)?,
-        padding: 0,
+        epsilon: epsilon as f32,
     };
     NORMALIZE_BACKWARD.launch(launcher, [grid_size("rows", rows)?, 1, 1], 0, &arguments)
 }

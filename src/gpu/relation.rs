@@ -24,9 +24,10 @@ kernel_arguments! {
 
 /// Bytes of scratch memory for rows of shape `[N, D]`.
 pub(crate) fn workspace_bytes(relation: Relation, [rows, dim]: [usize; 2]) -> usize {
-    match relation {
-        Relation::Cosine => rows.saturating_mul(dim).saturating_mul(size_of::<f32>()),
-        Relation::Distance | Relation::SquaredDistance | Relation::Dot => 0,
+    if relation.is_of_directions() {
+        rows.saturating_mul(dim).saturating_mul(size_of::<f32>())
+    } else {
+        0
     }
 }
 
@@ -41,14 +42,14 @@ pub(crate) fn launch(
     matrix: u64,
     workspace: u64,
 ) -> Result<()> {
-    let (dtype, input) = if relation == Relation::Cosine {
+    let (dtype, input) = if relation.is_of_directions() {
         let normalized = normalize::Matrix {
             rows: input,
             dim,
             normalized: workspace,
             norms: 0,
         };
-        normalize::launch(launcher, dtype, rows, &[normalized])?;
+        normalize::launch(launcher, dtype, rows, &[normalized], 0.0)?;
         (GpuDType::F32, workspace)
     } else {
         (dtype, input)
@@ -62,6 +63,8 @@ pub(crate) fn launch(
             Relation::Distance => 0,
             Relation::SquaredDistance => 1,
             Relation::Dot | Relation::Cosine => 2,
+            Relation::PositiveCosine => 3,
+            Relation::ShiftedCosine => 4,
         },
         padding: 0,
     };

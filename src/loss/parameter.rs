@@ -77,13 +77,14 @@ impl<'a> Parameter<'a> {
         Self::number("delta", Range::Positive, at)
     }
 
+    pub(crate) fn flag(name: &'static str, at: &'a mut bool) -> Self {
+        let slot = Slot::Flag(at);
+        Parameter { name, slot }
+    }
+
     /// `normalize`.
     pub(crate) fn normalize(at: &'a mut bool) -> Self {
-        let slot = Slot::Flag(at);
-        Parameter {
-            name: "normalize",
-            slot,
-        }
+        Self::flag("normalize", at)
     }
 
     /// `enqueue`.

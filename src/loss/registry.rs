@@ -12,6 +12,8 @@ macro_rules! for_each_loss {
             rkd_angle RkdAngle "rkd-angle" "RKD angle." Never;
             rkd Rkd "rkd" "RKD distance and angle, weighted." Never;
             sp Sp "sp" "Similarity-preserving distillation." Never;
+            gram Gram "gram" "Gram anchoring: cosine similarities." Never;
+            pkt Pkt "pkt" "Probabilistic knowledge transfer." Never;
             rrd Rrd "rrd" "Relational representation distillation." Required;
             info_nce InfoNce "info-nce" "InfoNCE, in-batch or with a queue." Optional;
             kd_kl KdKl "kd-kl" "Hinton's distillation of logits." Never;

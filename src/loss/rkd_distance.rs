@@ -38,11 +38,11 @@ impl RkdDistance {
     pub(super) fn spec(&self) -> Spec {
         Spec {
             normalize: self.normalize,
-            ..Spec::new(Family::Pairwise(Pairwise {
-                relation: Relation::Distance,
-                normalizer: Normalizer::Mean,
-                penalty: Penalty::Huber { delta: self.delta },
-            }))
+            ..Spec::new(Family::Pairwise(Pairwise::new(
+                Relation::Distance,
+                Normalizer::Mean,
+                Penalty::Huber { delta: self.delta },
+            )))
         }
     }
 

@@ -18,11 +18,11 @@ pub struct Sp;
 
 impl Sp {
     pub(super) fn spec(&self) -> Spec {
-        Spec::new(Family::Pairwise(Pairwise {
-            relation: Relation::Dot,
-            normalizer: Normalizer::RowL2,
-            penalty: Penalty::Squared,
-        }))
+        Spec::new(Family::Pairwise(Pairwise::new(
+            Relation::Dot,
+            Normalizer::RowL2,
+            Penalty::Squared,
+        )))
     }
 
     pub(super) fn parameters(&mut self) -> Vec<Parameter<'_>> {

@@ -77,7 +77,7 @@ pub enum Enqueue {
 /// loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Family {
-    /// Relations of pairs of rows: RKD's distance, SP.
+    /// Relations of pairs of rows: RKD's distance, SP, Gram anchoring, PKT.
     Pairwise(Pairwise),
     /// Angles of triples of rows, and distances of pairs on request: RKD's angle, RKD.
     Triplet(Triplet),
@@ -87,7 +87,7 @@ pub enum Family {
     Logits(Logits),
 }
 
-/// The pairwise family: `L = 1/N² Σ_ij penalty( r_ij(X)/s(X) − r_ij(Y)/s(Y) )`.
+/// The pairwise family: `L = 1/N² Σ_ij penalty( r_ij(X)/s(X), r_ij(Y)/s(Y) )`.
 ///
 /// The sum runs over all i and j, the diagonal included. `r` is the relation and `s` its
 /// normalizer.
@@ -97,8 +97,11 @@ pub struct Pairwise {
     pub relation: Relation,
     /// s: the unit that a relation is measured in.
     pub normalizer: Normalizer,
-    /// What a difference of two scaled relations costs.
+    /// What two scaled relations that differ cost.
     pub penalty: Penalty,
+    /// ε: cosines are products of x/(‖x‖ + ε); 0 for most losses. Other relations have no use for
+    /// it.
+    pub norm_epsilon: f64,
 }
 
 /// How two rows relate.
@@ -110,8 +113,23 @@ pub enum Relation {
     SquaredDistance,
     /// ⟨x_i, x_j⟩
     Dot,
-    /// ⟨x_i, x_j⟩/(‖x_i‖‖x_j‖); 0 where a row is zero.
+    /// c = ⟨x_i, x_j⟩/(‖x_i‖‖x_j‖); 0 where a row is zero.
     Cosine,
+    /// max(0, c): a negative cosine counts as 0 and passes no gradient.
+    PositiveCosine,
+    /// ½(1 + c), from 0 to 1.
+    ShiftedCosine,
+}
+
+impl Relation {
+    /// Whether the relation is a function of the rows' directions: of the products of normalised
+    /// rows.
+    pub(crate) fn is_of_directions(self) -> bool {
+        match self {
+            Relation::Distance | Relation::SquaredDistance | Relation::Dot => false,
+            Relation::Cosine | Relation::PositiveCosine | Relation::ShiftedCosine => true,
+        }
+    }
 }
 
 /// The unit that relations are measured in. Where it is 0, the scaled relation counts as 0 and
@@ -124,11 +142,13 @@ pub enum Normalizer {
     Mean,
     /// The L2 norm of the relation's row i: √Σ_j r_ij².
     RowL2,
+    /// The sum of the relation's row i: Σ_j r_ij.
+    RowSum,
     /// The Frobenius norm of the relation: √Σ_ij r_ij².
     Frobenius,
 }
 
-/// What a difference e of two scaled relations costs.
+/// What a difference e = u − v of two scaled relations costs, u of the student, v of the teacher.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Penalty {
     /// ½e² up to δ, δ(|e| − ½δ) beyond.
@@ -138,6 +158,11 @@ pub enum Penalty {
     },
     /// e²
     Squared,
+    /// v·log((v + ε)/(u + ε)): a term of the divergence of two distributions.
+    Divergence {
+        /// ε: what keeps the logarithm finite.
+        epsilon: f64,
+    },
 }
 
 /// The triplet family: the Huber penalty of the angles of all triples, and that of all distances
@@ -184,6 +209,16 @@ pub struct Logits {
 }
 
 impl Pairwise {
+    /// The loss of these parts, with cosines as they are defined.
+    pub(crate) const fn new(relation: Relation, normalizer: Normalizer, penalty: Penalty) -> Self {
+        Pairwise {
+            relation,
+            normalizer,
+            penalty,
+            norm_epsilon: 0.0,
+        }
+    }
+
     /// The same loss as the distance part of the triplet family, which devices have specialised
     /// code for: RKD's distance.
     pub(crate) fn as_triplet(self) -> Option<Triplet> {
@@ -192,6 +227,7 @@ impl Pairwise {
                 relation: Relation::Distance,
                 normalizer: Normalizer::Mean,
                 penalty: Penalty::Huber { delta },
+                norm_epsilon: _,
             } => Some(Triplet {
                 delta,
                 angle_weight: 0.0,

@@ -5,8 +5,10 @@
 //! but the parameters of the losses. Each loss has a file of its own.
 
 mod divergence;
+mod gram;
 mod info_nce;
 mod kd_kl;
+mod pkt;
 mod rkd_angle;
 mod rkd_distance;
 mod rrd;
@@ -98,15 +100,20 @@ fn evaluate<T: Element>(
         return Ok(problem.not_a_number());
     }
 
+    let epsilon = match problem.spec().family {
+        Family::Pairwise(pairwise) => pairwise.norm_epsilon,
+        Family::Triplet(_) | Family::Contrastive(_) | Family::Logits(_) => 0.0,
+    };
     let norms = problem.spec().normalize.then(|| {
-        teacher.normalize();
-        student.normalize()
+        teacher.normalize(epsilon);
+        student.normalize(epsilon)
     });
-    let relates_rows = matches!(
-        problem.spec().family,
-        Family::Pairwise(_) | Family::Triplet(_)
-    );
-    if norms.is_some() && relates_rows {
+    let relates_distances = match problem.spec().family {
+        Family::Pairwise(pairwise) => !pairwise.relation.is_of_directions(),
+        Family::Triplet(_) => true,
+        Family::Contrastive(_) | Family::Logits(_) => false,
+    };
+    if norms.is_some() && relates_distances {
         for rows in [&mut student, &mut teacher] {
             rows.unite_duplicates(duplicate_distance::<T>());
         }
@@ -116,12 +123,14 @@ fn evaluate<T: Element>(
         Loss::RkdAngle(loss) => rkd_angle(loss.delta, &student, &teacher),
         Loss::Rkd(loss) => rkd(loss, &student, &teacher),
         Loss::Sp(_) => sp::sp(&student, &teacher),
+        Loss::Gram(loss) => gram::gram(loss, &student, &teacher),
+        Loss::Pkt(_) => pkt::pkt(&student, &teacher),
         Loss::Rrd(loss) => rrd::rrd(loss, &student, &teacher, &expect_queue(queue)),
         Loss::InfoNce(loss) => info_nce::info_nce(loss, &student, &teacher, queue.as_ref()),
         Loss::KdKl(loss) => kd_kl::kd_kl(loss, &student, &teacher),
     };
     if let Some(norms) = norms {
-        student.normalize_backward(&norms, &mut g);
+        student.normalize_backward(&norms, epsilon, &mut g);
     }
     for (out, g) in gradient.iter_mut().zip(g) {
         *out = problem.upstream() * g;
@@ -132,8 +141,8 @@ fn evaluate<T: Element>(
 /// The relation of every two rows.
 fn relation_matrix<T: Element>(relation: Relation, rows: Rows<'_, T>, matrix: &mut [f64]) {
     let mut x = Matrix::new(rows);
-    if relation == Relation::Cosine {
-        x.normalize();
+    if relation.is_of_directions() {
+        x.normalize(0.0);
     }
     for i in 0..x.rows() {
         for j in 0..x.rows() {
@@ -141,6 +150,8 @@ fn relation_matrix<T: Element>(relation: Relation, rows: Rows<'_, T>, matrix: &m
                 Relation::Distance => distance(x.row(i), x.row(j)),
                 Relation::SquaredDistance => squared_distance(x.row(i), x.row(j)),
                 Relation::Dot | Relation::Cosine => dot(x.row(i), x.row(j)),
+                Relation::PositiveCosine => dot(x.row(i), x.row(j)).max(0.0),
+                Relation::ShiftedCosine => 0.5 * (1.0 + dot(x.row(i), x.row(j))),
             };
         }
     }
@@ -215,8 +226,8 @@ impl Matrix {
         self.data.iter().all(|x| x.is_finite())
     }
 
-    /// x ← x/‖x‖ for each row; returns the norms. A zero row stays zero.
-    fn normalize(&mut self) -> Vec<f64> {
+    /// x ← x/(‖x‖ + ε) for each row; returns the norms ‖x‖. A zero row stays zero.
+    fn normalize(&mut self, epsilon: f64) -> Vec<f64> {
         self.data
             .chunks_exact_mut(self.dim)
             .map(|row| {
@@ -226,7 +237,7 @@ impl Matrix {
                     return 0.0;
                 }
                 let norm = m * row.iter().map(|x| (x / m).powi(2)).sum::<f64>().sqrt();
-                row.iter_mut().for_each(|x| *x /= norm);
+                row.iter_mut().for_each(|x| *x /= norm + epsilon);
                 norm
             })
             .collect()
@@ -247,19 +258,20 @@ impl Matrix {
         }
     }
 
-    /// With z = x/‖x‖ in `self`: g ← (g − ⟨g,z⟩z)/‖x‖, and 0 for a zero row.
-    fn normalize_backward(&self, norms: &[f64], gradient: &mut [f64]) {
+    /// With z = x/(‖x‖ + ε) in `self`: g ← (g − ⟨g,z⟩z (‖x‖ + ε)/‖x‖)/(‖x‖ + ε), and 0 for a zero
+    /// row.
+    fn normalize_backward(&self, norms: &[f64], epsilon: f64, gradient: &mut [f64]) {
         for ((g, z), &norm) in gradient
             .chunks_exact_mut(self.dim)
             .zip(self.data.chunks_exact(self.dim))
             .zip(norms)
         {
-            let along = dot(g, z);
+            let along = dot(g, z) * ((norm + epsilon) / norm);
             for (g, z) in g.iter_mut().zip(z) {
                 *g = if norm == 0.0 {
                     0.0
                 } else {
-                    (*g - along * z) / norm
+                    (*g - along * z) / (norm + epsilon)
                 };
             }
         }

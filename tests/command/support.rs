@@ -10,11 +10,13 @@ use tempfile::TempDir;
 
 use crate::example;
 
-pub(crate) const LOSSES: [&str; 7] = [
+pub(crate) const LOSSES: [&str; 9] = [
     "rkd-distance",
     "rkd-angle",
     "rkd",
     "sp",
+    "gram",
+    "pkt",
     "rrd",
     "info-nce",
     "kd-kl",

@@ -5,9 +5,12 @@ use relata::{
     ParameterValue, Queue, QueueUse, Result, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes, Target,
 };
 
-/// Whether the loss L2-normalises its rows first.
+/// Whether the loss L2-normalises its rows first, so that their lengths do not count. PKT's ε makes
+/// them count a little.
 pub(crate) fn normalizes(loss: &Loss) -> bool {
-    loss.spec().normalize
+    let spec = loss.spec();
+    let has_epsilon = matches!(spec.family, Family::Pairwise(loss) if loss.norm_epsilon > 0.0);
+    spec.normalize && !has_epsilon
 }
 
 /// Whether an evaluation reports the divergence KL(p‖q) with the loss.

@@ -195,6 +195,80 @@ pub(crate) fn sp(x: &[f32], y: &[f32], [n, dim, dim_t]: [usize; 3]) -> (f32, Vec
     (sum(&losses) / squared, gradient)
 }
 
+/// Loss and gradient of a mean over the pairs of unit rows: `of_row` gives the loss of a row from
+/// the student's and the teacher's products, and its slope by each of the student's.
+fn of_cosines(
+    [x, y]: [&[f32]; 2],
+    [n, dim, dim_t]: [usize; 3],
+    epsilon: f32,
+    of_row: impl Fn(&[f32], &[f32]) -> (f32, Vec<f32>),
+) -> (f32, Vec<f32>) {
+    let squared = (n * n) as f32;
+    let unit = |row: &[f32]| -> Vec<f32> {
+        let length = norm(row) + epsilon;
+        row.iter().map(|x| x / length).collect()
+    };
+    let units = |x: &[f32], dim| -> Vec<f32> { x.chunks(dim).flat_map(unit).collect() };
+    let (x_unit, y_unit) = (units(x, dim), units(y, dim_t));
+    let products = |x: &[f32], dim: usize, i: usize| -> Vec<f32> {
+        let row = &x[i * dim..][..dim];
+        x.chunks(dim).map(|other| dot(row, other)).collect()
+    };
+    let (mut losses, mut slopes) = (Vec::new(), Vec::new());
+    for i in 0..n {
+        let (loss, slope) = of_row(&products(&x_unit, dim, i), &products(&y_unit, dim_t, i));
+        losses.push(loss);
+        slopes.extend(slope.iter().map(|w| w / squared));
+    }
+    let mut gradient = Vec::with_capacity(n * dim);
+    for (i, row) in x.chunks(dim).enumerate() {
+        let both: Vec<f32> = (0..n)
+            .map(|j| slopes[i * n + j] + slopes[j * n + i])
+            .collect();
+        let g = combine(&both, &x_unit, dim);
+        let (direction, norm) = normalized(row);
+        // Through x/(‖x‖ + ε).
+        let along = dot(&g, &direction) * norm / (norm + epsilon);
+        gradient.extend(
+            g.iter()
+                .zip(&direction)
+                .map(|(g, z)| (g - along * z) / (norm + epsilon)),
+        );
+    }
+    (sum(&losses) / squared, gradient)
+}
+
+/// Loss and gradient of [`relata::Gram`].
+pub(crate) fn gram(x: &[f32], y: &[f32], shape: [usize; 3]) -> (f32, Vec<f32>) {
+    of_cosines([x, y], shape, 0.0, |s, t| {
+        let difference: Vec<f32> = s.iter().zip(t).map(|(s, t)| s - t).collect();
+        let slopes = difference.iter().map(|e| 2.0 * e).collect();
+        (dot(&difference, &difference), slopes)
+    })
+}
+
+/// Loss and gradient of [`relata::Pkt`].
+pub(crate) fn pkt(x: &[f32], y: &[f32], shape: [usize; 3]) -> (f32, Vec<f32>) {
+    const EPSILON: f32 = 1e-7;
+    let probabilities = |s: &[f32]| -> (Vec<f32>, f32) {
+        let shifted: Vec<f32> = s.iter().map(|s| (s + 1.0) / 2.0).collect();
+        let total = sum(&shifted);
+        (shifted.iter().map(|s| s / total).collect(), total)
+    };
+    of_cosines([x, y], shape, EPSILON, |s, t| {
+        let ((q, total), (p, _)) = (probabilities(s), probabilities(t));
+        let terms: Vec<f32> = p
+            .iter()
+            .zip(&q)
+            .map(|(p, q)| p * ((p + EPSILON) / (q + EPSILON)).ln())
+            .collect();
+        let w: Vec<f32> = p.iter().zip(&q).map(|(p, q)| -p / (q + EPSILON)).collect();
+        let mean = dot(&w, &q);
+        let slopes = w.iter().map(|w| (w - mean) / total / 2.0).collect();
+        (sum(&terms), slopes)
+    })
+}
+
 fn log_softmax(logits: &[f32]) -> Vec<f32> {
     let max = logits.iter().copied().fold(f32::MIN, f32::max);
     let terms: Vec<f32> = logits.iter().map(|l| (l - max).exp()).collect();

@@ -96,6 +96,8 @@ with_fake_driver!(
             Relation::Distance,
             Relation::SquaredDistance,
             Relation::Cosine,
+            Relation::PositiveCosine,
+            Relation::ShiftedCosine,
             Relation::Dot,
         ] {
             relation_matrix(&cuda, relation, rows).expect("a matrix");

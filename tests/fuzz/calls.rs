@@ -238,6 +238,8 @@ fn building_blocks<T: Element, D: Device<T>>(fuzz: &mut Fuzz, device: &D) -> Res
             Relation::SquaredDistance,
             Relation::Dot,
             Relation::Cosine,
+            Relation::PositiveCosine,
+            Relation::ShiftedCosine,
         ]);
         let matrix = relation_matrix(device, relation, x)?;
         assert_eq!(matrix.len(), shape[0] * shape[0]);

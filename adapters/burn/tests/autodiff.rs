@@ -3,7 +3,7 @@
 
 use burn_tensor::activation::log_softmax;
 use burn_tensor::{DType, Device, FloatDType, Tensor, TensorData};
-use relata::{Enqueue, KdKl, Loss, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
+use relata::{Enqueue, Gram, KdKl, Loss, Pkt, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
 use relata_burn::{
     Error, Forward, loss, loss_and_terms, loss_and_terms_with_queue, loss_with_queue,
 };
@@ -71,6 +71,25 @@ fn sp(x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
     (differences.clone() * differences).mean()
 }
 
+fn gram(x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
+    let differences = cosines(x) - cosines(y);
+    (differences.clone() * differences).mean()
+}
+
+fn pkt(x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
+    let probabilities = |rows: Tensor<2>| {
+        let shifted = cosines(rows) + 1.;
+        shifted.clone() / shifted.sum_dim(1)
+    };
+    let (q, p) = (probabilities(x), probabilities(y));
+    (p.clone() * ((p + 1e-7) / (q + 1e-7)).log()).mean()
+}
+
+fn cosines(x: Tensor<2>) -> Tensor<2> {
+    let unit = unit(x);
+    unit.clone().matmul(unit.transpose())
+}
+
 fn unit(x: Tensor<2>) -> Tensor<2> {
     x.clone() / (x.clone() * x).sum_dim(1).sqrt()
 }
@@ -104,11 +123,13 @@ fn losses_in_graphs() {
         ("transposed", |x| x.transpose()),
         ("columns", |x| x.slice([0..9, 3..10])),
     ];
-    let losses: [(Loss, Formula); 5] = [
+    let losses: [(Loss, Formula); 7] = [
         (RkdDistance::default().into(), distance),
         (RkdAngle::default().into(), angle),
         (Rkd::default().into(), rkd),
         (Sp.into(), sp),
+        (Gram::default().into(), gram),
+        (Pkt.into(), pkt),
         (KdKl::default().into(), kd),
     ];
     let dtypes = [

@@ -37,7 +37,7 @@ mod terms;
 
 use candle_core::{Result, Tensor};
 pub use relata::{
-    Enqueue, InfoNce, KdKl, Loss, Rkd, RkdAngle, RkdDistance, Rrd, Sp, WeightPrecision,
+    Enqueue, Gram, InfoNce, KdKl, Loss, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp, WeightPrecision,
 };
 
 pub use self::error::cause;
@@ -135,6 +135,22 @@ pub fn rkd(student: &Tensor, teacher: &Tensor, loss: Rkd) -> Result<Tensor> {
 /// # Errors
 /// As [`loss`](crate::loss()).
 pub fn sp(student: &Tensor, teacher: &Tensor, loss: Sp) -> Result<Tensor> {
+    crate::loss(student, teacher, loss)
+}
+
+/// Gram anchoring of patches or samples: see [`Gram`].
+///
+/// # Errors
+/// As [`loss`](crate::loss()).
+pub fn gram(student: &Tensor, teacher: &Tensor, loss: Gram) -> Result<Tensor> {
+    crate::loss(student, teacher, loss)
+}
+
+/// Probabilistic knowledge transfer: see [`Pkt`].
+///
+/// # Errors
+/// As [`loss`](crate::loss()).
+pub fn pkt(student: &Tensor, teacher: &Tensor, loss: Pkt) -> Result<Tensor> {
     crate::loss(student, teacher, loss)
 }
 

@@ -4,8 +4,8 @@
 //! r_ij(X), r_ij(Y)                              both relations, one triangle, then mirrored
 //! s_i(X), s_i(Y)                                the normalizer, for each row
 //! for each row i:                               first pass
-//!     for each j:  u = r_ij(X)/s_i(X)    e = u − r_ij(Y)/s_i(Y)    w = penalty'(e)
-//!     loss += Σ_j penalty(e)             t_i = Σ_j w u
+//!     for each j:  u = r_ij(X)/s_i(X)    v = r_ij(Y)/s_i(Y)    w = ∂penalty(u, v)/∂u
+//!     loss += Σ_j penalty(u, v)          t_i = Σ_j w u
 //! T_i = t_i, or Σ_i t_i                         the sum of w u over the normalizer's scope
 //! for each row i:                               second pass
 //!     for each j:  C_ij = (w_ij − T_i ∂s/∂r_ij)/s_i      C_ji = (w_ji − T_j ∂s/∂r_ji)/s_j
@@ -27,7 +27,8 @@ use pulp::{Simd, WithSimd};
 
 use super::contraction::{Form, contract, contract_product};
 use super::ops::{
-    Huber, PenaltyOp, ScaleSlope, Squared, inverse_scales, is_distance, row_scaling, scale_slopes,
+    Divergence, Huber, PenaltyOp, Plain, Positive, RelationOp, Root, ScaleSlope, Shifted, Squared,
+    inverse_scales, is_distance, row_scaling, scale_slopes,
 };
 use super::pair_sums::symmetric;
 use crate::cpu::buffer::Buffer;
@@ -59,6 +60,10 @@ pub(super) fn pairwise<T: Element>(
             let penalty = Huber { delta };
             with_penalty(loss, penalty, normalize, batch, upstream, gradient)
         }
+        Penalty::Divergence { epsilon } => {
+            let penalty = Divergence { epsilon };
+            with_penalty(loss, penalty, normalize, batch, upstream, gradient)
+        }
     }
 }
 
@@ -70,7 +75,7 @@ fn with_penalty<T: Element, P: PenaltyOp>(
     upstream: f64,
     gradient: &mut [T::Real],
 ) -> Result<Option<f64>> {
-    let scaling = row_scaling(loss.relation, loss.normalizer, normalize);
+    let scaling = row_scaling(loss, normalize);
     if <T::Real as Element>::DTYPE == DType::F32 && !is_distance(loss.relation) {
         let Some((x, y)) = Embeddings::<f32>::both(batch, scaling)? else {
             return Ok(None);
@@ -133,8 +138,12 @@ fn evaluate<R: Real, G: Real, P: PenaltyOp>(
             slopes: &slopes,
         };
         match loss.relation {
-            Relation::Distance => dispatch(Coefficients::<_, _, true>(row)),
-            _ => dispatch(Coefficients::<_, _, false>(row)),
+            Relation::Distance => dispatch(Coefficients(row, Root)),
+            Relation::SquaredDistance | Relation::Dot | Relation::Cosine => {
+                dispatch(Coefficients(row, Plain));
+            }
+            Relation::PositiveCosine => dispatch(Coefficients(row, Positive)),
+            Relation::ShiftedCosine => dispatch(Coefficients(row, Shifted)),
         }
     });
     let factor = upstream / n2;
@@ -147,7 +156,7 @@ fn evaluate<R: Real, G: Real, P: PenaltyOp>(
             let form = Form::Differences;
             contract(form, x, &mut relation_x, stride, 2.0 * factor, gradient)?;
         }
-        Relation::Dot | Relation::Cosine => {
+        Relation::Dot | Relation::Cosine | Relation::PositiveCosine | Relation::ShiftedCosine => {
             contract_product(x, &relation_x, stride, factor, gradient)?;
         }
     }
@@ -156,16 +165,32 @@ fn evaluate<R: Real, G: Real, P: PenaltyOp>(
 
 /// The relation of every two rows, `[N, row_stride(N)]`, with zeros in the padding.
 fn relation_of<R: Real>(relation: Relation, x: &Embeddings<R>) -> Result<Buffer<R>> {
+    let mut matrix = if is_distance(relation) {
+        symmetric::<R, true>(x)?
+    } else {
+        symmetric::<R, false>(x)?
+    };
+    let n = x.rows;
+    let stride = row_stride::<R>(n);
     match relation {
-        Relation::Dot | Relation::Cosine => symmetric::<R, false>(x),
-        Relation::SquaredDistance => symmetric::<R, true>(x),
+        Relation::SquaredDistance | Relation::Dot | Relation::Cosine => {}
         Relation::Distance => {
-            let mut matrix = symmetric::<R, true>(x)?;
-            let stride = row_stride::<R>(x.rows);
-            for_each_block(&mut matrix, stride, &|_, row| dispatch(Roots(row)));
-            Ok(matrix)
+            for_each_block(&mut matrix, stride, &|_, row| {
+                dispatch(OfSums(&mut row[..n], Root))
+            });
+        }
+        Relation::PositiveCosine => {
+            for_each_block(&mut matrix, stride, &|_, row| {
+                dispatch(OfSums(&mut row[..n], Positive))
+            });
+        }
+        Relation::ShiftedCosine => {
+            for_each_block(&mut matrix, stride, &|_, row| {
+                dispatch(OfSums(&mut row[..n], Shifted))
+            });
         }
     }
+    Ok(matrix)
 }
 
 /// 1/s for each row; 0 in the padding.
@@ -176,6 +201,7 @@ fn scales<R: Real>(normalizer: Normalizer, relation: &[R], n: usize, stride: usi
     match normalizer {
         Normalizer::None => {}
         Normalizer::Mean => sums = map(n, &|i| sum(&row(i)[..i]) + sum(&row(i)[i + 1..])),
+        Normalizer::RowSum => sums = map(n, &|i| sum(row(i))),
         Normalizer::RowL2 | Normalizer::Frobenius => norms = map(n, &|i| norm(row(i))),
     }
     let mut inverses = inverse_scales(normalizer, &sums, &norms);
@@ -220,16 +246,16 @@ impl<R: Real, const SQUARES: bool> WithSimd for Sum<'_, R, SQUARES> {
     }
 }
 
-/// Replaces each element by its root.
-struct Roots<'a, R>(&'a mut [R]);
+/// Replaces each sum by its relation. A plain loop, for the compiler to make vectors of.
+struct OfSums<'a, R, Op>(&'a mut [R], Op);
 
-impl<R: Real> WithSimd for Roots<'_, R> {
+impl<R: Real, Op: RelationOp> WithSimd for OfSums<'_, R, Op> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, s: S) {
-        for x in R::vectors_mut::<S>(self.0) {
-            *x = R::vsqrt(s, *x);
+    fn with_simd<S: Simd>(self, _: S) {
+        for r in self.0 {
+            *r = R::from_f64(Op::of_sum(r.to_f64()));
         }
     }
 }
@@ -245,7 +271,7 @@ struct RowPenalty<'a, R, P> {
 }
 
 impl<R: Real, P: PenaltyOp> WithSimd for RowPenalty<'_, R, P> {
-    /// Σ_j penalty(e_ij) and Σ_j w_ij u_ij
+    /// Σ_j penalty(u_ij, v_ij) and Σ_j w_ij u_ij
     type Output = (f64, f64);
 
     /// Plain loops, for the compiler to make vectors of. The padding adds zeros.
@@ -256,9 +282,9 @@ impl<R: Real, P: PenaltyOp> WithSimd for RowPenalty<'_, R, P> {
         for (x, y) in x.iter().zip(y) {
             for l in 0..LANES {
                 let u = x[l].to_f64() * self.per_x;
-                let e = u - y[l].to_f64() * self.per_y;
-                values[l] += self.penalty.value(e);
-                slopes[l] += self.penalty.slope(e) * u;
+                let v = y[l].to_f64() * self.per_y;
+                values[l] += self.penalty.value(u, v);
+                slopes[l] += self.penalty.slope(u, v) * u;
             }
         }
         (values.iter().sum(), slopes.iter().sum())
@@ -280,10 +306,10 @@ struct RowCoefficients<'a, R, P> {
     slopes: &'a [ScaleSlope],
 }
 
-/// Writes K_ij, or K_ij/d_ij (`DISTANCE`; 0 where d_ij is 0).
-struct Coefficients<'a, R, P, const DISTANCE: bool>(RowCoefficients<'a, R, P>);
+/// Writes what the contraction takes: K_ij times the derivative of the relation.
+struct Coefficients<'a, R, P, Op>(RowCoefficients<'a, R, P>, Op);
 
-impl<R: Real, P: PenaltyOp, const DISTANCE: bool> WithSimd for Coefficients<'_, R, P, DISTANCE> {
+impl<R: Real, P: PenaltyOp, Op: RelationOp> WithSimd for Coefficients<'_, R, P, Op> {
     type Output = ();
 
     /// Plain loops, for the compiler to make vectors of.
@@ -301,16 +327,22 @@ impl<R: Real, P: PenaltyOp, const DISTANCE: bool> WithSimd for Coefficients<'_, 
         // C from a pair's relations, and the scales and slope of its first row.
         let coefficient = |r: f64, t: f64, per_x: f64, per_y: f64, slope: ScaleSlope| {
             let u = r * per_x;
-            let w = penalty.slope(u - t * per_y);
+            let w = penalty.slope(u, t * per_y);
             per_x * (w - slope.off_diagonal - slope.per_u * u)
         };
         let (i_x, i_y, i_slope) = (per_x[i], per_y[i], slopes[i]);
-        // On the diagonal both orders are one pair, and the mean does not depend on it.
-        let no_mean = ScaleSlope {
-            off_diagonal: 0.0,
+        // On the diagonal both orders are one pair.
+        let of_diagonal = ScaleSlope {
+            off_diagonal: i_slope.diagonal,
             ..i_slope
         };
-        let diagonal = 2.0 * coefficient(x[i].to_f64(), y[i].to_f64(), i_x, i_y, no_mean);
+        let r = x[i].to_f64();
+        let diagonal = 2.0 * coefficient(r, y[i].to_f64(), i_x, i_y, of_diagonal);
+        let diagonal = if Op::HAS_DIAGONAL {
+            Op::weight(diagonal, r)
+        } else {
+            0.0
+        };
 
         let (x_chunks, y) = (x.as_chunks_mut::<LANES>().0, y.as_chunks::<LANES>().0);
         let (per_x, per_y) = (per_x.as_chunks::<LANES>().0, per_y.as_chunks::<LANES>().0);
@@ -318,16 +350,12 @@ impl<R: Real, P: PenaltyOp, const DISTANCE: bool> WithSimd for Coefficients<'_, 
         for ((x, y), ((j_x, j_y), j_slope)) in x_chunks.iter_mut().zip(y).zip(rows) {
             for l in 0..LANES {
                 let (r, t) = (x[l].to_f64(), y[l].to_f64());
-                let mut k = coefficient(r, t, i_x, i_y, i_slope)
+                let k = coefficient(r, t, i_x, i_y, i_slope)
                     + coefficient(r, t, j_x[l], j_y[l], j_slope[l]);
-                if DISTANCE {
-                    k = if r > 0.0 { k / r } else { 0.0 };
-                }
-                x[l] = R::from_f64(k);
+                x[l] = R::from_f64(Op::weight(k, r));
             }
         }
-        // A row has no distance from itself.
-        x[i] = R::from_f64(if DISTANCE { 0.0 } else { diagonal });
+        x[i] = R::from_f64(diagonal);
     }
 }
 

@@ -1,5 +1,6 @@
 //! The relation matrix of a batch, a building block of its own.
 
+use super::ops::{Positive, RelationOp, Root, Shifted};
 use super::pair_sums::{BLOCK, PairSums, Triangle, mirror};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::{Embeddings, RowScaling};
@@ -19,7 +20,9 @@ pub(crate) fn relation_matrix<T: Element>(
     let scaling = match relation {
         Relation::Distance | Relation::SquaredDistance => RowScaling::Scaled,
         Relation::Dot => RowScaling::Raw,
-        Relation::Cosine => RowScaling::Normalized,
+        Relation::Cosine | Relation::PositiveCosine | Relation::ShiftedCosine => {
+            RowScaling::Normalized { epsilon: 0.0 }
+        }
     };
     let x = &Embeddings::<T::Real>::new(rows, scaling)?;
     let n = x.rows;
@@ -37,7 +40,10 @@ pub(crate) fn relation_matrix<T: Element>(
                     out,
                 });
             }
-            Relation::Dot | Relation::Cosine => {
+            Relation::Dot
+            | Relation::Cosine
+            | Relation::PositiveCosine
+            | Relation::ShiftedCosine => {
                 dispatch(PairSums::<_, false> {
                     x,
                     triangle: Triangle::Upper,
@@ -55,9 +61,11 @@ pub(crate) fn relation_matrix<T: Element>(
         for (out, row) in out.chunks_exact_mut(n).zip(rows.chunks_exact(stride)) {
             for (out, &r) in out.iter_mut().zip(row) {
                 *out = T::Real::from_f64(match relation {
-                    Relation::Distance => r.to_f64().sqrt() / x.scale,
+                    Relation::Distance => Root::of_sum(r.to_f64()) / x.scale,
                     Relation::SquaredDistance => r.to_f64() / x.scale / x.scale,
                     Relation::Dot | Relation::Cosine => r.to_f64(),
+                    Relation::PositiveCosine => Positive::of_sum(r.to_f64()),
+                    Relation::ShiftedCosine => Shifted::of_sum(r.to_f64()),
                 });
             }
         }

@@ -61,7 +61,7 @@ pub(super) fn evaluate<T: Element>(
     gradient: &mut [T::Real],
 ) -> Result<Option<(f64, [f64; 2])>> {
     let scaling = if normalize {
-        RowScaling::Normalized
+        RowScaling::Normalized { epsilon: 0.0 }
     } else {
         RowScaling::Scaled
     };
@@ -118,7 +118,7 @@ fn attempt<T: Element, R: Real>(
         }
     }
     let apart = duplicate_distance::<T>();
-    if scaling == RowScaling::Normalized {
+    if matches!(scaling, RowScaling::Normalized { .. }) {
         // In f32 the rounding of unit rows may double a distance this short.
         if R::DTYPE == DType::F32 && table.shortest <= 2.0 * apart {
             return Ok(Attempt::NeedsF64);

@@ -34,7 +34,7 @@ kernel_arguments! {
         pub(super) counter: u64,
         pub(super) slices: [u32; 2],
         pub(super) n: u32,
-        pub(super) delta: f32,
+        pub(super) parameter: f32,
     }
 
     /// Mirrors `Arguments` in kernels/pairwise_coefficients.cu.
@@ -44,7 +44,7 @@ kernel_arguments! {
         pub(super) scales: u64,
         pub(super) weighted: u64,
         pub(super) n: u32,
-        pub(super) delta: f32,
+        pub(super) parameter: f32,
     }
 
     /// Mirrors `Arguments` in kernels/pairwise_contraction.cu.

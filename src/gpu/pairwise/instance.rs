@@ -2,28 +2,32 @@
 
 use super::{CoefficientArguments, ContractionArguments, PenaltyArguments, RelationArguments};
 use crate::gpu::kernels::{
-    ByDType, Kernel, PAIRWISE_COEFFICIENTS_DISTANCE_MEAN_HUBER,
-    PAIRWISE_COEFFICIENTS_DOT_NONE_SQUARED, PAIRWISE_COEFFICIENTS_SP,
+    ByDType, Kernel, PAIRWISE_COEFFICIENTS_DISTANCE_MEAN_HUBER, PAIRWISE_COEFFICIENTS_GRAM,
+    PAIRWISE_COEFFICIENTS_GRAM_CLAMPED, PAIRWISE_COEFFICIENTS_PKT, PAIRWISE_COEFFICIENTS_SP,
     PAIRWISE_COEFFICIENTS_SQUARED_FROBENIUS_HUBER, PAIRWISE_CONTRACTION_DIFFERENCE,
-    PAIRWISE_CONTRACTION_DOT, PAIRWISE_PENALTY_DISTANCE_MEAN_HUBER,
-    PAIRWISE_PENALTY_DOT_NONE_SQUARED, PAIRWISE_PENALTY_SP,
+    PAIRWISE_CONTRACTION_DOT, PAIRWISE_PENALTY_DISTANCE_MEAN_HUBER, PAIRWISE_PENALTY_GRAM,
+    PAIRWISE_PENALTY_GRAM_CLAMPED, PAIRWISE_PENALTY_PKT, PAIRWISE_PENALTY_SP,
     PAIRWISE_PENALTY_SQUARED_FROBENIUS_HUBER, PAIRWISE_RELATION_DIFFERENCE, PAIRWISE_RELATION_DOT,
     PAIRWISE_SCALE_DISTANCE_MEAN, PAIRWISE_SCALE_SQUARED_FROBENIUS,
 };
 use crate::loss::{Normalizer, Pairwise, Penalty, Relation};
 
-/// A combination. The cosine is the dot product of normalised rows.
+/// A combination. Cosines are products of normalised rows.
 ///
-/// All 24 combinations would be 60 kernels. A new loss adds a line here and in three kernels.
+/// All 90 combinations would be 200 kernels. A new loss adds a line here and in three kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Instance {
     /// SP.
     DotRowL2Squared,
     /// RKD's distance. It has kernels of its own, which these are compared with.
     DistanceMeanHuber,
-    /// No loss: the instance tests the parts that the other ones have not.
+    /// Gram anchoring.
     DotNoneSquared,
-    /// No loss, as above.
+    /// Gram anchoring, clamped.
+    PositiveNoneSquared,
+    /// PKT.
+    ShiftedRowSumDivergence,
+    /// No loss: the instance tests the parts that the other ones have not.
     SquaredFrobeniusHuber,
 }
 
@@ -48,6 +52,12 @@ impl Instance {
             }
             (Relation::Dot | Relation::Cosine, Normalizer::None, Penalty::Squared) => {
                 Some(Instance::DotNoneSquared)
+            }
+            (Relation::PositiveCosine, Normalizer::None, Penalty::Squared) => {
+                Some(Instance::PositiveNoneSquared)
+            }
+            (Relation::ShiftedCosine, Normalizer::RowSum, Penalty::Divergence { .. }) => {
+                Some(Instance::ShiftedRowSumDivergence)
             }
             (Relation::SquaredDistance, Normalizer::Frobenius, Penalty::Huber { .. }) => {
                 Some(Instance::SquaredFrobeniusHuber)
@@ -75,8 +85,22 @@ impl Instance {
             Instance::DotNoneSquared => Kernels {
                 relation: &PAIRWISE_RELATION_DOT,
                 scale: None,
-                penalty: &PAIRWISE_PENALTY_DOT_NONE_SQUARED,
-                coefficients: &PAIRWISE_COEFFICIENTS_DOT_NONE_SQUARED,
+                penalty: &PAIRWISE_PENALTY_GRAM,
+                coefficients: &PAIRWISE_COEFFICIENTS_GRAM,
+                contraction: &PAIRWISE_CONTRACTION_DOT,
+            },
+            Instance::PositiveNoneSquared => Kernels {
+                relation: &PAIRWISE_RELATION_DOT,
+                scale: None,
+                penalty: &PAIRWISE_PENALTY_GRAM_CLAMPED,
+                coefficients: &PAIRWISE_COEFFICIENTS_GRAM_CLAMPED,
+                contraction: &PAIRWISE_CONTRACTION_DOT,
+            },
+            Instance::ShiftedRowSumDivergence => Kernels {
+                relation: &PAIRWISE_RELATION_DOT,
+                scale: None,
+                penalty: &PAIRWISE_PENALTY_PKT,
+                coefficients: &PAIRWISE_COEFFICIENTS_PKT,
                 contraction: &PAIRWISE_CONTRACTION_DOT,
             },
             Instance::SquaredFrobeniusHuber => Kernels {

@@ -25,7 +25,7 @@ use super::plan::{Addresses, grid_size, grid_size_y, tile_pairs};
 use super::workspace::{Layout, Region};
 use crate::error::Result;
 use crate::gpu::element::GpuDType;
-use crate::loss::{Pairwise, Penalty, Relation};
+use crate::loss::{Pairwise, Penalty};
 use crate::problem::Problem;
 use crate::shapes::Shapes;
 
@@ -132,10 +132,12 @@ fn maxima_pitch(rows: usize, slices: [Slices; 2]) -> usize {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Plan {
     instance: Instance,
-    delta: f64,
+    /// The penalty's.
+    parameter: f64,
     dtype: GpuDType,
     shapes: Shapes,
     upstream: f64,
+    norm_epsilon: f64,
     slices: [Slices; 2],
     contraction_rows: usize,
     at: Workspace,
@@ -156,20 +158,22 @@ impl Plan {
         let shapes = problem.shapes();
         let n = shapes.rows;
         grid_size("rows", n)?;
-        let normalize = problem.spec().normalize || pairwise.relation == Relation::Cosine;
+        let normalize = problem.spec().normalize || pairwise.relation.is_of_directions();
         let multiprocessors = limits.multiprocessors as usize;
         let pairs = tile_pairs(n, TILE)? as usize;
         let slices = [shapes.student_dim, shapes.teacher_dim]
             .map(|dim| Slices::new(dim, pairs, multiprocessors));
         Ok(Plan {
             instance,
-            delta: match pairwise.penalty {
+            parameter: match pairwise.penalty {
                 Penalty::Huber { delta } => delta,
+                Penalty::Divergence { epsilon } => epsilon,
                 Penalty::Squared => 0.0,
             },
             dtype,
             shapes,
             upstream: problem.upstream(),
+            norm_epsilon: pairwise.norm_epsilon,
             slices,
             contraction_rows: contraction_rows(n, shapes.student_dim, multiprocessors),
             at: Workspace::new(layout, shapes, normalize, slices)?,
@@ -194,6 +198,7 @@ impl Plan {
                 [self.shapes.rows, self.shapes.student_dim],
                 student.at(at.workspace),
                 self.at.norms.at(at.workspace),
+                self.norm_epsilon,
                 at.gradient,
             )?;
         }
@@ -248,7 +253,8 @@ impl Plan {
                 norms: 0,
             },
         ];
-        normalize::launch(launcher, self.dtype, self.shapes.rows, &matrices)?;
+        let rows = self.shapes.rows;
+        normalize::launch(launcher, self.dtype, rows, &matrices, self.norm_epsilon)?;
         Ok((GpuDType::F32, [student, teacher]))
     }
 
@@ -305,7 +311,7 @@ impl Plan {
             counter: Layout::counter(0).at(at.workspace),
             slices: self.slices.map(|slices| slices.count as u32),
             n: grid_size("rows", self.shapes.rows)?,
-            delta: self.delta as f32,
+            parameter: self.parameter as f32,
         };
         let grid = [grid_size("rows", self.padded())?, 1, 1];
         let kernels = self.instance.kernels();
@@ -324,7 +330,7 @@ impl Plan {
             scales: self.at.scales.at(at.workspace),
             weighted: self.at.weighted.at(at.workspace),
             n: grid_size("rows", self.shapes.rows)?,
-            delta: self.delta as f32,
+            parameter: self.parameter as f32,
         };
         let grid = [grid_size("rows", self.padded())?, 1, 1];
         let kernel = self.instance.kernels().coefficients;

@@ -164,6 +164,7 @@ impl Plan {
                 [self.shapes.rows, self.shapes.student_dim],
                 student.at(at.workspace),
                 self.at.norms.at(at.workspace),
+                0.0,
                 at.gradient,
             )?;
         }
@@ -195,7 +196,7 @@ impl Plan {
                 norms: 0,
             },
         ];
-        normalize::launch(launcher, self.dtype, self.shapes.rows, &matrices)?;
+        normalize::launch(launcher, self.dtype, self.shapes.rows, &matrices, 0.0)?;
         Ok((GpuDType::F32, [student, teacher]))
     }
 

@@ -1,6 +1,6 @@
 //! The table itself.
 
-use relata::{InfoNce, KdKl, Loss, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
+use relata::{Gram, InfoNce, KdKl, Loss, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
 
 use super::losses::rkd_losses;
 use super::{Case, Data, Purpose};
@@ -79,7 +79,7 @@ const fn offset(offset: f64, spread: f64) -> Data {
 pub(super) fn all() -> Vec<Case> {
     let mut cases = Vec::new();
     relational(&mut cases);
-    sp(&mut cases);
+    similarities(&mut cases);
     rrd(&mut cases);
     info_nce(&mut cases);
     kd_kl(&mut cases);
@@ -122,12 +122,46 @@ fn relational(cases: &mut Vec<Case>) {
     }
 }
 
-fn sp(cases: &mut Vec<Case>) {
-    let loss = Loss::from(Sp);
+fn similarities(cases: &mut Vec<Case>) {
+    let sp = Loss::from(Sp);
     let shapes = RELATIONAL.iter();
-    cases.extend(shapes.map(|&[n, d, t]| case(loss, n, d).teacher_dim(t)));
+    cases.extend(shapes.map(|&[n, d, t]| case(sp, n, d).teacher_dim(t)));
     let data = DEGENERATE.iter();
-    cases.extend(data.map(|&(label, data)| case(loss, 33, 16).data(data).label(label)));
+    cases.extend(data.map(|&(label, data)| case(sp, 33, 16).data(data).label(label)));
+
+    // Cosines of rows that are all alike are 1, and rounding is all that a gradient has.
+    let alike = |data| matches!(data, Data::Offset { .. } | Data::Identical);
+    let data = || {
+        DEGENERATE
+            .into_iter()
+            .filter(move |&(_, data)| !alike(data))
+    };
+    let clamped = Loss::from(Gram { clamp: true });
+    for (loss, option) in [
+        (Gram::default().into(), ""),
+        (clamped, "clamp-"),
+        (Pkt.into(), ""),
+    ] {
+        for [n, d, t] in RELATIONAL {
+            // Of rows of one element, PKT's gradient is what ε adds to cosines of ±1.
+            if loss != Pkt.into() || d > 1 {
+                let case = case(loss, n, d).teacher_dim(t);
+                cases.push(if option.is_empty() {
+                    case
+                } else {
+                    case.label("clamp")
+                });
+            }
+        }
+        // At the teacher, PKT's gradient is what ε adds to 0.
+        let has_gradient = |data: Data| loss != Pkt.into() || data != Data::Teacher;
+        let data = data().filter(|&(_, data)| has_gradient(data));
+        cases.extend(data.map(|(label, data)| {
+            case(loss, 33, 16)
+                .data(data)
+                .label(&format!("{option}{label}"))
+        }));
+    }
 }
 
 /// RKD of more rows than the kernels count as a small batch. In order: distances that are alike,
@@ -153,11 +187,14 @@ pub(super) fn many_rows() -> Vec<Case> {
 }
 
 /// One small case of each kind that has kernels of its own.
-pub(super) const OF_EVERY_KERNEL: [&str; 16] = [
+pub(super) const OF_EVERY_KERNEL: [&str; 19] = [
     "rkd-33x16",
     "rkd-17x16-to-7-delta-0.5-normalize",
     "rkd-distance-17x33-to-130",
     "sp-17x33-to-130",
+    "gram-17x33-to-130",
+    "gram-17x33-to-130-clamp",
+    "pkt-17x33-to-130",
     "rrd-17x16-k7-own",
     "rrd-17x100-k130-past-200-own",
     "rrd-17x130-k65-past-40-own",
@@ -245,9 +282,10 @@ fn timed(cases: &mut Vec<Case>) {
     cases.extend([512, 1024].map(|n| case(distance, n, 512).bench()));
     cases.extend([128, 256, 512, 1024, 2048].map(|n| case(angle, n, 512).bench()));
     cases.push(case(both, 128, 512).bench());
-    let sp = Loss::from(Sp);
-    cases.push(case(sp, 128, 512).purpose(Purpose::Both));
-    cases.extend([512, 1024].map(|n| case(sp, n, 512).bench()));
+    for loss in [Sp.into(), Gram::default().into(), Pkt.into()] {
+        cases.push(case(loss, 128, 512).purpose(Purpose::Both));
+        cases.extend([512, 1024].map(|n| case(loss, n, 512).bench()));
+    }
     for (n, keys) in [(64, 16_384), (256, 16_384), (256, 65_536)] {
         let loss = Loss::from(Rrd::default());
         cases.extend([false, true].map(|own| case(loss, n, 128).queue(keys, keys, own).bench()));

@@ -1,7 +1,9 @@
 //! Every loss with its formula.
 
 use candle_core::{DType, Device, Result, Tensor};
-use relata_candle::{Enqueue, InfoNce, KdKl, Loss, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
+use relata_candle::{
+    Enqueue, Gram, InfoNce, KdKl, Loss, Pkt, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp,
+};
 
 use crate::formulas;
 
@@ -74,6 +76,14 @@ pub(crate) fn all() -> Vec<Case> {
             Rkd::CLASSIFICATION,
         ),
         pair("sp", relata_candle::sp, formulas::sp, Sp),
+        pair("gram", relata_candle::gram, formulas::gram, Gram::default()),
+        pair(
+            "gram, clamped",
+            relata_candle::gram,
+            formulas::gram,
+            Gram { clamp: true },
+        ),
+        pair("pkt", relata_candle::pkt, formulas::pkt, Pkt),
         pair(
             "kd-kl",
             relata_candle::kd_kl,

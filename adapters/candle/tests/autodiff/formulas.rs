@@ -2,7 +2,7 @@
 //! the parameters are relata's.
 
 use candle_core::{D, Result, Tensor};
-use relata_candle::{InfoNce, KdKl, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
+use relata_candle::{Gram, InfoNce, KdKl, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
 
 pub(crate) fn rkd_distance(x: &Tensor, y: &Tensor, loss: RkdDistance) -> Result<Tensor> {
     let scaled = |rows: &Tensor| -> Result<Tensor> {
@@ -35,6 +35,32 @@ pub(crate) fn rkd(x: &Tensor, y: &Tensor, loss: Rkd) -> Result<Tensor> {
 pub(crate) fn sp(x: &Tensor, y: &Tensor, _: Sp) -> Result<Tensor> {
     let similarities = |rows: &Tensor| unit(&rows.matmul(&rows.t()?)?);
     (similarities(x)? - similarities(y)?)?.sqr()?.mean_all()
+}
+
+pub(crate) fn gram(x: &Tensor, y: &Tensor, loss: Gram) -> Result<Tensor> {
+    let similarities = |rows: &Tensor| {
+        let unit = unit(rows)?;
+        let cosines = unit.matmul(&unit.t()?)?;
+        if loss.clamp {
+            cosines.relu()
+        } else {
+            Ok(cosines)
+        }
+    };
+    (similarities(x)? - similarities(y)?)?.sqr()?.mean_all()
+}
+
+pub(crate) fn pkt(x: &Tensor, y: &Tensor, _: Pkt) -> Result<Tensor> {
+    const EPSILON: f64 = 1e-7;
+    let probabilities = |rows: &Tensor| -> Result<Tensor> {
+        let lengths = (rows.sqr()?.sum_keepdim(1)?.sqrt()? + EPSILON)?;
+        let rows = rows.broadcast_div(&lengths)?;
+        let shifted = ((rows.matmul(&rows.t()?)? + 1.)? / 2.)?;
+        shifted.broadcast_div(&shifted.sum_keepdim(1)?)
+    };
+    let (q, p) = (probabilities(x)?, probabilities(y)?);
+    let ratios = ((&p + EPSILON)? / (q + EPSILON)?)?;
+    (p * ratios.log()?)?.mean_all()
 }
 
 pub(crate) fn kd_kl(x: &Tensor, y: &Tensor, loss: KdKl) -> Result<Tensor> {

@@ -6,30 +6,40 @@ const N: usize = 6;
 const D: usize = 4;
 const D_T: usize = 3;
 
-const RELATIONS: [Relation; 4] = [
+const RELATIONS: [Relation; 6] = [
     Relation::Distance,
     Relation::SquaredDistance,
     Relation::Dot,
     Relation::Cosine,
+    Relation::PositiveCosine,
+    Relation::ShiftedCosine,
 ];
-const NORMALIZERS: [Normalizer; 4] = [
+const NORMALIZERS: [Normalizer; 5] = [
     Normalizer::None,
     Normalizer::Mean,
     Normalizer::RowL2,
+    Normalizer::RowSum,
     Normalizer::Frobenius,
 ];
 const PENALTIES: [Penalty; 2] = [Penalty::Squared, Penalty::Huber { delta: 0.3 }];
 
-fn all() -> impl Iterator<Item = Pairwise> {
+fn each() -> impl Iterator<Item = Pairwise> {
     RELATIONS.into_iter().flat_map(|relation| {
         NORMALIZERS.into_iter().flat_map(move |normalizer| {
-            PENALTIES.into_iter().map(move |penalty| Pairwise {
-                relation,
-                normalizer,
-                penalty,
-            })
+            let of = move |penalty| Pairwise::new(relation, normalizer, penalty);
+            PENALTIES.into_iter().map(of)
         })
     })
+}
+
+fn all() -> impl Iterator<Item = Pairwise> {
+    each().chain([divergence()])
+}
+
+/// A divergence wants rows of relations that are not negative and add up to the same number.
+fn divergence() -> Pairwise {
+    let penalty = Penalty::Divergence { epsilon: 1e-3 };
+    Pairwise::new(Relation::ShiftedCosine, Normalizer::RowSum, penalty)
 }
 
 /// Numbers in (−1, 1), the same on every run.
@@ -49,6 +59,7 @@ fn scaled(loss: &Pairwise, rows: &[f64], dim: usize) -> Vec<f64> {
     let n = rows.len() / dim;
     let row = |i: usize| &rows[i * dim..][..dim];
     let dot = |i: usize, j: usize| -> f64 { row(i).iter().zip(row(j)).map(|(a, b)| a * b).sum() };
+    let cosine = |i: usize, j: usize| dot(i, j) / (dot(i, i) * dot(j, j)).sqrt();
     let square = |i: usize, j: usize| -> f64 {
         let pairs = row(i).iter().zip(row(j));
         pairs.map(|(a, b)| (a - b).powi(2)).sum()
@@ -59,7 +70,9 @@ fn scaled(loss: &Pairwise, rows: &[f64], dim: usize) -> Vec<f64> {
             Relation::Distance => square(i, j).sqrt(),
             Relation::SquaredDistance => square(i, j),
             Relation::Dot => dot(i, j),
-            Relation::Cosine => dot(i, j) / (dot(i, i) * dot(j, j)).sqrt(),
+            Relation::Cosine => cosine(i, j),
+            Relation::PositiveCosine => cosine(i, j).max(0.0),
+            Relation::ShiftedCosine => 0.5 * (1.0 + cosine(i, j)),
         })
         .collect();
     let total: f64 = r.iter().map(|r| r * r).sum();
@@ -75,6 +88,7 @@ fn scaled(loss: &Pairwise, rows: &[f64], dim: usize) -> Vec<f64> {
                     Normalizer::None => 1.0,
                     Normalizer::Mean => off_diagonal / (n * (n - 1)) as f64,
                     Normalizer::RowL2 => row.iter().map(|r| r * r).sum::<f64>().sqrt(),
+                    Normalizer::RowSum => row.iter().sum(),
                     Normalizer::Frobenius => total.sqrt(),
                 }
         })
@@ -83,12 +97,13 @@ fn scaled(loss: &Pairwise, rows: &[f64], dim: usize) -> Vec<f64> {
 
 fn plain(loss: &Pairwise, student: &[f64], teacher: &[f64]) -> f64 {
     let (u, v) = (scaled(loss, student, D), scaled(loss, teacher, D_T));
-    let penalties = u.iter().zip(&v).map(|(u, v)| {
+    let penalties = u.iter().zip(&v).map(|(&u, &v)| {
         let e = u - v;
         match loss.penalty {
             Penalty::Squared => e * e,
             Penalty::Huber { delta } if e.abs() <= delta => 0.5 * e * e,
             Penalty::Huber { delta } => delta * (e.abs() - 0.5 * delta),
+            Penalty::Divergence { epsilon } => v * ((v + epsilon) / (u + epsilon)).ln(),
         }
     });
     penalties.sum::<f64>() / u.len() as f64
@@ -143,9 +158,11 @@ fn f32_is_close_to_f64() {
     for n in [N, 37, 130] {
         let (student, teacher) = (single(numbers(n * 40, 3)), single(numbers(n * 23, 4)));
         let double = |x: &[f32]| -> Vec<f64> { x.iter().map(|&x| f64::from(x)).collect() };
-        // The mean of products is near 0 here, and f32 knows it to few digits.
-        let near_zero =
-            |loss: &Pairwise| loss.normalizer == Normalizer::Mean && !is_distance(loss.relation);
+        // The sum of products is near 0 here, and f32 knows it to few digits.
+        let near_zero = |loss: &Pairwise| {
+            matches!(loss.normalizer, Normalizer::Mean | Normalizer::RowSum)
+                && matches!(loss.relation, Relation::Dot | Relation::Cosine)
+        };
         for loss in all().filter(|loss| !near_zero(loss)) {
             let (value, gradient) = generic(&loss, [&student[..], &teacher], [40, 23]);
             let (want, exact) =
@@ -163,11 +180,8 @@ fn f32_is_close_to_f64() {
 
 #[test]
 fn rkd_distance_is_one_of_them() {
-    let loss = Pairwise {
-        relation: Relation::Distance,
-        normalizer: Normalizer::Mean,
-        penalty: Penalty::Huber { delta: 0.2 },
-    };
+    let penalty = Penalty::Huber { delta: 0.2 };
+    let loss = Pairwise::new(Relation::Distance, Normalizer::Mean, penalty);
     let (student, teacher) = (numbers(70 * D, 5), numbers(70 * D_T, 6));
     let (value, gradient) = generic(&loss, [&student[..], &teacher], [D, D_T]);
     let student = Rows::new(&student, [70, D]).expect("rows");
@@ -216,7 +230,7 @@ fn scale_divides_the_gradient_and_leaves_the_loss() {
             let scaled: Vec<f32> = student.iter().map(|x| x * scale).collect();
             let (same, divided) = generic(&loss, [&scaled[..], &teacher], [D, D_T]);
             assert_eq!(value, same, "{loss:?}");
-            if loss.relation != Relation::Cosine {
+            if !loss.relation.is_of_directions() {
                 for (g, d) in gradient.iter().zip(&divided) {
                     let error = (f64::from(*g) - f64::from(*d) * f64::from(scale)).abs();
                     assert!(error <= 1e-6 * f64::from(g.abs()), "{loss:?}: {g}, {d}");
@@ -232,11 +246,7 @@ fn scale_divides_the_gradient_and_leaves_the_loss() {
 fn rows_that_relate_only_to_small_rows_count_as_much() {
     fn assert_same<T: Element>(small: f64, tolerance: f64) {
         let [student, teacher] = [21, 22].map(|seed| numbers(N * D, seed));
-        let loss = Pairwise {
-            relation: Relation::Dot,
-            normalizer: Normalizer::RowL2,
-            penalty: Penalty::Squared,
-        };
+        let loss = Pairwise::new(Relation::Dot, Normalizer::RowL2, Penalty::Squared);
         let value_at = |small: f64| {
             let apart = |rows: &[f64]| -> Vec<T> {
                 let element = |(at, x): (usize, &f64)| match (at / D < N / 2, at % D < D / 2) {
@@ -260,11 +270,11 @@ fn rows_that_relate_only_to_small_rows_count_as_much() {
 /// Squared distances whose own squares vanish in f64, as the rows lie far from the origin.
 #[test]
 fn frobenius_norms_of_small_relations_do_not_vanish() {
-    let loss = Pairwise {
-        relation: Relation::SquaredDistance,
-        normalizer: Normalizer::Frobenius,
-        penalty: Penalty::Squared,
-    };
+    let loss = Pairwise::new(
+        Relation::SquaredDistance,
+        Normalizer::Frobenius,
+        Penalty::Squared,
+    );
     let [student, teacher] = [23, 24].map(|seed| numbers(N * D, seed));
     let value_at = |small: f64| {
         let mut rows: Vec<f64> = student.iter().map(|x| x * small).collect();
@@ -273,4 +283,28 @@ fn frobenius_norms_of_small_relations_do_not_vanish() {
     };
     let (value, want) = (value_at(2f64.powi(-300)), value_at(1.0));
     assert!((value - want).abs() <= 1e-12 * want, "{value}, not {want}");
+}
+
+#[test]
+fn a_divergence_near_zero_is_exact() {
+    // v = 1/4, u = (1 + x)/4: v (x − log(1 + x)) + ε x = ⅛ x² − x³/12 + … + ε x
+    let penalty = Divergence { epsilon: 0.0 };
+    for x in [1e-1, 1e-3, 1e-6, 1e-9] {
+        let u = 0.25 + 0.25 * x;
+        let exact: f64 = 4.0 * (u - 0.25);
+        let terms = (2..40).rev().map(|k| (-exact).powi(k) / f64::from(k));
+        let want = 0.25 * terms.sum::<f64>();
+        let got = penalty.value(u, 0.25);
+        assert!((got - want).abs() <= 1e-14 * want, "{x}: {got}, not {want}");
+    }
+    // And far away, where the logarithm is taken.
+    let penalty = Divergence { epsilon: 1e-7 };
+    for (u, v) in [(0.0f64, 0.01f64), (0.3, 0.01), (0.01, 0.0), (1e-9, 0.5)] {
+        let want = v * ((v + 1e-7) / (u + 1e-7)).ln() + (u - v);
+        let got = penalty.value(u, v);
+        assert!(
+            (got - want).abs() <= 1e-14 * (want.abs() + v),
+            "{u}, {v}: {got}, not {want}"
+        );
+    }
 }
