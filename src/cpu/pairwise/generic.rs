@@ -20,7 +20,9 @@
 //!    O(N²D).
 //! 3. Products are computed in f32 for f32 gradients, unless the normalizer of some row is so
 //!    small that products of that row lose digits: then in f64.
-//! 4. Distances are computed in f64 always: in f32 the contraction of rows that differ much in
+//! 4. A divergence is computed in f64 if a relation of the student is near 0, where the logarithm
+//!    magnifies its rounding.
+//! 5. Distances are computed in f64 always: in f32 the contraction of rows that differ much in
 //!    their distances is not exact enough.
 
 use pulp::{Simd, WithSimd};
@@ -42,6 +44,10 @@ use crate::simd::{dispatch, row_stride};
 
 /// Elements of a row that are summed side by side, whatever the registers of the machine.
 const LANES: usize = 8;
+
+/// Relations of the student from which on their logarithm is known in f32: a cosine is rounded by
+/// 6e-8, and so is its sum with 1, which is near 0 for rows that lie opposite to one another.
+const LEAST_LOGARITHM_F32: f64 = 1.0 / 64.0;
 
 /// 1/s up to which products are computed in f32: all that counts of them is then a normal number.
 const MOST_INVERSE_F32: f64 = (1u64 << 60) as f64;
@@ -108,6 +114,14 @@ fn evaluate<R: Real, G: Real, P: PenaltyOp>(
     if R::DTYPE == DType::F32 && loss.normalizer != Normalizer::None {
         let exact = |&inverse: &f64| inverse != 0.0 && inverse.abs() <= MOST_INVERSE_F32;
         if !per_x[..n].iter().chain(&per_y[..n]).all(exact) {
+            return Ok(None);
+        }
+    }
+
+    if R::DTYPE == DType::F32 && matches!(loss.penalty, Penalty::Divergence { .. }) {
+        let rows = relation_x.chunks_exact(stride).map(|row| &row[..n]);
+        let known = |&r: &R| r.to_f64() >= LEAST_LOGARITHM_F32;
+        if !rows.flatten().all(known) {
             return Ok(None);
         }
     }

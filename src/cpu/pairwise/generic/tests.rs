@@ -285,6 +285,24 @@ fn frobenius_norms_of_small_relations_do_not_vanish() {
     assert!((value - want).abs() <= 1e-12 * want, "{value}, not {want}");
 }
 
+/// The student's second row lies opposite to its first one, but for rounding: the probability of
+/// the two is as small as ε.
+#[test]
+fn a_divergence_of_opposite_rows_is_exact_in_f32() {
+    let (mut student, teacher) = (numbers(N * D, 25), numbers(N * D_T, 26));
+    for d in 0..D {
+        student[D + d] = -1.0000001 * student[d];
+    }
+    let single = |values: &[f64]| -> Vec<f32> { values.iter().map(|&x| x as f32).collect() };
+    let (student, teacher) = (single(&student), single(&teacher));
+    let double = |x: &[f32]| -> Vec<f64> { x.iter().map(|&x| f64::from(x)).collect() };
+    let penalty = Penalty::Divergence { epsilon: 1e-7 };
+    let loss = Pairwise::new(Relation::ShiftedCosine, Normalizer::RowSum, penalty);
+    let (value, _) = generic(&loss, [&student[..], &teacher], [D, D_T]);
+    let (want, _) = generic(&loss, [&double(&student)[..], &double(&teacher)], [D, D_T]);
+    assert!((value - want).abs() <= 1e-9 * want, "{value}, not {want}");
+}
+
 #[test]
 fn a_divergence_near_zero_is_exact() {
     // v = 1/4, u = (1 + x)/4: v (x − log(1 + x)) + ε x = ⅛ x² − x³/12 + … + ε x
