@@ -17,8 +17,10 @@ const SHAPES: [[(usize, usize); 2]; 4] = [
 fn alone() -> Result<()> {
     for case in cases::all() {
         for shapes in SHAPES {
-            // For two rows all angles are 0 and all scaled distances are 1.
-            if shapes[0].0 == 2 && case.name.starts_with("rkd") {
+            // For two rows all angles are 0 and all scaled distances are 1, and both cosines are
+            // negative here.
+            let is_empty = case.name.starts_with("rkd") || case.name == "gram, clamped";
+            if shapes[0].0 == 2 && is_empty {
                 continue;
             }
             check("alone", &case, shapes, DType::F32, F32, |x, loss| loss(x))?;
@@ -167,9 +169,11 @@ fn where_there_is_nothing_to_learn() -> Result<()> {
         for student in [one, copy] {
             let loss = (case.fused)(&student, &student)?;
             let gradient = &gradients(&loss, &[&student])?[0];
-            for nothing in [loss, gradient.abs()?.max_all()?] {
+            // PKT's ε has a slope at the teacher.
+            let slope = if case.name == "pkt" { 1e-7 } else { 1e-14 };
+            for (nothing, bar) in [(loss, 1e-14), (gradient.abs()?.max_all()?, slope)] {
                 assert!(
-                    nothing.to_scalar::<f64>()? < 1e-14,
+                    nothing.to_scalar::<f64>()? < bar,
                     "{}: {nothing}",
                     case.name
                 );
