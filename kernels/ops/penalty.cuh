@@ -7,6 +7,7 @@
 // Both give NaN for a NaN. Mirrors `Penalty` in src/loss/spec.rs.
 #pragma once
 
+#include "../common/math.cuh"
 #include "../common/pairwise.cuh"
 
 namespace penalty {
@@ -45,7 +46,7 @@ struct Divergence {
     DEVICE explicit Divergence(float epsilon) : epsilon(epsilon) {}
     DEVICE float value(ScaledPair pair) const {
         const float unit = 1 / (pair.v + epsilon), x = pair.difference * unit;
-        const float excess = fabsf(x) < 0.4f ? excess_over_log(x) : x - logf((pair.u + epsilon) * unit);
+        const float excess = fabsf(x) < 0.4f ? excess_over_log(x) : x - natural_log((pair.u + epsilon) * unit);
         return fmaf(pair.v, excess, epsilon * x);
     }
     DEVICE float slope(ScaledPair pair) const { return (pair.difference + epsilon) / (pair.u + epsilon); }
