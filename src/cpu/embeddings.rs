@@ -132,11 +132,6 @@ impl<R: Real> Embeddings<R> {
         }
     }
 
-    /// The part of a row that holds its elements, in whole groups of `PAD`.
-    pub(crate) fn used(&self, i: usize) -> &[R] {
-        &self.row(i)[..self.dim.next_multiple_of(R::PAD)]
-    }
-
     /// Subtracts what all rows have in common, where that is exact, and scales the rest. Between rows
     /// that agree in nearly all digits a square vanishes that does not do so afterwards.
     ///

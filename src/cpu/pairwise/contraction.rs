@@ -10,9 +10,9 @@ use crate::error::Result;
 use crate::simd::{dispatch, in_steps, unroll};
 
 /// Rows a task works on.
-const BLOCK: usize = 16;
+const BLOCK: usize = 12;
 /// Rows of a tile.
-const ROWS: usize = 4;
+const ROWS: usize = 6;
 /// Rows j in a sum that starts at 0, so that the rounding errors of long sums stay small.
 const CHUNK: usize = 128;
 
@@ -212,11 +212,13 @@ impl<S: Simd, R: Real> Tile<'_, S, R> {
                         unroll::<W>(
                             #[inline(always)]
                             |v| {
-                                sum[i][v] = if DIFFERENCES {
-                                    R::vmul_add(s, c, R::vsub(s, x_i[i][v], x_j[v]), sum[i][v])
+                                // x_i may be read from memory: there is no register for it.
+                                let x = if DIFFERENCES {
+                                    R::vsub(s, x_j[v], x_i[i][v])
                                 } else {
-                                    R::vneg_mul_add(s, c, x_j[v], sum[i][v])
+                                    x_j[v]
                                 };
+                                sum[i][v] = R::vneg_mul_add(s, c, x, sum[i][v]);
                             },
                         );
                     },

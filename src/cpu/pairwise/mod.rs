@@ -1,15 +1,14 @@
 //! Losses over pairs of rows, and what they share with RKD's triples.
 
 pub(in crate::cpu) mod contraction;
+pub(in crate::cpu) mod distances;
 mod generic;
 mod ops;
-mod pair_sums;
-pub(in crate::cpu) mod pair_table;
+pub(in crate::cpu) mod pair_sums;
 pub(in crate::cpu) mod pairs;
 pub(in crate::cpu) mod relation;
 pub(in crate::cpu) mod rkd_distance;
 
-use crate::cpu::triplet;
 use crate::element::Element;
 use crate::error::Result;
 use crate::loss::Pairwise;
@@ -26,8 +25,10 @@ pub(super) fn evaluate<T: Element>(
     match loss.as_triplet() {
         // RKD's distance has an evaluation of its own, with measured rules for its precision.
         Some(loss) => {
-            let value = triplet::evaluate(&loss, normalize, batch, upstream, gradient)?;
-            Ok(value.map(|(loss, _)| loss))
+            let (delta, weight) = (loss.delta, loss.distance_weight);
+            let value =
+                rkd_distance::evaluate(delta, weight, normalize, batch, upstream, gradient)?;
+            Ok(value.map(|(weighted, _)| weighted))
         }
         None => generic::pairwise(loss, normalize, batch, upstream, gradient),
     }

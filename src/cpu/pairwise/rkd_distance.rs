@@ -1,186 +1,338 @@
-//! RKD's distance penalty, and the means over all pairs that its slopes depend on.
+//! RKD's distance loss.
+//!
+//! ```text
+//! d²_ij(X), d²_ij(Y)                      upper triangles, by differences
+//! for each row i, for each j > i:         first pass
+//!     d = √d²                             its sums, the longest and the shortest
+//! for each row i, for each j > i:         second pass, μ being the mean distance
+//!     u = d_ij(X)/μ(X)    e = u − d_ij(Y)/μ(Y)    w = huber'(e)
+//!     Σ huber(e), Σ w u
+//! for each row i, for each j > i:         third pass
+//!     d²_ij(X) ← C_ij = (w_ij − Σ w u/P) 2/(N² μ d_ij)
+//! gradient_i = Σ_j C_ij (x_i − x_j)       C mirrored, then the contraction
+//! ```
+//!
+//! 1. Each pass reads 8 bytes a pair of rows and takes its roots again, in f64: a root takes less
+//!    time than the memory of a stored one, and an error that all pairs share, such as that of a
+//!    rounded μ, would add up.
+//! 2. Distances are computed in f32 for f32 gradients, and again in f64 if they differ by more than
+//!    f32 allows for.
 
 use pulp::{Simd, WithSimd};
 
-use super::pair_table::{PairField, PairTable};
-use crate::cpu::parallel::map;
-use crate::element::Real;
-use crate::simd::{Lanes, dispatch};
+use super::contraction::{Form, contract};
+use super::distances::{Distances, Measured, Side, measure, most_inverse, vanishes};
+use super::pair_sums::{mirror_upper, upper};
+use crate::cpu::buffer::Buffer;
+use crate::cpu::embeddings::{Embeddings, RowScaling};
+use crate::cpu::parallel::{for_each_block, map};
+use crate::element::{DType, Element, Real};
+use crate::error::Result;
+use crate::problem::Batch;
+use crate::simd::{dispatch, row_stride};
 
-/// The distance penalty of a batch, and the means over all pairs that its slopes depend on.
-pub(in crate::cpu) struct DistancePenalty {
-    pub(in crate::cpu) delta: f64,
-    /// 2/μ of the student, which takes ½d to d/μ; 0 where all rows are equal.
-    pub(in crate::cpu) per_half_x: f64,
-    /// 2/μ of the teacher.
-    pub(in crate::cpu) per_half_y: f64,
-    /// 1/N² Σ_ij huber(e_ij)
-    pub(in crate::cpu) mean: f64,
-    /// Σ_ij w_ij d_ij/(μP), w without its 1/N².
-    pub(in crate::cpu) mean_slope: f64,
-    pub(in crate::cpu) n: usize,
+/// Up to which spread of the distances, the longest over the shortest, distances are computed in
+/// f32. The bar is twice the error of the definition evaluated in f32 (tests/numerics.rs).
+const SPREAD_F32: f64 = 4.0;
+/// The same for the contraction as a product.
+const SPREAD_PRODUCT: f64 = 4.0;
+
+/// Elements of a row that are summed side by side, whatever the registers of the machine.
+const LANES: usize = 8;
+
+/// `weight` times the loss, and the loss itself. `None` if an input is not finite.
+pub(in crate::cpu) fn evaluate<T: Element>(
+    delta: f64,
+    weight: f64,
+    normalize: bool,
+    batch: Batch<'_, T>,
+    upstream: f64,
+    gradient: &mut [T::Real],
+) -> Result<Option<(f64, f64)>> {
+    let scaling = if normalize {
+        RowScaling::Normalized { epsilon: 0.0 }
+    } else {
+        RowScaling::Scaled
+    };
+    let factor = upstream * weight;
+    let weighted = |loss: f64| Some((weight * loss, loss));
+    if <T::Real as Element>::DTYPE == DType::F32 {
+        match measure::<T, f32, UpperTriangles<f32>>(batch, scaling)? {
+            Measured::Rows(x, y, distances) if distances.spread() <= SPREAD_F32 => {
+                drop(y);
+                return Ok(weighted(distances.penalize(delta, &x, factor, gradient)?));
+            }
+            Measured::NotFinite => return Ok(None),
+            Measured::Rows(..) | Measured::NeedsF64 => {}
+        }
+    }
+    match measure::<T, f64, UpperTriangles<f64>>(batch, scaling)? {
+        Measured::Rows(x, y, distances) => {
+            drop(y);
+            Ok(weighted(distances.penalize(delta, &x, factor, gradient)?))
+        }
+        Measured::NotFinite => Ok(None),
+        Measured::NeedsF64 => unreachable!("f64 is always enough"),
+    }
 }
 
-impl DistancePenalty {
-    pub(in crate::cpu) fn new<R: Real>(delta: f64, relations: &PairTable<R>, n: usize) -> Self {
-        let sums: Vec<(f64, f64)> = map(n, &|i| {
-            dispatch(HalfSums {
-                row: relations.row(i),
-            })
+/// d² of student and teacher.
+struct UpperTriangles<R: Real> {
+    /// `[N, stride]`. Only what is above the diagonal is written.
+    x: Buffer<R>,
+    y: Buffer<R>,
+    rows: usize,
+    stride: usize,
+    /// Of student and teacher.
+    extremes: [Extremes; 2],
+}
+
+/// Of all pairs of rows.
+#[derive(Clone, Copy)]
+struct Extremes {
+    /// Σ_{i<j} d_ij
+    sum: f64,
+    longest: f64,
+    /// The shortest distance that is not 0; 0 where the square of one vanished.
+    shortest: f64,
+}
+
+impl<R: Real> Distances<R> for UpperTriangles<R> {
+    fn new(x: &Embeddings<R>, y: &Embeddings<R>) -> Result<Self> {
+        let (rows, stride) = (x.rows, row_stride::<R>(x.rows));
+        let [of_x, of_y] = [upper::<R, true>(x)?, upper::<R, true>(y)?];
+        let extremes = [(x, &of_x), (y, &of_y)].map(|(rows, squares)| {
+            let of_rows = map(rows.rows, &|i| {
+                let squares = &squares[i * stride..][i + 1..rows.rows];
+                let mut of_row = dispatch(RowExtremes(squares));
+                if vanishes(rows, i, i + 1, squares) {
+                    of_row.shortest = 0.0;
+                }
+                of_row
+            });
+            of_rows.into_iter().fold(Extremes::NONE, Extremes::and)
         });
-        let (x, y) = add_up(&sums);
-        let pairs = (n * n.saturating_sub(1)) as f64;
-        // ½d · 2/μ, with μ = 2 Σ ½d / P.
-        let per_half = |sum: f64| if sum > 0.0 { pairs / sum } else { 0.0 };
-        let mut penalty = DistancePenalty {
-            delta,
-            per_half_x: per_half(x),
-            per_half_y: per_half(y),
-            mean: 0.0,
-            mean_slope: 0.0,
-            n,
+        Ok(UpperTriangles {
+            x: of_x,
+            y: of_y,
+            rows,
+            stride,
+            extremes,
+        })
+    }
+
+    fn longest(&self, side: Side) -> f64 {
+        self.extremes[side as usize].longest
+    }
+
+    fn shortest(&self) -> f64 {
+        self.extremes[0].shortest.min(self.extremes[1].shortest)
+    }
+
+    fn are_within(&self, side: Side, i: usize, j: usize, apart: f64) -> bool {
+        let squares = match side {
+            Side::Student => &self.x,
+            Side::Teacher => &self.y,
         };
-        let sums: Vec<(f64, f64)> = map(n, &|i| {
-            dispatch(Penalties {
-                penalty: &penalty,
-                row: relations.row(i),
+        i == j || squares[i.min(j) * self.stride + i.max(j)].to_f64().sqrt() <= apart
+    }
+}
+
+impl<R: Real> UpperTriangles<R> {
+    /// The longest distance over the shortest that is not 0, in student or teacher. Infinite where
+    /// squares lose digits or vanish.
+    fn spread(&self) -> f64 {
+        if self.shortest() < 1.0 / most_inverse::<R>() {
+            return f64::INFINITY;
+        }
+        let of = |extremes: &Extremes| extremes.longest / extremes.shortest;
+        of(&self.extremes[0]).max(of(&self.extremes[1]))
+    }
+
+    /// The loss. Writes `factor` times the gradient.
+    fn penalize<G: Real>(
+        mut self,
+        delta: f64,
+        x: &Embeddings<R>,
+        factor: f64,
+        gradient: &mut [G],
+    ) -> Result<f64> {
+        let (n, stride) = (self.rows, self.stride);
+        let form = if self.spread() <= SPREAD_PRODUCT {
+            Form::Product
+        } else {
+            Form::Differences
+        };
+        // Of pairs in one order. The other order doubles all sums.
+        let pairs = (n * n.saturating_sub(1) / 2) as f64;
+        let per_mean = |sum: f64| if sum > 0.0 { pairs / sum } else { 0.0 };
+        let penalty = Penalty {
+            delta,
+            per_x: per_mean(self.extremes[0].sum),
+            per_y: per_mean(self.extremes[1].sum),
+        };
+        let sums = map(n, &|i| {
+            dispatch(RowPenalty {
+                penalty,
+                x: &self.x[i * stride..][i + 1..n],
+                y: &self.y[i * stride..][i + 1..n],
             })
         });
-        let (sum, slope_sum) = add_up(&sums);
-        penalty.mean = sum / (n * n) as f64;
-        penalty.mean_slope = if pairs > 0.0 { slope_sum / pairs } else { 0.0 };
-        penalty
+        let (value, slope) = sums.iter().fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
+        let mean_slope = if pairs > 0.0 { slope / pairs } else { 0.0 };
+        let n2 = (n * n) as f64;
+        let y = &self.y;
+        for_each_block(&mut self.x, stride, &|i, x| {
+            x[i] = R::ZERO;
+            x[n..].fill(R::ZERO);
+            dispatch(RowCoefficients {
+                penalty,
+                mean_slope,
+                factor: 2.0 * penalty.per_x / n2,
+                x: &mut x[i + 1..n],
+                y: &y[i * stride..][i + 1..n],
+            });
+        });
+        mirror_upper(&mut self.x, stride)?;
+        contract(form, x, &mut self.x, stride, factor, gradient)?;
+        Ok(2.0 * value / n2)
     }
+}
 
-    /// What w_ij less the mean slope is multiplied by to give 2 ∂L/∂d_ij, which is C_ij d_ij:
-    /// ∂L/∂d_ij = (w_ij − Σ_kl w_kl d_kl/(μP))/(N²μ).
-    pub(in crate::cpu) fn slope_factor(&self) -> f64 {
-        self.per_half_x / (self.n * self.n) as f64
+impl Extremes {
+    /// Of no pair.
+    const NONE: Self = Extremes {
+        sum: 0.0,
+        longest: 0.0,
+        shortest: f64::INFINITY,
+    };
+
+    fn and(self, other: Self) -> Self {
+        Extremes {
+            sum: self.sum + other.sum,
+            longest: self.longest.max(other.longest),
+            shortest: self.shortest.min(other.shortest),
+        }
     }
 }
 
-fn add_up(sums: &[(f64, f64)]) -> (f64, f64) {
-    sums.iter()
-        .fold((0.0, 0.0), |total, sum| (total.0 + sum.0, total.1 + sum.1))
+/// The distances of a row, from their squares. A plain loop, for the compiler to make vectors of;
+/// so are those below.
+struct RowExtremes<'a, R>(&'a [R]);
+
+impl<R: Real> WithSimd for RowExtremes<'_, R> {
+    type Output = Extremes;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Extremes {
+        let mut sums = [0.0; LANES];
+        let mut longest = [R::ZERO; LANES];
+        let mut shortest = [R::from_f64(f64::INFINITY); LANES];
+        let mut add = |l: usize, d2: R| {
+            sums[l] += d2.to_f64().sqrt();
+            longest[l] = if d2 > longest[l] { d2 } else { longest[l] };
+            let is_shorter = d2 > R::ZERO && d2 < shortest[l];
+            shortest[l] = if is_shorter { d2 } else { shortest[l] };
+        };
+        let (whole, rest) = self.0.as_chunks::<LANES>();
+        for chunk in whole {
+            for l in 0..LANES {
+                add(l, chunk[l]);
+            }
+        }
+        for (l, &d2) in rest.iter().enumerate() {
+            add(l, d2);
+        }
+        let root = |of: R| of.to_f64().sqrt();
+        Extremes {
+            sum: sums.iter().sum(),
+            longest: longest.into_iter().map(root).fold(0.0, f64::max),
+            shortest: shortest.into_iter().map(root).fold(f64::INFINITY, f64::min),
+        }
+    }
 }
 
-/// The sums of a row's ½d of student and teacher.
-struct HalfSums<'a, R: Real> {
-    row: &'a [R],
+/// The Huber penalty of distances in units of their mean.
+#[derive(Clone, Copy)]
+struct Penalty {
+    delta: f64,
+    /// 1/μ of student and teacher; 0 where all rows are equal.
+    per_x: f64,
+    per_y: f64,
 }
 
-impl<R: Real> WithSimd for HalfSums<'_, R> {
+impl Penalty {
+    /// u, e and w = huber'(e) of a pair, from its distances.
+    #[inline(always)]
+    fn of(self, x: f64, y: f64) -> (f64, f64, f64) {
+        let u = x * self.per_x;
+        let e = u - y * self.per_y;
+        // As `clamp`, which has a check that stands in the way of vectors.
+        let w = if e < -self.delta { -self.delta } else { e };
+        let w = if w > self.delta { self.delta } else { w };
+        (u, e, w)
+    }
+}
+
+struct RowPenalty<'a, R> {
+    penalty: Penalty,
+    x: &'a [R],
+    y: &'a [R],
+}
+
+impl<R: Real> WithSimd for RowPenalty<'_, R> {
+    /// Σ_j huber(e_ij) and Σ_j w_ij u_ij
     type Output = (f64, f64);
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, s: S) -> (f64, f64) {
-        let zero = s.splat_f64s(0.0);
-        let (mut x, mut y) = (zero, zero);
-        for_halves::<S, R>(
-            s,
-            self.row,
-            #[inline(always)]
-            |half_x, half_y| {
-                x = f64::vadd(s, x, half_x);
-                y = f64::vadd(s, y, half_y);
-            },
-        );
-        (f64::reduce_sum(s, x), f64::reduce_sum(s, y))
+    fn with_simd<S: Simd>(self, _: S) -> (f64, f64) {
+        let (mut values, mut slopes) = ([0.0; LANES], [0.0; LANES]);
+        let mut add = |l: usize, x: R, y: R| {
+            let (u, e, w) = self.penalty.of(x.to_f64().sqrt(), y.to_f64().sqrt());
+            values[l] += w * (e - 0.5 * w);
+            slopes[l] += w * u;
+        };
+        let ((x, rest_x), (y, rest_y)) = (self.x.as_chunks::<LANES>(), self.y.as_chunks::<LANES>());
+        for (x, y) in x.iter().zip(y) {
+            for l in 0..LANES {
+                add(l, x[l], y[l]);
+            }
+        }
+        for (l, (&x, &y)) in rest_x.iter().zip(rest_y).enumerate() {
+            add(l, x, y);
+        }
+        (values.iter().sum(), slopes.iter().sum())
     }
 }
 
-/// Σ_j huber(e_ij) and Σ_j w_ij d_ij/μ of a row, in f64. An error that all pairs share, such as
-/// that of a rounded μ, would add up.
-struct Penalties<'a, R: Real> {
-    penalty: &'a DistancePenalty,
-    row: &'a [R],
+struct RowCoefficients<'a, R> {
+    penalty: Penalty,
+    mean_slope: f64,
+    /// What (w − mean slope)/d is multiplied by.
+    factor: f64,
+    /// The student's d², which become C.
+    x: &'a mut [R],
+    y: &'a [R],
 }
 
-impl<R: Real> WithSimd for Penalties<'_, R> {
-    type Output = (f64, f64);
+impl<R: Real> WithSimd for RowCoefficients<'_, R> {
+    type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, s: S) -> (f64, f64) {
-        let zero = s.splat_f64s(0.0);
-        let one_half = s.splat_f64s(0.5);
-        let per_half_x = s.splat_f64s(self.penalty.per_half_x);
-        let per_half_y = s.splat_f64s(self.penalty.per_half_y);
-        let delta = s.splat_f64s(self.penalty.delta);
-        let minus_delta = s.splat_f64s(-self.penalty.delta);
-        let (mut sum, mut slope_sum) = (zero, zero);
-        for_halves::<S, R>(
-            s,
-            self.row,
-            #[inline(always)]
-            |half_x, half_y| {
-                let scaled = f64::vmul(s, half_x, per_half_x);
-                let e = f64::vneg_mul_add(s, half_y, per_half_y, scaled);
-                let w = f64::vmin(s, delta, f64::vmax(s, minus_delta, e));
-                sum = f64::vmul_add(s, w, f64::vneg_mul_add(s, one_half, w, e), sum);
-                slope_sum = f64::vmul_add(s, w, scaled, slope_sum);
-            },
-        );
-        (f64::reduce_sum(s, sum), f64::reduce_sum(s, slope_sum))
-    }
-}
-
-/// Calls `f` with the ½d of student and teacher, register by register of f64: what
-/// [`half_distance`] gives.
-#[inline(always)]
-fn for_halves<S: Simd, R: Real>(s: S, row: &[R], mut f: impl FnMut(S::f64s, S::f64s)) {
-    let three_halves = s.splat_f64s(1.5);
-    let mut lines = [0.0f64; 64];
-    let lines = &mut lines[..4 * R::PAD];
-    for group in 0..row.len() / lines.len() {
-        let reals = &row[group * lines.len()..][..lines.len()];
-        for l in 0..lines.len() {
-            lines[l] = reals[l].to_f64();
+    fn with_simd<S: Simd>(self, _: S) {
+        let RowCoefficients {
+            penalty,
+            mean_slope,
+            factor,
+            x,
+            y,
+        } = self;
+        for (x, y) in x.iter_mut().zip(y) {
+            let d = x.to_f64().sqrt();
+            let (_, _, w) = penalty.of(d, y.to_f64().sqrt());
+            // A distance of 0 has no gradient.
+            let unit = if d > 0.0 { factor / d } else { 0.0 };
+            *x = R::from_f64((w - mean_slope) * unit);
         }
-        let registers = f64::vectors::<S>(lines);
-        let per_line = registers.len() / 4;
-        for v in 0..per_line {
-            let at = |field: PairField| registers[field.line() * per_line + v];
-            let half = |h, r| {
-                let half = f64::vmul(s, h, r);
-                f64::vmul(s, half, f64::vneg_mul_add(s, half, r, three_halves))
-            };
-            f(
-                half(
-                    at(PairField::StudentHalfSquare),
-                    at(PairField::StudentInverse),
-                ),
-                half(
-                    at(PairField::TeacherHalfSquare),
-                    at(PairField::TeacherInverse),
-                ),
-            );
-        }
-    }
-}
-
-/// ½d from h = ½d² and r = 1/d: h r, and one step of Newton's method, as r may have been rounded to
-/// f32. r² could overflow.
-#[inline(always)]
-pub(in crate::cpu) fn half_distance(h: f64, r: f64) -> f64 {
-    let half = h * r;
-    half * (1.5 - half * r)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::half_distance;
-
-    #[test]
-    fn half_distance_has_the_digits_of_h_where_r_has_those_of_f32() {
-        for i in 0..1000 {
-            let d = 1.0 + f64::from(i) * 1e-3;
-            let r = f64::from((1.0 / d) as f32);
-            let half = half_distance(0.5 * d * d, r);
-            // The square of what f32 loses.
-            assert!((half - 0.5 * d).abs() <= 1e-14 * d, "{d}: {half}");
-        }
-        // r² overflows.
-        let d = 2f64.powi(-520);
-        assert_eq!(half_distance(0.5 * d * d, 1.0 / d), 0.5 * d);
     }
 }

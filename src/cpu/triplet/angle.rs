@@ -37,10 +37,10 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::angle_tile::{ENDS, Tile};
+use super::distance_penalty::half_distance;
+use super::pair_table::{PairField, PairTable, ROWS};
 use crate::cpu::buffer::Buffer;
-use crate::cpu::pairwise::pair_table::{PairField, PairTable, ROWS};
 use crate::cpu::pairwise::pairs::for_all_pairs;
-use crate::cpu::pairwise::rkd_distance::half_distance;
 use crate::element::Real;
 use crate::error::Result;
 use crate::simd::dispatch;

@@ -7,7 +7,7 @@
 
 use pulp::Simd;
 
-use crate::cpu::pairwise::pair_table::PairField;
+use super::pair_table::PairField;
 use crate::element::Real;
 use crate::simd::unroll;
 

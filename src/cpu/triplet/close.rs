@@ -25,9 +25,9 @@ mod triples;
 
 use std::ops::Deref;
 
+use super::pair_table::{PairField, PairTable};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::Embeddings;
-use crate::cpu::pairwise::pair_table::{PairField, PairTable};
 use crate::element::Real;
 use crate::error::{Error, Result};
 use clusters::Side;

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! x, y    rows of student and teacher, padded and scaled              embeddings
-//! h, r    ½d² and 1/d of every pair of both                           pairwise::pair_table
+//! h, r    ½d² and 1/d of every pair of both                           pair_table
 //! S       sums of the angle penalty's slopes over all triples         angle, close
-//! μ       the mean distances and the mean slope of the distances      pairwise::rkd_distance
+//! μ       the mean distances and the mean slope of the distances      distance_penalty
 //! C_ij    r_ij (−2w/N³ (S_ij + S_ji) + the distance's slope)          Coefficients
 //! g_i     Σ_j C_ij (x_i − x_j)                                        pairwise::contraction
 //! ```
@@ -14,21 +14,25 @@
 mod angle;
 mod angle_tile;
 mod close;
+mod distance_penalty;
+mod pair_table;
 
 use pulp::{Simd, WithSimd};
 
 use crate::cpu::buffer::Buffer;
-use crate::cpu::embeddings::{Embeddings, RowScaling};
+use crate::cpu::embeddings::RowScaling;
 use crate::cpu::pairwise::contraction::{Form, contract};
-use crate::cpu::pairwise::pair_table::{PairField, PairTable};
+use crate::cpu::pairwise::distances::{Measured, measure};
 use crate::cpu::pairwise::pairs::{Block, for_all_pairs};
-use crate::cpu::pairwise::rkd_distance::{DistancePenalty, half_distance};
+use crate::cpu::pairwise::rkd_distance;
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
-use crate::loss::{Triplet, duplicate_distance};
+use crate::loss::Triplet;
 use crate::problem::Batch;
 use crate::simd::{Lanes, dispatch};
 use close::ClosePairs;
+use distance_penalty::{DistancePenalty, half_distance};
+use pair_table::{PairField, PairTable};
 
 /// Side of the squares that S + Sᵀ is formed in.
 const SQUARE: usize = 64;
@@ -36,13 +40,9 @@ const SQUARE: usize = 64;
 /// Up to which spread of the distances, the longest over the shortest, each way of computing is
 /// used. The bar is twice the error of the definition evaluated in f32 (tests/numerics.rs).
 mod trust {
-    /// For angles in f32: the law of cosines loses about spread · ε, and where distances are alike
-    /// the error stays within the bar.
-    pub(in crate::cpu) const SPREAD_F32_ANGLE: f64 = 1.75;
-    /// For distances in f32.
-    pub(in crate::cpu) const SPREAD_F32_DISTANCE: f64 = 4.0;
-    /// For the contraction as a product. It is within the bar for distances and not for angles.
-    pub(in crate::cpu) const SPREAD_PRODUCT: f64 = 4.0;
+    /// In f32: the law of cosines loses about spread · ε, and where distances are alike the error
+    /// stays within the bar.
+    pub(in crate::cpu) const SPREAD_F32: f64 = 1.75;
     /// In f32, the least mean penalty. Below it the difference of the cosines is mostly rounding.
     pub(in crate::cpu) const PENALTY_F32: f64 = 1e-4;
     /// In f64, for gradients that come back in f32: 2⁻⁵³ · 10⁸ is below their rounding.
@@ -60,6 +60,12 @@ pub(super) fn evaluate<T: Element>(
     upstream: f64,
     gradient: &mut [T::Real],
 ) -> Result<Option<(f64, [f64; 2])>> {
+    if loss.angle_weight == 0.0 {
+        let (delta, weight) = (loss.delta, loss.distance_weight);
+        let value = rkd_distance::evaluate(delta, weight, normalize, batch, upstream, gradient)?;
+        let part = |distance| if weight > 0.0 { distance } else { 0.0 };
+        return Ok(value.map(|(weighted, distance)| (weighted, [part(distance), 0.0])));
+    }
     let scaling = if normalize {
         RowScaling::Normalized { epsilon: 0.0 }
     } else {
@@ -98,38 +104,13 @@ fn attempt<T: Element, R: Real>(
     upstream: f64,
     gradient: &mut [T::Real],
 ) -> Result<Attempt> {
-    let Some((mut x, mut y)) = Embeddings::<R>::both(batch, scaling)? else {
-        return Ok(Attempt::NotFinite);
+    let (x, y, mut table) = match measure::<T, R, PairTable<R>>(batch, scaling)? {
+        Measured::Rows(x, y, table) => (x, y, table),
+        Measured::NotFinite => return Ok(Attempt::NotFinite),
+        Measured::NeedsF64 => return Ok(Attempt::NeedsF64),
     };
     let n = x.rows;
-    let mut table = PairTable::new(&x, &y)?;
-    if R::DTYPE == DType::F64 && scaling == RowScaling::Scaled {
-        // The largest element is about 1. Where the longest distance is so short, squares vanish.
-        let vanish = |half_square| table.longest(half_square) < 2f64.powi(-400);
-        let sides = [
-            (&mut x, vanish(PairField::StudentHalfSquare)),
-            (&mut y, vanish(PairField::TeacherHalfSquare)),
-        ];
-        if sides[0].1 || sides[1].1 {
-            for (rows, _) in sides.into_iter().filter(|&(_, vanish)| vanish) {
-                rows.subtract_common_part();
-            }
-            table = PairTable::new(&x, &y)?;
-        }
-    }
-    let apart = duplicate_distance::<T>();
-    if matches!(scaling, RowScaling::Normalized { .. }) {
-        // In f32 the rounding of unit rows may double a distance this short.
-        if R::DTYPE == DType::F32 && table.shortest <= 2.0 * apart {
-            return Ok(Attempt::NeedsF64);
-        }
-        if table.shortest <= apart {
-            unite_duplicates(&mut x, &table, PairField::StudentInverse, apart);
-            unite_duplicates(&mut y, &table, PairField::TeacherInverse, apart);
-            table = PairTable::new(&x, &y)?;
-        }
-    }
-    let trusted = trusted_spread::<T, R>(loss);
+    let trusted = trusted_spread::<T, R>();
     let too_far = table.spread > trusted;
     if R::DTYPE == DType::F32 && too_far {
         return Ok(Attempt::NeedsF64);
@@ -145,35 +126,26 @@ fn attempt<T: Element, R: Real>(
     let mut matrix = Buffer::<R>::zeros(PairTable::<R>::size(n))?;
 
     let nf = n as f64;
-    let (mut value, mut angle) = (0.0, 0.0);
-    if loss.angle_weight > 0.0 {
-        let sum = match &close {
-            None => angle::penalize(loss.delta, &table, &mut matrix)?,
-            Some(close) => {
-                let masked = close.mask(&mut table)?;
-                angle::penalize(loss.delta, &masked, &mut matrix)?
-            }
-        };
-        let mean = sum / (nf * nf * nf);
-        if R::DTYPE == DType::F32 && mean < trust::PENALTY_F32 {
-            return Ok(Attempt::NeedsF64);
+    let sum = match &close {
+        None => angle::penalize(loss.delta, &table, &mut matrix)?,
+        Some(close) => {
+            let masked = close.mask(&mut table)?;
+            angle::penalize(loss.delta, &masked, &mut matrix)?
         }
-        angle = mean;
-        value += loss.angle_weight * mean;
+    };
+    let mut angle = sum / (nf * nf * nf);
+    if R::DTYPE == DType::F32 && angle < trust::PENALTY_F32 {
+        return Ok(Attempt::NeedsF64);
     }
     // The gradient of the triples of close pairs.
     let mut close_gradient = None;
     if let Some(close) = close {
         let (penalty, gradient) = close.penalize(loss.delta)?;
         angle += penalty / (nf * nf * nf);
-        value += loss.angle_weight * penalty / (nf * nf * nf);
         close_gradient = Some(gradient);
     }
-    let distance = (loss.distance_weight > 0.0).then(|| {
-        let penalty = DistancePenalty::new(loss.delta, &table, n);
-        value += loss.distance_weight * penalty.mean;
-        penalty
-    });
+    let distance =
+        (loss.distance_weight > 0.0).then(|| DistancePenalty::new(loss.delta, &table, n));
 
     let coefficients = Coefficients {
         table: &table,
@@ -189,11 +161,8 @@ fn attempt<T: Element, R: Real>(
         |block| Ok(coefficients.within(block)),
         |a, b| Ok(coefficients.between(a, b)),
     )?;
-    let form = if loss.angle_weight == 0.0 && table.spread <= trust::SPREAD_PRODUCT {
-        Form::Product
-    } else {
-        Form::Differences
-    };
+    // A product is not exact enough for angles.
+    let form = Form::Differences;
     contract(form, &x, &mut matrix, table.stride(), upstream, gradient)?;
     if let Some(close) = close_gradient {
         let factor = upstream * loss.angle_weight / (nf * nf * nf);
@@ -206,29 +175,14 @@ fn attempt<T: Element, R: Real>(
         }
     }
     let distance = distance.map_or(0.0, |penalty| penalty.mean);
+    let value = loss.angle_weight * angle + loss.distance_weight * distance;
     Ok(Attempt::Done(value, [distance, angle]))
 }
 
-/// Makes unit rows that are up to `apart` from one another equal. `inverse` is 1/d of these rows.
-fn unite_duplicates<R: Real>(
-    rows: &mut Embeddings<R>,
-    table: &PairTable<R>,
-    inverse: PairField,
-    apart: f64,
-) {
-    rows.unite_duplicates(|i, j| {
-        let inverse = table.get(i, j, inverse).to_f64();
-        inverse == 0.0 || inverse * apart >= 1.0
-    });
-}
-
 /// The largest spread at which computing in `R` is good enough for a gradient in `T::Real`.
-fn trusted_spread<T: Element, R: Real>(loss: &Triplet) -> f64 {
+fn trusted_spread<T: Element, R: Real>() -> f64 {
     match (R::DTYPE, <T::Real as Element>::DTYPE) {
-        (DType::F32, _) if loss.angle_weight > 0.0 => trust::SPREAD_F32_ANGLE,
-        (DType::F32, _) => trust::SPREAD_F32_DISTANCE,
-        // Distances alone do not need the law of cosines.
-        _ if loss.angle_weight == 0.0 => f64::INFINITY,
+        (DType::F32, _) => trust::SPREAD_F32,
         (_, DType::F32) => trust::SPREAD_F64_AS_F32,
         _ => trust::SPREAD_F64,
     }

@@ -14,8 +14,9 @@ use pulp::{Simd, WithSimd};
 
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::Embeddings;
-use crate::cpu::pairwise::pair_table::{PairField, PairTable, most_inverse};
+use crate::cpu::pairwise::distances::{Distances, most_inverse};
 use crate::cpu::parallel::for_each_block;
+use crate::cpu::triplet::pair_table::{PairField, PairTable};
 use crate::element::Real;
 use crate::error::Result;
 use crate::simd::{dispatch, row_stride};
@@ -111,7 +112,7 @@ impl Side {
             deepest: vec![0; n],
             levels: vec![Level::whole_batch(n)?],
         };
-        side.find_clusters(table.longest(field) / limit)?;
+        side.find_clusters(table.longest(field.side()) / limit)?;
         Ok(side)
     }
 

@@ -2,11 +2,12 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::pair_sums::{BLOCK, PairSums, Triangle, mirror};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::Embeddings;
+use crate::cpu::pairwise::distances::{Distances, Side, most_inverse, vanishes};
+use crate::cpu::pairwise::pair_sums::{BLOCK, PairSums, Triangle, mirror};
 use crate::cpu::parallel::{for_each_block, try_map_blocks};
-use crate::element::{DType, Real};
+use crate::element::Real;
 use crate::error::Result;
 use crate::simd::{dispatch, row_stride};
 
@@ -39,6 +40,14 @@ impl PairField {
         }
     }
 
+    /// Whose rows it is about.
+    pub(in crate::cpu) const fn side(self) -> Side {
+        match self {
+            PairField::StudentHalfSquare | PairField::StudentInverse => Side::Student,
+            PairField::TeacherHalfSquare | PairField::TeacherInverse => Side::Teacher,
+        }
+    }
+
     /// The place of the field's line among the four lines of a group.
     #[inline(always)]
     pub(in crate::cpu) const fn line(self) -> usize {
@@ -63,15 +72,15 @@ pub(in crate::cpu) struct PairTable<R: Real> {
     /// The longest distance of student and teacher.
     longest: [f64; 2],
     /// The shortest distance that is not 0, of student or teacher; ∞ where there is none.
-    pub(in crate::cpu) shortest: f64,
+    shortest: f64,
     /// The longest distance over the shortest that is not 0, in student or teacher; at least 1.
     /// Infinite where the square of some 1/d overflows, or nearly so, and where that of some d
     /// vanishes.
     pub(in crate::cpu) spread: f64,
 }
 
-impl<R: Real> PairTable<R> {
-    pub(in crate::cpu) fn new(x: &Embeddings<R>, y: &Embeddings<R>) -> Result<Self> {
+impl<R: Real> Distances<R> for PairTable<R> {
+    fn new(x: &Embeddings<R>, y: &Embeddings<R>) -> Result<Self> {
         let n = x.rows;
         let stride = row_stride::<R>(n);
         // d²: the student's above the diagonal, the teacher's below.
@@ -102,7 +111,8 @@ impl<R: Real> PairTable<R> {
                     half_square,
                     rows,
                 });
-                if vanishes(x, &mirrored, stride, first) {
+                let mut mirrored = mirrored.chunks_exact(stride).enumerate();
+                if mirrored.any(|(i, row)| vanishes(x, first + i, 0, &row[..n])) {
                     return (longest, f64::INFINITY);
                 }
                 (longest, inverse_shortest)
@@ -137,6 +147,25 @@ impl<R: Real> PairTable<R> {
         })
     }
 
+    fn longest(&self, side: Side) -> f64 {
+        self.longest[side as usize]
+    }
+
+    fn shortest(&self) -> f64 {
+        self.shortest
+    }
+
+    fn are_within(&self, side: Side, i: usize, j: usize, apart: f64) -> bool {
+        let inverse = match side {
+            Side::Student => PairField::StudentInverse,
+            Side::Teacher => PairField::TeacherInverse,
+        };
+        let inverse = self.get(i, j, inverse).to_f64();
+        inverse == 0.0 || inverse * apart >= 1.0
+    }
+}
+
+impl<R: Real> PairTable<R> {
     /// How many elements a matrix with one number a pair takes.
     pub(in crate::cpu) fn size(n: usize) -> usize {
         n.next_multiple_of(ROWS).saturating_mul(row_stride::<R>(n))
@@ -171,11 +200,6 @@ impl<R: Real> PairTable<R> {
         (j / R::PAD * PairField::COUNT + field.line()) * R::PAD + j % R::PAD
     }
 
-    /// The longest distance of student or teacher, by its ½d².
-    pub(in crate::cpu) fn longest(&self, half_square: PairField) -> f64 {
-        self.longest[half_square.line() / 2]
-    }
-
     /// Replaces 1/d of student and teacher in row i, and returns the old numbers.
     pub(in crate::cpu) fn replace_inverses(
         &mut self,
@@ -190,25 +214,6 @@ impl<R: Real> PairTable<R> {
             replace(PairField::StudentInverse, inverses[0]),
             replace(PairField::TeacherInverse, inverses[1]),
         ]
-    }
-}
-
-/// Whether some d² of a block of rows is 0 although the two rows differ.
-fn vanishes<R: Real>(x: &Embeddings<R>, squares: &[R], stride: usize, first: usize) -> bool {
-    squares.chunks_exact(stride).enumerate().any(|(i, row)| {
-        let row = &row[..x.rows];
-        // The row's own is one; few rows have others.
-        let zeros = row.iter().filter(|&&d2| d2 == R::ZERO).count();
-        let differs = |j: usize| row[j] == R::ZERO && x.row(first + i) != x.row(j);
-        zeros > 1 && (0..x.rows).any(differs)
-    })
-}
-
-/// The largest 1/d whose square, and that of d, are far from the ends of the range.
-pub(in crate::cpu) fn most_inverse<R: Real>() -> f64 {
-    match R::DTYPE {
-        DType::F64 => 2f64.powi(500),
-        _ => 2f64.powi(60),
     }
 }
 
