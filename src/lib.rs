@@ -99,8 +99,10 @@ mod gpu;
 mod loss;
 mod problem;
 mod queue;
+mod recall;
 mod reference;
 mod rows;
+mod sampler;
 mod shapes;
 mod simd;
 
@@ -123,6 +125,8 @@ pub use loss::{
 };
 pub use problem::{Batch, Evaluation, Problem, Terms, Value, WeightPrecision};
 pub use queue::{Queue, QueueState};
+pub use recall::recall_at_k;
 pub use reference::Reference;
 pub use rows::Rows;
+pub use sampler::MPerClassSampler;
 pub use shapes::Shapes;

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The ranks, lowest first. Modules of one rank do not import each other.
-const RANKS: [&[&str]; 11] = [
+const RANKS: [&[&str]; 12] = [
     &["error", "simd"],
     &["element"],
     &["rows"],
@@ -18,7 +18,8 @@ const RANKS: [&[&str]; 11] = [
     &["problem"],
     &["device"],
     &["reference", "cpu", "gpu"],
-    &["evaluate", "check"],
+    &["evaluate", "check", "sampler"],
+    &["recall"],
     &["lib"],
 ];
 
