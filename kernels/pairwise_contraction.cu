@@ -65,11 +65,11 @@ struct Arguments {
     const float* units;  // null if both are 1
     float* value;
     float* gradient;
-    double loss_factor;  // 1/N²
+    double loss_factor;  // 1 over the number of terms, N² for most losses
     uint32_t n;
     uint32_t dim;
     uint32_t tile_rows;  // 64 or 16
-    float factor;        // upstream/N²
+    float factor;        // upstream times the same
 };
 ARGUMENTS(Arguments, rows, coefficients, losses, units, value, gradient, loss_factor, n, dim,
           tile_rows, factor);

@@ -6,7 +6,7 @@ use std::fmt;
 use crate::device::Device;
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
-use crate::loss::Family;
+use crate::loss::{Family, Pairwise, Penalty};
 use crate::problem::{Batch, Problem};
 use crate::queue::Queue;
 use crate::reference::Reference;
@@ -17,6 +17,11 @@ const DIRECTIONS: u64 = 4;
 /// The shortest gradient that differences can be compared with, in units of a gradient far from
 /// convergence.
 const LEAST_GRADIENT: f64 = 1e-5;
+
+/// The step of the differences, relative to a change that changes the loss by much.
+const STEP: f64 = 1e-5;
+/// The same for a loss that is linear but for its kinks: the shorter the step, the fewer are within.
+const STEP_BETWEEN_KINKS: f64 = 1e-7;
 
 /// How far a device's result is from the definition.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -146,7 +151,7 @@ fn difference_error<T: Element>(
     let unit = Unit::of(problem, batch, &x);
     let least = LEAST_GRADIENT * problem.upstream().abs() * unit.loss / unit.student;
     let gradient_unit = nonzero(norm(gradient).max(least));
-    let step = 1e-5 * unit.student;
+    let step = unit.step * unit.student;
     let mut worst = 0.0f64;
     for seed in 0..DIRECTIONS {
         let direction = unit_direction(&x, shapes.student_dim, unit.directed, seed);
@@ -173,6 +178,8 @@ struct Unit {
     loss: f64,
     /// Whether the loss depends on the rows' directions alone. A zero row has no direction.
     directed: bool,
+    /// The step of the differences, in units of `student`.
+    step: f64,
 }
 
 impl Unit {
@@ -194,15 +201,24 @@ impl Unit {
             },
             loss: 1.0,
             directed: normalize,
+            step: STEP,
         };
         // No relation of rows changes where all of them move together.
         let relations = |normalize: bool, loss: f64| Unit {
             student: norm(&centred(x, dim)),
             loss,
             directed: normalize,
+            step: STEP,
         };
         let normalize = problem.spec().normalize;
         let unit = match problem.spec().family {
+            Family::Pairwise(Pairwise {
+                penalty: Penalty::Order { .. },
+                ..
+            }) => Unit {
+                step: STEP_BETWEEN_KINKS,
+                ..relations(normalize, 1.0)
+            },
             Family::Pairwise(_) => relations(normalize, 1.0),
             Family::Triplet(loss) => relations(normalize, loss.distance_weight + loss.angle_weight),
             Family::Contrastive(loss) => softmax_of_keys(loss.temperature, normalize),
@@ -210,6 +226,7 @@ impl Unit {
                 student: larger(loss.temperature * (x.len() as f64).sqrt()),
                 loss: loss.temperature * loss.temperature,
                 directed: false,
+                step: STEP,
             },
         };
         Unit {

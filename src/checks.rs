@@ -24,6 +24,19 @@ pub(crate) fn not_empty(argument: &'static str, size: usize) -> Result<()> {
     }
 }
 
+/// Refuses a size above `most`.
+pub(crate) fn at_most(argument: &'static str, most: usize, got: usize) -> Result<()> {
+    if got > most {
+        Err(Error::TooLarge {
+            argument,
+            most,
+            got,
+        })
+    } else {
+        Ok(())
+    }
+}
+
 /// `len` zeros, or the error that names what the memory was for.
 pub(crate) fn zeroed<R: bytemuck::Zeroable>(argument: &'static str, len: usize) -> Result<Vec<R>> {
     bytemuck::allocation::try_zeroed_vec(len).map_err(|()| Error::OutOfMemory {

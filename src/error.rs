@@ -72,7 +72,8 @@ pub enum Error {
         /// Its value.
         got: f64,
     },
-    /// A dimension is larger than a GPU's kernels can count, or than a queue on a GPU has room for.
+    /// A dimension is larger than a loss or a GPU's kernels can count, or than a queue on a GPU has
+    /// room for.
     #[error("{argument}: expected at most {most}, got {got}")]
     TooLarge {
         /// The dimension at fault.

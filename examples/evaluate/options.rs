@@ -52,6 +52,9 @@ pub(crate) struct Options {
     /// Weight of the angle loss in rkd [default: 2]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     angle_weight: Option<f64>,
+    /// Margin in order [default: 0.015]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    margin: Option<f64>,
     /// Past teacher keys [K, D], the oldest first, for rrd and info-nce; K is the queue's capacity
     /// [default: none: rrd starts from an empty queue, info-nce is in-batch]
     #[arg(long, value_name = "F")]
@@ -149,6 +152,7 @@ impl Options {
                 number(self.distance_weight),
             ),
             ("--angle-weight", "angle_weight", number(self.angle_weight)),
+            ("--margin", "margin", number(self.margin)),
             (
                 "--enqueue",
                 "enqueue",

@@ -363,6 +363,10 @@ kernels! {
     PAIRWISE_COEFFICIENTS_PKT: super::pairwise::CoefficientArguments, 128 => once relata_pairwise_coefficients_pkt;
     /// The coefficients of the contraction.
     PAIRWISE_COEFFICIENTS_SQUARED_FROBENIUS_HUBER: super::pairwise::CoefficientArguments, 128 => once relata_pairwise_coefficients_squared_frobenius_huber;
+    /// The order of pairs: both similarities of every pair i < j, in a row.
+    PAIRWISE_ORDER_COLLECT: super::pairwise::OrderArguments, 128 => once relata_pairwise_order_collect;
+    /// The order of pairs: every pair compared with every pair, the loss and the coefficients.
+    PAIRWISE_ORDER_COUNT: super::pairwise::OrderArguments, 256 => once relata_pairwise_order_count;
     /// The gradient and the loss: Σ K_ij x_j.
     PAIRWISE_CONTRACTION_DOT: super::pairwise::ContractionArguments, 256 => by GpuDType {
         F32: relata_pairwise_contraction_dot_f32,

@@ -88,6 +88,16 @@ pub(crate) mod logits {
     pub(crate) const REDUCTIONS: usize = 1024;
 }
 
+/// The order of pairs: kernels/pairwise_order.cu.
+pub(crate) mod order {
+    /// Pairs of a block. Fixed by `OWN`.
+    pub(crate) const PAIRS_PER_BLOCK: usize = 64;
+    /// The most rows. Every pair is compared with every pair: 7e13 comparisons of 6 instructions, 13
+    /// seconds of an H200 by the count. Beyond, the CPU is faster. Coefficients are whole numbers
+    /// below 2^23, so f32 holds them.
+    pub(crate) const MAX_ROWS: usize = 4096;
+}
+
 /// The queue of keys on a device.
 pub(crate) mod queue {
     /// Elements to which a key's pitch is rounded up. Fixed: keys are copied 16 bytes at a time, in

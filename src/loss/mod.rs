@@ -21,7 +21,7 @@ pub use spec::{
     Target, Triplet,
 };
 
-use crate::checks::{not_empty, same};
+use crate::checks::{at_most, not_empty, same};
 use crate::error::{Error, Result};
 use crate::shapes::Shapes;
 
@@ -149,6 +149,13 @@ impl Loss {
             parameter.check()?;
         }
         let spec = self.spec();
+        if let Family::Pairwise(Pairwise {
+            penalty: Penalty::Order { .. },
+            ..
+        }) = spec.family
+        {
+            at_most("rows", Order::MOST_ROWS, shapes.rows)?;
+        }
         if spec.same_dim {
             same("teacher_dim", shapes.student_dim, shapes.teacher_dim)?;
         }

@@ -14,6 +14,7 @@ macro_rules! for_each_loss {
             sp Sp "sp" "Similarity-preserving distillation." Never;
             gram Gram "gram" "Gram anchoring: cosine similarities." Never;
             pkt Pkt "pkt" "Probabilistic knowledge transfer." Never;
+            order Order "order" "The order of similarities." Never;
             rrd Rrd "rrd" "Relational representation distillation." Required;
             info_nce InfoNce "info-nce" "InfoNCE, in-batch or with a queue." Optional;
             kd_kl KdKl "kd-kl" "Hinton's distillation of logits." Never;

@@ -77,7 +77,7 @@ pub enum Enqueue {
 /// loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Family {
-    /// Relations of pairs of rows: RKD's distance, SP, Gram anchoring, PKT.
+    /// Relations of pairs of rows: RKD's distance, SP, Gram anchoring, PKT, their order.
     Pairwise(Pairwise),
     /// Angles of triples of rows, and distances of pairs on request: RKD's angle, RKD.
     Triplet(Triplet),
@@ -90,7 +90,7 @@ pub enum Family {
 /// The pairwise family: `L = 1/N² Σ_ij penalty( r_ij(X)/s(X), r_ij(Y)/s(Y) )`.
 ///
 /// The sum runs over all i and j, the diagonal included. `r` is the relation and `s` its
-/// normalizer.
+/// normalizer. [`Penalty::Order`] takes another mean of the same relations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pairwise {
     /// r: how two rows relate.
@@ -148,7 +148,11 @@ pub enum Normalizer {
     Frobenius,
 }
 
-/// What a difference e = u − v of two scaled relations costs, u of the student, v of the teacher.
+/// What relations that differ cost: u, the student's in its unit, and v, the teacher's.
+///
+/// Most penalties are sums over pairs of rows, and e = u − v. `Order` compares pairs with one
+/// another. Devices have code of its own for it, between relation and contraction
+/// (docs/decisions/0020).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Penalty {
     /// ½e² up to δ, δ(|e| − ½δ) beyond.
@@ -162,6 +166,12 @@ pub enum Penalty {
     Divergence {
         /// ε: what keeps the logarithm finite.
         epsilon: f64,
+    },
+    /// Of two pairs of rows, i < j in both, the one that the teacher relates less: the mean over
+    /// all pairs of pairs of `max(0, u_less − u_more + margin)`. It takes no normalizer.
+    Order {
+        /// By how much the student is to relate the one less than the other.
+        margin: f64,
     },
 }
 

@@ -8,6 +8,7 @@ mod divergence;
 mod gram;
 mod info_nce;
 mod kd_kl;
+mod order;
 mod pkt;
 mod rkd_angle;
 mod rkd_distance;
@@ -125,6 +126,7 @@ fn evaluate<T: Element>(
         Loss::Sp(_) => sp::sp(&student, &teacher),
         Loss::Gram(loss) => gram::gram(loss, &student, &teacher),
         Loss::Pkt(_) => pkt::pkt(&student, &teacher),
+        Loss::Order(loss) => order::order(loss, &student, &teacher),
         Loss::Rrd(loss) => rrd::rrd(loss, &student, &teacher, &expect_queue(queue)),
         Loss::InfoNce(loss) => info_nce::info_nce(loss, &student, &teacher, queue.as_ref()),
         Loss::KdKl(loss) => kd_kl::kd_kl(loss, &student, &teacher),

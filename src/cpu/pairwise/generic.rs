@@ -1,4 +1,4 @@
-//! Every pairwise loss: any relation, normalizer and penalty.
+//! Every pairwise loss that is a sum over pairs: any relation, normalizer and penalty.
 //!
 //! ```text
 //! r_ij(X), r_ij(Y)                              both relations, one triangle, then mirrored
@@ -33,6 +33,7 @@ use super::ops::{
     inverse_scales, is_distance, row_scaling, scale_slopes,
 };
 use super::pair_sums::symmetric;
+use super::order::order;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::Embeddings;
 use crate::cpu::parallel::{for_each_block, map};
@@ -70,6 +71,7 @@ pub(super) fn pairwise<T: Element>(
             let penalty = Divergence { epsilon };
             with_penalty(loss, penalty, normalize, batch, upstream, gradient)
         }
+        Penalty::Order { margin } => order(loss, margin, normalize, batch, upstream, gradient),
     }
 }
 
@@ -178,7 +180,7 @@ fn evaluate<R: Real, G: Real, P: PenaltyOp>(
 }
 
 /// The relation of every two rows, `[N, row_stride(N)]`, with zeros in the padding.
-fn relation_of<R: Real>(relation: Relation, x: &Embeddings<R>) -> Result<Buffer<R>> {
+pub(super) fn relation_of<R: Real>(relation: Relation, x: &Embeddings<R>) -> Result<Buffer<R>> {
     let mut matrix = if is_distance(relation) {
         symmetric::<R, true>(x)?
     } else {

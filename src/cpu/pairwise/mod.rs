@@ -4,6 +4,7 @@ pub(in crate::cpu) mod contraction;
 pub(in crate::cpu) mod distances;
 mod generic;
 mod ops;
+mod order;
 pub(in crate::cpu) mod pair_sums;
 pub(in crate::cpu) mod pairs;
 pub(in crate::cpu) mod relation;

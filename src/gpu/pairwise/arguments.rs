@@ -47,6 +47,23 @@ kernel_arguments! {
         pub(super) parameter: f32,
     }
 
+    /// Mirrors `Arguments` in kernels/pairwise_order.cu.
+    pub(crate) struct OrderArguments {
+        pub(super) r: [u64; 2],
+        pub(super) pairs: u64,
+        pub(super) rows: u64,
+        pub(super) sums: u64,
+        pub(super) poison: u64,
+        pub(super) partials: u64,
+        pub(super) losses: u64,
+        pub(super) counter: u64,
+        pub(super) slices: [u32; 2],
+        pub(super) n: u32,
+        pub(super) count: u32,
+        pub(super) margin: f32,
+        pub(super) padding: u32,
+    }
+
     /// Mirrors `Arguments` in kernels/pairwise_contraction.cu.
     pub(crate) struct ContractionArguments {
         pub(super) rows: u64,

@@ -14,7 +14,7 @@ use crate::loss::{Normalizer, Pairwise, Penalty, Relation};
 
 /// A combination. Cosines are products of normalised rows.
 ///
-/// All 90 combinations would be 200 kernels. A new loss adds a line here and in three kernels.
+/// All combinations would be 200 kernels. A new loss adds a line here and in three kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Instance {
     /// SP.
@@ -27,6 +27,8 @@ pub(super) enum Instance {
     PositiveNoneSquared,
     /// PKT.
     ShiftedRowSumDivergence,
+    /// The order of similarities.
+    DotOrder,
     /// No loss: the instance tests the parts that the other ones have not.
     SquaredFrobeniusHuber,
 }
@@ -34,11 +36,21 @@ pub(super) enum Instance {
 /// The kernels of a combination.
 pub(super) struct Kernels {
     pub(super) relation: &'static ByDType<RelationArguments>,
-    /// Where the normalizer's scope is the matrix.
-    pub(super) scale: Option<&'static Kernel<PenaltyArguments>>,
-    pub(super) penalty: &'static Kernel<PenaltyArguments>,
-    pub(super) coefficients: &'static Kernel<CoefficientArguments>,
+    pub(super) between: Between,
     pub(super) contraction: &'static ByDType<ContractionArguments>,
+}
+
+/// The kernels between relation and contraction.
+pub(super) enum Between {
+    /// Of a penalty that is a sum over pairs.
+    Sum {
+        /// Where the normalizer's scope is the matrix.
+        scale: Option<&'static Kernel<PenaltyArguments>>,
+        penalty: &'static Kernel<PenaltyArguments>,
+        coefficients: &'static Kernel<CoefficientArguments>,
+    },
+    /// Of the order of pairs: [`super::order`] has its kernels.
+    Order,
 }
 
 impl Instance {
@@ -59,6 +71,9 @@ impl Instance {
             (Relation::ShiftedCosine, Normalizer::RowSum, Penalty::Divergence { .. }) => {
                 Some(Instance::ShiftedRowSumDivergence)
             }
+            (Relation::Dot | Relation::Cosine, Normalizer::None, Penalty::Order { .. }) => {
+                Some(Instance::DotOrder)
+            }
             (Relation::SquaredDistance, Normalizer::Frobenius, Penalty::Huber { .. }) => {
                 Some(Instance::SquaredFrobeniusHuber)
             }
@@ -70,44 +85,61 @@ impl Instance {
         match self {
             Instance::DotRowL2Squared => Kernels {
                 relation: &PAIRWISE_RELATION_DOT,
-                scale: None,
-                penalty: &PAIRWISE_PENALTY_SP,
-                coefficients: &PAIRWISE_COEFFICIENTS_SP,
+                between: Between::Sum {
+                    scale: None,
+                    penalty: &PAIRWISE_PENALTY_SP,
+                    coefficients: &PAIRWISE_COEFFICIENTS_SP,
+                },
                 contraction: &PAIRWISE_CONTRACTION_DOT,
             },
             Instance::DistanceMeanHuber => Kernels {
                 relation: &PAIRWISE_RELATION_DIFFERENCE,
-                scale: Some(&PAIRWISE_SCALE_DISTANCE_MEAN),
-                penalty: &PAIRWISE_PENALTY_DISTANCE_MEAN_HUBER,
-                coefficients: &PAIRWISE_COEFFICIENTS_DISTANCE_MEAN_HUBER,
+                between: Between::Sum {
+                    scale: Some(&PAIRWISE_SCALE_DISTANCE_MEAN),
+                    penalty: &PAIRWISE_PENALTY_DISTANCE_MEAN_HUBER,
+                    coefficients: &PAIRWISE_COEFFICIENTS_DISTANCE_MEAN_HUBER,
+                },
                 contraction: &PAIRWISE_CONTRACTION_DIFFERENCE,
             },
             Instance::DotNoneSquared => Kernels {
                 relation: &PAIRWISE_RELATION_DOT,
-                scale: None,
-                penalty: &PAIRWISE_PENALTY_GRAM,
-                coefficients: &PAIRWISE_COEFFICIENTS_GRAM,
+                between: Between::Sum {
+                    scale: None,
+                    penalty: &PAIRWISE_PENALTY_GRAM,
+                    coefficients: &PAIRWISE_COEFFICIENTS_GRAM,
+                },
                 contraction: &PAIRWISE_CONTRACTION_DOT,
             },
             Instance::PositiveNoneSquared => Kernels {
                 relation: &PAIRWISE_RELATION_DOT,
-                scale: None,
-                penalty: &PAIRWISE_PENALTY_GRAM_CLAMPED,
-                coefficients: &PAIRWISE_COEFFICIENTS_GRAM_CLAMPED,
+                between: Between::Sum {
+                    scale: None,
+                    penalty: &PAIRWISE_PENALTY_GRAM_CLAMPED,
+                    coefficients: &PAIRWISE_COEFFICIENTS_GRAM_CLAMPED,
+                },
                 contraction: &PAIRWISE_CONTRACTION_DOT,
             },
             Instance::ShiftedRowSumDivergence => Kernels {
                 relation: &PAIRWISE_RELATION_DOT,
-                scale: None,
-                penalty: &PAIRWISE_PENALTY_PKT,
-                coefficients: &PAIRWISE_COEFFICIENTS_PKT,
+                between: Between::Sum {
+                    scale: None,
+                    penalty: &PAIRWISE_PENALTY_PKT,
+                    coefficients: &PAIRWISE_COEFFICIENTS_PKT,
+                },
+                contraction: &PAIRWISE_CONTRACTION_DOT,
+            },
+            Instance::DotOrder => Kernels {
+                relation: &PAIRWISE_RELATION_DOT,
+                between: Between::Order,
                 contraction: &PAIRWISE_CONTRACTION_DOT,
             },
             Instance::SquaredFrobeniusHuber => Kernels {
                 relation: &PAIRWISE_RELATION_DIFFERENCE,
-                scale: Some(&PAIRWISE_SCALE_SQUARED_FROBENIUS),
-                penalty: &PAIRWISE_PENALTY_SQUARED_FROBENIUS_HUBER,
-                coefficients: &PAIRWISE_COEFFICIENTS_SQUARED_FROBENIUS_HUBER,
+                between: Between::Sum {
+                    scale: Some(&PAIRWISE_SCALE_SQUARED_FROBENIUS),
+                    penalty: &PAIRWISE_PENALTY_SQUARED_FROBENIUS_HUBER,
+                    coefficients: &PAIRWISE_COEFFICIENTS_SQUARED_FROBENIUS_HUBER,
+                },
                 contraction: &PAIRWISE_CONTRACTION_DIFFERENCE,
             },
         }

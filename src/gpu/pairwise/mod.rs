@@ -8,17 +8,22 @@
 //! | relations and scales | pairwise_penalty, `scale` | 1 if the normalizer's scope is the matrix |
 //! | penalties; relations and scales if the scope is a row | pairwise_penalty, `penalty` | 1 |
 //! | coefficients | pairwise_coefficients | 1 |
+//! | in place of the last three, for the order of pairs | pairwise_order | 2 |
 //! | gradient and loss | pairwise_contraction | 1 |
 //! | the way back through x/‖x‖ | normalize | 1 if rows are normalised |
 
 mod arguments;
 mod instance;
+mod order;
 
 use self::arguments::MatrixArgument;
 pub(crate) use self::arguments::{
-    CoefficientArguments, ContractionArguments, PenaltyArguments, RelationArguments,
+    CoefficientArguments, ContractionArguments, OrderArguments, PenaltyArguments, RelationArguments,
 };
-use self::instance::Instance;
+use self::instance::{Between, Instance};
+use self::order::Order;
+use bytemuck::Zeroable;
+
 use super::machine::{Launcher, Limits};
 use super::normalize;
 use super::plan::{Addresses, grid_size, grid_size_y, tile_pairs};
@@ -141,6 +146,9 @@ pub(crate) struct Plan {
     slices: [Slices; 2],
     contraction_rows: usize,
     at: Workspace,
+    order: Option<Order>,
+    /// The terms that the loss is the mean of.
+    terms: f64,
 }
 
 impl Plan {
@@ -163,12 +171,25 @@ impl Plan {
         let pairs = tile_pairs(n, TILE)? as usize;
         let slices = [shapes.student_dim, shapes.teacher_dim]
             .map(|dim| Slices::new(dim, pairs, multiprocessors));
+        let at = Workspace::new(layout, shapes, normalize, slices)?;
+        let order = match pairwise.penalty {
+            Penalty::Order { margin } => Some(Order::new(margin, n, layout)?),
+            Penalty::Huber { .. } | Penalty::Squared | Penalty::Divergence { .. } => None,
+        };
+        let terms = match order {
+            None => (n as f64).powi(2),
+            Some(_) => {
+                let pairs = order::pairs(n) as f64;
+                // Of less than two pairs the sum is 0, whatever divides it.
+                (pairs * (pairs - 1.0) / 2.0).max(1.0)
+            }
+        };
         Ok(Plan {
             instance,
             parameter: match pairwise.penalty {
                 Penalty::Huber { delta } => delta,
                 Penalty::Divergence { epsilon } => epsilon,
-                Penalty::Squared => 0.0,
+                Penalty::Squared | Penalty::Order { .. } => 0.0,
             },
             dtype,
             shapes,
@@ -176,7 +197,9 @@ impl Plan {
             norm_epsilon: pairwise.norm_epsilon,
             slices,
             contraction_rows: contraction_rows(n, shapes.student_dim, multiprocessors),
-            at: Workspace::new(layout, shapes, normalize, slices)?,
+            at,
+            order,
+            terms,
         })
     }
 
@@ -189,8 +212,7 @@ impl Plan {
             let units = self.at.units.at(at.workspace);
             self.launch_relation(launcher, at, dtype, rows, units)?;
         }
-        self.launch_penalty(launcher, at)?;
-        self.launch_coefficients(launcher, at)?;
+        self.launch_between(launcher, at)?;
         self.launch_contraction(launcher, at, dtype, rows[0])?;
         if let Some([student, _]) = self.at.normalized {
             normalize::launch_backward(
@@ -299,8 +321,45 @@ impl Plan {
         kernel.launch(launcher, grid, 0, &arguments)
     }
 
-    fn launch_penalty(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
-        let arguments = PenaltyArguments {
+    /// From sums over the dimensions to the coefficients, and to the losses of rows.
+    fn launch_between(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+        match (self.instance.kernels().between, self.order) {
+            (
+                Between::Sum {
+                    scale,
+                    penalty,
+                    coefficients,
+                },
+                _,
+            ) => {
+                let arguments = self.penalty_arguments(at)?;
+                let grid = [grid_size("rows", self.padded())?, 1, 1];
+                if let Some(scale) = scale {
+                    scale.launch(launcher, grid, 0, &arguments)?;
+                }
+                penalty.launch(launcher, grid, 0, &arguments)?;
+                let arguments = self.coefficient_arguments(at)?;
+                coefficients.launch(launcher, grid, 0, &arguments)
+            }
+            (Between::Order, Some(order)) => {
+                let arguments = OrderArguments {
+                    r: self.slots(at),
+                    sums: self.at.sums.at(at.workspace),
+                    poison: self.at.weighted.at(at.workspace),
+                    losses: self.at.losses.at(at.workspace),
+                    counter: Layout::counter(0).at(at.workspace),
+                    slices: self.slices.map(|slices| slices.count as u32),
+                    n: grid_size("rows", self.shapes.rows)?,
+                    ..OrderArguments::zeroed()
+                };
+                order.launch(launcher, at.workspace, arguments)
+            }
+            (Between::Order, None) => unreachable!("the instance is that of the penalty"),
+        }
+    }
+
+    fn penalty_arguments(&self, at: &Addresses) -> Result<PenaltyArguments> {
+        Ok(PenaltyArguments {
             r: self.slots(at),
             units: self.units(at),
             sums: self.at.sums.at(at.workspace),
@@ -312,29 +371,19 @@ impl Plan {
             slices: self.slices.map(|slices| slices.count as u32),
             n: grid_size("rows", self.shapes.rows)?,
             parameter: self.parameter as f32,
-        };
-        let grid = [grid_size("rows", self.padded())?, 1, 1];
-        let kernels = self.instance.kernels();
-        if let Some(scale) = kernels.scale {
-            scale.launch(launcher, grid, 0, &arguments)?;
-        }
-        let penalty = kernels.penalty;
-        penalty.launch(launcher, grid, 0, &arguments)
+        })
     }
 
-    fn launch_coefficients(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+    fn coefficient_arguments(&self, at: &Addresses) -> Result<CoefficientArguments> {
         let [student, teacher] = self.slots(at);
-        let arguments = CoefficientArguments {
+        Ok(CoefficientArguments {
             student,
             teacher,
             scales: self.at.scales.at(at.workspace),
             weighted: self.at.weighted.at(at.workspace),
             n: grid_size("rows", self.shapes.rows)?,
             parameter: self.parameter as f32,
-        };
-        let grid = [grid_size("rows", self.padded())?, 1, 1];
-        let kernel = self.instance.kernels().coefficients;
-        kernel.launch(launcher, grid, 0, &arguments)
+        })
     }
 
     fn launch_contraction(
@@ -344,7 +393,6 @@ impl Plan {
         dtype: GpuDType,
         rows: u64,
     ) -> Result<()> {
-        let n = self.shapes.rows as f64;
         let arguments = ContractionArguments {
             rows,
             coefficients: self.slots(at)[0],
@@ -352,11 +400,11 @@ impl Plan {
             units: self.units(at),
             value: at.value,
             gradient: at.gradient,
-            loss_factor: 1.0 / (n * n),
+            loss_factor: 1.0 / self.terms,
             n: grid_size("rows", self.shapes.rows)?,
             dim: grid_size("student_dim", self.shapes.student_dim)?,
             tile_rows: self.contraction_rows as u32,
-            factor: (self.upstream / (n * n)) as f32,
+            factor: (self.upstream / self.terms) as f32,
         };
         let grid = [
             grid_size("rows", self.shapes.rows.div_ceil(self.contraction_rows))?,

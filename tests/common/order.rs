@@ -1,0 +1,77 @@
+//! How much of `Order` hangs on comparisons that rounding can turn over. The loss and its gradient
+//! count terms, so a term near 0 and two pairs that are nearly equally alike to the teacher count
+//! either way.
+
+use relata::{Family, Loss, Pairwise, Penalty, Shapes};
+
+use super::tolerances::Tolerance;
+
+/// The margin, if the loss compares pairs with one another.
+pub(crate) fn margin(loss: &Loss) -> Option<f64> {
+    match loss.spec().family {
+        Family::Pairwise(Pairwise {
+            penalty: Penalty::Order { margin },
+            ..
+        }) => Some(margin),
+        _ => None,
+    }
+}
+
+/// A pair of rows: its similarity and the length of the similarity's gradient.
+fn pairs(rows: &[f64], dim: usize) -> Vec<(f64, f64)> {
+    let norm = |row: &[f64]| row.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let all: Vec<(&[f64], f64)> = rows.chunks(dim).map(|row| (row, norm(row))).collect();
+    let mut pairs = Vec::new();
+    for (i, (a, norm_a)) in all.iter().enumerate() {
+        for (b, norm_b) in &all[i + 1..] {
+            let product: f64 = a.iter().zip(*b).map(|(a, b)| a * b).sum();
+            if *norm_a == 0.0 || *norm_b == 0.0 {
+                pairs.push((0.0, 0.0));
+                continue;
+            }
+            let cos = product / norm_a / norm_b;
+            let slope = (1.0 - cos * cos).max(0.0).sqrt() * norm_a.recip().hypot(norm_b.recip());
+            pairs.push((cos, slope));
+        }
+    }
+    pairs
+}
+
+/// The most by which loss and gradient, as a length, change if all comparisons turn over that are
+/// decided by less than `reach` in the student or the teacher. Pairs that are exactly equally alike
+/// to the teacher are so on every device.
+pub(crate) fn within_reach(
+    margin: f64,
+    student: &[f64],
+    teacher: &[f64],
+    shapes: Shapes,
+    reach: [f64; 2],
+) -> Tolerance {
+    let (s, t) = (
+        pairs(student, shapes.student_dim),
+        pairs(teacher, shapes.teacher_dim),
+    );
+    let (mut loss, mut gradient) = (0.0, 0.0);
+    for b in 0..s.len() {
+        for a in 0..b {
+            let by_teacher = t[b].0 - t[a].0;
+            let label = if by_teacher < 0.0 { 1.0 } else { -1.0 };
+            let term = (s[b].0 - s[a].0) * label + margin;
+            let other = (s[a].0 - s[b].0) * label + margin;
+            let slope = s[a].1 + s[b].1;
+            if term.abs() <= reach[0] {
+                loss += reach[0];
+                gradient += slope;
+            }
+            if by_teacher != 0.0 && by_teacher.abs() <= reach[1] {
+                loss += (term.max(0.0) - other.max(0.0)).abs();
+                gradient += 2.0 * slope;
+            }
+        }
+    }
+    let terms = (s.len() * s.len().saturating_sub(1) / 2).max(1) as f64;
+    Tolerance {
+        loss: loss / terms,
+        gradient: gradient / terms,
+    }
+}
