@@ -1,12 +1,12 @@
 //! The values and gradients of the official code in f64. `golden.json` says where its mathematics
-//! were used instead. Eleven cases are losses of this crate. One is a loss made of its building
-//! blocks, and so are two of the eleven once more.
+//! were used instead. Twelve cases are losses of this crate. One is a loss made of its building
+//! blocks, and so are two of the twelve once more.
 
 mod common;
 
 use common::compare::{assert_gradient, assert_loss, norm};
 use relata::{
-    Batch, Cpu, Device, Gram, InfoNce, KdKl, Loss, Pkt, Problem, Queue, Reference, Relation, Rkd,
+    Batch, Cpu, Device, Gram, InfoNce, KdKl, Loss, Order, Pkt, Problem, Queue, Reference, Relation, Rkd,
     RkdAngle, RkdDistance, Rows, Rrd, Sp, relation_matrix, softmax,
 };
 use serde_json::Value;
@@ -135,6 +135,11 @@ fn pkt_gives_the_golden_values() {
 }
 
 #[test]
+fn order_gives_the_golden_values() {
+    assert_golden("order", Order::default(), "student", "teacher", false);
+}
+
+#[test]
 fn kd_gives_the_golden_values() {
     assert_golden(
         "kd_T4",
@@ -175,7 +180,7 @@ fn every_golden_case_has_a_test() {
     for name in cases.keys() {
         assert!(source.contains(&format!("\"{name}\"")), "{name}");
     }
-    assert_eq!(cases.len(), 12);
+    assert_eq!(cases.len(), 13);
 }
 
 // Losses from the crate's building blocks: SP, PKT, and one that it does not have.

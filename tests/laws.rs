@@ -3,7 +3,7 @@
 mod common;
 
 use common::compare::{norm, relative_error};
-use common::{Input, Random, losses};
+use common::{Input, Random, losses, order};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use relata::{
@@ -161,6 +161,9 @@ proptest! {
 
     #[test]
     fn losses_ignore_the_order_of_rows((loss, input) in any_loss(), by in 1..9usize) {
+        // Of pairs that are equally alike to the teacher the earlier one counts as less alike, and
+        // rows of one element are ±1.
+        prop_assume!(order::margin(&loss).is_none() || input.shapes.teacher_dim > 1);
         let n = input.shapes.rows;
         let turned = |x: &[f64]| -> Vec<f64> {
             let dim = x.len() / n;

@@ -12,7 +12,8 @@ use common::measured::Measured;
 use common::measured::{Errors, assert_within_budget, mean_of};
 use common::{Input, cast, losses, naive};
 use relata::{
-    Cpu, Device, Element, Evaluation, Family, Gram, InfoNce, KdKl, Loss, Pkt, Reference, Relation,
+    Cpu, Device, Element, Evaluation, Family, Gram, InfoNce, KdKl, Loss, Order, Pkt, Reference,
+    Relation,
     RkdAngle, RkdDistance, Rows, Rrd, Shapes, Sp, relation_matrix,
 };
 
@@ -42,7 +43,7 @@ fn input_of(student: Data, seed: u64, [n, dim, mut dim_t]: [usize; 3]) -> Input 
 }
 
 /// The losses of relations, each with its direct evaluation.
-const RELATIONAL: [(Loss, naive::Direct); 7] = [
+const RELATIONAL: [(Loss, naive::Direct); 8] = [
     (
         Loss::RkdDistance(RkdDistance {
             delta: 1.0,
@@ -74,6 +75,7 @@ const RELATIONAL: [(Loss, naive::Direct); 7] = [
     (Loss::Sp(Sp), naive::sp),
     (Loss::Gram(Gram { clamp: false }), naive::gram),
     (Loss::Pkt(Pkt), naive::pkt),
+    (Loss::Order(Order { margin: 0.015 }), naive::order),
 ];
 
 /// Whether the direct evaluation stays within the range of f32, where SP takes squares of squares,

@@ -6,7 +6,7 @@ mod common;
 use common::losses::{losses, rkd_losses, shapes_of};
 use common::{Input, for_every_dtype};
 use relata::{
-    Batch, Cpu, DType, Element, Error, Family, InfoNce, KdKl, Loss, Problem, Queue, QueueUse,
+    Batch, Cpu, DType, Element, Error, Family, InfoNce, KdKl, Loss, Order, Problem, Queue, QueueUse,
     Reference, Relation, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes, relation_matrix, softmax,
 };
 
@@ -196,6 +196,19 @@ fn problems_refuse_dimensions_that_do_not_match() {
 }
 
 #[test]
+fn order_refuses_more_pairs_than_it_counts() {
+    let most = 1 << 16;
+    let problem = |rows| Problem::new(Order::default(), Shapes::new(rows, 3, 3));
+    assert!(problem(most).is_ok());
+    let want = Error::TooLarge {
+        argument: "rows",
+        most,
+        got: most + 1,
+    };
+    assert_eq!(refused(problem(most + 1)), want);
+}
+
+#[test]
 fn evaluate_into_refuses_a_gradient_of_another_length() {
     let x = [0.5f32, 1.0, 2.0, 4.0, 3.0, 0.0];
     let batch = Batch::new(rows(&x, [3, 2]), rows(&x, [3, 2]));
@@ -351,6 +364,7 @@ fn problems_refuse_a_parameter_out_of_range() {
         assert!(softmax(&Cpu, rows(&[0.5f32; 6], [2, 3]), bad).is_err());
     }
     for bad in [-1.0, f64::NAN, f64::INFINITY] {
+        assert_refused(Order { margin: bad }.into(), "margin", bad);
         let distance = Rkd {
             distance_weight: bad,
             ..Rkd::default()
@@ -464,6 +478,7 @@ fn loss_names_parse_and_unknown_names_are_refused() {
             "sp",
             "gram",
             "pkt",
+            "order",
             "rrd",
             "info-nce",
             "kd-kl"
@@ -481,8 +496,8 @@ fn loss_names_parse_and_unknown_names_are_refused() {
         };
         assert_eq!(error, want);
     }
-    let text = "loss: expected one of rkd-distance, rkd-angle, rkd, sp, gram, pkt, rrd, info-nce, \
-                kd-kl, got \"dist\"";
+    let text = "loss: expected one of rkd-distance, rkd-angle, rkd, sp, gram, pkt, order, rrd, \
+                info-nce, kd-kl, got \"dist\"";
     assert_eq!(refused("dist".parse::<Loss>()).to_string(), text);
 }
 

@@ -10,13 +10,14 @@ use tempfile::TempDir;
 
 use crate::example;
 
-pub(crate) const LOSSES: [&str; 9] = [
+pub(crate) const LOSSES: [&str; 10] = [
     "rkd-distance",
     "rkd-angle",
     "rkd",
     "sp",
     "gram",
     "pkt",
+    "order",
     "rrd",
     "info-nce",
     "kd-kl",

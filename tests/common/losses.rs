@@ -2,7 +2,7 @@
 
 use relata::{
     Contrastive, Device, Element, Enqueue, Evaluation, Family, InfoNce, KdKl, Logits, Loss,
-    ParameterValue, Queue, QueueUse, Result, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes, Target,
+    Order, ParameterValue, Queue, QueueUse, Result, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes, Target,
 };
 
 /// Whether the loss L2-normalises its rows first, so that their lengths do not count. PKT's ε makes
@@ -135,6 +135,7 @@ pub(crate) fn losses() -> Vec<Loss> {
         };
         losses.push(rrd.into());
     }
+    losses.push(Order { margin: 0.2 }.into());
     for (temperature, normalize) in [(0.5, true), (1.0, false)] {
         let info_nce = InfoNce {
             temperature,

@@ -12,6 +12,7 @@ pub(crate) mod compare;
 pub(crate) mod compare_to_reference;
 pub(crate) mod measured;
 pub(crate) mod naive;
+pub(crate) mod order;
 pub(crate) mod tolerances;
 
 use relata::{Device, Element, Evaluation, Loss, Problem, Queue, Rows, Shapes};

@@ -247,6 +247,51 @@ pub(crate) fn gram(x: &[f32], y: &[f32], shape: [usize; 3]) -> (f32, Vec<f32>) {
     })
 }
 
+/// Loss and gradient of [`relata::Order`] with its margin of 0.015.
+pub(crate) fn order(x: &[f32], y: &[f32], [n, dim, dim_t]: [usize; 3]) -> (f32, Vec<f32>) {
+    let units = |x: &[f32], dim| -> Vec<f32> {
+        let unit = |row| normalized(row).0;
+        x.chunks(dim).flat_map(unit).collect()
+    };
+    let (x_unit, y_unit) = (units(x, dim), units(y, dim_t));
+    let pairs: Vec<(usize, usize)> = (0..n)
+        .flat_map(|i| (i + 1..n).map(move |j| (i, j)))
+        .collect();
+    let of_pairs = |x: &[f32], dim: usize| -> Vec<f32> {
+        let row = |i: usize| &x[i * dim..][..dim];
+        pairs.iter().map(|&(i, j)| dot(row(i), row(j))).collect()
+    };
+    let (s, t) = (of_pairs(&x_unit, dim), of_pairs(&y_unit, dim_t));
+    let terms = (s.len() * (s.len() - 1) / 2) as f32;
+    let mut losses = Vec::with_capacity(s.len());
+    let mut slopes = vec![0.0f32; s.len()];
+    for b in 0..s.len() {
+        let mut of_pair = Vec::with_capacity(b);
+        for a in 0..b {
+            let label = if t[b] < t[a] { 1.0 } else { -1.0 };
+            let term = (s[b] - s[a]) * label + 0.015;
+            if term > 0.0 {
+                of_pair.push(term);
+                slopes[b] += label;
+                slopes[a] -= label;
+            }
+        }
+        losses.push(sum(&of_pair));
+    }
+    let mut matrix = vec![0.0; n * n];
+    for (&(i, j), slope) in pairs.iter().zip(&slopes) {
+        matrix[i * n + j] = slope / terms;
+        matrix[j * n + i] = slope / terms;
+    }
+    let mut gradient = Vec::with_capacity(n * dim);
+    for (i, row) in x.chunks(dim).enumerate() {
+        let g = combine(&matrix[i * n..][..n], &x_unit, dim);
+        let (z, norm) = normalized(row);
+        gradient.extend(through_norm(&g, &z, norm));
+    }
+    (sum(&losses) / terms, gradient)
+}
+
 /// Loss and gradient of [`relata::Pkt`].
 pub(crate) fn pkt(x: &[f32], y: &[f32], shape: [usize; 3]) -> (f32, Vec<f32>) {
     const EPSILON: f32 = 1e-7;

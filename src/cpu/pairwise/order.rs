@@ -114,7 +114,7 @@ pub(super) fn order<T: Element>(
     let row = |matrix: &[f64], i: usize| dot(&matrix[i * stride..][..stride], &s[i * stride..][..stride]);
     // Each pair is in two rows.
     let sums = map(n, &|i| row(&matrix, i));
-    let value = (0.5 * sums.iter().sum::<f64>() + margin * positive as f64) / terms;
+    let value = 0.5 * sums.iter().sum::<f64>() / terms + margin * (positive as f64 / terms);
     contract_product(&x, &matrix, stride, upstream / terms, gradient)?;
     Ok(Some(value))
 }

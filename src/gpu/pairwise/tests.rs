@@ -502,6 +502,22 @@ fn every_pairwise_loss_has_kernels() {
     }
 }
 
+/// Each pair is compared with each pair: a limit of its own, and a typed error.
+#[test]
+fn the_order_of_pairs_takes_so_many_rows_and_no_more() {
+    let plan = |rows| {
+        let problem = Problem::new(crate::Order::default(), Shapes::new(rows, 8, 8)).unwrap();
+        crate::gpu::plan::Plan::new(&problem, GpuDType::F32, Limits::HOPPER)
+    };
+    assert!(plan(4096).is_ok());
+    let error = crate::Error::TooLarge {
+        argument: "rows",
+        most: 4096,
+        got: 4097,
+    };
+    assert_eq!(plan(4097), Err(error));
+}
+
 /// Every instance, shape and kind of data, and of one kind every type.
 #[test]
 fn kernels_compute_the_formula() {

@@ -1,6 +1,6 @@
 //! The table itself.
 
-use relata::{Gram, InfoNce, KdKl, Loss, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
+use relata::{Gram, InfoNce, KdKl, Loss, Order, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
 
 use super::losses::rkd_losses;
 use super::{Case, Data, Purpose};
@@ -141,6 +141,7 @@ fn similarities(cases: &mut Vec<Case>) {
         (Gram::default().into(), ""),
         (clamped, "clamp-"),
         (Pkt.into(), ""),
+        (Order::default().into(), ""),
     ] {
         for [n, d, t] in RELATIONAL {
             // Of rows of one element, PKT's gradient is what ε adds to cosines of ±1.
@@ -162,6 +163,11 @@ fn similarities(cases: &mut Vec<Case>) {
                 .label(&format!("{option}{label}"))
         }));
     }
+    // Most terms are above 0, and a kernel's last pairs fill no block.
+    let wide = Loss::from(Order { margin: 0.5 });
+    cases.push(case(wide, 17, 33).teacher_dim(130).label("margin-0.5"));
+    let none = Loss::from(Order { margin: 0.0 });
+    cases.push(case(none, 33, 16).label("margin-0"));
 }
 
 /// RKD of more rows than the kernels count as a small batch. In order: distances that are alike,
@@ -187,7 +193,7 @@ pub(super) fn many_rows() -> Vec<Case> {
 }
 
 /// One small case of each kind that has kernels of its own.
-pub(super) const OF_EVERY_KERNEL: [&str; 19] = [
+pub(super) const OF_EVERY_KERNEL: [&str; 20] = [
     "rkd-33x16",
     "rkd-17x16-to-7-delta-0.5-normalize",
     "rkd-distance-17x33-to-130",
@@ -195,6 +201,7 @@ pub(super) const OF_EVERY_KERNEL: [&str; 19] = [
     "gram-17x33-to-130",
     "gram-17x33-to-130-clamp",
     "pkt-17x33-to-130",
+    "order-17x33-to-130",
     "rrd-17x16-k7-own",
     "rrd-17x100-k130-past-200-own",
     "rrd-17x130-k65-past-40-own",
@@ -286,6 +293,8 @@ fn timed(cases: &mut Vec<Case>) {
         cases.push(case(loss, 128, 512).purpose(Purpose::Both));
         cases.extend([512, 1024].map(|n| case(loss, n, 512).bench()));
     }
+    let order = Loss::from(Order::default());
+    cases.extend([128, 256].map(|n| case(order, n, 512).bench()));
     for (n, keys) in [(64, 16_384), (256, 16_384), (256, 65_536)] {
         let loss = Loss::from(Rrd::default());
         cases.extend([false, true].map(|own| case(loss, n, 128).queue(keys, keys, own).bench()));
