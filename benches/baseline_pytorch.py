@@ -15,7 +15,8 @@ that of a process that has its inputs. On a GPU an evaluation is timed by events
 Sources: RKD, github.com/lenscloth/RKD (metric/loss.py, metric/utils.py); RRD,
 github.com/giakoumoglou/distillers (RRD.py), without its copies of the queue; InfoNCE as in MoCo,
 github.com/facebookresearch/moco; KD, SP and PKT as in RepDistiller, github.com/HobbitLong/RepDistiller;
-Gram as in DINOv3, github.com/facebookresearch/dinov3.
+Gram as in DINOv3, github.com/facebookresearch/dinov3; the order of pairs as in RAG-Retrieval,
+github.com/NovaSearch-Team/RAG-Retrieval (model_distill.py).
 """
 
 import argparse
@@ -112,6 +113,23 @@ def pkt(x, y, queue, p):
     return torch.mean(t * torch.log((t + epsilon) / (probabilities(x) + epsilon)))
 
 
+def later_less_earlier(x):
+    """Of the cosines of all pairs of rows, as a vector, each one less each one before it."""
+
+    def upper(matrix):
+        return matrix[torch.triu(torch.ones_like(matrix), diagonal=1).bool()]
+
+    z = F.normalize(x, p=2, dim=-1)
+    cosines = upper(torch.matmul(z, z.T))
+    return upper(cosines.reshape(1, -1) - cosines.reshape(-1, 1))
+
+
+def order(x, y, queue, p):
+    with torch.no_grad():
+        label = torch.where(later_less_earlier(y) < 0, 1, -1)
+    return F.relu(later_less_earlier(x) * label + p["margin"]).mean()
+
+
 def rrd(x, y, queue, p):
     student = torch.einsum("nc,kc->nk", x, queue) / p["student_temperature"]
     with torch.no_grad():
@@ -145,6 +163,7 @@ LOSSES = {
     "sp": sp,
     "gram": gram,
     "pkt": pkt,
+    "order": order,
     "rrd": rrd,
     "info-nce": info_nce,
     "kd-kl": kd_kl,
@@ -157,6 +176,7 @@ DEFAULTS = {
     "sp": {},
     "gram": {"clamp": False},
     "pkt": {},
+    "order": {"margin": 0.015},
     "rrd": {"student_temperature": 0.1, "teacher_temperature": 0.02, "normalize": True},
     "info-nce": {"temperature": 0.07, "normalize": True},
     "kd-kl": {"temperature": 4.0},

@@ -1,9 +1,9 @@
 //! Compares gradients through the adapter with burn's autodiff of the formulas, in f64 on burn's
 //! CPU backend.
 
-use burn_tensor::activation::log_softmax;
-use burn_tensor::{DType, Device, FloatDType, Tensor, TensorData};
-use relata::{Enqueue, Gram, KdKl, Loss, Pkt, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
+use burn_tensor::activation::{log_softmax, relu};
+use burn_tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
+use relata::{Enqueue, Gram, KdKl, Loss, Order, Pkt, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
 use relata_burn::{
     Error, Forward, loss, loss_and_terms, loss_and_terms_with_queue, loss_with_queue,
 };
@@ -85,6 +85,24 @@ fn pkt(x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
     (p.clone() * ((p + 1e-7) / (q + 1e-7)).log()).mean()
 }
 
+fn order(x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
+    let (n, device) = (x.dims()[0], x.device());
+    let pairs: Vec<i64> = (0..n)
+        .flat_map(|i| (i + 1..n).map(move |j| (i * n + j) as i64))
+        .collect();
+    let count = pairs.len();
+    let pairs = Tensor::<1, Int>::from_data(TensorData::from(&pairs[..]), &device);
+    // s_b − s_a at [a, b]
+    let differences = |rows: Tensor<2>| -> Tensor<2> {
+        let of_pairs = cosines(rows).reshape([n * n]).select(0, pairs.clone());
+        of_pairs.clone().unsqueeze_dim::<2>(0) - of_pairs.unsqueeze_dim::<2>(1)
+    };
+    let label = differences(y).lower_elem(0.).float() * 2. - 1.;
+    let terms = relu(differences(x) * label.cast(FloatDType::F64) + 0.015);
+    let upper = terms.triu(1);
+    upper.sum() / (count * (count - 1) / 2) as f64
+}
+
 fn cosines(x: Tensor<2>) -> Tensor<2> {
     let unit = unit(x);
     unit.clone().matmul(unit.transpose())
@@ -123,13 +141,14 @@ fn losses_in_graphs() {
         ("transposed", |x| x.transpose()),
         ("columns", |x| x.slice([0..9, 3..10])),
     ];
-    let losses: [(Loss, Formula); 7] = [
+    let losses: [(Loss, Formula); 8] = [
         (RkdDistance::default().into(), distance),
         (RkdAngle::default().into(), angle),
         (Rkd::default().into(), rkd),
         (Sp.into(), sp),
         (Gram::default().into(), gram),
         (Pkt.into(), pkt),
+        (Order::default().into(), order),
         (KdKl::default().into(), kd),
     ];
     let dtypes = [

@@ -37,7 +37,7 @@ mod terms;
 
 use candle_core::{Result, Tensor};
 pub use relata::{
-    Enqueue, Gram, InfoNce, KdKl, Loss, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp, WeightPrecision,
+    Enqueue, Gram, InfoNce, KdKl, Loss, Order, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp, WeightPrecision,
 };
 
 pub use self::error::cause;
@@ -151,6 +151,14 @@ pub fn gram(student: &Tensor, teacher: &Tensor, loss: Gram) -> Result<Tensor> {
 /// # Errors
 /// As [`loss`](crate::loss()).
 pub fn pkt(student: &Tensor, teacher: &Tensor, loss: Pkt) -> Result<Tensor> {
+    crate::loss(student, teacher, loss)
+}
+
+/// The order of similarities: see [`Order`].
+///
+/// # Errors
+/// As [`loss`](crate::loss()).
+pub fn order(student: &Tensor, teacher: &Tensor, loss: Order) -> Result<Tensor> {
     crate::loss(student, teacher, loss)
 }
 

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use relata_candle::{
-    Enqueue, Gram, InfoNce, KdKl, Loss, Pkt, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp,
+    Enqueue, Gram, InfoNce, KdKl, Loss, Order, Pkt, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp,
 };
 
 use crate::formulas;
@@ -84,6 +84,12 @@ pub(crate) fn all() -> Vec<Case> {
             Gram { clamp: true },
         ),
         pair("pkt", relata_candle::pkt, formulas::pkt, Pkt),
+        pair(
+            "order",
+            relata_candle::order,
+            formulas::order,
+            Order { margin: 0.1 },
+        ),
         pair(
             "kd-kl",
             relata_candle::kd_kl,

@@ -2,7 +2,7 @@
 //! the parameters are relata's.
 
 use candle_core::{D, Result, Tensor};
-use relata_candle::{Gram, InfoNce, KdKl, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
+use relata_candle::{Gram, InfoNce, KdKl, Order, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
 
 pub(crate) fn rkd_distance(x: &Tensor, y: &Tensor, loss: RkdDistance) -> Result<Tensor> {
     let scaled = |rows: &Tensor| -> Result<Tensor> {
@@ -61,6 +61,31 @@ pub(crate) fn pkt(x: &Tensor, y: &Tensor, _: Pkt) -> Result<Tensor> {
     let (q, p) = (probabilities(x)?, probabilities(y)?);
     let ratios = ((&p + EPSILON)? / (q + EPSILON)?)?;
     (p * ratios.log()?)?.mean_all()
+}
+
+pub(crate) fn order(x: &Tensor, y: &Tensor, loss: Order) -> Result<Tensor> {
+    let n = x.dim(0)?;
+    let pairs: Vec<u32> = (0..n)
+        .flat_map(|i| (i + 1..n).map(move |j| (i * n + j) as u32))
+        .collect();
+    let count = pairs.len();
+    let pairs = Tensor::new(pairs, x.device())?;
+    // s_b − s_a at [a, b]
+    let differences = |rows: &Tensor| -> Result<Tensor> {
+        let unit = unit(rows)?;
+        let cosines = unit.matmul(&unit.t()?)?.flatten_all()?;
+        let of_pairs = cosines.index_select(&pairs, 0)?;
+        of_pairs
+            .unsqueeze(0)?
+            .broadcast_sub(&of_pairs.unsqueeze(1)?)
+    };
+    let lower = differences(y)?.lt(0f64)?.to_dtype(x.dtype())?;
+    let label = ((lower * 2.)? - 1.)?;
+    let terms = ((differences(x)? * label)? + loss.margin)?.relu()?;
+    let upper = (Tensor::triu2(count, x.dtype(), x.device())?
+        - Tensor::eye(count, x.dtype(), x.device())?)?;
+    // Of two rows there is one pair, and nothing to compare it with.
+    (terms * upper)?.sum_all()? / (count * (count - 1) / 2).max(1) as f64
 }
 
 pub(crate) fn kd_kl(x: &Tensor, y: &Tensor, loss: KdKl) -> Result<Tensor> {

@@ -41,7 +41,7 @@ fn defined(case: &Case, student: bool, teacher: bool) -> bool {
     let in_batch = ["info-nce", "info-nce, as it comes"].contains(&case.name);
     // Equal rows stay similar when they change together: SP's gradient is 0, and so are Gram's and,
     // but for ε, PKT's.
-    let similarities = ["sp", "gram", "gram, clamped", "pkt"];
+    let similarities = ["sp", "gram", "gram, clamped", "pkt", "order"];
     let similar = similarities.contains(&case.name) && student;
     !(relational && (student || teacher) || in_batch && teacher || similar)
 }
