@@ -219,6 +219,19 @@ impl Unit {
                 step: STEP_BETWEEN_KINKS,
                 ..relations(normalize, 1.0)
             },
+            Family::Pairwise(Pairwise {
+                penalty: Penalty::Ranking { alpha, beta, .. },
+                ..
+            }) => {
+                let unit = relations(normalize, 1.0);
+                // The scores of a row change by as much as a power of its distances.
+                let typical = unit.student * (2.0 / rows).sqrt();
+                let steepness = 1.0 + alpha * beta * typical.powf(beta);
+                Unit {
+                    student: unit.student / steepness,
+                    ..unit
+                }
+            }
             Family::Pairwise(_) => relations(normalize, 1.0),
             Family::Triplet(loss) => relations(normalize, loss.distance_weight + loss.angle_weight),
             Family::Contrastive(loss) => softmax_of_keys(loss.temperature, normalize),

@@ -5,8 +5,8 @@ use crate::device::Device;
 use crate::element::{Element, Real};
 use crate::error::{Error, Result};
 use crate::loss::{
-    Enqueue, Gram, InfoNce, KdKl, Loss, Order, Pkt, Range, Relation, Rkd, RkdAngle, RkdDistance, Rrd, Sp,
-    for_each_loss,
+    DarkRank, Enqueue, Gram, InfoNce, KdKl, Loss, Order, Pkt, Range, Relation, Rkd, RkdAngle,
+    RkdDistance, Rrd, Sp, for_each_loss,
 };
 use crate::problem::{Batch, Evaluation, Problem, Value};
 use crate::queue::Queue;

@@ -11,6 +11,7 @@
 //! | [`Gram`] | cosine similarities | DINOv3, arXiv 2508.10104; Jasper and Stella, arXiv 2412.19048 |
 //! | [`Pkt`] | probabilities of being neighbours | Passalis & Tefas, arXiv 1803.10837 |
 //! | [`Order`] | which pairs are more alike than others | Jasper and Stella, arXiv 2412.19048 |
+//! | [`DarkRank`] | which rows are a row's nearest, and in which order | Chen et al., arXiv 1707.01220 |
 //! | [`Rrd`] | softmax similarities to a [`Queue`] of past teacher keys | Giakoumoglou & Stathaki, arXiv 2407.12073 |
 //! | [`InfoNce`] | the own teacher row with others, in-batch or with a queue | van den Oord et al., arXiv 1807.03748 |
 //! | [`KdKl`] | softened logits | Hinton et al., arXiv 1503.02531 |
@@ -120,9 +121,9 @@ pub use gpu::element::GpuElement;
 #[cfg(feature = "emulator")]
 pub use gpu::emulator::{ApproximationErrors, EmulatedGpu, Emulator};
 pub use loss::{
-    Contrastive, Enqueue, Family, Gram, InfoNce, KdKl, Logits, Loss, Normalizer, Order,
-    Pairwise, ParameterValue, Penalty, Pkt, QueueUse, Relation, Rkd, RkdAngle, RkdDistance, Rrd, Sp, Spec,
-    Target, Triplet,
+    Contrastive, DarkRank, Enqueue, Family, Gram, InfoNce, KdKl, Logits, Loss, Normalizer, Order,
+    Pairwise, ParameterValue, Penalty, Pkt, QueueUse, Relation, Rkd, RkdAngle, RkdDistance, Rrd,
+    Sp, Spec, Target, Triplet,
 };
 pub use problem::{Batch, Evaluation, Problem, Terms, Value, WeightPrecision};
 pub use queue::{Queue, QueueState};

@@ -1,13 +1,13 @@
 //! The values and gradients of the official code in f64. `golden.json` says where its mathematics
-//! were used instead. Twelve cases are losses of this crate. One is a loss made of its building
-//! blocks, and so are two of the twelve once more.
+//! were used instead. Fourteen cases are losses of this crate. One is a loss made of its
+//! building blocks, and so are two of the fourteen once more.
 
 mod common;
 
 use common::compare::{assert_gradient, assert_loss, norm};
 use relata::{
-    Batch, Cpu, Device, Gram, InfoNce, KdKl, Loss, Order, Pkt, Problem, Queue, Reference, Relation, Rkd,
-    RkdAngle, RkdDistance, Rows, Rrd, Sp, relation_matrix, softmax,
+    Batch, Cpu, DarkRank, Device, Gram, InfoNce, KdKl, Loss, Order, Pkt, Problem, Queue, Reference,
+    Relation, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Sp, relation_matrix, softmax,
 };
 use serde_json::Value;
 
@@ -140,6 +140,21 @@ fn order_gives_the_golden_values() {
 }
 
 #[test]
+fn dark_rank_gives_the_golden_values() {
+    let other = DarkRank {
+        alpha: 2.0,
+        beta: 2.0,
+        length: 3,
+    };
+    for (case, loss) in [
+        ("dark_rank", DarkRank::default()),
+        ("dark_rank_alpha2_beta2_length3", other),
+    ] {
+        assert_golden(case, loss, "student", "teacher", false);
+    }
+}
+
+#[test]
 fn kd_gives_the_golden_values() {
     assert_golden(
         "kd_T4",
@@ -180,7 +195,7 @@ fn every_golden_case_has_a_test() {
     for name in cases.keys() {
         assert!(source.contains(&format!("\"{name}\"")), "{name}");
     }
-    assert_eq!(cases.len(), 13);
+    assert_eq!(cases.len(), 15);
 }
 
 // Losses from the crate's building blocks: SP, PKT, and one that it does not have.

@@ -29,8 +29,15 @@ const TOLERANCE: f64 = 1e-8;
 const FLOOR: f64 = 1e-9;
 
 /// Independent normals, of which the differences cross no kink of the loss: the first such seed
-/// from `seed` on.
+/// from `seed` on. Scores that are a power of distances want distances of about 1, as their third
+/// derivative is of the order of their cube.
 fn input(loss: &Loss, seed: u64, shapes: Shapes) -> Input {
+    if order::length(loss).is_some() {
+        let mut input = Input::normal(seed, shapes);
+        let unit = (2.0 * shapes.student_dim as f64).sqrt();
+        input.student.iter_mut().for_each(|x| *x /= unit);
+        return input;
+    }
     let mut inputs = (seed..).map(|seed| Input::normal(seed, shapes));
     let Some(margin) = order::margin(loss) else {
         return inputs.next().expect("a seed");

@@ -12,9 +12,8 @@ use common::measured::Measured;
 use common::measured::{Errors, assert_within_budget, mean_of};
 use common::{Input, cast, losses, naive};
 use relata::{
-    Cpu, Device, Element, Evaluation, Family, Gram, InfoNce, KdKl, Loss, Order, Pkt, Reference,
-    Relation,
-    RkdAngle, RkdDistance, Rows, Rrd, Shapes, Sp, relation_matrix,
+    Cpu, DarkRank, Device, Element, Evaluation, Family, Gram, InfoNce, KdKl, Loss, Order, Pkt,
+    Reference, Relation, RkdAngle, RkdDistance, Rows, Rrd, Shapes, Sp, relation_matrix,
 };
 
 /// Errors are root mean squares over so many batches. The angle loss has fewer, because its
@@ -43,7 +42,7 @@ fn input_of(student: Data, seed: u64, [n, dim, mut dim_t]: [usize; 3]) -> Input 
 }
 
 /// The losses of relations, each with its direct evaluation.
-const RELATIONAL: [(Loss, naive::Direct); 8] = [
+const RELATIONAL: [(Loss, naive::Direct); 9] = [
     (
         Loss::RkdDistance(RkdDistance {
             delta: 1.0,
@@ -76,13 +75,25 @@ const RELATIONAL: [(Loss, naive::Direct); 8] = [
     (Loss::Gram(Gram { clamp: false }), naive::gram),
     (Loss::Pkt(Pkt), naive::pkt),
     (Loss::Order(Order { margin: 0.015 }), naive::order),
+    (
+        Loss::DarkRank(DarkRank {
+            alpha: 3.0,
+            beta: 3.0,
+            length: 4,
+        }),
+        naive::dark_rank,
+    ),
 ];
 
 /// Whether the direct evaluation stays within the range of f32, where SP takes squares of squares,
 /// and whether the case is of its own kind: rows at unit length lose their scale.
 fn is_measured(loss: Loss, student: Data) -> bool {
     match student {
-        Data::Scaled { .. } => !(matches!(loss, Loss::Sp(_)) || loss.spec().normalize),
+        // The cube of 1e12 is beyond it, and that of 1e-12 below.
+        Data::Scaled { .. } => {
+            let grows = matches!(loss, Loss::Sp(_) | Loss::DarkRank(_));
+            !(grows || loss.spec().normalize)
+        }
         Data::Gaussian | Data::Clusters { .. } => true,
         _ => !loss.spec().normalize,
     }

@@ -6,8 +6,9 @@ mod common;
 use common::losses::{losses, rkd_losses, shapes_of};
 use common::{Input, for_every_dtype};
 use relata::{
-    Batch, Cpu, DType, Element, Error, Family, InfoNce, KdKl, Loss, Order, Problem, Queue, QueueUse,
-    Reference, Relation, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes, relation_matrix, softmax,
+    Batch, Cpu, DType, DarkRank, Element, Error, Family, InfoNce, KdKl, Loss, Order, Problem,
+    Queue, QueueUse, Reference, Relation, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes,
+    relation_matrix, softmax,
 };
 
 fn rows<T: Element>(data: &[T], shape: [usize; 2]) -> Rows<'_, T> {
@@ -209,6 +210,26 @@ fn order_refuses_more_pairs_than_it_counts() {
 }
 
 #[test]
+fn dark_rank_refuses_no_neighbours_and_more_than_it_ranks() {
+    let problem = |length| {
+        let loss = DarkRank {
+            length,
+            ..DarkRank::default()
+        };
+        Problem::new(loss, Shapes::new(3, 3, 3))
+    };
+    assert!(problem(1).is_ok() && problem(32).is_ok());
+    let none = Error::Empty { argument: "length" };
+    assert_eq!(refused(problem(0)), none);
+    let many = Error::TooLarge {
+        argument: "length",
+        most: 32,
+        got: 33,
+    };
+    assert_eq!(refused(problem(33)), many);
+}
+
+#[test]
 fn evaluate_into_refuses_a_gradient_of_another_length() {
     let x = [0.5f32, 1.0, 2.0, 4.0, 3.0, 0.0];
     let batch = Batch::new(rows(&x, [3, 2]), rows(&x, [3, 2]));
@@ -365,6 +386,16 @@ fn problems_refuse_a_parameter_out_of_range() {
     }
     for bad in [-1.0, f64::NAN, f64::INFINITY] {
         assert_refused(Order { margin: bad }.into(), "margin", bad);
+        let alpha = DarkRank {
+            alpha: bad,
+            ..DarkRank::default()
+        };
+        assert_refused(alpha.into(), "alpha", bad);
+        let beta = DarkRank {
+            beta: bad,
+            ..DarkRank::default()
+        };
+        assert_refused(beta.into(), "beta", bad);
         let distance = Rkd {
             distance_weight: bad,
             ..Rkd::default()
@@ -479,6 +510,7 @@ fn loss_names_parse_and_unknown_names_are_refused() {
             "gram",
             "pkt",
             "order",
+            "dark-rank",
             "rrd",
             "info-nce",
             "kd-kl"
@@ -496,8 +528,8 @@ fn loss_names_parse_and_unknown_names_are_refused() {
         };
         assert_eq!(error, want);
     }
-    let text = "loss: expected one of rkd-distance, rkd-angle, rkd, sp, gram, pkt, order, rrd, \
-                info-nce, kd-kl, got \"dist\"";
+    let text = "loss: expected one of rkd-distance, rkd-angle, rkd, sp, gram, pkt, order, \
+                dark-rank, rrd, info-nce, kd-kl, got \"dist\"";
     assert_eq!(refused("dist".parse::<Loss>()).to_string(), text);
 }
 

@@ -212,6 +212,7 @@ fn parameters(loss: &Loss) -> Value {
     let known = all.filter_map(|(name, value)| match value {
         ParameterValue::Number(number) => Some((name.to_owned(), json!(number))),
         ParameterValue::Flag(flag) => Some((name.to_owned(), json!(flag))),
+        ParameterValue::Count(count) => Some((name.to_owned(), json!(count))),
         ParameterValue::Enqueue(_) => None,
     });
     Value::Object(known.collect())

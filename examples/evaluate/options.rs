@@ -55,6 +55,15 @@ pub(crate) struct Options {
     /// Margin in order [default: 0.015]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     margin: Option<f64>,
+    /// Scale of the scores in dark-rank [default: 3]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    alpha: Option<f64>,
+    /// Power of the distances in dark-rank [default: 3]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    beta: Option<f64>,
+    /// Neighbours of each row in dark-rank [default: 4]
+    #[arg(long, value_name = "L")]
+    length: Option<usize>,
     /// Past teacher keys [K, D], the oldest first, for rrd and info-nce; K is the queue's capacity
     /// [default: none: rrd starts from an empty queue, info-nce is in-batch]
     #[arg(long, value_name = "F")]
@@ -153,6 +162,9 @@ impl Options {
             ),
             ("--angle-weight", "angle_weight", number(self.angle_weight)),
             ("--margin", "margin", number(self.margin)),
+            ("--alpha", "alpha", number(self.alpha)),
+            ("--beta", "beta", number(self.beta)),
+            ("--length", "length", self.length.map(ParameterValue::Count)),
             (
                 "--enqueue",
                 "enqueue",

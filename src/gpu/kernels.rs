@@ -367,6 +367,14 @@ kernels! {
     PAIRWISE_ORDER_COLLECT: super::pairwise::OrderArguments, 128 => once relata_pairwise_order_collect;
     /// The order of pairs: every pair compared with every pair, the loss and the coefficients.
     PAIRWISE_ORDER_COUNT: super::pairwise::OrderArguments, 256 => once relata_pairwise_order_count;
+    /// The ranking of neighbours: which they are, their coefficients, and the loss of each row.
+    PAIRWISE_RANKING_SELECT: super::pairwise::RankingArguments, 128 => by GpuDType {
+        F32: relata_pairwise_ranking_select_f32,
+        F16: relata_pairwise_ranking_select_f16,
+        BF16: relata_pairwise_ranking_select_bf16,
+    };
+    /// The ranking of neighbours: the matrix of coefficients.
+    PAIRWISE_RANKING_SPREAD: super::pairwise::RankingArguments, 128 => once relata_pairwise_ranking_spread;
     /// The gradient and the loss: Σ K_ij x_j.
     PAIRWISE_CONTRACTION_DOT: super::pairwise::ContractionArguments, 256 => by GpuDType {
         F32: relata_pairwise_contraction_dot_f32,

@@ -1,6 +1,7 @@
 //! A loss's parameters by name: their values, defaults and ranges.
 
 use super::spec::Enqueue;
+use crate::checks::{at_most, not_empty};
 use crate::error::{Error, Result};
 
 /// The value of a parameter.
@@ -10,6 +11,8 @@ pub enum ParameterValue {
     Number(f64),
     /// On or off.
     Flag(bool),
+    /// How many.
+    Count(usize),
     /// When the batch enters the queue.
     Enqueue(Enqueue),
 }
@@ -63,6 +66,8 @@ pub(crate) struct Parameter<'a> {
 enum Slot<'a> {
     Number(&'a mut f64, Range),
     Flag(&'a mut bool),
+    /// At least 1, and at most so many.
+    Count(&'a mut usize, usize),
     Enqueue(&'a mut Enqueue),
 }
 
@@ -79,6 +84,12 @@ impl<'a> Parameter<'a> {
 
     pub(crate) fn flag(name: &'static str, at: &'a mut bool) -> Self {
         let slot = Slot::Flag(at);
+        Parameter { name, slot }
+    }
+
+    /// From 1 to `most`.
+    pub(crate) fn count(name: &'static str, most: usize, at: &'a mut usize) -> Self {
+        let slot = Slot::Count(at, most);
         Parameter { name, slot }
     }
 
@@ -100,6 +111,7 @@ impl<'a> Parameter<'a> {
         match &self.slot {
             Slot::Number(at, _) => ParameterValue::Number(**at),
             Slot::Flag(at) => ParameterValue::Flag(**at),
+            Slot::Count(at, _) => ParameterValue::Count(**at),
             Slot::Enqueue(at) => ParameterValue::Enqueue(**at),
         }
     }
@@ -108,6 +120,10 @@ impl<'a> Parameter<'a> {
     pub(crate) fn check(&self) -> Result<()> {
         match &self.slot {
             Slot::Number(at, range) => range.check(self.name, **at),
+            Slot::Count(at, most) => {
+                not_empty(self.name, **at)?;
+                at_most(self.name, *most, **at)
+            }
             Slot::Flag(_) | Slot::Enqueue(_) => Ok(()),
         }
     }
@@ -117,6 +133,7 @@ impl<'a> Parameter<'a> {
         match (&mut self.slot, value) {
             (Slot::Number(at, _), ParameterValue::Number(value)) => **at = value,
             (Slot::Flag(at), ParameterValue::Flag(value)) => **at = value,
+            (Slot::Count(at, _), ParameterValue::Count(value)) => **at = value,
             (Slot::Enqueue(at), ParameterValue::Enqueue(value)) => **at = value,
             _ => return false,
         }

@@ -15,6 +15,7 @@ macro_rules! for_each_loss {
             gram Gram "gram" "Gram anchoring: cosine similarities." Never;
             pkt Pkt "pkt" "Probabilistic knowledge transfer." Never;
             order Order "order" "The order of similarities." Never;
+            dark_rank DarkRank "dark-rank" "The order of a row's neighbours: hard DarkRank." Never;
             rrd Rrd "rrd" "Relational representation distillation." Required;
             info_nce InfoNce "info-nce" "InfoNCE, in-batch or with a queue." Optional;
             kd_kl KdKl "kd-kl" "Hinton's distillation of logits." Never;

@@ -77,7 +77,7 @@ pub enum Enqueue {
 /// loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Family {
-    /// Relations of pairs of rows: RKD's distance, SP, Gram anchoring, PKT, their order.
+    /// Relations of pairs of rows: RKD's distance, SP, Gram anchoring, PKT, their orders.
     Pairwise(Pairwise),
     /// Angles of triples of rows, and distances of pairs on request: RKD's angle, RKD.
     Triplet(Triplet),
@@ -90,7 +90,8 @@ pub enum Family {
 /// The pairwise family: `L = 1/N² Σ_ij penalty( r_ij(X)/s(X), r_ij(Y)/s(Y) )`.
 ///
 /// The sum runs over all i and j, the diagonal included. `r` is the relation and `s` its
-/// normalizer. [`Penalty::Order`] takes another mean of the same relations.
+/// normalizer. [`Penalty::Order`] and [`Penalty::Ranking`] take
+/// other means of the same relations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pairwise {
     /// r: how two rows relate.
@@ -151,7 +152,7 @@ pub enum Normalizer {
 /// What relations that differ cost: u, the student's in its unit, and v, the teacher's.
 ///
 /// Most penalties are sums over pairs of rows, and e = u − v. `Order` compares pairs with one
-/// another. Devices have code of its own for it, between relation and contraction
+/// another, `Ranking` a row's. Devices have code of their own for them, between relation and contraction
 /// (docs/decisions/0020).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Penalty {
@@ -172,6 +173,17 @@ pub enum Penalty {
     Order {
         /// By how much the student is to relate the one less than the other.
         margin: f64,
+    },
+    /// Of each row, how unlikely the order of the teacher's nearest rows is under scores `−α u^β` of
+    /// the student (Plackett and Luce); the mean over the rows. It takes distances, and no
+    /// normalizer.
+    Ranking {
+        /// α: the scale of the scores.
+        alpha: f64,
+        /// β: the power of the distances.
+        beta: f64,
+        /// How many rows are ranked.
+        length: usize,
     },
 }
 

@@ -4,6 +4,7 @@
 //! differences. It never changes to make another device pass. It shares nothing with the fast paths
 //! but the parameters of the losses. Each loss has a file of its own.
 
+mod dark_rank;
 mod divergence;
 mod gram;
 mod info_nce;
@@ -127,6 +128,7 @@ fn evaluate<T: Element>(
         Loss::Gram(loss) => gram::gram(loss, &student, &teacher),
         Loss::Pkt(_) => pkt::pkt(&student, &teacher),
         Loss::Order(loss) => order::order(loss, &student, &teacher),
+        Loss::DarkRank(loss) => dark_rank::dark_rank(loss, &student, &teacher),
         Loss::Rrd(loss) => rrd::rrd(loss, &student, &teacher, &expect_queue(queue)),
         Loss::InfoNce(loss) => info_nce::info_nce(loss, &student, &teacher, queue.as_ref()),
         Loss::KdKl(loss) => kd_kl::kd_kl(loss, &student, &teacher),

@@ -18,8 +18,8 @@ fn what_the_shapes_do_not_allow_is_left_out_with_a_note_or_refused_by_name() {
         .iter()
         .map(|o| o["loss"].as_str().expect("a name"))
         .collect();
-    assert_eq!(losses, LOSSES[..7]);
-    for (line, loss) in stderr.lines().zip(&LOSSES[7..]) {
+    assert_eq!(losses, LOSSES[..8]);
+    for (line, loss) in stderr.lines().zip(&LOSSES[8..]) {
         let start = format!("note: {loss} is left out: teacher_dim: expected 3, got 2");
         assert!(line.starts_with(&start), "{line}");
     }
@@ -27,7 +27,7 @@ fn what_the_shapes_do_not_allow_is_left_out_with_a_note_or_refused_by_name() {
         stderr.ends_with("note: --temperature is not used by any loss evaluated\n"),
         "{stderr}"
     );
-    for loss in &LOSSES[7..] {
+    for loss in &LOSSES[8..] {
         let arguments = format!("--student s.npy --teacher t.npy --loss {loss}");
         files.refuses(
             &arguments,
@@ -42,7 +42,7 @@ fn what_the_shapes_do_not_allow_is_left_out_with_a_note_or_refused_by_name() {
         "queue_dim: expected 3, got 2",
     );
     let (objects, stderr) = files.json_and_notes("--queue q2.npy --device cpu");
-    assert_eq!(objects.len(), 8, "{stderr}");
+    assert_eq!(objects.len(), 9, "{stderr}");
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn bad_arguments_are_refused() {
         ("--loss", "--loss"),
         (
             "--loss triplet",
-            "expected one of rkd-distance, rkd-angle, rkd, sp, gram, pkt, order, rrd, info-nce, kd-kl",
+            "expected one of rkd-distance, rkd-angle, rkd, sp, gram, pkt, order, dark-rank, rrd, info-nce, kd-kl",
         ),
         ("--device tpu", "expected one of reference, cpu"),
         ("--dtype f8", "expected one of f64, f32, f16, bf16"),
@@ -144,6 +144,11 @@ fn bad_arguments_are_refused() {
             "rrd: teacher_temperature: expected",
         ),
         ("--loss order --margin -1", "order: margin: expected"),
+        ("--loss dark-rank --beta 0", "dark-rank: beta: expected"),
+        (
+            "--loss dark-rank --length 0",
+            "dark-rank: length: expected at least 1, got 0",
+        ),
         (
             "--loss kd-kl --temperature -4",
             "kd-kl: temperature: expected",

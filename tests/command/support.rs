@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::example;
 
-pub(crate) const LOSSES: [&str; 10] = [
+pub(crate) const LOSSES: [&str; 11] = [
     "rkd-distance",
     "rkd-angle",
     "rkd",
@@ -18,6 +18,7 @@ pub(crate) const LOSSES: [&str; 10] = [
     "gram",
     "pkt",
     "order",
+    "dark-rank",
     "rrd",
     "info-nce",
     "kd-kl",

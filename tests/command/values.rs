@@ -54,7 +54,16 @@ fn devices_agree_in_every_dtype() {
 #[test]
 fn the_emulator_agrees() {
     let files = Files::new();
-    for loss in ["rkd-distance", "rkd", "sp", "gram --clamp", "pkt", "order --margin 0.1", "kd-kl"] {
+    for loss in [
+        "rkd-distance",
+        "rkd",
+        "sp",
+        "gram --clamp",
+        "pkt",
+        "order --margin 0.1",
+        "dark-rank --alpha 0.5 --beta 2 --length 3",
+        "kd-kl",
+    ] {
         for dtype in ["f32", "f16", "bf16"] {
             let devices = "--device reference --device emulator";
             let objects = files.json(&format!("--loss {loss} --dtype {dtype} {devices}"));

@@ -1,8 +1,9 @@
 //! All that tests and benchmarks ask about a loss, from its spec.
 
 use relata::{
-    Contrastive, Device, Element, Enqueue, Evaluation, Family, InfoNce, KdKl, Logits, Loss,
-    Order, ParameterValue, Queue, QueueUse, Result, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes, Target,
+    Contrastive, DarkRank, Device, Element, Enqueue, Evaluation, Family, InfoNce, KdKl, Logits,
+    Loss, Order, ParameterValue, Queue, QueueUse, Result, Rkd, RkdAngle, RkdDistance, Rows, Rrd,
+    Shapes, Target,
 };
 
 /// Whether the loss L2-normalises its rows first, so that their lengths do not count. PKT's ε makes
@@ -136,6 +137,12 @@ pub(crate) fn losses() -> Vec<Loss> {
         losses.push(rrd.into());
     }
     losses.push(Order { margin: 0.2 }.into());
+    let dark_rank = DarkRank {
+        alpha: 0.7,
+        beta: 1.5,
+        length: 2,
+    };
+    losses.push(dark_rank.into());
     for (temperature, normalize) in [(0.5, true), (1.0, false)] {
         let info_nce = InfoNce {
             temperature,

@@ -292,6 +292,49 @@ pub(crate) fn order(x: &[f32], y: &[f32], [n, dim, dim_t]: [usize; 3]) -> (f32, 
     (sum(&losses) / terms, gradient)
 }
 
+/// Loss and gradient of [`relata::DarkRank`] with its defaults.
+pub(crate) fn dark_rank(x: &[f32], y: &[f32], [n, dim, dim_t]: [usize; 3]) -> (f32, Vec<f32>) {
+    let mut losses = Vec::with_capacity(n);
+    let mut coefficients = vec![0.0f32; n * n];
+    for i in 0..n {
+        let (_, t) = edges(y, dim_t, i);
+        let (_, lengths) = edges(x, dim, i);
+        let mut neighbors: Vec<usize> = (0..n).filter(|&j| j != i).collect();
+        neighbors.sort_by(|&j, &k| t[j].total_cmp(&t[k]));
+        neighbors.truncate(4);
+        let scores: Vec<f32> = neighbors
+            .iter()
+            .map(|&j| -3.0 * lengths[j].powf(3.0))
+            .collect();
+        let mut terms = Vec::new();
+        let mut slopes = vec![0.0f32; scores.len()];
+        for k in 0..scores.len() {
+            let log_p = log_softmax(&scores[k..]);
+            terms.push(-log_p[0]);
+            for (slope, log_p) in slopes[k..].iter_mut().zip(&log_p) {
+                *slope += log_p.exp();
+            }
+            slopes[k] -= 1.0;
+        }
+        losses.push(sum(&terms));
+        for (&j, slope) in neighbors.iter().zip(slopes) {
+            // By d, times 1/d: the edge is x_i − x_j.
+            let by_d = -slope * 9.0 * lengths[j] * lengths[j];
+            for at in [i * n + j, j * n + i] {
+                coefficients[at] += by_d / n as f32;
+            }
+        }
+    }
+    let mut gradient = Vec::with_capacity(n * dim);
+    for i in 0..n {
+        let (unit, _) = edges(x, dim, i);
+        // Edges go from row i to the others.
+        let away: Vec<f32> = coefficients[i * n..][..n].iter().map(|c| -c).collect();
+        gradient.extend(combine(&away, &unit, dim));
+    }
+    (sum(&losses) / n as f32, gradient)
+}
+
 /// Loss and gradient of [`relata::Pkt`].
 pub(crate) fn pkt(x: &[f32], y: &[f32], shape: [usize; 3]) -> (f32, Vec<f32>) {
     const EPSILON: f32 = 1e-7;

@@ -1,6 +1,7 @@
-//! How much of `Order` hangs on comparisons that rounding can turn over. The loss and its gradient
-//! count terms, so a term near 0 and two pairs that are nearly equally alike to the teacher count
-//! either way.
+//! How much of `Order` and `DarkRank` hangs on comparisons that rounding can turn over. `Order` and
+//! its gradient count terms, so a term near 0 and two pairs that are nearly equally alike to the
+//! teacher count either way. `DarkRank` looks for the nearest rows, of which two may be nearly equally
+//! near.
 
 use relata::{Family, Loss, Pairwise, Penalty, Shapes};
 
@@ -74,4 +75,32 @@ pub(crate) fn within_reach(
         loss: loss / terms,
         gradient: gradient / terms,
     }
+}
+
+/// How many neighbours of each row are ranked, if the loss ranks them.
+pub(crate) fn length(loss: &Loss) -> Option<usize> {
+    match loss.spec().family {
+        Family::Pairwise(Pairwise {
+            penalty: Penalty::Ranking { length, .. },
+            ..
+        }) => Some(length),
+        _ => None,
+    }
+}
+
+/// Whether each row's `length` nearest rows, and their order, are beyond `reach`, relative to the
+/// distances. Rows that are exactly equally near are so on every device.
+pub(crate) fn has_clear_neighbors(rows: &[f64], dim: usize, length: usize, reach: f64) -> bool {
+    let all: Vec<&[f64]> = rows.chunks(dim).collect();
+    all.iter().enumerate().all(|(i, row)| {
+        let mut squares: Vec<f64> = all
+            .iter()
+            .enumerate()
+            .filter(|&(j, _)| j != i)
+            .map(|(_, other)| row.iter().zip(*other).map(|(a, b)| (a - b).powi(2)).sum())
+            .collect();
+        squares.sort_by(f64::total_cmp);
+        let apart = |pair: &[f64]| pair[0] == pair[1] || pair[1] - pair[0] > reach * pair[1];
+        squares.windows(2).take(length).all(apart)
+    })
 }

@@ -2,7 +2,9 @@
 //! for inputs that are well conditioned, and a factor for other kinds of data. `numerics.rs` has a
 //! second bar: the definition evaluated directly in the device's own precision.
 
-use relata::{Contrastive, DType, Family, Loss, Problem, Relation, Target, WeightPrecision};
+use relata::{
+    Contrastive, DType, Family, Loss, Pairwise, Penalty, Problem, Relation, Target, WeightPrecision,
+};
 
 use super::cases::Data;
 use super::losses;
@@ -45,6 +47,18 @@ const fn tolerance_of(loss: f64, gradient: f64) -> Tolerance {
 pub(crate) fn tolerance(loss: &Loss, dtype: DType) -> Tolerance {
     let wide = dtype == DType::F64;
     match loss.spec().family {
+        // Scores are a power of the distances, and magnify their rounding by their size. All devices
+        // take the distances of neighbours in f64.
+        Family::Pairwise(Pairwise {
+            penalty: Penalty::Ranking { .. },
+            ..
+        }) => {
+            if wide {
+                tolerance_of(1e-12, 1e-11)
+            } else {
+                tolerance_of(1e-6, 1e-6)
+            }
+        }
         Family::Pairwise(pairwise) => match (pairwise.relation, wide) {
             // Distances from differences are good to an ulp. The gradient subtracts the mean slope,
             // which cancels by ten or so if all rows are about as far apart.

@@ -102,6 +102,7 @@ impl Fuzz {
                 ParameterValue::Number(_) => {
                     ParameterValue::Number(self.one_of(&[0.02, 0.5, 1.0, 4.0, 1e3]))
                 }
+                ParameterValue::Count(_) => ParameterValue::Count(self.one_of(&[0, 1, 3, 32, 33])),
                 ParameterValue::Flag(_) => ParameterValue::Flag(self.flag()),
                 ParameterValue::Enqueue(_) => ParameterValue::Enqueue(self.one_of(&[
                     Enqueue::Before,
@@ -198,7 +199,9 @@ fn evaluate<T: Element>(fuzz: &mut Fuzz) -> Result<()> {
     let extreme = loss.parameters().iter().any(|(_, value)| {
         matches!(value, ParameterValue::Number(number) if !(1e-3..=1e4).contains(number))
     });
-    if hostile || extreme || upstream != 1.0 {
+    // A score is a distance to the power of β.
+    let steep = matches!(loss, Loss::DarkRank(loss) if loss.beta > 10.0);
+    if hostile || extreme || steep || upstream != 1.0 {
         return Ok(());
     }
     assert!(got.loss.is_finite(), "{loss:?}: {}", got.loss);
@@ -206,6 +209,10 @@ fn evaluate<T: Element>(fuzz: &mut Fuzz) -> Result<()> {
         got.gradient.iter().all(|g| g.to_f64().is_finite()),
         "{loss:?}"
     );
+    if matches!(loss, Loss::Order(_)) {
+        // Eighths have cosines that are equal but for their rounding, which has no order.
+        return Ok(());
+    }
     let off = (got.loss - want.loss).abs();
     let allowed = 1e-4 * (1.0 + want.loss.abs());
     assert!(off <= allowed, "{loss:?}: {} and {}", got.loss, want.loss);

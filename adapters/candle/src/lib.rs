@@ -37,7 +37,8 @@ mod terms;
 
 use candle_core::{Result, Tensor};
 pub use relata::{
-    Enqueue, Gram, InfoNce, KdKl, Loss, Order, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp, WeightPrecision,
+    Enqueue, Gram, InfoNce, KdKl, Loss, Order, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp,
+    WeightPrecision,
 };
 
 pub use self::error::cause;

@@ -32,8 +32,9 @@ use super::ops::{
     Divergence, Huber, PenaltyOp, Plain, Positive, RelationOp, Root, ScaleSlope, Shifted, Squared,
     inverse_scales, is_distance, row_scaling, scale_slopes,
 };
-use super::pair_sums::symmetric;
 use super::order::order;
+use super::pair_sums::symmetric;
+use super::ranking::{Ranking, ranking};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::Embeddings;
 use crate::cpu::parallel::{for_each_block, map};
@@ -72,6 +73,18 @@ pub(super) fn pairwise<T: Element>(
             with_penalty(loss, penalty, normalize, batch, upstream, gradient)
         }
         Penalty::Order { margin } => order(loss, margin, normalize, batch, upstream, gradient),
+        Penalty::Ranking {
+            alpha,
+            beta,
+            length,
+        } => {
+            let penalty = Ranking {
+                alpha,
+                beta,
+                length,
+            };
+            ranking(loss, penalty, normalize, batch, upstream, gradient)
+        }
     }
 }
 

@@ -90,7 +90,9 @@ pub(super) fn order<T: Element>(
     pairs.par_sort_unstable_by(|a, b| {
         // Zeros of both signs are equal, and no similarity is NaN.
         let by_teacher = a.similarity.partial_cmp(&b.similarity);
-        by_teacher.unwrap_or(Ordering::Equal).then(a.rows.cmp(&b.rows))
+        by_teacher
+            .unwrap_or(Ordering::Equal)
+            .then(a.rows.cmp(&b.rows))
     });
     for pair in &mut pairs {
         let [i, j] = pair.row();
@@ -111,7 +113,8 @@ pub(super) fn order<T: Element>(
     drop(pairs);
 
     let terms = count as f64 * (count - 1) as f64 / 2.0;
-    let row = |matrix: &[f64], i: usize| dot(&matrix[i * stride..][..stride], &s[i * stride..][..stride]);
+    let row =
+        |matrix: &[f64], i: usize| dot(&matrix[i * stride..][..stride], &s[i * stride..][..stride]);
     // Each pair is in two rows.
     let sums = map(n, &|i| row(&matrix, i));
     let value = 0.5 * sums.iter().sum::<f64>() / terms + margin * (positive as f64 / terms);
@@ -160,7 +163,11 @@ fn count_directly(pairs: &mut [Pair], margin: f64) -> u64 {
             }
         }
     }
-    pairs.sort_unstable_by(|a, b| a.similarity.total_cmp(&b.similarity).then(a.rows.cmp(&b.rows)));
+    pairs.sort_unstable_by(|a, b| {
+        a.similarity
+            .total_cmp(&b.similarity)
+            .then(a.rows.cmp(&b.rows))
+    });
     positive
 }
 
@@ -189,8 +196,8 @@ fn count_across(low: &mut [Pair], high: &mut [Pair], margin: f64) -> u64 {
 fn merge(left: &[Pair], right: &[Pair], merged: &mut [Pair]) {
     let (mut l, mut r) = (0, 0);
     for slot in merged {
-        let takes_left = r == right.len()
-            || l < left.len() && left[l].similarity <= right[r].similarity;
+        let takes_left =
+            r == right.len() || l < left.len() && left[l].similarity <= right[r].similarity;
         if takes_left {
             *slot = left[l];
             l += 1;
@@ -222,7 +229,11 @@ mod tests {
                 let (mut got, mut want) = (pairs(count), pairs(count));
                 let mut scratch = got.clone();
                 let positive = count_terms(&mut got, &mut scratch, margin);
-                assert_eq!(positive, count_directly(&mut want, margin), "{count}, {margin}");
+                assert_eq!(
+                    positive,
+                    count_directly(&mut want, margin),
+                    "{count}, {margin}"
+                );
                 assert!(got.is_sorted_by(|a, b| a.similarity <= b.similarity));
                 got.sort_unstable_by_key(|pair| pair.rows);
                 want.sort_unstable_by_key(|pair| pair.rows);

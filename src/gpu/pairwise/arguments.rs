@@ -64,6 +64,23 @@ kernel_arguments! {
         pub(super) padding: u32,
     }
 
+    /// Mirrors `Arguments` in kernels/pairwise_ranking.cu.
+    pub(crate) struct RankingArguments {
+        pub(super) rows: u64,
+        pub(super) r: [u64; 2],
+        pub(super) neighbors: u64,
+        pub(super) poisons: u64,
+        pub(super) losses: u64,
+        pub(super) units: u64,
+        pub(super) alpha: f64,
+        pub(super) beta: f64,
+        pub(super) slices: [u32; 2],
+        pub(super) n: u32,
+        pub(super) dim: u32,
+        pub(super) length: u32,
+        pub(super) count: u32,
+    }
+
     /// Mirrors `Arguments` in kernels/pairwise_contraction.cu.
     pub(crate) struct ContractionArguments {
         pub(super) rows: u64,

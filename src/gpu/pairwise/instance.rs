@@ -29,6 +29,8 @@ pub(super) enum Instance {
     ShiftedRowSumDivergence,
     /// The order of similarities.
     DotOrder,
+    /// Hard DarkRank.
+    DistanceRanking,
     /// No loss: the instance tests the parts that the other ones have not.
     SquaredFrobeniusHuber,
 }
@@ -51,6 +53,8 @@ pub(super) enum Between {
     },
     /// Of the order of pairs: [`super::order`] has its kernels.
     Order,
+    /// Of the ranking of neighbours: [`super::ranking`] has its kernels.
+    Ranking,
 }
 
 impl Instance {
@@ -73,6 +77,9 @@ impl Instance {
             }
             (Relation::Dot | Relation::Cosine, Normalizer::None, Penalty::Order { .. }) => {
                 Some(Instance::DotOrder)
+            }
+            (Relation::Distance, Normalizer::None, Penalty::Ranking { .. }) => {
+                Some(Instance::DistanceRanking)
             }
             (Relation::SquaredDistance, Normalizer::Frobenius, Penalty::Huber { .. }) => {
                 Some(Instance::SquaredFrobeniusHuber)
@@ -132,6 +139,11 @@ impl Instance {
                 relation: &PAIRWISE_RELATION_DOT,
                 between: Between::Order,
                 contraction: &PAIRWISE_CONTRACTION_DOT,
+            },
+            Instance::DistanceRanking => Kernels {
+                relation: &PAIRWISE_RELATION_DIFFERENCE,
+                between: Between::Ranking,
+                contraction: &PAIRWISE_CONTRACTION_DIFFERENCE,
             },
             Instance::SquaredFrobeniusHuber => Kernels {
                 relation: &PAIRWISE_RELATION_DIFFERENCE,

@@ -9,19 +9,23 @@
 //! | penalties; relations and scales if the scope is a row | pairwise_penalty, `penalty` | 1 |
 //! | coefficients | pairwise_coefficients | 1 |
 //! | in place of the last three, for the order of pairs | pairwise_order | 2 |
+//! | the same for the ranking of neighbours | pairwise_ranking | 2 |
 //! | gradient and loss | pairwise_contraction | 1 |
 //! | the way back through x/‖x‖ | normalize | 1 if rows are normalised |
 
 mod arguments;
 mod instance;
 mod order;
+mod ranking;
 
 use self::arguments::MatrixArgument;
 pub(crate) use self::arguments::{
-    CoefficientArguments, ContractionArguments, OrderArguments, PenaltyArguments, RelationArguments,
+    CoefficientArguments, ContractionArguments, OrderArguments, PenaltyArguments, RankingArguments,
+    RelationArguments,
 };
 use self::instance::{Between, Instance};
 use self::order::Order;
+use self::ranking::Ranking;
 use bytemuck::Zeroable;
 
 use super::machine::{Launcher, Limits};
@@ -147,6 +151,7 @@ pub(crate) struct Plan {
     contraction_rows: usize,
     at: Workspace,
     order: Option<Order>,
+    ranking: Option<Ranking>,
     /// The terms that the loss is the mean of.
     terms: f64,
 }
@@ -172,16 +177,24 @@ impl Plan {
         let slices = [shapes.student_dim, shapes.teacher_dim]
             .map(|dim| Slices::new(dim, pairs, multiprocessors));
         let at = Workspace::new(layout, shapes, normalize, slices)?;
-        let order = match pairwise.penalty {
-            Penalty::Order { margin } => Some(Order::new(margin, n, layout)?),
-            Penalty::Huber { .. } | Penalty::Squared | Penalty::Divergence { .. } => None,
-        };
-        let terms = match order {
-            None => (n as f64).powi(2),
-            Some(_) => {
+        let (mut order, mut ranking) = (None, None);
+        let terms = match pairwise.penalty {
+            Penalty::Huber { .. } | Penalty::Squared | Penalty::Divergence { .. } => {
+                (n as f64).powi(2)
+            }
+            Penalty::Order { margin } => {
+                order = Some(Order::new(margin, n, layout)?);
                 let pairs = order::pairs(n) as f64;
                 // Of less than two pairs the sum is 0, whatever divides it.
                 (pairs * (pairs - 1.0) / 2.0).max(1.0)
+            }
+            Penalty::Ranking {
+                alpha,
+                beta,
+                length,
+            } => {
+                ranking = Some(Ranking::new([alpha, beta], length, n, layout)?);
+                n as f64
             }
         };
         Ok(Plan {
@@ -189,7 +202,7 @@ impl Plan {
             parameter: match pairwise.penalty {
                 Penalty::Huber { delta } => delta,
                 Penalty::Divergence { epsilon } => epsilon,
-                Penalty::Squared | Penalty::Order { .. } => 0.0,
+                Penalty::Squared | Penalty::Order { .. } | Penalty::Ranking { .. } => 0.0,
             },
             dtype,
             shapes,
@@ -199,6 +212,7 @@ impl Plan {
             contraction_rows: contraction_rows(n, shapes.student_dim, multiprocessors),
             at,
             order,
+            ranking,
             terms,
         })
     }
@@ -212,7 +226,7 @@ impl Plan {
             let units = self.at.units.at(at.workspace);
             self.launch_relation(launcher, at, dtype, rows, units)?;
         }
-        self.launch_between(launcher, at)?;
+        self.launch_between(launcher, at, dtype, rows[0])?;
         self.launch_contraction(launcher, at, dtype, rows[0])?;
         if let Some([student, _]) = self.at.normalized {
             normalize::launch_backward(
@@ -322,14 +336,21 @@ impl Plan {
     }
 
     /// From sums over the dimensions to the coefficients, and to the losses of rows.
-    fn launch_between(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
-        match (self.instance.kernels().between, self.order) {
+    fn launch_between(
+        &self,
+        launcher: &mut impl Launcher,
+        at: &Addresses,
+        dtype: GpuDType,
+        rows: u64,
+    ) -> Result<()> {
+        match (self.instance.kernels().between, self.order, self.ranking) {
             (
                 Between::Sum {
                     scale,
                     penalty,
                     coefficients,
                 },
+                _,
                 _,
             ) => {
                 let arguments = self.penalty_arguments(at)?;
@@ -341,7 +362,7 @@ impl Plan {
                 let arguments = self.coefficient_arguments(at)?;
                 coefficients.launch(launcher, grid, 0, &arguments)
             }
-            (Between::Order, Some(order)) => {
+            (Between::Order, Some(order), _) => {
                 let arguments = OrderArguments {
                     r: self.slots(at),
                     sums: self.at.sums.at(at.workspace),
@@ -354,7 +375,23 @@ impl Plan {
                 };
                 order.launch(launcher, at.workspace, arguments)
             }
-            (Between::Order, None) => unreachable!("the instance is that of the penalty"),
+            (Between::Ranking, _, Some(ranking)) => {
+                let arguments = RankingArguments {
+                    rows,
+                    r: self.slots(at),
+                    poisons: self.at.sums.at(at.workspace),
+                    losses: self.at.losses.at(at.workspace),
+                    units: self.units(at),
+                    slices: self.slices.map(|slices| slices.count as u32),
+                    n: grid_size("rows", self.shapes.rows)?,
+                    dim: grid_size("student_dim", self.shapes.student_dim)?,
+                    ..RankingArguments::zeroed()
+                };
+                ranking.launch(launcher, dtype, at.workspace, arguments)
+            }
+            (Between::Order | Between::Ranking, _, _) => {
+                unreachable!("the instance is that of the penalty")
+            }
         }
     }
 

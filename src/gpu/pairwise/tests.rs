@@ -142,7 +142,7 @@ impl Formula {
                 let log = (self.round)(ratio.ln());
                 ((self.round)(v * log), (self.round)(-v / (u + epsilon)))
             }
-            Penalty::Order { .. } => unreachable!("no sum over pairs"),
+            Penalty::Order { .. } | Penalty::Ranking { .. } => unreachable!("no sum over pairs"),
         }
     }
 

@@ -1,6 +1,8 @@
 //! The table itself.
 
-use relata::{Gram, InfoNce, KdKl, Loss, Order, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
+use relata::{
+    DarkRank, Gram, InfoNce, KdKl, Loss, Order, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp,
+};
 
 use super::losses::rkd_losses;
 use super::{Case, Data, Purpose};
@@ -80,6 +82,7 @@ pub(super) fn all() -> Vec<Case> {
     let mut cases = Vec::new();
     relational(&mut cases);
     similarities(&mut cases);
+    rankings(&mut cases);
     rrd(&mut cases);
     info_nce(&mut cases);
     kd_kl(&mut cases);
@@ -170,6 +173,24 @@ fn similarities(cases: &mut Vec<Case>) {
     cases.push(case(none, 33, 16).label("margin-0"));
 }
 
+fn rankings(cases: &mut Vec<Case>) {
+    let loss = Loss::from(DarkRank::default());
+    let shapes = RELATIONAL.iter();
+    cases.extend(shapes.map(|&[n, d, t]| case(loss, n, d).teacher_dim(t)));
+    let data = DEGENERATE.iter();
+    cases.extend(data.map(|&(label, data)| case(loss, 33, 16).data(data).label(label)));
+    // Fewer than, more than and as many neighbours as there are, and more than there are.
+    for length in [1, 16, 17, 32] {
+        let loss = DarkRank {
+            alpha: 0.02,
+            beta: 1.5,
+            length,
+        };
+        let label = format!("alpha-0.02-beta-1.5-length-{length}");
+        cases.push(case(loss.into(), 17, 33).teacher_dim(130).label(&label));
+    }
+}
+
 /// RKD of more rows than the kernels count as a small batch. In order: distances that are alike,
 /// with the angles in f32; distances of very different size, with the angles in f64; angles in f32
 /// that turn out to be too much alike; normalised rows; and so many elements that a kernel makes
@@ -193,7 +214,7 @@ pub(super) fn many_rows() -> Vec<Case> {
 }
 
 /// One small case of each kind that has kernels of its own.
-pub(super) const OF_EVERY_KERNEL: [&str; 20] = [
+pub(super) const OF_EVERY_KERNEL: [&str; 21] = [
     "rkd-33x16",
     "rkd-17x16-to-7-delta-0.5-normalize",
     "rkd-distance-17x33-to-130",
@@ -202,6 +223,7 @@ pub(super) const OF_EVERY_KERNEL: [&str; 20] = [
     "gram-17x33-to-130-clamp",
     "pkt-17x33-to-130",
     "order-17x33-to-130",
+    "dark-rank-17x33-to-130",
     "rrd-17x16-k7-own",
     "rrd-17x100-k130-past-200-own",
     "rrd-17x130-k65-past-40-own",
@@ -295,6 +317,8 @@ fn timed(cases: &mut Vec<Case>) {
     }
     let order = Loss::from(Order::default());
     cases.extend([128, 256].map(|n| case(order, n, 512).bench()));
+    let dark_rank = Loss::from(DarkRank::default());
+    cases.push(case(dark_rank, 128, 512).bench());
     for (n, keys) in [(64, 16_384), (256, 16_384), (256, 65_536)] {
         let loss = Loss::from(Rrd::default());
         cases.extend([false, true].map(|own| case(loss, n, 128).queue(keys, keys, own).bench()));

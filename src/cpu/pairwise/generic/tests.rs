@@ -104,7 +104,7 @@ fn plain(loss: &Pairwise, student: &[f64], teacher: &[f64]) -> f64 {
             Penalty::Huber { delta } if e.abs() <= delta => 0.5 * e * e,
             Penalty::Huber { delta } => delta * (e.abs() - 0.5 * delta),
             Penalty::Divergence { epsilon } => v * ((v + epsilon) / (u + epsilon)).ln(),
-            Penalty::Order { .. } => unreachable!("no sum over pairs"),
+            Penalty::Order { .. } | Penalty::Ranking { .. } => unreachable!("no sum over pairs"),
         }
     });
     penalties.sum::<f64>() / u.len() as f64
