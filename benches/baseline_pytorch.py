@@ -12,7 +12,7 @@ A loss and its backward pass are timed; the gradient goes to the student only, t
 constant. All is float32 unless a request says otherwise, and the memory is what an evaluation adds to
 that of a process that has its inputs. On a GPU an evaluation is timed by events.
 
-Sources: RKD, github.com/lenscloth/RKD (metric/loss.py, metric/utils.py); RRD,
+Sources: RKD and DarkRank, github.com/lenscloth/RKD (metric/loss.py, metric/utils.py); RRD,
 github.com/giakoumoglou/distillers (RRD.py), without its copies of the queue; InfoNCE as in MoCo,
 github.com/facebookresearch/moco; KD, SP and PKT as in RepDistiller, github.com/HobbitLong/RepDistiller;
 Gram as in DINOv3, github.com/facebookresearch/dinov3; the order of pairs as in RAG-Retrieval,
@@ -130,6 +130,17 @@ def order(x, y, queue, p):
     return F.relu(later_less_earlier(x) * label + p["margin"]).mean()
 
 
+def dark_rank(x, y, queue, p):
+    def scores(x):
+        return -p["alpha"] * pairwise_distances(x).pow(p["beta"])
+
+    with torch.no_grad():
+        nearest = scores(y).sort(dim=1, descending=True)[1][:, 1 : p["length"] + 1]
+    ranked = torch.gather(scores(x), 1, nearest)
+    left = [torch.logsumexp(ranked[:, k:], dim=1) for k in range(nearest.size(1))]
+    return -(ranked - torch.stack(left, dim=1)).sum(dim=1).mean()
+
+
 def rrd(x, y, queue, p):
     student = torch.einsum("nc,kc->nk", x, queue) / p["student_temperature"]
     with torch.no_grad():
@@ -164,6 +175,7 @@ LOSSES = {
     "gram": gram,
     "pkt": pkt,
     "order": order,
+    "dark-rank": dark_rank,
     "rrd": rrd,
     "info-nce": info_nce,
     "kd-kl": kd_kl,
@@ -177,6 +189,7 @@ DEFAULTS = {
     "gram": {"clamp": False},
     "pkt": {},
     "order": {"margin": 0.015},
+    "dark-rank": {"alpha": 3, "beta": 3, "length": 4},
     "rrd": {"student_temperature": 0.1, "teacher_temperature": 0.02, "normalize": True},
     "info-nce": {"temperature": 0.07, "normalize": True},
     "kd-kl": {"temperature": 4.0},

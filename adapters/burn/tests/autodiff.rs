@@ -3,7 +3,7 @@
 
 use burn_tensor::activation::{log_softmax, relu};
 use burn_tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
-use relata::{Enqueue, Gram, KdKl, Loss, Order, Pkt, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
+use relata::{DarkRank, Enqueue, Gram, KdKl, Loss, Order, Pkt, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
 use relata_burn::{
     Error, Forward, loss, loss_and_terms, loss_and_terms_with_queue, loss_with_queue,
 };
@@ -103,6 +103,27 @@ fn order(x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
     upper.sum() / (count * (count - 1) / 2) as f64
 }
 
+fn dark_rank(x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
+    let (n, length) = (x.dims()[0], 4);
+    let d = wide((edges(y).1).into_data());
+    let mut neighbors = Vec::new();
+    for (i, row) in d.chunks(n).enumerate() {
+        let mut others: Vec<usize> = (0..n).filter(|&j| j != i).collect();
+        others.sort_by(|&j, &k| row[j].total_cmp(&row[k]));
+        neighbors.extend(others[..length].iter().map(|&j| j as i64));
+    }
+    let neighbors = TensorData::new(neighbors, [n, length]);
+    let neighbors = Tensor::<2, Int>::from_data(neighbors, &x.device());
+    let lengths = edges(x).1;
+    let scores = (lengths.clone() * lengths.clone() * lengths * -3.).gather(1, neighbors);
+    let mut loss = -scores.clone().sum();
+    for k in 0..length {
+        let left = scores.clone().slice([0..n, k..length]);
+        loss = loss + left.exp().sum_dim(1).log().sum();
+    }
+    loss / n as f64
+}
+
 fn cosines(x: Tensor<2>) -> Tensor<2> {
     let unit = unit(x);
     unit.clone().matmul(unit.transpose())
@@ -141,7 +162,7 @@ fn losses_in_graphs() {
         ("transposed", |x| x.transpose()),
         ("columns", |x| x.slice([0..9, 3..10])),
     ];
-    let losses: [(Loss, Formula); 8] = [
+    let losses: [(Loss, Formula); 9] = [
         (RkdDistance::default().into(), distance),
         (RkdAngle::default().into(), angle),
         (Rkd::default().into(), rkd),
@@ -149,6 +170,7 @@ fn losses_in_graphs() {
         (Gram::default().into(), gram),
         (Pkt.into(), pkt),
         (Order::default().into(), order),
+        (DarkRank::default().into(), dark_rank),
         (KdKl::default().into(), kd),
     ];
     let dtypes = [

@@ -37,7 +37,7 @@ mod terms;
 
 use candle_core::{Result, Tensor};
 pub use relata::{
-    Enqueue, Gram, InfoNce, KdKl, Loss, Order, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp,
+    DarkRank, Enqueue, Gram, InfoNce, KdKl, Loss, Order, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp,
     WeightPrecision,
 };
 
@@ -160,6 +160,14 @@ pub fn pkt(student: &Tensor, teacher: &Tensor, loss: Pkt) -> Result<Tensor> {
 /// # Errors
 /// As [`loss`](crate::loss()).
 pub fn order(student: &Tensor, teacher: &Tensor, loss: Order) -> Result<Tensor> {
+    crate::loss(student, teacher, loss)
+}
+
+/// Hard DarkRank of embeddings: see [`DarkRank`].
+///
+/// # Errors
+/// As [`loss`](crate::loss()).
+pub fn dark_rank(student: &Tensor, teacher: &Tensor, loss: DarkRank) -> Result<Tensor> {
     crate::loss(student, teacher, loss)
 }
 

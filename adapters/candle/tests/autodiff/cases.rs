@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use relata_candle::{
-    Enqueue, Gram, InfoNce, KdKl, Loss, Order, Pkt, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp,
+    DarkRank, Enqueue, Gram, InfoNce, KdKl, Loss, Order, Pkt, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp,
 };
 
 use crate::formulas;
@@ -89,6 +89,17 @@ pub(crate) fn all() -> Vec<Case> {
             relata_candle::order,
             formulas::order,
             Order { margin: 0.1 },
+        ),
+        pair(
+            "dark-rank",
+            relata_candle::dark_rank,
+            formulas::dark_rank,
+            // Scores that leave each neighbour a chance.
+            DarkRank {
+                alpha: 0.1,
+                beta: 2.,
+                length: 3,
+            },
         ),
         pair(
             "kd-kl",

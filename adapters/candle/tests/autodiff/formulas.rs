@@ -1,8 +1,8 @@
 //! The losses as their papers print them, in candle's operations, for candle to differentiate. Only
 //! the parameters are relata's.
 
-use candle_core::{D, Result, Tensor};
-use relata_candle::{Gram, InfoNce, KdKl, Order, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
+use candle_core::{D, DType, Result, Tensor};
+use relata_candle::{DarkRank, Gram, InfoNce, KdKl, Order, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
 
 pub(crate) fn rkd_distance(x: &Tensor, y: &Tensor, loss: RkdDistance) -> Result<Tensor> {
     let scaled = |rows: &Tensor| -> Result<Tensor> {
@@ -86,6 +86,26 @@ pub(crate) fn order(x: &Tensor, y: &Tensor, loss: Order) -> Result<Tensor> {
         - Tensor::eye(count, x.dtype(), x.device())?)?;
     // Of two rows there is one pair, and nothing to compare it with.
     (terms * upper)?.sum_all()? / (count * (count - 1) / 2).max(1) as f64
+}
+
+pub(crate) fn dark_rank(x: &Tensor, y: &Tensor, loss: DarkRank) -> Result<Tensor> {
+    let n = x.dim(0)?;
+    let length = loss.length.min(n - 1);
+    let mut neighbors: Vec<u32> = Vec::new();
+    for (i, row) in distances(y)?.to_dtype(DType::F64)?.to_vec2::<f64>()?.iter().enumerate() {
+        let mut others: Vec<usize> = (0..n).filter(|&j| j != i).collect();
+        others.sort_by(|&j, &k| row[j].total_cmp(&row[k]));
+        neighbors.extend(others[..length].iter().map(|&j| j as u32));
+    }
+    let neighbors = Tensor::from_vec(neighbors, (n, length), x.device())?;
+    // The diagonal of the lengths is 1, and no neighbour.
+    let scores = (lengths(x)?.powf(loss.beta)? * -loss.alpha)?.gather(&neighbors, 1)?;
+    let mut sum = scores.sum_all()?.neg()?;
+    for k in 0..length {
+        let left = scores.narrow(1, k, length - k)?;
+        sum = (sum + left.log_sum_exp(1)?.sum_all()?)?;
+    }
+    sum / n as f64
 }
 
 pub(crate) fn kd_kl(x: &Tensor, y: &Tensor, loss: KdKl) -> Result<Tensor> {

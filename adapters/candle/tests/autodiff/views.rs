@@ -37,7 +37,7 @@ fn views_of_both() -> Result<()> {
 
 /// Whether the formula has a gradient other than 0 and NaN when all rows are equal.
 fn defined(case: &Case, student: bool, teacher: bool) -> bool {
-    let relational = case.name.starts_with("rkd");
+    let relational = case.name.starts_with("rkd") || case.name == "dark-rank";
     let in_batch = ["info-nce", "info-nce, as it comes"].contains(&case.name);
     // Equal rows stay similar when they change together: SP's gradient is 0, and so are Gram's and,
     // but for ε, PKT's.
