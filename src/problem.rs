@@ -209,8 +209,8 @@ impl Problem {
     /// Checks that `loss` has usable parameters and accepts `shapes`.
     ///
     /// # Errors
-    /// [`Error::Parameter`], [`Error::Empty`], [`Error::Dimension`], [`Error::Missing`] or
-    /// [`Error::Unexpected`], naming the argument.
+    /// [`Error::Parameter`], [`Error::Empty`], [`Error::TooLarge`], [`Error::Dimension`],
+    /// [`Error::Missing`] or [`Error::Unexpected`], naming the argument.
     pub fn new(loss: impl Into<Loss>, shapes: Shapes) -> Result<Self> {
         let loss = loss.into();
         loss.validate(&shapes)?;

@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use relata_candle::{
-    DarkRank, Enqueue, Gram, InfoNce, KdKl, Loss, Order, Pkt, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp,
+    DarkRank, Enqueue, Gram, InfoNce, KdKl, Loss, Order, Pkt, Queue, Rkd, RkdAngle, RkdDistance,
+    Rrd, Sp,
 };
 
 use crate::formulas;

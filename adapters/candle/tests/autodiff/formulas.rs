@@ -2,7 +2,9 @@
 //! the parameters are relata's.
 
 use candle_core::{D, DType, Result, Tensor};
-use relata_candle::{DarkRank, Gram, InfoNce, KdKl, Order, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
+use relata_candle::{
+    DarkRank, Gram, InfoNce, KdKl, Order, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp,
+};
 
 pub(crate) fn rkd_distance(x: &Tensor, y: &Tensor, loss: RkdDistance) -> Result<Tensor> {
     let scaled = |rows: &Tensor| -> Result<Tensor> {
@@ -92,7 +94,12 @@ pub(crate) fn dark_rank(x: &Tensor, y: &Tensor, loss: DarkRank) -> Result<Tensor
     let n = x.dim(0)?;
     let length = loss.length.min(n - 1);
     let mut neighbors: Vec<u32> = Vec::new();
-    for (i, row) in distances(y)?.to_dtype(DType::F64)?.to_vec2::<f64>()?.iter().enumerate() {
+    for (i, row) in distances(y)?
+        .to_dtype(DType::F64)?
+        .to_vec2::<f64>()?
+        .iter()
+        .enumerate()
+    {
         let mut others: Vec<usize> = (0..n).filter(|&j| j != i).collect();
         others.sort_by(|&j, &k| row[j].total_cmp(&row[k]));
         neighbors.extend(others[..length].iter().map(|&j| j as u32));

@@ -19,8 +19,8 @@ fn alone() -> Result<()> {
         for shapes in SHAPES {
             // For two rows all angles are 0 and all scaled distances are 1, there are no two pairs
             // nor neighbours, and both cosines are negative here.
-            let is_empty =
-                case.name.starts_with("rkd") || ["gram, clamped", "order", "dark-rank"].contains(&case.name);
+            let is_empty = case.name.starts_with("rkd")
+                || ["gram, clamped", "order", "dark-rank"].contains(&case.name);
             if shapes[0].0 == 2 && is_empty {
                 continue;
             }
