@@ -97,14 +97,13 @@ impl<'a, T: Element, D: Device<T>> Comparison<'a, T, D> {
         if let Some(length) = order::length(problem.loss()) {
             // Another neighbour is another loss: a case is to have none that rounding may exchange.
             let dim = problem.shapes().teacher_dim;
-            let clear = order::has_clear_neighbors(&y, dim, length, 1e-6);
+            let clear = order::has_clear_neighbors(&y, dim, length, order::NEAR);
             assert!(clear, "{}: take other rows", self.name);
         }
         let Some(margin) = order::margin(problem.loss()) else {
             return nothing;
         };
-        // Two cosines, each rounded by 2⁻²³ or so.
-        let reach = [f64::from(f32::EPSILON) * 2.0; 2];
+        let reach = [order::COSINES; 2];
         let most = order::within_reach(margin, &x, &y, problem.shapes(), reach);
         let relative = |most: f64, of: f64| if most == 0.0 { 0.0 } else { most / of };
         Tolerance {

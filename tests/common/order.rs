@@ -7,6 +7,11 @@ use relata::{Family, Loss, Pairwise, Penalty, Shapes};
 
 use super::tolerances::Tolerance;
 
+/// By how much f32 may change the difference of two cosines, each rounded by 2⁻²³ or so.
+pub(crate) const COSINES: f64 = 2.0 * f32::EPSILON as f64;
+/// By how much f32 may change the squares of two distances, relative to them.
+pub(crate) const NEAR: f64 = 1e-6;
+
 /// The margin, if the loss compares pairs with one another.
 pub(crate) fn margin(loss: &Loss) -> Option<f64> {
     match loss.spec().family {
@@ -102,5 +107,15 @@ pub(crate) fn has_clear_neighbors(rows: &[f64], dim: usize, length: usize, reach
         squares.sort_by(f64::total_cmp);
         let apart = |pair: &[f64]| pair[0] == pair[1] || pair[1] - pair[0] > reach * pair[1];
         squares.windows(2).take(length).all(apart)
+    })
+}
+
+/// Whether no comparison of the loss, if it compares numbers, is so close that f32 may turn it over.
+pub(crate) fn is_clear(loss: &Loss, student: &[f64], teacher: &[f64], shapes: Shapes) -> bool {
+    if let Some(length) = length(loss) {
+        return has_clear_neighbors(teacher, shapes.teacher_dim, length, NEAR);
+    }
+    margin(loss).is_none_or(|margin| {
+        within_reach(margin, student, teacher, shapes, [COSINES; 2]).gradient == 0.0
     })
 }
