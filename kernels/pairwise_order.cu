@@ -16,9 +16,9 @@
 // Shared     12 KiB: 512 pairs, and in the end the groups' counts.
 // Registers  at most 64.
 // SASS       relata_pairwise_order_count: LDS
-// Work       C² comparisons, about N⁴/4, of 6 instructions; C²/64 · 8 bytes read, through L2.
-// Floor      FP32 issue: 6 C² / 33.4e12 s on an H200: 12 µs at N = 128, 190 µs at 256, 3.1 ms at 512,
-//            49 ms at 1024. Sorting would take N² log N; the host takes at most 4096 rows.
+// Work       C² comparisons, about N⁴/4, of 7 instructions; C²/64 · 8 bytes read, through L2.
+// Floor      issue: 7 C² / 33.4e12 s on an H200: 14 µs at N = 128, 220 µs at 256, 3.6 ms at 512, 57 ms
+//            at 1024. Sorting would take N² log N; the host takes at most 4096 rows.
 // Numerics   counts are exact, of similarities in f32: rounding s or t turns over the terms whose
 //            sign, or the pairs whose order, is within it. The loss in f64. NaN: comparisons drop it,
 //            so `collect` looks for it, and adds it to the loss and to all coefficients.
@@ -107,6 +107,9 @@ struct Counts {
     // With the thread's part of the tile, whose first pair is number `b0`.
     template <Place PLACE>
     DEVICE void add(const Similarities* tile, uint32_t b0, const Similarities (&own)[PER], uint32_t a0, float margin) {
+        // Both counts in one word: a tile has fewer pairs than half a word counts.
+        static_assert(TILE / GROUPS < 1 << 16);
+        uint32_t both[PER] = {};
         UNROLL_BY(4)
         for (unsigned e = threadIdx.x / ACROSS; e < TILE; e += GROUPS) {
             const Similarities other = tile[e];
@@ -119,9 +122,14 @@ struct Counts {
                     itself = b0 + e == a0 + p;
                 }
                 const float difference = other.student - own[p].student;
-                high[p] += before && difference > -margin;
-                low[p] += !before && !itself && difference < margin;
+                const float excess = before ? -difference : difference;
+                both[p] += excess < margin && !itself ? (before ? 1u << 16 : 1u) : 0u;
             }
+        }
+        UNROLL
+        for (unsigned p = 0; p < PER; p++) {
+            low[p] += both[p] & 0xFFFF;
+            high[p] += both[p] >> 16;
         }
     }
 };
