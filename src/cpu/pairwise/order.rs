@@ -16,8 +16,6 @@
 //!    definition, evaluated in f64.
 //! 3. All of it is in f64. In f32, rounding s by 6e-8 would turn over terms near 0.
 
-use std::cmp::Ordering;
-
 use rayon::slice::ParallelSliceMut;
 
 use super::contraction::contract_product;
@@ -88,11 +86,9 @@ pub(super) fn order<T: Element>(
         }
     }
     pairs.par_sort_unstable_by(|a, b| {
-        // Zeros of both signs are equal, and no similarity is NaN.
-        let by_teacher = a.similarity.partial_cmp(&b.similarity);
-        by_teacher
-            .unwrap_or(Ordering::Equal)
-            .then(a.rows.cmp(&b.rows))
+        // Zeros of both signs are equal.
+        let [t_a, t_b] = [a, b].map(|pair| pair.similarity + 0.0);
+        t_a.total_cmp(&t_b).then(a.rows.cmp(&b.rows))
     });
     for pair in &mut pairs {
         let [i, j] = pair.row();
