@@ -252,7 +252,7 @@ fn kd_kl(device: &impl Device<f32, Gradient = f32>) {
             (1.0, Some((0.2, 0.27))),
             (0.02, None),
         ] {
-            let loss = KdKl { temperature };
+            let loss = KdKl::new(temperature);
             let name = format!("kd-kl {n}x{classes} T {temperature} KL, noise {near:?}");
             table.push(mean_of(name, SEEDS, |seed| {
                 let mut input = Input::normal(seed, Shapes::new(n, classes, classes));

@@ -1,5 +1,6 @@
 //! A loss's parameters by name: their values, defaults and ranges.
 
+use super::divergence::Divergence;
 use super::spec::Enqueue;
 use crate::error::{Error, Result};
 
@@ -12,6 +13,8 @@ pub enum ParameterValue {
     Flag(bool),
     /// When the batch enters the queue.
     Enqueue(Enqueue),
+    /// How far two distributions are from one another, with its own parameter.
+    Divergence(Divergence),
 }
 
 /// The numbers that a parameter can take.
@@ -23,6 +26,8 @@ pub(crate) enum Range {
     NotNegative,
     /// τ or T. The bounds keep τ and 1/τ well within f32, where the fast paths compute.
     Temperature,
+    /// From 0 to 1: α, β.
+    Fraction,
 }
 
 impl Range {
@@ -38,6 +43,7 @@ impl Range {
                 (1e-30..=1e30).contains(&got),
                 "a finite number above 0 (from 1e-30 to 1e30)",
             ),
+            Range::Fraction => ((0.0..=1.0).contains(&got), "a number from 0 to 1"),
         };
         if inside {
             Ok(())
@@ -64,6 +70,7 @@ enum Slot<'a> {
     Number(&'a mut f64, Range),
     Flag(&'a mut bool),
     Enqueue(&'a mut Enqueue),
+    Divergence(&'a mut Divergence),
 }
 
 impl<'a> Parameter<'a> {
@@ -96,11 +103,21 @@ impl<'a> Parameter<'a> {
         }
     }
 
+    /// `divergence`.
+    pub(crate) fn divergence(at: &'a mut Divergence) -> Self {
+        let slot = Slot::Divergence(at);
+        Parameter {
+            name: "divergence",
+            slot,
+        }
+    }
+
     pub(crate) fn value(&self) -> ParameterValue {
         match &self.slot {
             Slot::Number(at, _) => ParameterValue::Number(**at),
             Slot::Flag(at) => ParameterValue::Flag(**at),
             Slot::Enqueue(at) => ParameterValue::Enqueue(**at),
+            Slot::Divergence(at) => ParameterValue::Divergence(**at),
         }
     }
 
@@ -108,6 +125,7 @@ impl<'a> Parameter<'a> {
     pub(crate) fn check(&self) -> Result<()> {
         match &self.slot {
             Slot::Number(at, range) => range.check(self.name, **at),
+            Slot::Divergence(at) => at.check(),
             Slot::Flag(_) | Slot::Enqueue(_) => Ok(()),
         }
     }
@@ -118,6 +136,7 @@ impl<'a> Parameter<'a> {
             (Slot::Number(at, _), ParameterValue::Number(value)) => **at = value,
             (Slot::Flag(at), ParameterValue::Flag(value)) => **at = value,
             (Slot::Enqueue(at), ParameterValue::Enqueue(value)) => **at = value,
+            (Slot::Divergence(at), ParameterValue::Divergence(value)) => **at = value,
             _ => return false,
         }
         true

@@ -54,7 +54,15 @@ fn devices_agree_in_every_dtype() {
 #[test]
 fn the_emulator_agrees() {
     let files = Files::new();
-    for loss in ["rkd-distance", "rkd", "sp", "gram --clamp", "pkt", "kd-kl"] {
+    for loss in [
+        "rkd-distance",
+        "rkd",
+        "sp",
+        "gram --clamp",
+        "pkt",
+        "kd-kl",
+        "kd-kl --divergence js",
+    ] {
         for dtype in ["f32", "f16", "bf16"] {
             let devices = "--device reference --device emulator";
             let objects = files.json(&format!("--loss {loss} --dtype {dtype} {devices}"));

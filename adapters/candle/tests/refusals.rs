@@ -171,13 +171,7 @@ fn parameters_out_of_range() -> Result<()> {
         ),
         (
             "temperature",
-            kd_kl(
-                &student,
-                &teacher,
-                KdKl {
-                    temperature: f64::NAN,
-                },
-            ),
+            kd_kl(&student, &teacher, KdKl::new(f64::NAN)),
         ),
         (
             "teacher_temperature",

@@ -88,7 +88,7 @@ pub(crate) fn all() -> Vec<Case> {
             "kd-kl",
             relata_candle::kd_kl,
             formulas::kd_kl,
-            KdKl { temperature: 2. },
+            KdKl::new(2.),
         ),
         pair(
             "info-nce",
