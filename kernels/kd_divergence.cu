@@ -13,7 +13,9 @@
 // Registers  at most 128.
 // Resident   relata_kd_divergence_bf16 1 of 512 threads and 229376 bytes
 // SASS       LDG.E.128, LDG.E.EF.128, STG.E.EF.128, STS.128, LDS.128
-// Work       At most ISSUE_SLOTS issue slots for a pair of elements on sm_90a, by divergence.
+// Work       Issue slots for a pair of elements on sm_90a, bf16, in three readings: FORWARD 111,
+//            REVERSE 130, JS 350, SKEW 233, SKEW_REVERSE 317. A row takes 2 C elements read and
+//            4 C bytes written.
 // Floor      Bandwidth: (2 element + 4) N C bytes.
 // Numerics   D is a sum of terms that are never negative, see Terms: nothing cancels when the
 //            student is close to the teacher or T is large. Below D = 1e-16 rounding shows. The
@@ -135,11 +137,12 @@ struct Mixture {
     }
 };
 
-// A class's term of D, and q g. The terms are those of D and a multiple of q − p, which adds
-// nothing to the sum: none is negative, and none cancels near p = q. g is the derivative of the
-// term by q, and 0 where p = q.
+// A class's term of D, and g, the term's derivative by q. The terms are those of D and a multiple of
+// q − p, which adds nothing to the sum: none is negative, none cancels near p = q, and g is 0 where
+// p = q.
 struct Terms {
-    float term, slope;
+    float term;
+    float slope;       // g; not of FORWARD, where q g is q − p
     float difference;  // q − p
 };
 
@@ -153,20 +156,20 @@ DEVICE Terms terms_of(float share, float rest, float p, float q, float exponent)
     if constexpr (KIND == FORWARD) {
         const float first = p > 0 ? p * delta : 0.0f;
         terms.term = close ? p * excess : q - p + first;
-        terms.slope = terms.difference;
+        terms.slope = 0;
     } else if constexpr (KIND == REVERSE) {
         const float first = q > 0 ? q * delta : 0.0f;
         terms.term = close ? q * excess_near(-delta) : p - q - first;
-        terms.slope = -first;
+        terms.slope = q > 0 ? -delta : 0.0f;
     } else if constexpr (KIND == JS) {
         const Mixture of_p(share, rest, p, q, exponent, delta);
         const Mixture of_q(rest, share, q, p, -exponent, -delta);
         terms.term = fmaf(rest, of_p.term, share * of_q.term);
-        terms.slope = -share * q * of_q.log;
+        terms.slope = -share * of_q.log;
     } else if constexpr (KIND == SKEW) {
         const Mixture of_p(share, rest, p, q, exponent, delta);
         terms.term = of_p.term;
-        terms.slope = share * q * (of_p.z / of_p.u);
+        terms.slope = share * (of_p.z / of_p.u);
     } else {
         const Mixture of_q(share, rest, q, p, -exponent, -delta);
         terms.term = of_q.term;
@@ -174,10 +177,24 @@ DEVICE Terms terms_of(float share, float rest, float p, float q, float exponent)
         // the second far from it.
         const float ratio = of_q.z / of_q.u;
         const float near = of_q.excess - ratio * (share + of_q.z);
-        terms.slope = q * (fabsf(of_q.z) < 0.5f ? near : rest * ratio - of_q.log);
+        terms.slope = fabsf(of_q.z) < 0.5f ? near : rest * ratio - of_q.log;
     }
     return terms;
 }
+
+// A sum of products in twice the digits of f32. Where one class has most of q, its gradient is the
+// small difference of g and the mean of g, which that class dominates.
+struct LongSum {
+    float high = 0, low = 0;
+
+    DEVICE void add_product(float a, float b) {
+        const float product = a * b;
+        const float sum = high + product, added = sum - high;
+        low += (high - (sum - added)) + (product - added) + fmaf(a, b, -product);
+        high = sum;
+    }
+    DEVICE double value() const { return static_cast<double>(high) + low; }
+};
 
 // What the second and the third reading know of a row.
 template <Kind KIND>
@@ -218,13 +235,14 @@ struct Row {
         return exp2_fast((x - max_x) * student_scale) * inverse_student;
     }
 
-    DEVICE Terms terms(float x, float y) const {
+    // `q` is student(x).
+    DEVICE Terms terms(float x, float y, float q) const {
         const float dx = (x - max_x) * student_scale, dy = (y - max_y) * teacher_scale;
         const float p = exp2_fast(dy) * inverse_teacher;
         const float exponent =
             one_temperature ? fmaf((y - first_y) - (x - first_x), student_scale, shift)
                             : dy - dx + shift;
-        return terms_of<KIND>(share, rest, p, exp2_fast(dx) * inverse_student, exponent);
+        return terms_of<KIND>(share, rest, p, q, exponent);
     }
 
     // D from Σ of the terms, Σ q g and Σ (q − p).
@@ -260,24 +278,37 @@ DEVICE void kd_divergence(const Arguments& arguments) {
 
     // Divergence, and the mean of g
     const Row<KIND> row(softmaxes, arguments);
-    float sums[3] = {};
+    float sum_of_thread = 0, difference_of_thread = 0;
+    LongSum slopes, students;
     logits.read_backwards([&](float x, float y) {
-        const Terms terms = row.terms(x, y);
-        sums[0] += terms.term;
-        sums[1] += terms.slope;
-        sums[2] += terms.difference;
+        const float q = row.student(x);
+        const Terms terms = row.terms(x, y, q);
+        sum_of_thread += terms.term;
+        difference_of_thread += terms.difference;
+        if constexpr (KIND == FORWARD) return;
+        slopes.add_product(q, terms.slope);
+        students.add_product(q, 1.0f);
     });
-    const double sum = block_reduce<THREADS>(static_cast<double>(sums[0]), Sum());
-    const double mean = block_reduce<THREADS>(static_cast<double>(sums[1]), Sum());
-    const double difference = block_reduce<THREADS>(static_cast<double>(sums[2]), Sum());
+    const double sum = block_reduce<THREADS>(static_cast<double>(sum_of_thread), Sum());
+    const double difference =
+        block_reduce<THREADS>(static_cast<double>(difference_of_thread), Sum());
+    double mean = difference;
+    if constexpr (KIND != FORWARD) {
+        const double slope = block_reduce<THREADS>(slopes.value(), Sum());
+        const double student = block_reduce<THREADS>(students.value(), Sum());
+        mean = student == 0 ? 0.0 : slope / student;
+    }
     const float no_gradient = softmaxes.no_gradient();
     const bool has_gradient = no_gradient == 0;
 
     // Gradient
     const float factor = has_gradient ? arguments.gradient_factor : nan();
-    const float mean_slope = static_cast<float>(mean);
+    const float high = static_cast<float>(mean), low = static_cast<float>(mean - high);
     logits.store_forwards([&](float x, float y) {
-        return factor * fmaf(-row.student(x), mean_slope, row.terms(x, y).slope);
+        const float q = row.student(x);
+        const Terms terms = row.terms(x, y, q);
+        if constexpr (KIND == FORWARD) return factor * fmaf(-q, high, terms.difference);
+        return factor * (q * (terms.slope - high - low));
     });
 
     // Reduce

@@ -1,13 +1,13 @@
 //! The values and gradients of the official code in f64. `golden.json` says where its mathematics
-//! were used instead. Eleven cases are losses of this crate. One is a loss made of its building
-//! blocks, and so are two of the eleven once more.
+//! were used instead. Sixteen cases are losses of this crate. One is a loss made of its
+//! building blocks, and so are two of the sixteen once more.
 
 mod common;
 
 use common::compare::{assert_gradient, assert_loss, norm};
 use relata::{
-    Batch, Cpu, Device, Gram, InfoNce, KdKl, Loss, Pkt, Problem, Queue, Reference, Relation, Rkd,
-    RkdAngle, RkdDistance, Rows, Rrd, Sp, relation_matrix, softmax,
+    Batch, Cpu, Device, Divergence, Gram, InfoNce, KdKl, Loss, Pkt, Problem, Queue, Reference,
+    Relation, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Sp, relation_matrix, softmax,
 };
 use serde_json::Value;
 
@@ -146,6 +146,26 @@ fn kd_gives_the_golden_values() {
 }
 
 #[test]
+fn divergences_of_kd_give_the_golden_values() {
+    for (case, divergence) in [
+        ("kd_reverse_T1", Divergence::Reverse),
+        ("kd_js0.5_T1", Divergence::Js { beta: 0.5 }),
+        ("kd_js0.1_T1", Divergence::Js { beta: 0.1 }),
+        ("kd_skew0.1_T1", Divergence::Skew { alpha: 0.1 }),
+        (
+            "kd_skew_reverse0.1_T1",
+            Divergence::SkewReverse { alpha: 0.1 },
+        ),
+    ] {
+        let loss = KdKl {
+            divergence,
+            ..KdKl::new(1.0)
+        };
+        assert_golden(case, loss, "student_logits", "teacher_logits", false);
+    }
+}
+
+#[test]
 fn rrd_with_a_queue_gives_the_golden_values() {
     assert_golden(
         "rrd_queue_ts0.1_tt0.02",
@@ -175,7 +195,7 @@ fn every_golden_case_has_a_test() {
     for name in cases.keys() {
         assert!(source.contains(&format!("\"{name}\"")), "{name}");
     }
-    assert_eq!(cases.len(), 12);
+    assert_eq!(cases.len(), 17);
 }
 
 // Losses from the crate's building blocks: SP, PKT, and one that it does not have.

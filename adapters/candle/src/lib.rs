@@ -37,7 +37,8 @@ mod terms;
 
 use candle_core::{Result, Tensor};
 pub use relata::{
-    Enqueue, Gram, InfoNce, KdKl, Loss, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp, WeightPrecision,
+    Divergence, Enqueue, Gram, InfoNce, KdKl, Loss, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp,
+    WeightPrecision,
 };
 
 pub use self::error::cause;
@@ -154,7 +155,7 @@ pub fn pkt(student: &Tensor, teacher: &Tensor, loss: Pkt) -> Result<Tensor> {
     crate::loss(student, teacher, loss)
 }
 
-/// Hinton's divergence between softened logits `[N, C]`: see [`KdKl`].
+/// A divergence between softened logits `[N, C]`, by default Hinton's: see [`KdKl`].
 ///
 /// # Errors
 /// As [`loss`](crate::loss()).

@@ -170,7 +170,7 @@ fn parameters_out_of_range() -> Result<()> {
             ),
         ),
         (
-            "temperature",
+            "student_temperature",
             kd_kl(&student, &teacher, KdKl::new(f64::NAN)),
         ),
         (

@@ -18,8 +18,11 @@
 //!     largest logits, Σ e^a_x, Σ e^a_y, c̄        as for KL(p‖q)
 //!     KL(p‖q), so δ = c − c̄ + KL(p‖q)            a sweep of its own where it is small
 //!     Σ f and Σ q g                              a sweep
+//!     Σ q (g − Σ q g), the rounding of Σ q g     a sweep
 //!     gradient                                   a sweep
 //! ```
+//!
+//! Where one class has most of q, its g is almost Σ q g, and the rounding counts.
 
 use pulp::Simd;
 
@@ -49,63 +52,78 @@ impl<S: Simd, R: Real> Softmaxes<'_, S, R> {
     #[inline(always)]
     pub(super) fn evaluate(self, s: S, divergence: Divergence) -> f64 {
         let splat = |x: f64| R::splat(s, R::from_f64(x));
-        let one = R::splat(s, R::ONE);
         match divergence {
             Divergence::Forward => unreachable!("KL(p‖q) has its own sweeps"),
-            Divergence::Reverse => self.sweep(s, |p, q, delta| {
-                let close = close::<S, R>(s, delta);
-                let near = R::vmul(s, q, R::vexp_excess(s, delta));
-                // δ is infinite where q may be 0.
-                let zero = R::splat(s, R::ZERO);
-                let first = R::if_positive(s, q, R::vmul(s, q, delta), zero);
-                let far = R::vsub(s, R::vsub(s, p, q), first);
-                let term = R::if_positive(s, close, near, far);
-                (term, R::vsub(s, zero, first))
-            }),
+            Divergence::Reverse => self.sweep(
+                s,
+                #[inline(always)]
+                |p, q, delta| {
+                    let close = close::<S, R>(s, delta);
+                    let near = R::vmul(s, q, R::vexp_excess(s, delta));
+                    // δ is infinite where q may be 0.
+                    let zero = R::splat(s, R::ZERO);
+                    let first = R::if_positive(s, q, R::vmul(s, q, delta), zero);
+                    let far = R::vsub(s, R::vsub(s, p, q), first);
+                    let term = R::if_positive(s, close, near, far);
+                    (term, R::if_positive(s, q, R::vsub(s, zero, delta), zero))
+                },
+            ),
             Divergence::Js { beta } => {
                 let of_p = Mixture::<S, R>::new(s, 1.0 - beta, beta);
                 let of_q = Mixture::<S, R>::new(s, beta, 1.0 - beta);
                 let [beta, other] = [splat(beta), splat(1.0 - beta)];
-                self.sweep(s, |p, q, delta| {
-                    let of_p = of_p.of(s, p, q, delta);
-                    let of_q = of_q.of(s, q, p, R::vsub(s, R::splat(s, R::ZERO), delta));
-                    let term = R::vmul_add(s, beta, of_p.term, R::vmul(s, other, of_q.term));
-                    let slope = R::vmul(s, R::vmul(s, other, q), of_q.log);
-                    (term, R::vsub(s, R::splat(s, R::ZERO), slope))
-                })
+                self.sweep(
+                    s,
+                    #[inline(always)]
+                    |p, q, delta| {
+                        let of_p = of_p.of(s, p, q, delta);
+                        let of_q = of_q.of(s, q, p, R::vsub(s, R::splat(s, R::ZERO), delta));
+                        let term = R::vmul_add(s, beta, of_p.term, R::vmul(s, other, of_q.term));
+                        let slope = R::vmul(s, other, of_q.log);
+                        (term, R::vsub(s, R::splat(s, R::ZERO), slope))
+                    },
+                )
             }
             Divergence::Skew { alpha } => {
                 let mixture = Mixture::<S, R>::new(s, 1.0 - alpha, alpha);
-                self.sweep(s, |p, q, delta| {
-                    let of_p = mixture.of(s, p, q, delta);
-                    let ratio = R::vdiv(s, of_p.z, of_p.u);
-                    (of_p.term, R::vmul(s, R::vmul(s, mixture.share, q), ratio))
-                })
+                self.sweep(
+                    s,
+                    #[inline(always)]
+                    |p, q, delta| {
+                        let of_p = mixture.of(s, p, q, delta);
+                        let ratio = R::vdiv(s, of_p.z, of_p.u);
+                        (of_p.term, R::vmul(s, mixture.share, ratio))
+                    },
+                )
             }
             Divergence::SkewReverse { alpha } => {
                 let mixture = Mixture::<S, R>::new(s, 1.0 - alpha, alpha);
-                self.sweep(s, |p, q, delta| {
-                    let of_q = mixture.of(s, q, p, R::vsub(s, R::splat(s, R::ZERO), delta));
-                    let Term {
-                        term,
-                        z,
-                        u,
-                        log,
-                        excess,
-                    } = of_q;
-                    // g = (1 − b) z/u − log u = −b z/u + ψ(z) − z²/u. The first form cancels near
-                    // p = q, the second far from it.
-                    let ratio = R::vdiv(s, z, u);
-                    let near = R::vneg_mul_add(s, ratio, R::vadd(s, mixture.share, z), excess);
-                    let far = R::vsub(s, R::vmul(s, mixture.rest, ratio), log);
-                    let close = R::vneg_mul_add(s, z, z, R::vmul(s, one, splat(0.25)));
-                    (term, R::vmul(s, q, R::if_positive(s, close, near, far)))
-                })
+                self.sweep(
+                    s,
+                    #[inline(always)]
+                    |p, q, delta| {
+                        let of_q = mixture.of(s, q, p, R::vsub(s, R::splat(s, R::ZERO), delta));
+                        let Term {
+                            term,
+                            z,
+                            u,
+                            log,
+                            excess,
+                        } = of_q;
+                        // g = (1 − b) z/u − log u = −b z/u + ψ(z) − z²/u. The first form cancels near
+                        // p = q, the second far from it.
+                        let ratio = R::vdiv(s, z, u);
+                        let near = R::vneg_mul_add(s, ratio, R::vadd(s, mixture.share, z), excess);
+                        let far = R::vsub(s, R::vmul(s, mixture.rest, ratio), log);
+                        (term, R::if_positive(s, close::<S, R>(s, z), near, far))
+                    },
+                )
             }
         }
     }
 
-    /// Σ f, and the gradient from q g: `terms` gives f and q g of p, q and δ.
+    /// Σ f, and the gradient from g: `terms` gives f and g of p, q and δ. It has to be inlined: else
+    /// it is compiled without the instruction set.
     #[inline(always)]
     fn sweep(
         self,
@@ -128,15 +146,25 @@ impl<S: Simd, R: Real> Softmaxes<'_, S, R> {
                 *x = R::vmul(s, *x, per_sum_x);
                 let (term, slope) = terms(R::vmul(s, *y, per_sum_y), *x, delta);
                 part_sum = R::vadd(s, part_sum, term);
-                part_mean = R::vadd(s, part_mean, slope);
+                part_mean = R::vmul_add(s, *x, slope, part_mean);
                 *difference = slope;
             }
             sum += R::reduce_sum(s, part_sum).to_f64();
             mean += R::reduce_sum(s, part_mean).to_f64();
         }
-        let (mean, factor) = (splat(mean), splat(self.factor));
+        let mean = splat(mean);
+        let mut rest = 0.0;
+        for (x, slopes) in x.chunks(chunk).zip(self.differences.chunks(chunk)) {
+            let mut part = R::splat(s, R::ZERO);
+            for (x, slope) in x.iter().zip(slopes) {
+                part = R::vmul_add(s, *x, R::vsub(s, *slope, mean), part);
+            }
+            rest += R::reduce_sum(s, part).to_f64();
+        }
+        let (rest, factor) = (splat(rest), splat(self.factor));
         for (x, slope) in x.iter_mut().zip(self.differences.iter()) {
-            *x = R::vmul(s, factor, R::vneg_mul_add(s, *x, mean, *slope));
+            let slope = R::vsub(s, R::vsub(s, *slope, mean), rest);
+            *x = R::vmul(s, factor, R::vmul(s, *x, slope));
         }
         // The rounding of what is 0 may be negative.
         if sum < 0.0 { 0.0 } else { sum }
@@ -183,10 +211,7 @@ impl<S: Simd, R: Real> Softmaxes<'_, S, R> {
 
 /// Above 0 where |δ| < ½: where differences cancel, and the series hold.
 #[inline(always)]
-fn close<S: Simd, R: Real>(s: S, delta: R::Of<S>) -> R::Of<S>
-where
-    R: Real,
-{
+fn close<S: Simd, R: Real>(s: S, delta: R::Of<S>) -> R::Of<S> {
     R::vneg_mul_add(s, delta, delta, R::splat(s, R::from_f64(0.25)))
 }
 

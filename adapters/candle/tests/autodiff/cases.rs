@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use relata_candle::{
-    Enqueue, Gram, InfoNce, KdKl, Loss, Pkt, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp,
+    Divergence, Enqueue, Gram, InfoNce, KdKl, Loss, Pkt, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp,
 };
 
 use crate::formulas;
@@ -89,6 +89,43 @@ pub(crate) fn all() -> Vec<Case> {
             relata_candle::kd_kl,
             formulas::kd_kl,
             KdKl::new(2.),
+        ),
+        pair(
+            "kd-kl, reverse, two temperatures",
+            relata_candle::kd_kl,
+            formulas::kd_kl,
+            KdKl {
+                teacher_temperature: 1.5,
+                divergence: Divergence::Reverse,
+                ..KdKl::new(2.)
+            },
+        ),
+        pair(
+            "kd-kl, js",
+            relata_candle::kd_kl,
+            formulas::kd_kl,
+            KdKl {
+                divergence: Divergence::Js { beta: 0.25 },
+                ..KdKl::new(2.)
+            },
+        ),
+        pair(
+            "kd-kl, skew",
+            relata_candle::kd_kl,
+            formulas::kd_kl,
+            KdKl {
+                divergence: Divergence::Skew { alpha: 0.1 },
+                ..KdKl::new(2.)
+            },
+        ),
+        pair(
+            "kd-kl, skew-reverse",
+            relata_candle::kd_kl,
+            formulas::kd_kl,
+            KdKl {
+                divergence: Divergence::SkewReverse { alpha: 0.1 },
+                ..KdKl::new(2.)
+            },
         ),
         pair(
             "info-nce",
