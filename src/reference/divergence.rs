@@ -110,7 +110,9 @@ pub(super) fn log_ratios(x: &[f64], y: &[f64], difference: impl Fn(usize) -> f64
     };
     let sum: f64 = both.iter().zip(&d).map(of_excess).sum();
     let c = (sum - p_alone).ln_1p() - (-q_alone).ln_1p();
-    if !(c.abs() < 1.0) {
+    // NaN goes the direct way too.
+    let close = c.abs() < 1.0;
+    if !close {
         return direct;
     }
     let mut ratios = direct;

@@ -174,7 +174,7 @@ impl<S: Simd, R: Real> Softmaxes<'_, S, R> {
     #[inline(always)]
     fn log_ratios(&self, s: S) -> (R, f64) {
         // Where p and q are far apart, the logarithms are exact enough.
-        if !(self.kl < NEAR) {
+        if self.kl >= NEAR {
             return (R::ZERO, self.sums[0].ln() - self.sums[1].ln());
         }
         // Σ p e^−d = e^KL with d = c − c̄: no term of Σ p (e^−d − 1 + d) cancels.
