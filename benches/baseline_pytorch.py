@@ -21,6 +21,7 @@ github.com/NovaSearch-Team/RAG-Retrieval (model_distill.py).
 
 import argparse
 import json
+import math
 import re
 import resource
 import subprocess
@@ -160,11 +161,33 @@ def info_nce(x, y, queue, p):
     return F.cross_entropy(logits / p["temperature"], target)
 
 
+def jensen_shannon(log_q, log_p, beta):
+    """TRL's generalized_jsd_loss between its ends."""
+    mixed = torch.logsumexp(torch.stack([log_q + math.log1p(-beta), log_p + math.log(beta)]), dim=0)
+    teacher = F.kl_div(mixed, log_p, reduction="none", log_target=True)
+    student = F.kl_div(mixed, log_q, reduction="none", log_target=True)
+    return (beta * teacher + (1 - beta) * student).sum() / len(log_q)
+
+
 def kd_kl(x, y, queue, p):
-    t = p["temperature"]
+    t, divergence = p["student_temperature"], p["divergence"]
+    log_q = F.log_softmax(x / t, dim=1)
     with torch.no_grad():
-        target = F.softmax(y / t, dim=1)
-    return F.kl_div(F.log_softmax(x / t, dim=1), target, reduction="batchmean") * t * t
+        log_p = F.log_softmax(y / p["teacher_temperature"], dim=1)
+        target = log_p.exp()
+    if divergence == "forward":
+        value = F.kl_div(log_q, target, reduction="batchmean")
+    elif divergence == "reverse":
+        value = F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
+    elif divergence == "js":
+        value = jensen_shannon(log_q, log_p, p["beta"])
+    elif divergence == "skew":
+        mixed = p["alpha"] * target + (1 - p["alpha"]) * log_q.exp()
+        value = F.kl_div(mixed.log(), target, reduction="batchmean")
+    else:
+        mixed = p["alpha"] * log_q.exp() + (1 - p["alpha"]) * target
+        value = (log_q.exp() * (log_q - mixed.log())).sum() / len(x)
+    return value * t * t
 
 
 LOSSES = {
@@ -192,7 +215,13 @@ DEFAULTS = {
     "dark-rank": {"alpha": 3, "beta": 3, "length": 4},
     "rrd": {"student_temperature": 0.1, "teacher_temperature": 0.02, "normalize": True},
     "info-nce": {"temperature": 0.07, "normalize": True},
-    "kd-kl": {"temperature": 4.0},
+    "kd-kl": {
+        "student_temperature": 4.0,
+        "teacher_temperature": 4.0,
+        "divergence": "forward",
+        "beta": 0.5,
+        "alpha": 0.1,
+    },
 }
 
 

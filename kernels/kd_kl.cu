@@ -29,7 +29,7 @@
 // Reference  src/reference/kd_kl.rs; Hinton, Vinyals, Dean: arXiv 1503.02531.
 #include "common/collective.cuh"
 #include "common/divergence.cuh"
-#include "common/element.cuh"
+#include "common/logits_row.cuh"
 #include "common/softmax_row.cuh"
 
 namespace {
@@ -148,123 +148,24 @@ struct Divergence {
     }
 };
 
-// This thread's chunks of a row of student and teacher. WIDE: they are loaded 16 bytes at a time.
-template <typename T, unsigned THREADS, bool WIDE>
-struct Chunks {
-    const T* x;
-    const T* y;
-    float* gradient;
-    uint32_t count;  // chunks of this thread
-    uint32_t kept;   // how many of them stay in shared memory
-    Bytes16* shared;
-
-    static constexpr uint32_t STEP = THREADS * CHUNK<T>;
-
-    DEVICE Chunk<T> load(const T* from) const { return fetch_chunk(from, WIDE, CHUNK<T>); }
-    DEVICE Chunk<T> load_again(const T* from) const {
-        if constexpr (WIDE) return {load_streaming(from)};
-        return load(from);
-    }
-
-    DEVICE static void add(RowSoftmax& row, const Chunk<T>& student, const Chunk<T>& teacher) {
-        float a[CHUNK<T>], b[CHUNK<T>];
-        unpack(student, a);
-        unpack(teacher, b);
-        row.add(a, b);
-    }
-
-    // Forwards: adds all chunks to the softmaxes, and keeps the first ones.
-    DEVICE void add_all(RowSoftmax& row) const {
-        UNROLL_BY(2)
-        for (uint32_t s = 0; s < kept; s++) {
-            const Chunk<T> student = load(x + s * STEP), teacher = load(y + s * STEP);
-            shared[2 * s * THREADS] = student.bytes;
-            shared[(2 * s + 1) * THREADS] = teacher.bytes;
-            add(row, student, teacher);
-        }
-        UNROLL_BY(2)
-        for (uint32_t s = kept; s < count; s++)
-            add(row, load(x + s * STEP), load(y + s * STEP));
-    }
-
-    // Adds a chunk to the divergence, and stores its gradient.
-    DEVICE void finish(const RowSoftmax& row, Divergence& divergence, float factor,
-                       const Chunk<T>& student, const Chunk<T>& teacher, float* to) const {
-        float a[CHUNK<T>], b[CHUNK<T>];
-        unpack(student, a);
-        unpack(teacher, b);
-        UNROLL
-        for (unsigned i = 0; i < CHUNK<T>; i++) a[i] = factor * divergence.add(row, a[i], b[i]);
-        UNROLL
-        for (unsigned i = 0; i < CHUNK<T>; i += 4) {
-            if constexpr (WIDE) {
-                store4_streaming(to + i, a[i], a[i + 1], a[i + 2], a[i + 3]);
-            } else {
-                UNROLL
-                for (unsigned j = i; j < i + 4; j++) to[j] = a[j];
-            }
-        }
-    }
-
-    // Backwards: adds all chunks to the divergence, and stores their gradient.
-    DEVICE void finish_all(const RowSoftmax& row, Divergence& divergence, float factor) const {
-        UNROLL_BY(2)
-        for (uint32_t s = count; s > kept; s--) {
-            const uint32_t at = (s - 1) * STEP;
-            finish(row, divergence, factor, load_again(x + at), load_again(y + at), gradient + at);
-        }
-        for (uint32_t s = kept; s > 0; s--) {
-            const Bytes16* from = shared + 2 * (s - 1) * THREADS;
-            finish(row, divergence, factor, {from[0]}, {from[THREADS]}, gradient + (s - 1) * STEP);
-        }
-    }
-};
-
 template <typename T, unsigned THREADS, bool WIDE>
 DEVICE void kd_kl(const Arguments& arguments) {
     DYNAMIC_SHARED(Bytes16, shared);
-    const uint32_t classes = arguments.classes;
-    const uint64_t start = static_cast<uint64_t>(blockIdx.x) * classes;
-    const T* x = static_cast<const T*>(arguments.student) + start;
-    const T* y = static_cast<const T*>(arguments.teacher) + start;
-    float* gradient = arguments.gradient + start;
-
-    // Where chunks begin depends on the row's place in the matrix but not on the matrix's address:
-    // else the bits would depend on it.
-    const uint32_t past = static_cast<uint32_t>(start % CHUNK<T>);
-    const uint32_t to_boundary = past == 0 ? 0 : CHUNK<T> - past;
-    const uint32_t head = to_boundary < classes ? to_boundary : classes;
-    const uint32_t chunks = (classes - head) / CHUNK<T>, tail = head + chunks * CHUNK<T>;
-    const uint32_t mine = chunks > threadIdx.x ? (chunks - threadIdx.x - 1) / THREADS + 1 : 0;
-    const uint32_t kept = mine < arguments.kept ? mine : arguments.kept;
-    const uint32_t first = head + threadIdx.x * CHUNK<T>;
-    const Chunks<T, THREADS, WIDE> body = {x + first, y + first, gradient + first,
-                                           mine,      kept,      shared + threadIdx.x};
-    // The elements that no chunk has: fewer than a chunk on either side.
-    const bool has[2] = {threadIdx.x < head, threadIdx.x < classes - tail};
-    const uint32_t single[2] = {threadIdx.x, tail + threadIdx.x};
+    const LogitsRow<T, THREADS> logits(WIDE, arguments.student, arguments.teacher,
+                                       arguments.gradient, arguments.classes, arguments.kept,
+                                       shared);
 
     // Softmax of both rows
     RowSoftmax row;
     row.scale = arguments.inverse_temperature * LOG2_E;
-    body.add_all(row);
-    UNROLL
-    for (unsigned i = 0; i < 2; i++) {
-        if (!has[i]) continue;
-        const float a[1] = {to_float(x[single[i]])}, b[1] = {to_float(y[single[i]])};
-        row.add(a, b);
-    }
+    logits.read([&](const auto& x, const auto& y) { row.add(x, y); });
     row = row.of_block<THREADS>();
 
     // Divergence and gradient
     Divergence divergence(row);
     const float factor = arguments.gradient_factor;
-    UNROLL
-    for (unsigned i = 0; i < 2; i++)
-        if (has[i])
-            gradient[single[i]] =
-                factor * divergence.add(row, to_float(x[single[i]]), to_float(y[single[i]]));
-    body.finish_all(row, divergence, factor);
+    logits.store_backwards(
+        [&](float x, float y) { return factor * divergence.add(row, x, y); });
 
     // Reduce
     const double sum = block_reduce<THREADS>(static_cast<double>(divergence.sum), Sum());

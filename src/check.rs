@@ -236,8 +236,8 @@ impl Unit {
             Family::Triplet(loss) => relations(normalize, loss.distance_weight + loss.angle_weight),
             Family::Contrastive(loss) => softmax_of_keys(loss.temperature, normalize),
             Family::Logits(loss) => Unit {
-                student: larger(loss.temperature * (x.len() as f64).sqrt()),
-                loss: loss.temperature * loss.temperature,
+                student: larger(loss.student_temperature * (x.len() as f64).sqrt()),
+                loss: loss.student_temperature * loss.student_temperature,
                 directed: false,
                 step: STEP,
             },

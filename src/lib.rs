@@ -121,9 +121,9 @@ pub use gpu::element::GpuElement;
 #[cfg(feature = "emulator")]
 pub use gpu::emulator::{ApproximationErrors, EmulatedGpu, Emulator};
 pub use loss::{
-    Contrastive, DarkRank, Enqueue, Family, Gram, InfoNce, KdKl, Logits, Loss, Normalizer, Order,
-    Pairwise, ParameterValue, Penalty, Pkt, QueueUse, Relation, Rkd, RkdAngle, RkdDistance, Rrd,
-    Sp, Spec, Target, Triplet,
+    Contrastive, DarkRank, Divergence, Enqueue, Family, Gram, InfoNce, KdKl, Logits, Loss,
+    Normalizer, Order, Pairwise, ParameterValue, Penalty, Pkt, QueueUse, Relation, Rkd, RkdAngle,
+    RkdDistance, Rrd, Sp, Spec, Target, Triplet,
 };
 pub use problem::{Batch, Evaluation, Problem, Terms, Value, WeightPrecision};
 pub use queue::{Queue, QueueState};

@@ -5,7 +5,7 @@ use std::any::Any;
 use crate::checks::same;
 use crate::element::{Element, Real};
 use crate::error::{Error, Result};
-use crate::loss::{Family, Loss, Spec};
+use crate::loss::{Divergence, Family, Loss, Spec};
 use crate::queue::Queue;
 use crate::rows::Rows;
 use crate::shapes::Shapes;
@@ -330,7 +330,7 @@ impl Problem {
         }
         if self.checked {
             match self.spec().family {
-                Family::Logits(_) => check_logits(batch)?,
+                Family::Logits(loss) => check_logits(loss.divergence, batch)?,
                 Family::Pairwise(_) | Family::Triplet(_) | Family::Contrastive(_) => {
                     batch.student.check_finite("student")?;
                     batch.teacher.check_finite("teacher")?;
@@ -341,38 +341,41 @@ impl Problem {
     }
 }
 
-/// Refuses logits that make the loss NaN or infinite. A class may be −∞ in both, or in the teacher
-/// alone if the teacher has another class.
-fn check_logits<T: Element>(batch: &Batch<'_, T>) -> Result<()> {
+/// Refuses logits that make the loss NaN or infinite, by the rules of [`Divergence`].
+fn check_logits<T: Element>(divergence: Divergence, batch: &Batch<'_, T>) -> Result<()> {
     let is_masked = |l: f64| l == f64::NEG_INFINITY;
+    // Whether student and teacher may exclude classes that the other one has.
+    let [student_may, teacher_may] = match divergence {
+        Divergence::Forward => [false, true],
+        Divergence::Reverse => [true, false],
+        Divergence::Js { .. } | Divergence::Skew { .. } | Divergence::SkewReverse { .. } => {
+            [true, true]
+        }
+    };
     for row in 0..batch.student.len() {
         let values =
             |rows: Rows<'_, T>| -> Vec<f64> { rows.row(row).iter().map(|l| l.to_f64()).collect() };
         let (student, teacher) = (values(batch.student), values(batch.teacher));
-        let refuse = |argument, logits: &[f64], is_wrong: &dyn Fn(usize) -> bool| match (0..logits
-            .len())
-            .find(|&class| is_wrong(class))
-        {
-            None => Ok(()),
-            Some(column) => Err(Error::NotFinite {
-                argument,
-                row,
-                column,
-                got: logits[column],
-            }),
+        let refuse = |argument, logits: &[f64], other: &[f64], may_exclude: bool| {
+            // Of a row without any class, only one whose other side has none either is right.
+            let none = |logits: &[f64]| logits.iter().all(|&l| is_masked(l));
+            let may_exclude = may_exclude && !none(logits);
+            let is_wrong = |class: usize| {
+                let masked = is_masked(logits[class]);
+                !(logits[class].is_finite() || masked && (may_exclude || is_masked(other[class])))
+            };
+            match (0..logits.len()).find(|&class| is_wrong(class)) {
+                None => Ok(()),
+                Some(column) => Err(Error::NotFinite {
+                    argument,
+                    row,
+                    column,
+                    got: logits[column],
+                }),
+            }
         };
-        // Of a row without any class in the teacher, only all may be masked.
-        let no_distribution =
-            teacher.iter().all(|&y| is_masked(y)) && !student.iter().all(|&x| is_masked(x));
-        refuse("student", &student, &|class| {
-            let x = student[class];
-            let masked = is_masked(x) && is_masked(teacher[class]);
-            !(x.is_finite() || masked)
-        })?;
-        refuse("teacher", &teacher, &|class| {
-            let y = teacher[class];
-            !y.is_finite() && (no_distribution || !is_masked(y))
-        })?;
+        refuse("student", &student, &teacher, student_may)?;
+        refuse("teacher", &teacher, &student, teacher_may)?;
     }
     Ok(())
 }

@@ -77,6 +77,11 @@ pub trait Lanes:
     fn vexp<S: Simd>(s: S, a: Self::Of<S>) -> Self::Of<S>;
     /// eᵃ − 1 − a for |a| ≤ ½, to a few units in the last place: nothing cancels.
     fn vexp_excess<S: Simd>(s: S, a: Self::Of<S>) -> Self::Of<S>;
+    /// log a for a normal number a > 0, to a few units in the last place.
+    fn vlog<S: Simd>(s: S, a: Self::Of<S>) -> Self::Of<S>;
+    /// log(1 + a) and a − log(1 + a) for |a| ≤ ⅓, to a few units in the last place: nothing
+    /// cancels.
+    fn vlog_excess<S: Simd>(s: S, a: Self::Of<S>) -> (Self::Of<S>, Self::Of<S>);
 }
 
 /// The distance between rows of `len` elements in memory: whole cache lines, and an odd number of
@@ -148,7 +153,7 @@ macro_rules! lanes {
         $negate_mul_add:ident, $min:ident, $max:ident, $greater_than:ident, $select:ident,
         $reduce_sum:ident, $reduce_max:ident,
         bits $to_bits:ident, $from_bits:ident, $splat_bits:ident, $add_bits:ident,
-        $to_exponent:ident, exp $exp:ident
+        $to_exponent:ident, exp $exp:ident, log $log:expr
     ) => {
         impl Lanes for $real {
             type Of<S: Simd> = S::$vector;
@@ -264,8 +269,63 @@ macro_rules! lanes {
                 }
                 s.$mul(s.$mul(a, a), p)
             }
+            #[inline(always)]
+            fn vlog<S: Simd>(s: S, a: S::$vector) -> S::$vector {
+                $log(s, a)
+            }
+            #[inline(always)]
+            fn vlog_excess<S: Simd>(s: S, a: S::$vector) -> (S::$vector, S::$vector) {
+                // With t = a/(2 + a), log(1 + a) = 2t + t · p and a = 2t + t · a, where
+                // p = 2t²/3 + 2t⁴/5 + … is below a tenth of |a|.
+                let t = s.$div(a, s.$add(a, s.$splat(2.0)));
+                let square = s.$mul(t, t);
+                let mut p = s.$splat($exp::ARTANH[0]);
+                for &c in &$exp::ARTANH[1..] {
+                    p = s.$mul_add(p, square, s.$splat(c));
+                }
+                let p = s.$mul(p, square);
+                let log = s.$mul_add(t, p, s.$add(t, t));
+                (log, s.$mul(t, s.$sub(a, p)))
+            }
         }
     };
+}
+
+/// log a, from the exponent of a and the series of artanh for its mantissa.
+#[inline(always)]
+fn log_f32s<S: Simd>(s: S, a: S::f32s) -> S::f32s {
+    use exp_f32::{ARTANH, LN_2_HI, LN_2_LO};
+    /// The bits of a number just below √½: mantissas are from here to twice this.
+    const LOWEST: u32 = 0x3F33_0000;
+    const ONE: u32 = 0x3F80_0000;
+    const MANTISSA_BITS: u32 = 23;
+    /// 2²³, whose last bit counts 1.
+    const MAGIC: u32 = 0x4B00_0000;
+    let from_one = s.add_u32s(s.transmute_u32s_f32s(a), s.splat_u32s(ONE - LOWEST));
+    let exponent = s.wrapping_dyn_shr_u32s(from_one, s.splat_u32s(MANTISSA_BITS));
+    let counted = s.transmute_f32s_u32s(s.or_u32s(exponent, s.splat_u32s(MAGIC)));
+    let n = s.sub_f32s(counted, s.splat_f32s(8_388_608.0 + 127.0));
+    let mantissa = s.and_u32s(from_one, s.splat_u32s((1 << MANTISSA_BITS) - 1));
+    let m = s.transmute_f32s_u32s(s.add_u32s(mantissa, s.splat_u32s(LOWEST)));
+    let one = s.splat_f32s(1.0);
+    let t = s.div_f32s(s.sub_f32s(m, one), s.add_f32s(m, one));
+    let square = s.mul_f32s(t, t);
+    let mut p = s.splat_f32s(ARTANH[0]);
+    for &c in &ARTANH[1..] {
+        p = s.mul_add_e_f32s(p, square, s.splat_f32s(c));
+    }
+    let p = s.mul_f32s(p, square);
+    let low = s.mul_add_e_f32s(n, s.splat_f32s(LN_2_LO), s.mul_f32s(t, p));
+    let low = s.add_f32s(s.add_f32s(t, t), low);
+    s.mul_add_e_f32s(n, s.splat_f32s(LN_2_HI), low)
+}
+
+/// log a, lane by lane: no shift takes the exponent out of 64 bits.
+#[inline(always)]
+fn log_f64s<S: Simd>(_: S, mut a: S::f64s) -> S::f64s {
+    let lanes: &mut [f64] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut a));
+    lanes.iter_mut().for_each(|lane| *lane = lane.ln());
+    a
 }
 
 lanes!(
@@ -274,7 +334,7 @@ lanes!(
     negate_mul_add_e_f32s, min_f32s, max_f32s, greater_than_f32s, select_f32s,
     reduce_sum_f32s, reduce_max_f32s,
     bits transmute_u32s_f32s, transmute_f32s_u32s, splat_u32s, add_u32s,
-    wrapping_dyn_shl_u32s, exp exp_f32
+    wrapping_dyn_shl_u32s, exp exp_f32, log log_f32s
 );
 lanes!(
     f64, f64s, as as_simd_f64s, as_mut_simd_f64s,
@@ -282,7 +342,7 @@ lanes!(
     negate_mul_add_e_f64s, min_f64s, max_f64s, greater_than_f64s, select_f64s,
     reduce_sum_f64s, reduce_max_f64s,
     bits transmute_u64s_f64s, transmute_f64s_u64s, splat_u64s, add_u64s, mul_u64s,
-    exp exp_f64
+    exp exp_f64, log log_f64s
 );
 
 /// 1/k! for k from `LOWEST + TERMS − 1` down to `LOWEST`: the Taylor polynomial of eʳ by Horner's
@@ -297,6 +357,17 @@ const fn inverse_factorials<const LOWEST: usize, const TERMS: usize>() -> [f64; 
         if k >= LOWEST {
             coefficients[LOWEST + TERMS - 1 - k] = inverse;
         }
+        k += 1;
+    }
+    coefficients
+}
+
+/// 2/(2k + 1) for k from `TERMS` down to 1: log(1 + a) = 2t + 2t³/3 + 2t⁵/5 + …, t = a/(2 + a).
+const fn artanh<const TERMS: usize>() -> [f64; TERMS] {
+    let mut coefficients = [0.0; TERMS];
+    let mut k = 0;
+    while k < TERMS {
+        coefficients[k] = 2.0 / (2 * (TERMS - k) + 1) as f64;
         k += 1;
     }
     coefficients
@@ -327,6 +398,8 @@ mod exp_f32 {
     pub(super) const UNDERFLOW: f32 = -87.0;
     pub(super) const TAYLOR: [f32; 8] = super::in_f32(super::inverse_factorials::<0, 8>());
     pub(super) const EXCESS: [f32; 8] = super::in_f32(super::inverse_factorials::<2, 8>());
+    /// For |t| ≤ 0.2: what is left out is below 1e-9 of the sum.
+    pub(super) const ARTANH: [f32; 5] = super::in_f32(super::artanh::<5>());
 }
 
 mod exp_f64 {
@@ -341,6 +414,8 @@ mod exp_f64 {
     pub(super) const UNDERFLOW: f64 = -708.0;
     pub(super) const TAYLOR: [f64; 14] = super::inverse_factorials::<0, 14>();
     pub(super) const EXCESS: [f64; 14] = super::inverse_factorials::<2, 14>();
+    /// For |t| ≤ 0.2: what is left out is below 1e-17 of the sum.
+    pub(super) const ARTANH: [f64; 11] = super::artanh::<11>();
 }
 
 #[cfg(test)]
@@ -425,6 +500,90 @@ mod tests {
                 (got - want).abs() <= 3.0 * f64::EPSILON * want,
                 "{a}: {got} for {want}"
             );
+        }
+    }
+
+    /// log a over a slice.
+    struct Log<'a, R>(&'a mut [R]);
+
+    impl<R: Lanes> WithSimd for Log<'_, R> {
+        type Output = ();
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, s: S) {
+            for v in R::vectors_mut::<S>(self.0) {
+                *v = R::vlog(s, *v);
+            }
+        }
+    }
+
+    #[test]
+    fn log_is_within_a_few_units_in_the_last_place() {
+        let inputs: Vec<f64> = (0..1 << 14)
+            .map(|i| (f64::from(i) / 100.0 - 80.0).exp())
+            .chain((0..1 << 14).map(|i| 0.5 + f64::from(i) / 8192.0))
+            .collect();
+        let mut singles: Vec<f32> = inputs.iter().map(|&a| a as f32).collect();
+        dispatch(Log(&mut singles));
+        for (&a, &got) in inputs.iter().zip(&singles) {
+            let want = f64::from(a as f32).ln();
+            let error = (f64::from(got) - want).abs();
+            let epsilon = f64::from(f32::EPSILON);
+            assert!(
+                error <= 1.5 * epsilon * want.abs(),
+                "log {a}: {got} for {want}"
+            );
+        }
+        let mut doubles = inputs.clone();
+        dispatch(Log(&mut doubles));
+        for (&a, &got) in inputs.iter().zip(&doubles) {
+            assert_eq!(got, a.ln(), "log {a}");
+        }
+    }
+
+    /// log(1 + a) and a − log(1 + a) over a slice, in turns.
+    struct LogExcess<'a, R>(&'a mut [R]);
+
+    impl<R: Lanes> WithSimd for LogExcess<'_, R> {
+        type Output = ();
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, s: S) {
+            let [inputs, excess] = R::vectors_mut::<S>(self.0) else {
+                unreachable!("a slice of two registers")
+            };
+            (*inputs, *excess) = R::vlog_excess(s, *inputs);
+        }
+    }
+
+    #[test]
+    fn log_excess_is_exact_near_zero() {
+        struct Evaluate<R>(R);
+        impl<R: Lanes> WithSimd for Evaluate<R> {
+            type Output = [R; 2];
+            #[inline(always)]
+            fn with_simd<S: Simd>(self, s: S) -> [R; 2] {
+                let width = R::width::<S>();
+                let mut both = vec![self.0; 2 * width];
+                LogExcess(&mut both).with_simd(s);
+                [both[0], both[width]]
+            }
+        }
+        // a − log(1 + a) = Σ (−a)ᵏ/k, summed from the smallest term on.
+        let right = |a: f64| {
+            let terms = (2..60).rev().map(|k| (-a).powi(k) / f64::from(k));
+            terms.sum::<f64>()
+        };
+        for a in [0.33, -0.33, 0.2, -0.25, 0.01, -0.01, 1e-5, -1e-5, 1e-9, 0.0] {
+            let [log, excess] = dispatch(Evaluate(a as f32)).map(f64::from);
+            let want = f64::from(a as f32);
+            let close = |got: f64, want: f64, epsilon: f64| {
+                (got - want).abs() <= 3.0 * epsilon * want.abs()
+            };
+            let epsilon = f64::from(f32::EPSILON);
+            assert!(close(log, want.ln_1p(), epsilon), "{a}: {log}");
+            assert!(close(excess, right(want), epsilon), "{a}: {excess}");
+            let [log, excess] = dispatch(Evaluate(a));
+            assert!(close(log, a.ln_1p(), f64::EPSILON), "{a}: {log}");
+            assert!(close(excess, right(a), f64::EPSILON), "{a}: {excess}");
         }
     }
 

@@ -549,7 +549,7 @@ fn kd_and_softmax_are_right_at_any_temperature_and_size_of_logits() {
         let classes = logits.len() / 2;
         let [x, y] = [&logits[..classes], &logits[classes..]].map(cast::<T>);
         let [x, y] = [&x, &y].map(|rows| Rows::new(rows, [1, classes]).unwrap());
-        let loss = KdKl { temperature };
+        let loss = KdKl::new(temperature);
         let got = loss.evaluate(&Cpu, x, y).unwrap();
         let want = loss.evaluate(&Reference, x, y).unwrap();
         let close = |got: f64, want: f64| (got - want).abs() <= 2e-5 * (want.abs() + 1e-30);

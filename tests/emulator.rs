@@ -229,7 +229,7 @@ fn kd_of_the_teacher_itself_is_zero() {
     input.student = input.teacher.clone();
     for temperature in [0.25, 4.0] {
         let emulator = Emulator::new();
-        let got = input.evaluate::<f32, _>(&emulator, KdKl { temperature });
+        let got = input.evaluate::<f32, _>(&emulator, KdKl::new(temperature));
         assert_eq!(got.loss, 0.0);
         assert_zero("gradient", &got.gradient);
     }
@@ -245,7 +245,7 @@ fn kd_is_right_for_the_largest_logits_of_f16() {
     }
     (input.student[0], input.student[1]) = (65504.0, -65504.0);
     for temperature in [1.0, 4.0, 5e4] {
-        let loss = KdKl { temperature };
+        let loss = KdKl::new(temperature);
         let inputs = input.inputs::<f16>(&input.problem(loss));
         let emulator = Emulator::new();
         let comparison = Comparison::new(&emulator, &format!("T = {temperature}"), inputs);

@@ -1,13 +1,14 @@
 //! The values and gradients of the official code in f64. `golden.json` says where its mathematics
-//! were used instead. Fourteen cases are losses of this crate. One is a loss made of its
-//! building blocks, and so are two of the fourteen once more.
+//! were used instead. Nineteen cases are losses of this crate. One is a loss made of its
+//! building blocks, and so are two of the nineteen once more.
 
 mod common;
 
 use common::compare::{assert_gradient, assert_loss, norm};
 use relata::{
-    Batch, Cpu, DarkRank, Device, Gram, InfoNce, KdKl, Loss, Order, Pkt, Problem, Queue, Reference,
-    Relation, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Sp, relation_matrix, softmax,
+    Batch, Cpu, DarkRank, Device, Divergence, Gram, InfoNce, KdKl, Loss, Order, Pkt, Problem,
+    Queue, Reference, Relation, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Sp, relation_matrix,
+    softmax,
 };
 use serde_json::Value;
 
@@ -166,6 +167,26 @@ fn kd_gives_the_golden_values() {
 }
 
 #[test]
+fn divergences_of_kd_give_the_golden_values() {
+    for (case, divergence) in [
+        ("kd_reverse_T1", Divergence::Reverse),
+        ("kd_js0.5_T1", Divergence::Js { beta: 0.5 }),
+        ("kd_js0.1_T1", Divergence::Js { beta: 0.1 }),
+        ("kd_skew0.1_T1", Divergence::Skew { alpha: 0.1 }),
+        (
+            "kd_skew_reverse0.1_T1",
+            Divergence::SkewReverse { alpha: 0.1 },
+        ),
+    ] {
+        let loss = KdKl {
+            divergence,
+            ..KdKl::new(1.0)
+        };
+        assert_golden(case, loss, "student_logits", "teacher_logits", false);
+    }
+}
+
+#[test]
 fn rrd_with_a_queue_gives_the_golden_values() {
     assert_golden(
         "rrd_queue_ts0.1_tt0.02",
@@ -195,7 +216,7 @@ fn every_golden_case_has_a_test() {
     for name in cases.keys() {
         assert!(source.contains(&format!("\"{name}\"")), "{name}");
     }
-    assert_eq!(cases.len(), 15);
+    assert_eq!(cases.len(), 20);
 }
 
 // Losses from the crate's building blocks: SP, PKT, and one that it does not have.

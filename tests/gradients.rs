@@ -134,7 +134,7 @@ fn gradients_agree_with_differences_at_every_temperature() {
     for temperature in [0.05, 0.3, 1.0, 4.0, 8.0] {
         let other = 0.7 * temperature;
         let losses: [Loss; 4] = [
-            KdKl { temperature }.into(),
+            KdKl::new(temperature).into(),
             InfoNce {
                 temperature,
                 ..InfoNce::default()

@@ -142,9 +142,7 @@ fn evaluate<T: Element, D: Device<T>>(case: &Expected, device: &D) -> Evaluation
             .collect::<Vec<T>>()
     });
     let shape = [1, x.len()];
-    let loss = KdKl {
-        temperature: case.temperature,
-    };
+    let loss = KdKl::new(case.temperature);
     let [x, y] = [&x, &y].map(|row| Rows::new(row, shape).unwrap());
     loss.evaluate(device, x, y).unwrap()
 }
@@ -211,7 +209,7 @@ fn a_divergence_of_almost_0_is_not_negative() {
             // The same distribution, but for rounding.
             let [x, y] = [row(0.37 * f64::from(seed % 17)), row(0.0)];
             let [x, y] = [&x, &y].map(|row| Rows::new(row, [1, row.len()]).unwrap());
-            let loss = KdKl { temperature }.evaluate(&Cpu, x, y).unwrap().loss;
+            let loss = KdKl::new(temperature).evaluate(&Cpu, x, y).unwrap().loss;
             let label = format!("{}, {classes} classes, T = {temperature}", T::DTYPE);
             assert!((0.0..1e-10).contains(&loss), "{label}, {seed}: {loss:e}");
         }

@@ -192,7 +192,7 @@ proptest! {
         let shapes = Shapes::new(input.shapes.rows, dim, dim);
         let same = Input { shapes, teacher: input.student.clone(), ..input };
         for temperature in [0.3, 4.0] {
-            for evaluation in on_both(&same, KdKl { temperature }) {
+            for evaluation in on_both(&same, KdKl::new(temperature)) {
                 prop_assert_eq!(evaluation.loss, 0.0);
                 prop_assert_eq!(evaluation.gradient_norm(), 0.0);
             }

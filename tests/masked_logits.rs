@@ -41,7 +41,7 @@ fn kd<T: Element, D: Device<T>>(
     rows: [&[f64]; 2],
     classes: usize,
 ) -> Evaluation<D::Gradient> {
-    evaluate(device, KdKl { temperature }, rows, classes, false).unwrap()
+    evaluate(device, KdKl::new(temperature), rows, classes, false).unwrap()
 }
 
 /// The gradient of a masked class is written, and is not what the memory held.

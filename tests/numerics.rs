@@ -12,8 +12,8 @@ use common::measured::Measured;
 use common::measured::{Errors, assert_within_budget, mean_of};
 use common::{Input, cast, losses, naive, order};
 use relata::{
-    Cpu, DarkRank, Device, Element, Evaluation, Family, Gram, InfoNce, KdKl, Loss, Order, Pkt,
-    Reference, Relation, RkdAngle, RkdDistance, Rows, Rrd, Shapes, Sp, relation_matrix,
+    Cpu, DarkRank, Device, Divergence, Element, Evaluation, Family, Gram, InfoNce, KdKl, Loss,
+    Order, Pkt, Reference, Relation, RkdAngle, RkdDistance, Rows, Rrd, Shapes, Sp, relation_matrix,
 };
 
 /// Errors are root mean squares over so many batches. The angle loss has fewer, because its
@@ -276,7 +276,7 @@ fn kd_kl(device: &impl Device<f32, Gradient = f32>) {
             (1.0, Some((0.2, 0.27))),
             (0.02, None),
         ] {
-            let loss = KdKl { temperature };
+            let loss = KdKl::new(temperature);
             let name = format!("kd-kl {n}x{classes} T {temperature} KL, noise {near:?}");
             table.push(mean_of(name, SEEDS, |seed| {
                 let mut input = Input::normal(seed, Shapes::new(n, classes, classes));
@@ -299,6 +299,42 @@ fn kd_kl(device: &impl Device<f32, Gradient = f32>) {
     assert_within_budget(&format!("{}: KD", device.name()), &table);
 }
 
+fn kd_divergences(device: &impl Device<f32, Gradient = f32>) {
+    let mut table = Vec::new();
+    let (n, classes) = (8, 1000);
+    for (temperature, near) in [
+        (4.0, Some((4e-3, 0.12))),
+        (4.0, Some((4e-5, 0.012))),
+        (1.0, Some((0.2, 0.27))),
+        (1.0, None),
+    ] {
+        for divergence in &Divergence::ALL[1..] {
+            let loss = KdKl {
+                divergence: *divergence,
+                ..KdKl::new(temperature)
+            };
+            let name = format!("{divergence:?} T {temperature} KL, noise {near:?}");
+            table.push(mean_of(name, SEEDS, |seed| {
+                let mut input = Input::normal(seed, Shapes::new(n, classes, classes));
+                for logit in input.student.iter_mut().chain(&mut input.teacher) {
+                    *logit *= 3.0;
+                }
+                if let Some((kl, noise)) = near {
+                    input = at_divergence(input, kl, noise, |input| {
+                        let forward = KdKl::new(temperature);
+                        let loss = input.evaluate::<f32, _>(&Reference, forward).loss;
+                        loss / (temperature * temperature)
+                    });
+                }
+                measure(device, &input, loss.into(), |x, y, _| {
+                    naive::kd_divergence(x, y, classes, temperature as f32, *divergence)
+                })
+            }));
+        }
+    }
+    assert_within_budget(&format!("{}: KD's divergences", device.name()), &table);
+}
+
 #[test]
 fn cpu_is_as_exact_on_rkd_as_its_definition_in_f32() {
     relational(&Cpu, [64, 128, 96]);
@@ -310,6 +346,7 @@ fn cpu_is_as_exact_on_rrd_info_nce_and_kd_as_their_definitions_in_f32() {
     rrd(&Cpu);
     info_nce(&Cpu);
     kd_kl(&Cpu);
+    kd_divergences(&Cpu);
 }
 
 #[cfg(feature = "emulator")]
@@ -319,6 +356,7 @@ fn kernels_are_as_exact_on_rkd_and_kd_as_their_definitions_in_f32() {
     relational(&emulator, [64, 128, 96]);
     relational(&emulator, [48, 40, 40]);
     kd_kl(&emulator);
+    kd_divergences(&emulator);
 }
 
 /// How close may two rows be for the accurate kernels? The pair lies near the origin, where f32 has

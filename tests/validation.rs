@@ -6,8 +6,8 @@ mod common;
 use common::losses::{losses, rkd_losses, shapes_of};
 use common::{Input, for_every_dtype};
 use relata::{
-    Batch, Cpu, DType, DarkRank, Element, Error, Family, InfoNce, KdKl, Loss, Order, Problem,
-    Queue, QueueUse, Reference, Relation, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes,
+    Batch, Cpu, DType, DarkRank, Divergence, Element, Error, Family, InfoNce, KdKl, Loss, Order,
+    Problem, Queue, QueueUse, Reference, Relation, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Shapes,
     relation_matrix, softmax,
 };
 
@@ -314,9 +314,17 @@ fn problems_refuse_a_parameter_out_of_range() {
             ..Rkd::default()
         })
     };
-    let temperatures = |temperature| -> [(Loss, &str); 4] {
+    let temperatures = |temperature| -> [(Loss, &str); 5] {
         [
-            (KdKl { temperature }.into(), "temperature"),
+            (KdKl::new(temperature).into(), "student_temperature"),
+            (
+                KdKl {
+                    teacher_temperature: temperature,
+                    ..KdKl::default()
+                }
+                .into(),
+                "teacher_temperature",
+            ),
             (
                 InfoNce {
                     temperature,
@@ -344,7 +352,7 @@ fn problems_refuse_a_parameter_out_of_range() {
         ]
     };
     #[track_caller]
-    fn assert_refused(loss: Loss, name: &str, value: f64) {
+    fn assert_refused(loss: Loss, name: &str, value: f64, wanted: &str) {
         let shapes = shapes_of(&loss, [2, 3, 3, 4])[0];
         let Error::Parameter {
             argument,
@@ -356,17 +364,27 @@ fn problems_refuse_a_parameter_out_of_range() {
         };
         assert_eq!(argument, name, "{loss}");
         assert_eq!(got.to_bits(), value.to_bits(), "{loss}");
-        assert!(
-            expected.starts_with("a finite number"),
-            "{loss}: {expected}"
-        );
+        assert!(expected.starts_with(wanted), "{loss}: {expected}");
+    }
+    for bad in [-0.1, 1.1, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        for (divergence, name) in [
+            (Divergence::Js { beta: bad }, "beta"),
+            (Divergence::Skew { alpha: bad }, "alpha"),
+            (Divergence::SkewReverse { alpha: bad }, "alpha"),
+        ] {
+            let loss = KdKl {
+                divergence,
+                ..KdKl::default()
+            };
+            assert_refused(loss.into(), name, bad, "a number from 0 to 1");
+        }
     }
     for bad in [0.0, -0.0, -1.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
         for loss in delta(bad) {
-            assert_refused(loss, "delta", bad);
+            assert_refused(loss, "delta", bad, "a finite number");
         }
         for (loss, name) in temperatures(bad) {
-            assert_refused(loss, name, bad);
+            assert_refused(loss, name, bad, "a finite number");
         }
         let x = [0.5f32; 6];
         let error = refused(softmax(&Cpu, rows(&x, [2, 3]), bad));
@@ -380,32 +398,37 @@ fn problems_refuse_a_parameter_out_of_range() {
     }
     for bad in [1e-30f64.next_down(), 1e30f64.next_up()] {
         for (loss, name) in temperatures(bad) {
-            assert_refused(loss, name, bad);
+            assert_refused(loss, name, bad, "a finite number");
         }
         assert!(softmax(&Cpu, rows(&[0.5f32; 6], [2, 3]), bad).is_err());
     }
     for bad in [-1.0, f64::NAN, f64::INFINITY] {
-        assert_refused(Order { margin: bad }.into(), "margin", bad);
+        assert_refused(
+            Order { margin: bad }.into(),
+            "margin",
+            bad,
+            "a finite number",
+        );
         let alpha = DarkRank {
             alpha: bad,
             ..DarkRank::default()
         };
-        assert_refused(alpha.into(), "alpha", bad);
+        assert_refused(alpha.into(), "alpha", bad, "a finite number");
         let beta = DarkRank {
             beta: bad,
             ..DarkRank::default()
         };
-        assert_refused(beta.into(), "beta", bad);
+        assert_refused(beta.into(), "beta", bad, "a finite number");
         let distance = Rkd {
             distance_weight: bad,
             ..Rkd::default()
         };
-        assert_refused(distance.into(), "distance_weight", bad);
+        assert_refused(distance.into(), "distance_weight", bad, "a finite number");
         let angle = Rkd {
             angle_weight: bad,
             ..Rkd::default()
         };
-        assert_refused(angle.into(), "angle_weight", bad);
+        assert_refused(angle.into(), "angle_weight", bad, "a finite number");
     }
     // The ranges contain their ends.
     for good in [1e-30, 1e30] {

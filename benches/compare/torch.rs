@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use relata::{Loss, ParameterValue};
+use relata::{Divergence, Loss, ParameterValue};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -209,11 +209,22 @@ fn number(value: &Value) -> Result<f64> {
 /// The loss's parameters by name. PyTorch's side takes the queue as it is.
 fn parameters(loss: &Loss) -> Value {
     let all = loss.parameters().into_iter();
-    let known = all.filter_map(|(name, value)| match value {
-        ParameterValue::Number(number) => Some((name.to_owned(), json!(number))),
-        ParameterValue::Flag(flag) => Some((name.to_owned(), json!(flag))),
-        ParameterValue::Count(count) => Some((name.to_owned(), json!(count))),
-        ParameterValue::Enqueue(_) => None,
+    let known = all.flat_map(|(name, value)| match value {
+        ParameterValue::Number(number) => vec![(name.to_owned(), json!(number))],
+        ParameterValue::Flag(flag) => vec![(name.to_owned(), json!(flag))],
+        ParameterValue::Count(count) => vec![(name.to_owned(), json!(count))],
+        ParameterValue::Enqueue(_) => Vec::new(),
+        ParameterValue::Divergence(divergence) => {
+            let own = match divergence {
+                Divergence::Forward | Divergence::Reverse => None,
+                Divergence::Js { beta } => Some(("beta".to_owned(), json!(beta))),
+                Divergence::Skew { alpha } | Divergence::SkewReverse { alpha } => {
+                    Some(("alpha".to_owned(), json!(alpha)))
+                }
+            };
+            let named = (name.to_owned(), json!(divergence.name()));
+            [named].into_iter().chain(own).collect()
+        }
     });
     Value::Object(known.collect())
 }

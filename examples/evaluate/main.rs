@@ -40,6 +40,7 @@ fn run() -> Result<()> {
     let options = Options::from_command_line()?;
     // Whatever can be refused is refused before anything is computed.
     options.check_devices()?;
+    options.check_divergence()?;
     let gradient_file = options.gradient_file()?;
     let sources = Sources::load(&options)?;
     let jobs = plan::plan(&options, &sources)?;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use relata::{DType, Enqueue, Loss, ParameterValue, WeightPrecision};
+use relata::{DType, Divergence, Enqueue, Loss, ParameterValue, WeightPrecision};
 
 use crate::devices::DeviceKind;
 use crate::failure::{Failure, Result};
@@ -55,10 +55,12 @@ pub(crate) struct Options {
     /// Margin in order [default: 0.015]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     margin: Option<f64>,
-    /// Scale of the scores in dark-rank [default: 3]
+    /// Scale of the scores in dark-rank [default: 3]; with --divergence skew and skew-reverse, how
+    /// much of its own the mixture has [default: 0.1]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     alpha: Option<f64>,
-    /// Power of the distances in dark-rank [default: 3]
+    /// Power of the distances in dark-rank [default: 3]; with --divergence js, the teacher's share of
+    /// the mixture [default: 0.5]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     beta: Option<f64>,
     /// Neighbours of each row in dark-rank [default: 4]
@@ -72,15 +74,19 @@ pub(crate) struct Options {
     /// [default: before for rrd, after for info-nce]
     #[arg(long, value_name = "WHEN", value_parser = parse_enqueue)]
     enqueue: Option<Enqueue>,
-    /// Student's temperature in rrd [default: 0.1]
+    /// Student's temperature in rrd and kd-kl [default: 0.1 and 4]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     student_temperature: Option<f64>,
-    /// Teacher's temperature in rrd [default: 0.02]
+    /// Teacher's temperature in rrd and kd-kl [default: 0.02 and 4]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     teacher_temperature: Option<f64>,
-    /// Temperature in info-nce and kd-kl [default: 0.07 and 4]
+    /// Temperature in info-nce and kd-kl, where it is that of student and teacher [default: 0.07
+    /// and 4]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     temperature: Option<f64>,
+    /// Divergence in kd-kl: forward, reverse, js, skew or skew-reverse [default: forward]
+    #[arg(long, value_name = "NAME", value_parser = parse_divergence)]
+    divergence: Option<Divergence>,
     /// How precise rrd's and info-nce's softmax weights are in f16 and bf16 on cuda and the
     /// emulator: split (two f16) or half (one, a third less work) [default: split]
     #[arg(long, value_name = "HOW", value_parser = parse_weights)]
@@ -146,6 +152,8 @@ impl Options {
     pub(crate) fn parameters(&self) -> Vec<(&'static str, &'static str, ParameterValue)> {
         let number = |given: Option<f64>| given.map(ParameterValue::Number);
         let flag = |given: bool, value| given.then_some(ParameterValue::Flag(value));
+        // With --divergence they belong to it.
+        let own = |given: Option<f64>| number(given.filter(|_| self.divergence.is_none()));
         let all = [
             ("--normalize", "normalize", flag(self.normalize, true)),
             (
@@ -162,14 +170,16 @@ impl Options {
             ),
             ("--angle-weight", "angle_weight", number(self.angle_weight)),
             ("--margin", "margin", number(self.margin)),
-            ("--alpha", "alpha", number(self.alpha)),
-            ("--beta", "beta", number(self.beta)),
+            ("--alpha", "alpha", own(self.alpha)),
+            ("--beta", "beta", own(self.beta)),
             ("--length", "length", self.length.map(ParameterValue::Count)),
             (
                 "--enqueue",
                 "enqueue",
                 self.enqueue.map(ParameterValue::Enqueue),
             ),
+            // Before those of student and teacher, which override it.
+            ("--temperature", "temperature", number(self.temperature)),
             (
                 "--student-temperature",
                 "student_temperature",
@@ -180,12 +190,56 @@ impl Options {
                 "teacher_temperature",
                 number(self.teacher_temperature),
             ),
-            ("--temperature", "temperature", number(self.temperature)),
+            (
+                "--divergence",
+                "divergence",
+                self.divergence().map(ParameterValue::Divergence),
+            ),
         ];
         let given = all.into_iter();
         given
             .filter_map(|(option, name, value)| Some((option, name, value?)))
             .collect()
+    }
+
+    /// The divergence asked for, with its parameter.
+    fn divergence(&self) -> Option<Divergence> {
+        let (beta, alpha) = (self.beta, self.alpha);
+        self.divergence.map(|divergence| match divergence {
+            Divergence::Js { beta: usual } => Divergence::Js {
+                beta: beta.unwrap_or(usual),
+            },
+            Divergence::Skew { alpha: usual } => Divergence::Skew {
+                alpha: alpha.unwrap_or(usual),
+            },
+            Divergence::SkewReverse { alpha: usual } => Divergence::SkewReverse {
+                alpha: alpha.unwrap_or(usual),
+            },
+            other => other,
+        })
+    }
+
+    /// Refuses a parameter of another divergence than the one asked for.
+    pub(crate) fn check_divergence(&self) -> Result<()> {
+        let Some(divergence) = self.divergence else {
+            return Ok(());
+        };
+        let has_beta = matches!(divergence, Divergence::Js { .. });
+        let has_alpha = matches!(
+            divergence,
+            Divergence::Skew { .. } | Divergence::SkewReverse { .. }
+        );
+        for (option, given, has, expected) in [
+            ("--beta", self.beta, has_beta, "js"),
+            ("--alpha", self.alpha, has_alpha, "skew or skew-reverse"),
+        ] {
+            if given.is_some() && !has {
+                let name = divergence.name();
+                let why = format!("expected --divergence {expected} with it, got {name}");
+                return Err(Failure::refused(option, why));
+            }
+        }
+        Ok(())
     }
 
     /// Where the gradient goes, if anywhere. A gradient belongs to one loss on one device.
@@ -233,6 +287,15 @@ fn parse_weights(name: &str) -> std::result::Result<WeightPrecision, String> {
         "half" => Ok(WeightPrecision::Half),
         _ => Err("expected one of split, half".to_owned()),
     }
+}
+
+fn parse_divergence(name: &str) -> std::result::Result<Divergence, String> {
+    let mut all = Divergence::ALL.into_iter();
+    all.find(|divergence| divergence.name() == name)
+        .ok_or_else(|| {
+            let names = Divergence::ALL.map(Divergence::name);
+            format!("expected one of {}", names.join(", "))
+        })
 }
 
 fn parse_enqueue(name: &str) -> std::result::Result<Enqueue, String> {

@@ -86,8 +86,22 @@ fn select(options: &Options, sources: &Sources) -> Result<Vec<Loss>> {
 fn configure(loss: Loss, options: &Options) -> Loss {
     let given = options.parameters();
     given.iter().fold(loss, |loss, &(_, name, value)| {
-        loss.with_parameter(name, value).unwrap_or(loss)
+        let names = names_in(&loss, &name).iter();
+        names.fold(loss, |loss, name| {
+            loss.with_parameter(name, value).unwrap_or(loss)
+        })
     })
+}
+
+/// The parameters that an option for `name` sets in a loss: of logits, a temperature is that of
+/// student and teacher.
+fn names_in<'a>(loss: &Loss, name: &'a &'static str) -> &'a [&'static str] {
+    match loss.spec().family {
+        Family::Logits(_) if *name == "temperature" => {
+            &["student_temperature", "teacher_temperature"]
+        }
+        _ => std::slice::from_ref(name),
+    }
 }
 
 /// The queue that a loss is evaluated with.
@@ -157,7 +171,8 @@ fn note_unused(options: &Options, sources: &Sources, losses: &[Loss]) {
     let with_queue = |loss: &Loss| QueueSetup::of(loss, sources.inputs(loss).keys).is_some();
     for (option, name, _) in options.parameters() {
         note(option, &|loss| {
-            let known = loss.parameter(name).is_some();
+            let mut names = names_in(loss, &name).iter();
+            let known = names.any(|name| loss.parameter(name).is_some());
             // Without a queue no batch enters one.
             known && (name != "enqueue" || with_queue(loss))
         });

@@ -199,6 +199,12 @@ kernels! {
         F16: relata_contraction_small_batch_f16,
         BF16: relata_contraction_small_batch_bf16,
     };
+    /// Divergences of softened logits other than KL(p‖q), and their gradients: a block for a row.
+    KD_DIVERGENCE: super::logits::DivergenceArguments, 512 => by GpuDType {
+        F32: relata_kd_divergence_f32,
+        F16: relata_kd_divergence_f16,
+        BF16: relata_kd_divergence_bf16,
+    };
     /// KL of softened logits, and its gradient: a block for a row.
     KD_KL: super::logits::Arguments, 256 => by GpuDType {
         F32: relata_kd_kl_f32,

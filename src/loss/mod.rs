@@ -4,6 +4,7 @@
 //! loss has a file here, which defines its parameters and its [`Spec`], and a line in the
 //! [registry](for_each_loss).
 
+mod divergence;
 mod duplicates;
 mod parameter;
 mod registry;
@@ -12,6 +13,7 @@ mod spec;
 use std::fmt;
 use std::str::FromStr;
 
+pub use divergence::Divergence;
 pub(crate) use duplicates::duplicate_distance;
 pub use parameter::ParameterValue;
 pub(crate) use parameter::{Parameter, Range};
@@ -94,8 +96,8 @@ impl Loss {
     /// ```
     /// use relata::{Loss, ParameterValue};
     /// # fn main() -> relata::Result<()> {
-    /// let parameters = "kd-kl".parse::<Loss>()?.parameters();
-    /// assert_eq!(parameters, [("temperature", ParameterValue::Number(4.0))]);
+    /// let parameters = "gram".parse::<Loss>()?.parameters();
+    /// assert_eq!(parameters, [("clamp", ParameterValue::Flag(false))]);
     /// # Ok(()) }
     /// ```
     #[must_use]

@@ -1,5 +1,6 @@
 //! A loss's parameters by name: their values, defaults and ranges.
 
+use super::divergence::Divergence;
 use super::spec::Enqueue;
 use crate::checks::{at_most, not_empty};
 use crate::error::{Error, Result};
@@ -15,6 +16,8 @@ pub enum ParameterValue {
     Count(usize),
     /// When the batch enters the queue.
     Enqueue(Enqueue),
+    /// How far two distributions are from one another, with its own parameter.
+    Divergence(Divergence),
 }
 
 /// The numbers that a parameter can take.
@@ -26,6 +29,8 @@ pub(crate) enum Range {
     NotNegative,
     /// τ or T. The bounds keep τ and 1/τ well within f32, where the fast paths compute.
     Temperature,
+    /// From 0 to 1: α, β.
+    Fraction,
 }
 
 impl Range {
@@ -41,6 +46,7 @@ impl Range {
                 (1e-30..=1e30).contains(&got),
                 "a finite number above 0 (from 1e-30 to 1e30)",
             ),
+            Range::Fraction => ((0.0..=1.0).contains(&got), "a number from 0 to 1"),
         };
         if inside {
             Ok(())
@@ -69,6 +75,7 @@ enum Slot<'a> {
     /// At least 1, and at most so many.
     Count(&'a mut usize, usize),
     Enqueue(&'a mut Enqueue),
+    Divergence(&'a mut Divergence),
 }
 
 impl<'a> Parameter<'a> {
@@ -107,12 +114,22 @@ impl<'a> Parameter<'a> {
         }
     }
 
+    /// `divergence`.
+    pub(crate) fn divergence(at: &'a mut Divergence) -> Self {
+        let slot = Slot::Divergence(at);
+        Parameter {
+            name: "divergence",
+            slot,
+        }
+    }
+
     pub(crate) fn value(&self) -> ParameterValue {
         match &self.slot {
             Slot::Number(at, _) => ParameterValue::Number(**at),
             Slot::Flag(at) => ParameterValue::Flag(**at),
             Slot::Count(at, _) => ParameterValue::Count(**at),
             Slot::Enqueue(at) => ParameterValue::Enqueue(**at),
+            Slot::Divergence(at) => ParameterValue::Divergence(**at),
         }
     }
 
@@ -124,6 +141,7 @@ impl<'a> Parameter<'a> {
                 not_empty(self.name, **at)?;
                 at_most(self.name, *most, **at)
             }
+            Slot::Divergence(at) => at.check(),
             Slot::Flag(_) | Slot::Enqueue(_) => Ok(()),
         }
     }
@@ -135,6 +153,7 @@ impl<'a> Parameter<'a> {
             (Slot::Flag(at), ParameterValue::Flag(value)) => **at = value,
             (Slot::Count(at, _), ParameterValue::Count(value)) => **at = value,
             (Slot::Enqueue(at), ParameterValue::Enqueue(value)) => **at = value,
+            (Slot::Divergence(at), ParameterValue::Divergence(value)) => **at = value,
             _ => return false,
         }
         true

@@ -1,5 +1,7 @@
 //! What a loss is: all that other modules may ask about it.
 
+use super::divergence::Divergence;
+
 /// Everything there is to know about a loss with given parameters, in one place.
 ///
 /// Devices, checks, queues, the command and the tests ask the spec. None of them asks which loss
@@ -226,8 +228,13 @@ pub enum Target {
 /// The logits family: the divergence of two softmaxes over classes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Logits {
-    /// T of both softmaxes.
-    pub temperature: f64,
+    /// T_s of the student's softmax. The loss has the factor T_s².
+    pub student_temperature: f64,
+    /// T_t of the teacher's softmax.
+    pub teacher_temperature: f64,
+    /// What the two softmaxes are compared by. `Forward` and `Reverse` are never called by another
+    /// name here: `Js` has 0 < β < 1, and the skews have α > 0.
+    pub divergence: Divergence,
 }
 
 impl Pairwise {

@@ -76,6 +76,52 @@ pub(super) struct Divergence {
     pub(super) kl: f64,
 }
 
+/// log p − log q of each class, with p = softmax(y) and q = softmax(x). `difference` is as in
+/// [`divergence`].
+///
+/// Over the classes where both are above 0, let d be the difference less its mean under p, P and Q
+/// the sums of p and q, and S = Σ p (e^−d − 1 + d). With log p − log q = d + c, Σ q is
+/// e^−c (P + S), so c = log(P + S) − log Q. Where p and q are close c is small, and as exact as S.
+pub(super) fn log_ratios(x: &[f64], y: &[f64], difference: impl Fn(usize) -> f64) -> Vec<f64> {
+    let (log_p, log_q) = (log_softmax(y), log_softmax(x));
+    let direct: Vec<f64> = log_p.iter().zip(&log_q).map(|(p, q)| p - q).collect();
+    let (both, one): (Vec<usize>, Vec<usize>) = (0..x.len()).partition(|&k| direct[k].is_finite());
+    let p = |k: usize| log_p[k].exp();
+    let p_alone: f64 = one.iter().map(|&k| p(k)).sum();
+    let q_alone: f64 = one.iter().map(|&k| log_q[k].exp()).sum();
+    // Of less than half of p or q there is nothing near.
+    if p_alone > 0.5 || q_alone > 0.5 {
+        return direct;
+    }
+    let mut d: Vec<f64> = both.iter().map(|&k| difference(k)).collect();
+    // Twice: the first mean is only as exact as the largest difference.
+    for _ in 0..2 {
+        let weighted: f64 = both.iter().zip(&d).map(|(&k, d)| p(k) * d).sum();
+        let mean = weighted / both.iter().map(|&k| p(k)).sum::<f64>();
+        d.iter_mut().for_each(|d| *d -= mean);
+    }
+    let of_excess = |(&k, d): (&usize, &f64)| {
+        let a = -d;
+        if a.abs() < 0.1 {
+            p(k) * excess(a)
+        } else {
+            (log_p[k] + a).exp() - p(k) - p(k) * a
+        }
+    };
+    let sum: f64 = both.iter().zip(&d).map(of_excess).sum();
+    let c = (sum - p_alone).ln_1p() - (-q_alone).ln_1p();
+    // NaN goes the direct way too.
+    let close = c.abs() < 1.0;
+    if !close {
+        return direct;
+    }
+    let mut ratios = direct;
+    for (&k, d) in both.iter().zip(&d) {
+        ratios[k] = d + c;
+    }
+    ratios
+}
+
 /// e^a − 1 − a for |a| < 0.1, by its series: the direct difference cancels.
 fn excess(a: f64) -> f64 {
     let mut term = a * a / 2.0;

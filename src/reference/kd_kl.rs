@@ -1,15 +1,16 @@
-use super::Matrix;
-use super::divergence::divergence;
-use crate::loss::KdKl;
+use super::divergence::{divergence, log_ratios};
+use super::{Matrix, log_softmax};
+use crate::loss::{Divergence, Logits};
 use crate::problem::Value;
 
-/// L = T²/N Σ_i KL(softmax(y_i/T) ‖ softmax(x_i/T)); its gradient is (T/N)(q − p).
+/// L = T_s²/N Σ_i D(softmax(y_i/T_t), softmax(x_i/T_s)); its gradient is T_s/N · q (g − Σ q g) with
+/// g = ∂D/∂q, which is (T/N)(q − p) for D = KL(p‖q).
 ///
-/// A class that is −∞ in both is masked: the row is one without it. A student's −∞ elsewhere makes
-/// the loss +∞ and the row's gradient NaN.
-pub(super) fn kd_kl(loss: &KdKl, x: &Matrix, y: &Matrix) -> (Value, Vec<f64>) {
+/// A class that is −∞ in both is masked: the row is one without it. [`Divergence`] says what
+/// another −∞ does.
+pub(super) fn kd_kl(loss: &Logits, x: &Matrix, y: &Matrix) -> (Value, Vec<f64>) {
     let n = x.rows() as f64;
-    let t = loss.temperature;
+    let t = loss.student_temperature;
     let mut value = 0.0;
     let mut gradient = vec![0.0; x.data.len()];
     for (i, gradient) in gradient.chunks_exact_mut(x.dim).enumerate() {
@@ -20,38 +21,188 @@ pub(super) fn kd_kl(loss: &KdKl, x: &Matrix, y: &Matrix) -> (Value, Vec<f64>) {
             continue;
         }
         let [x, y] = [x, y].map(|of| kept.iter().map(|&k| of.row(i)[k]).collect::<Vec<f64>>());
-        let (kl, differences) = divergence_of_row(&x, &y, t);
-        value += t * t / n * kl;
-        if !kl.is_finite() {
+        let (d, slopes) = divergence_of_row(loss, &x, &y);
+        value += t * t / n * d;
+        if !d.is_finite() {
             gradient.fill(f64::NAN);
             continue;
         }
-        for (k, difference) in kept.into_iter().zip(differences) {
-            gradient[k] = t / n * difference;
+        for (k, slope) in kept.into_iter().zip(slopes) {
+            gradient[k] = t / n * slope;
         }
     }
     (Value::new(value), gradient)
 }
 
-/// KL(p‖q), and q − p where that is finite.
-fn divergence_of_row(x: &[f64], y: &[f64], t: f64) -> (f64, Vec<f64>) {
+/// D(p, q), and its gradient with respect to x/T_s where it is finite.
+fn divergence_of_row(loss: &Logits, x: &[f64], y: &[f64]) -> (f64, Vec<f64>) {
     let is_logit = |l: &f64| *l < f64::INFINITY;
-    if !x.iter().chain(y).all(is_logit) || y.iter().all(|&l| l == f64::NEG_INFINITY) {
+    let excluded = |l: &f64| *l == f64::NEG_INFINITY;
+    let forward = loss.divergence == Divergence::Forward;
+    let no_distribution = y.iter().all(excluded) || (!forward && x.iter().all(excluded));
+    if !x.iter().chain(y).all(is_logit) || no_distribution {
         return (f64::NAN, Vec::new());
     }
-    if x.contains(&f64::NEG_INFINITY) {
+    let infinite = match loss.divergence {
+        Divergence::Forward => x.iter().any(excluded),
+        Divergence::Reverse => y.iter().any(excluded),
+        Divergence::Js { .. } | Divergence::Skew { .. } | Divergence::SkewReverse { .. } => false,
+    };
+    if infinite {
         return (f64::INFINITY, Vec::new());
     }
-    let scaled = |row: &[f64]| -> Vec<f64> { row.iter().map(|l| l / t).collect() };
+    let [t, t_teacher] = [loss.student_temperature, loss.teacher_temperature];
+    let scaled = |row: &[f64], t: f64| -> Vec<f64> { row.iter().map(|l| l / t).collect() };
     // Near the teacher y − x is exact. An offset between the two rows is taken off first.
     let max = |row: &[f64]| row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let offset = max(y) - max(x);
-    let [from_y, from_x] = if offset.abs() > t {
+    let [from_y, from_x] = if offset.abs() > t || t != t_teacher {
         [max(y), max(x)]
     } else {
         [0.0; 2]
     };
-    let difference = |c: usize| ((y[c] - from_y) - (x[c] - from_x)) / t;
-    let divergence = divergence(&scaled(x), &scaled(y), difference);
-    (divergence.kl, divergence.differences)
+    let difference = |c: usize| {
+        if t == t_teacher {
+            ((y[c] - from_y) - (x[c] - from_x)) / t
+        } else {
+            (y[c] - from_y) / t_teacher - (x[c] - from_x) / t
+        }
+    };
+    let (x, y) = (scaled(x, t), scaled(y, t_teacher));
+    if forward {
+        let divergence = divergence(&x, &y, difference);
+        return (divergence.kl, divergence.differences);
+    }
+
+    let log_ratios = log_ratios(&x, &y, difference);
+    let probabilities =
+        |row: &[f64]| -> Vec<f64> { log_softmax(row).iter().map(|log| log.exp()).collect() };
+    let (p, q) = (probabilities(&y), probabilities(&x));
+    let terms = (0..p.len()).map(|c| term(loss.divergence, p[c], q[c], log_ratios[c]));
+    let (terms, slopes): (Vec<f64>, Vec<f64>) = terms.unzip();
+    let mean: f64 = slopes.iter().sum();
+    let slopes = slopes.iter().zip(&q).map(|(slope, q)| slope - q * mean);
+    (terms.iter().sum(), slopes.collect())
+}
+
+/// A class's term of D(p, q), and q times the term's derivative by q. `log_ratio` is log p − log q.
+///
+/// The terms are those of the definition and a multiple of q − p, which adds nothing to the sum:
+/// no term is then negative, and none cancels near p = q.
+fn term(divergence: Divergence, p: f64, q: f64, log_ratio: f64) -> (f64, f64) {
+    match divergence {
+        Divergence::Forward => unreachable!("it has a function of its own"),
+        Divergence::Reverse => {
+            let of_q = Mixture::new(q, p, -log_ratio, [1.0, 0.0]);
+            (of_q.term, q * of_q.slope_of_own())
+        }
+        Divergence::Js { beta } => {
+            let of_p = Mixture::new(p, q, log_ratio, [1.0 - beta, beta]);
+            let of_q = Mixture::new(q, p, -log_ratio, [beta, 1.0 - beta]);
+            let term = beta * of_p.term + (1.0 - beta) * of_q.term;
+            // ∂/∂q of both: (1 − β) log(q/m).
+            let slope = if q > 0.0 {
+                -(1.0 - beta) * q * of_q.log
+            } else {
+                0.0
+            };
+            (term, slope)
+        }
+        Divergence::Skew { alpha } => {
+            let of_p = Mixture::new(p, q, log_ratio, [1.0 - alpha, alpha]);
+            (of_p.term, q * of_p.slope_of_other())
+        }
+        Divergence::SkewReverse { alpha } => {
+            let of_q = Mixture::new(q, p, -log_ratio, [1.0 - alpha, alpha]);
+            (of_q.term, q * of_q.slope_of_own())
+        }
+    }
+}
+
+/// A class's part of KL(v‖m), with m = v + share (w − v).
+struct Mixture {
+    share: f64,
+    rest: f64,
+    /// v log(v/m) + m − v
+    term: f64,
+    /// z = m/v − 1, and 1 + z
+    z: f64,
+    u: f64,
+    /// log(m/v)
+    log: f64,
+}
+
+impl Mixture {
+    /// `log_ratio` is log v − log w, and `rest` is 1 − share.
+    fn new(v: f64, w: f64, log_ratio: f64, [share, rest]: [f64; 2]) -> Self {
+        if share == 0.0 {
+            // m = v
+            return Mixture {
+                share,
+                rest,
+                term: 0.0,
+                z: 0.0,
+                u: 1.0,
+                log: 0.0,
+            };
+        }
+        let z = share * (-log_ratio).exp_m1();
+        // Not 1 + z, which would round `rest` off.
+        let u = rest + share * (-log_ratio).exp();
+        let log = if rest == 0.0 {
+            -log_ratio
+        } else if z == f64::INFINITY {
+            share.ln() - log_ratio
+        } else if z.abs() < 0.5 {
+            z.ln_1p()
+        } else {
+            u.ln()
+        };
+        let term = if v == 0.0 {
+            share * w
+        } else if z.abs() < 0.1 {
+            v * excess_of_log(z)
+        } else {
+            share * (w - v) - v * log
+        };
+        Mixture {
+            share,
+            rest,
+            term,
+            z,
+            u,
+            log,
+        }
+    }
+
+    /// The term's derivative by w: share z/(1 + z).
+    fn slope_of_other(&self) -> f64 {
+        self.share
+            * if self.u.is_finite() {
+                self.z / self.u
+            } else {
+                1.0
+            }
+    }
+
+    /// The term's derivative by v: (1 − share) z/(1 + z) − log(1 + z); 0 where v is 0, by which it
+    /// is multiplied.
+    fn slope_of_own(&self) -> f64 {
+        let ratio = self.slope_of_other() / self.share.max(f64::MIN_POSITIVE);
+        if self.log == f64::INFINITY {
+            0.0
+        } else if self.z.abs() < 0.1 {
+            // log(1 + z) = z/(1 + z) + z²/(1 + z) − ψ(z)
+            -self.share * ratio - self.z * ratio + excess_of_log(self.z)
+        } else if self.rest == 0.0 {
+            -self.log
+        } else {
+            self.rest * ratio - self.log
+        }
+    }
+}
+
+/// ψ(z) = z − log(1 + z) for |z| < 0.1, by its series: the direct difference cancels.
+fn excess_of_log(z: f64) -> f64 {
+    (2..20).rev().map(|k| (-z).powi(k) / f64::from(k)).sum()
 }

@@ -131,7 +131,7 @@ fn evaluate<T: Element>(
         Loss::DarkRank(loss) => dark_rank::dark_rank(loss, &student, &teacher),
         Loss::Rrd(loss) => rrd::rrd(loss, &student, &teacher, &expect_queue(queue)),
         Loss::InfoNce(loss) => info_nce::info_nce(loss, &student, &teacher, queue.as_ref()),
-        Loss::KdKl(loss) => kd_kl::kd_kl(loss, &student, &teacher),
+        Loss::KdKl(loss) => kd_kl::kd_kl(&loss.logits(), &student, &teacher),
     };
     if let Some(norms) = norms {
         student.normalize_backward(&norms, epsilon, &mut g);

@@ -151,7 +151,31 @@ fn bad_arguments_are_refused() {
         ),
         (
             "--loss kd-kl --temperature -4",
-            "kd-kl: temperature: expected",
+            "kd-kl: student_temperature: expected",
+        ),
+        (
+            "--loss kd-kl --teacher-temperature 0",
+            "kd-kl: teacher_temperature: expected",
+        ),
+        (
+            "--loss kd-kl --divergence total",
+            "expected one of forward, reverse, js, skew, skew-reverse",
+        ),
+        (
+            "--loss kd-kl --divergence js --beta 1.5",
+            "kd-kl: beta: expected a number from 0 to 1, got 1.5",
+        ),
+        (
+            "--loss kd-kl --divergence skew --alpha NaN",
+            "kd-kl: alpha: expected a number from 0 to 1, got NaN",
+        ),
+        (
+            "--loss kd-kl --divergence skew --beta 0.5",
+            "--beta: expected --divergence js with it, got skew",
+        ),
+        (
+            "--loss kd-kl --divergence js --alpha 0.5",
+            "--alpha: expected --divergence skew or skew-reverse with it, got js",
         ),
         ("--gradient g.npy", "exactly one --loss and one --device"),
         (

@@ -63,6 +63,7 @@ fn the_emulator_agrees() {
         "order --margin 0.1",
         "dark-rank --alpha 0.5 --beta 2 --length 3",
         "kd-kl",
+        "kd-kl --divergence js",
     ] {
         for dtype in ["f32", "f16", "bf16"] {
             let devices = "--device reference --device emulator";

@@ -1,9 +1,9 @@
 //! All that tests and benchmarks ask about a loss, from its spec.
 
 use relata::{
-    Contrastive, DarkRank, Device, Element, Enqueue, Evaluation, Family, InfoNce, KdKl, Logits,
-    Loss, Order, ParameterValue, Queue, QueueUse, Result, Rkd, RkdAngle, RkdDistance, Rows, Rrd,
-    Shapes, Target,
+    Contrastive, DarkRank, Device, Divergence, Element, Enqueue, Evaluation, Family, InfoNce, KdKl,
+    Logits, Loss, Order, ParameterValue, Queue, QueueUse, Result, Rkd, RkdAngle, RkdDistance, Rows,
+    Rrd, Shapes, Target,
 };
 
 /// Whether the loss L2-normalises its rows first, so that their lengths do not count. PKT's ε makes
@@ -115,6 +115,33 @@ pub(crate) fn rkd_losses(rkd: Rkd) -> [Loss; 3] {
     ]
 }
 
+/// KD of every kind but KL(p‖q) with one temperature, with the temperature of `loss`: its label in
+/// the case table, and the loss.
+pub(crate) fn divergences(loss: KdKl) -> Vec<(&'static str, KdKl)> {
+    let of = |divergence| KdKl { divergence, ..loss };
+    let two_temperatures = |loss: KdKl| KdKl {
+        teacher_temperature: 0.5 * loss.teacher_temperature,
+        ..loss
+    };
+    vec![
+        ("forward-two-t", two_temperatures(loss)),
+        ("reverse", of(Divergence::Reverse)),
+        ("js", of(Divergence::Js { beta: 0.5 })),
+        ("js-0.1", of(Divergence::Js { beta: 0.1 })),
+        (
+            "js-0.9-two-t",
+            two_temperatures(of(Divergence::Js { beta: 0.9 })),
+        ),
+        ("skew", of(Divergence::Skew { alpha: 0.1 })),
+        ("skew-0.9", of(Divergence::Skew { alpha: 0.9 })),
+        ("skew-reverse", of(Divergence::SkewReverse { alpha: 0.1 })),
+        (
+            "skew-reverse-0.9",
+            of(Divergence::SkewReverse { alpha: 0.9 }),
+        ),
+    ]
+}
+
 /// Every loss with every option off its default at least once.
 pub(crate) fn losses() -> Vec<Loss> {
     let mut losses = Loss::all();
@@ -150,7 +177,12 @@ pub(crate) fn losses() -> Vec<Loss> {
             ..InfoNce::default()
         };
         losses.push(info_nce.into());
-        losses.push(KdKl { temperature }.into());
+        losses.push(KdKl::new(temperature).into());
     }
+    losses.extend(
+        divergences(KdKl::default())
+            .into_iter()
+            .map(|(_, loss)| Loss::from(loss)),
+    );
     losses
 }

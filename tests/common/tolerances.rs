@@ -116,7 +116,7 @@ pub(crate) fn tolerance(loss: &Loss, dtype: DType) -> Tolerance {
         // At a high T both softmaxes are nearly flat. The divergence falls as 1/T² and the
         // difference of probabilities as 1/T, but rounding does not fall.
         Family::Logits(logits) => {
-            let t = logits.temperature.max(1.0);
+            let t = logits.student_temperature.max(1.0);
             if wide {
                 tolerance_of(1e-14 * t * t, 1e-14 * t)
             } else {

@@ -9,8 +9,8 @@ use crate::common::Random;
 use crate::long_enough;
 use half::{bf16, f16};
 use relata::{
-    Batch, Cpu, Device, Element, Enqueue, Loss, ParameterValue, Problem, Queue, QueueState,
-    Reference, Relation, Result, Rows, WeightPrecision, relation_matrix, softmax,
+    Batch, Cpu, Device, Divergence, Element, Enqueue, Loss, ParameterValue, Problem, Queue,
+    QueueState, Reference, Relation, Result, Rows, WeightPrecision, relation_matrix, softmax,
 };
 
 /// Runs `call` with one seed after the other. Returns how many calls were accepted and refused.
@@ -109,6 +109,20 @@ impl Fuzz {
                     Enqueue::After,
                     Enqueue::Never,
                 ])),
+                ParameterValue::Divergence(_) => {
+                    let share = if self.below(4) == 0 {
+                        self.hostile()
+                    } else {
+                        self.one_of(&[0.0, 1e-3, 0.1, 0.5, 1.0])
+                    };
+                    ParameterValue::Divergence(self.one_of(&[
+                        Divergence::Forward,
+                        Divergence::Reverse,
+                        Divergence::Js { beta: share },
+                        Divergence::Skew { alpha: share },
+                        Divergence::SkewReverse { alpha: share },
+                    ]))
+                }
             };
             loss = loss.with_parameter(name, value).expect("its own parameter");
         }

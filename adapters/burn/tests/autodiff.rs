@@ -3,7 +3,7 @@
 
 use burn_tensor::activation::{log_softmax, relu};
 use burn_tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
-use relata::{DarkRank, Enqueue, Gram, KdKl, Loss, Order, Pkt, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
+use relata::{DarkRank, Divergence, Enqueue, Gram, KdKl, Loss, Order, Pkt, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
 use relata_burn::{
     Error, Forward, loss, loss_and_terms, loss_and_terms_with_queue, loss_with_queue,
 };
@@ -139,6 +139,49 @@ fn kd(x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
     (log_p.clone().exp() * (log_p - log_q)).sum() * 16. / rows
 }
 
+/// KL(q‖p) at temperatures of 4 and 2.
+fn kd_reverse(x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
+    let rows = x.dims()[0] as f64;
+    let (log_q, log_p) = (log_softmax(x / 4., 1), log_softmax(y / 2., 1));
+    (log_q.clone().exp() * (log_q - log_p)).sum() * 16. / rows
+}
+
+/// Jensen-Shannon.
+fn kd_js(x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
+    let rows = x.dims()[0] as f64;
+    let (log_q, log_p) = (log_softmax(x / 4., 1), log_softmax(y / 4., 1));
+    let (q, p) = (log_q.clone().exp(), log_p.clone().exp());
+    let log_m = ((p.clone() + q.clone()) / 2.).log();
+    (p * (log_p - log_m.clone()) + q * (log_q - log_m)).sum() * 8. / rows
+}
+
+/// KL(p‖m), m = 0.1 p + 0.9 q.
+fn kd_skew(x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
+    let rows = x.dims()[0] as f64;
+    let (q, log_p) = (log_softmax(x / 4., 1).exp(), log_softmax(y / 4., 1));
+    let p = log_p.clone().exp();
+    let log_m = (p.clone() * 0.1 + q * 0.9).log();
+    (p * (log_p - log_m)).sum() * 16. / rows
+}
+
+/// KL(q‖m), m = 0.1 q + 0.9 p.
+fn kd_skew_reverse(x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
+    let rows = x.dims()[0] as f64;
+    let (log_q, p) = (log_softmax(x / 4., 1), log_softmax(y / 4., 1).exp());
+    let q = log_q.clone().exp();
+    let log_m = (q.clone() * 0.1 + p * 0.9).log();
+    (q * (log_q - log_m)).sum() * 16. / rows
+}
+
+/// KD by this divergence.
+fn kd_of(divergence: Divergence) -> Loss {
+    let loss = KdKl {
+        divergence,
+        ..KdKl::default()
+    };
+    loss.into()
+}
+
 fn wide(tensor: impl Into<TensorData>) -> Vec<f64> {
     tensor.into().iter::<f64>().collect()
 }
@@ -162,7 +205,12 @@ fn losses_in_graphs() {
         ("transposed", |x| x.transpose()),
         ("columns", |x| x.slice([0..9, 3..10])),
     ];
-    let losses: [(Loss, Formula); 9] = [
+    let reverse = KdKl {
+        teacher_temperature: 2.,
+        divergence: Divergence::Reverse,
+        ..KdKl::default()
+    };
+    let losses: [(Loss, Formula); 13] = [
         (RkdDistance::default().into(), distance),
         (RkdAngle::default().into(), angle),
         (Rkd::default().into(), rkd),
@@ -172,6 +220,10 @@ fn losses_in_graphs() {
         (Order::default().into(), order),
         (DarkRank::default().into(), dark_rank),
         (KdKl::default().into(), kd),
+        (reverse.into(), kd_reverse),
+        (kd_of(Divergence::Js { beta: 0.5 }), kd_js),
+        (kd_of(Divergence::Skew { alpha: 0.1 }), kd_skew),
+        (kd_of(Divergence::SkewReverse { alpha: 0.1 }), kd_skew_reverse),
     ];
     let dtypes = [
         // burn's autodiff is accurate to about 1e-8 in f64. The adapter's own accuracy is tested

@@ -37,8 +37,8 @@ mod terms;
 
 use candle_core::{Result, Tensor};
 pub use relata::{
-    DarkRank, Enqueue, Gram, InfoNce, KdKl, Loss, Order, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp,
-    WeightPrecision,
+    DarkRank, Divergence, Enqueue, Gram, InfoNce, KdKl, Loss, Order, Pkt, Rkd, RkdAngle,
+    RkdDistance, Rrd, Sp, WeightPrecision,
 };
 
 pub use self::error::cause;
@@ -171,7 +171,7 @@ pub fn dark_rank(student: &Tensor, teacher: &Tensor, loss: DarkRank) -> Result<T
     crate::loss(student, teacher, loss)
 }
 
-/// Hinton's divergence between softened logits `[N, C]`: see [`KdKl`].
+/// A divergence between softened logits `[N, C]`, by default Hinton's: see [`KdKl`].
 ///
 /// # Errors
 /// As [`loss`](crate::loss()).

@@ -170,14 +170,8 @@ fn parameters_out_of_range() -> Result<()> {
             ),
         ),
         (
-            "temperature",
-            kd_kl(
-                &student,
-                &teacher,
-                KdKl {
-                    temperature: f64::NAN,
-                },
-            ),
+            "student_temperature",
+            kd_kl(&student, &teacher, KdKl::new(f64::NAN)),
         ),
         (
             "teacher_temperature",

@@ -1,19 +1,21 @@
 //! A row of logits that are not all finite.
 //!
 //! A class that is −∞ in student and teacher is masked: the row is one without it. Where the
-//! teacher's logit alone is −∞, p is 0. Where the student's alone is, KL is +∞.
+//! teacher's logit alone is −∞, p is 0; where the student's alone is, q is 0. `Divergence` says
+//! which of them make the divergence +∞.
 
 use super::Row;
 use crate::cpu::buffer::Buffer;
 use crate::element::Element;
 use crate::error::Result;
+use crate::loss::{Divergence, Logits};
 use crate::simd::{Lanes, dispatch};
 
-/// KL(p‖q), and factor · (q − p) in `out`; NaN there where KL is not finite.
+/// The divergence, and its gradient in `out`; NaN there where the divergence is not finite.
 pub(super) fn evaluate_row<T: Element>(
+    loss: &Logits,
     x: &[T],
     y: &[T],
-    temperature: f64,
     factor: f64,
     out: &mut [T::Real],
 ) -> Result<f64> {
@@ -28,12 +30,20 @@ pub(super) fn evaluate_row<T: Element>(
         return Ok(0.0);
     }
     let is_logit = |l: &T| l.to_f64() < f64::INFINITY;
-    let no_distribution = y.iter().all(is_masked);
+    let none = |row: &[T]| row.iter().all(is_masked);
+    let forward = loss.divergence == Divergence::Forward;
+    let no_distribution = none(y) || (none(x) && !forward);
     if no_distribution || !x.iter().chain(y).all(is_logit) {
         out.fill(T::Real::from_f64(f64::NAN));
         return Ok(f64::NAN);
     }
-    if kept.iter().any(|&class| is_masked(&x[class])) {
+    let excludes = |row: &[T]| kept.iter().any(|&class| is_masked(&row[class]));
+    let infinite = match loss.divergence {
+        Divergence::Forward => excludes(x),
+        Divergence::Reverse => excludes(y),
+        Divergence::Js { .. } | Divergence::Skew { .. } | Divergence::SkewReverse { .. } => false,
+    };
+    if infinite {
         out.fill(T::Real::from_f64(f64::NAN));
         return Ok(f64::INFINITY);
     }
@@ -43,25 +53,28 @@ pub(super) fn evaluate_row<T: Element>(
     let padded = kept.len().next_multiple_of(T::Real::PAD);
     let mut short_x = Buffer::any(padded)?;
     let mut short_y = Buffer::any(padded)?;
-    for (at, &class) in kept.iter().enumerate() {
-        short_x[at] = T::Real::from_f64(x[class].to_f64());
-        short_y[at] = if is_masked(&y[class]) {
+    let logit = |l: &T| {
+        if is_masked(l) {
             excluded
         } else {
-            T::Real::from_f64(y[class].to_f64())
-        };
+            T::Real::from_f64(l.to_f64())
+        }
+    };
+    for (at, &class) in kept.iter().enumerate() {
+        short_x[at] = logit(&x[class]);
+        short_y[at] = logit(&y[class]);
     }
-    let kl = dispatch(Row {
+    let value = dispatch(Row {
+        loss,
         x: &mut short_x,
         y: &mut short_y,
         difference: &mut Buffer::any(padded)?,
         classes: kept.len(),
-        temperature,
         factor,
     });
     out.fill(T::Real::ZERO);
     for (&class, &gradient) in kept.iter().zip(short_x.iter()) {
         out[class] = gradient;
     }
-    Ok(kl)
+    Ok(value)
 }

@@ -1,4 +1,5 @@
-//! Hinton's KL over given logits.
+//! The divergence of two softmaxes over given logits: Hinton's KL here, the others in
+//! `divergence.rs`.
 //!
 //! With p of the teacher and q of the student, a = (logit − largest)/T for each of them, and
 //! c = a_y − a_x:
@@ -19,7 +20,9 @@
 //!    and q − p of two numbers that are almost equal. The last two sweeps have no such difference:
 //!    log p − log q = c − c̄ + KL, so Σ p e^(c̄−c) = e^KL. The terms of S are computed from c − c̄,
 //!    which is as exact as the logits, and as Σ p (c − c̄) = 0, no term of first order remains.
+//! 3. With two temperatures a_y and a_x are rounded before c is formed.
 
+mod divergence;
 mod masked;
 pub(super) mod softmax;
 
@@ -29,7 +32,7 @@ use crate::cpu::buffer::Buffer;
 use crate::cpu::parallel::try_map_blocks;
 use crate::element::{Element, Real};
 use crate::error::Result;
-use crate::loss::Logits;
+use crate::loss::{Divergence, Logits};
 use crate::problem::Batch;
 use crate::simd::{Lanes, dispatch};
 use softmax::{CHUNK, largest, present, split_whole};
@@ -46,7 +49,6 @@ pub(super) fn evaluate<T: Element>(
     gradient: &mut [T::Real],
 ) -> Result<f64> {
     let (rows, classes) = (batch.student.len(), batch.student.dim());
-    let temperature = loss.temperature;
     let padded = classes.next_multiple_of(T::Real::PAD);
     let sums: Vec<f64> = try_map_blocks(gradient, classes, &|i, out| {
         let mut x = Buffer::<T::Real>::any(padded)?;
@@ -55,56 +57,57 @@ pub(super) fn evaluate<T: Element>(
         let (row_x, row_y) = (batch.student.row(i), batch.teacher.row(i));
         T::widen(row_x, &mut x[..classes]);
         T::widen(row_y, &mut y[..classes]);
-        let factor = upstream * temperature / rows as f64;
-        let kl = dispatch(Row {
+        let factor = upstream * loss.student_temperature / rows as f64;
+        let value = dispatch(Row {
+            loss,
             x: &mut x,
             y: &mut y,
             difference: &mut difference,
             classes,
-            temperature,
             factor,
         });
-        if kl.is_nan() {
-            return masked::evaluate_row(row_x, row_y, temperature, factor, out);
+        if value.is_nan() {
+            return masked::evaluate_row(loss, row_x, row_y, factor, out);
         }
         out.copy_from_slice(&x[..classes]);
-        Ok(kl)
+        Ok(value)
     })?;
     let sum: f64 = sums.iter().sum();
-    Ok(temperature * temperature / rows as f64 * sum)
+    Ok(loss.student_temperature * loss.student_temperature / rows as f64 * sum)
 }
 
 /// One row of logits of each.
 struct Row<'a, R> {
+    loss: &'a Logits,
     /// The student's, padded; becomes the gradient.
     x: &'a mut [R],
     /// The teacher's, padded.
     y: &'a mut [R],
-    /// Memory for T c, padded.
+    /// Memory for T c, padded; for c, if there are two temperatures.
     difference: &'a mut [R],
     classes: usize,
-    temperature: f64,
-    /// What q − p is multiplied by.
+    /// What q − p is multiplied by, or what it is for another divergence.
     factor: f64,
 }
 
 impl<R: Real> WithSimd for Row<'_, R> {
-    /// KL(p‖q), or NaN if a logit is not finite.
+    /// The divergence, or NaN if a logit is not finite.
     type Output = f64;
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, s: S) -> f64 {
         let Row {
+            loss,
             x,
             y,
             difference,
             classes,
-            temperature,
             factor,
         } = self;
         let max_x = largest::<S, R>(s, x, classes);
         let max_y = largest::<S, R>(s, y, classes);
-        let maxima = Maxima::<S, R>::new(s, max_x, max_y, temperature);
+        let maxima = Maxima::<S, R>::new(s, max_x, max_y, loss);
+        let temperature = maxima.unit;
 
         // Σ e^a of student and teacher, and Σ e^a_y T c.
         let (mut sum_x, mut sum_y, mut sum_difference) = (0.0, 0.0, 0.0);
@@ -147,9 +150,24 @@ impl<R: Real> WithSimd for Row<'_, R> {
 
         let mean = R::from_f64(sum_difference / sum_y);
         let used = classes.div_ceil(R::width::<S>());
-        let (x, y) = (R::vectors_mut::<S>(x), R::vectors::<S>(y));
+        let (x, y) = (R::vectors_mut::<S>(x), R::vectors_mut::<S>(y));
         let kl = sum_difference / temperature / sum_y + sum_x.ln() - sum_y.ln()
             + R::reduce_sum(s, zeros).to_f64();
+        if loss.divergence != Divergence::Forward {
+            if kl.is_nan() {
+                return kl;
+            }
+            let row = divergence::Softmaxes {
+                exponentials: [&mut x[..used], &mut y[..used]],
+                differences: &mut R::vectors_mut::<S>(difference)[..used],
+                sums: [sum_x, sum_y],
+                kl,
+                mean,
+                unit: temperature,
+                factor,
+            };
+            return row.evaluate(s, loss.divergence);
+        }
         // What is not finite goes the short way.
         if kl < NEAR {
             let near = Near::<S, R>::new(s, mean, temperature, sum_y);
@@ -248,46 +266,63 @@ impl<S: Simd, R: Real> Near<S, R> {
 struct Maxima<S: Simd, R: Real> {
     x: R::Of<S>,
     y: R::Of<S>,
+    /// What takes a logit to one over its temperature.
+    per_x: R::Of<S>,
+    per_y: R::Of<S>,
     /// What is subtracted from each logit before the difference of the two, and what from the
     /// difference.
     first_x: R::Of<S>,
     first_y: R::Of<S>,
     last: R::Of<S>,
-    per_temperature: R::Of<S>,
+    /// What a logit is multiplied by before the difference is formed: 1, so that nothing is
+    /// rounded, or what takes it to one over its temperature.
+    scale_x: R::Of<S>,
+    scale_y: R::Of<S>,
+    /// What the differences are in units of: T, or 1.
+    unit: f64,
 }
 
 impl<S: Simd, R: Real> Maxima<S, R> {
     #[inline(always)]
-    fn new(s: S, x: R, y: R, temperature: f64) -> Self {
+    fn new(s: S, x: R, y: R, loss: &Logits) -> Self {
+        let [per_x, per_y] = [loss.student_temperature, loss.teacher_temperature]
+            .map(|temperature| R::from_f64(1.0 / temperature));
+        let temperature = loss.student_temperature;
+        let one = temperature == loss.teacher_temperature;
         // a_y − a_x is the difference of two logits less that of their maxima. Near the teacher the
         // logits are almost equal, so their difference is exact if it is formed first. Where an
         // offset lies between the two, each logit's own maximum is subtracted first.
         let between = (y - x).to_f64();
-        let (first_x, first_y, last) = if between.abs() <= temperature {
+        let (first_x, first_y, last) = if one && between.abs() <= temperature {
             (R::ZERO, R::ZERO, y - x)
         } else {
             (x, y, R::ZERO)
         };
+        let [scale_x, scale_y] = if one { [R::ONE; 2] } else { [per_x, per_y] };
         Maxima {
             x: R::splat(s, x),
             y: R::splat(s, y),
+            per_x: R::splat(s, per_x),
+            per_y: R::splat(s, per_y),
             first_x: R::splat(s, first_x),
             first_y: R::splat(s, first_y),
             last: R::splat(s, last),
-            per_temperature: R::splat(s, R::from_f64(1.0 / temperature)),
+            scale_x: R::splat(s, scale_x),
+            scale_y: R::splat(s, scale_y),
+            unit: if one { temperature } else { 1.0 },
         }
     }
 
-    /// Turns logits into e^a, with a = (logit − largest)/T, and returns T (a_y − a_x).
+    /// Turns logits into e^a, with a = (logit − largest)/T, and returns a_y − a_x times the unit.
     #[inline(always)]
     fn exponentials(&self, s: S, x: &mut R::Of<S>, y: &mut R::Of<S>) -> R::Of<S> {
         let difference = R::vsub(
             s,
-            R::vsub(s, *y, self.first_y),
-            R::vsub(s, *x, self.first_x),
+            R::vmul(s, R::vsub(s, *y, self.first_y), self.scale_y),
+            R::vmul(s, R::vsub(s, *x, self.first_x), self.scale_x),
         );
-        *x = R::vexp(s, R::vmul(s, R::vsub(s, *x, self.x), self.per_temperature));
-        *y = R::vexp(s, R::vmul(s, R::vsub(s, *y, self.y), self.per_temperature));
+        *x = R::vexp(s, R::vmul(s, R::vsub(s, *x, self.x), self.per_x));
+        *y = R::vexp(s, R::vmul(s, R::vsub(s, *y, self.y), self.per_y));
         R::vsub(s, difference, self.last)
     }
 }

@@ -1,10 +1,13 @@
-//! The logits family on a GPU: KD, by kernels/kd_kl.cu, and the public softmax.
+//! The logits family on a GPU: KD, by kernels/kd_kl.cu and, where it is not KL(p‖q) with one
+//! temperature, kernels/kd_divergence.cu; and the public softmax.
 
+mod divergence;
 mod softmax;
 
+use self::divergence::Kind;
 pub(crate) use self::softmax::{Arguments as SoftmaxArguments, launch as launch_softmax};
 use super::arguments::kernel_arguments;
-use super::kernels::{ByDType, KD_KL, KD_KL_LONG};
+use super::kernels::{ByDType, KD_DIVERGENCE, KD_KL, KD_KL_LONG};
 use super::machine::{Launcher, Limits};
 use super::plan::{Addresses, grid_size};
 use super::tuning::contrastive::SYSTEM_SHARED;
@@ -29,6 +32,27 @@ kernel_arguments! {
         inverse_temperature: f32,
         gradient_factor: f32,
         kept: u32,
+    }
+}
+
+kernel_arguments! {
+    /// Mirrors `Arguments` in kernels/kd_divergence.cu.
+    pub(crate) struct DivergenceArguments {
+        student: u64,
+        teacher: u64,
+        gradient: u64,
+        partials: u64,
+        value: u64,
+        counter: u64,
+        loss_factor: f64,
+        classes: u32,
+        student_inverse_temperature: f32,
+        teacher_inverse_temperature: f32,
+        gradient_factor: f32,
+        kept: u32,
+        kind: u32,
+        share: f32,
+        rest: f32,
     }
 }
 
@@ -62,12 +86,18 @@ impl RowTile {
                 kept: short.min(of_block / Self::bytes(KD_KL.threads)) as u32,
             };
         }
-        let room = shared.saturating_sub(REDUCTIONS);
-        let most = room / Self::bytes(KD_KL_LONG.threads);
         RowTile {
             long: true,
-            kept: chunks.div_ceil(KD_KL_LONG.threads as usize).min(most) as u32,
+            kept: Self::most_kept(classes, dtype, limits, KD_KL_LONG.threads),
         }
+    }
+
+    /// The chunks that a thread keeps if its block takes as much shared memory as there is.
+    fn most_kept(classes: usize, dtype: GpuDType, limits: Limits, threads: u32) -> u32 {
+        let chunks = classes.div_ceil(CHUNK / dtype.bytes());
+        let room = (limits.shared_per_block as usize).saturating_sub(REDUCTIONS);
+        let most = room / Self::bytes(threads);
+        chunks.div_ceil(threads as usize).min(most) as u32
     }
 
     /// Bytes that a block of `threads` threads keeps if each thread keeps one chunk of both rows.
@@ -93,8 +123,22 @@ pub(crate) struct Plan {
     classes: u32,
     temperature: f64,
     upstream: f64,
-    tile: RowTile,
+    kernel: Choice,
     partials: Region,
+}
+
+/// Which kernel runs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Choice {
+    /// KL(p‖q) with one temperature.
+    Forward(RowTile),
+    /// Anything else. It keeps `kept` chunks of a thread: the three readings take several times as
+    /// long as memory does, so blocks of short rows need not be small.
+    Divergence {
+        kind: Kind,
+        teacher_temperature: f64,
+        kept: u32,
+    },
 }
 
 impl Plan {
@@ -110,9 +154,21 @@ impl Plan {
             dtype,
             rows: grid_size("rows", shapes.rows)?,
             classes: grid_size("student_dim", shapes.student_dim)?,
-            temperature: loss.temperature,
+            temperature: loss.student_temperature,
             upstream: problem.upstream(),
-            tile: RowTile::new(shapes.student_dim, dtype, limits),
+            kernel: match Kind::of(loss) {
+                None => Choice::Forward(RowTile::new(shapes.student_dim, dtype, limits)),
+                Some(kind) => Choice::Divergence {
+                    kind,
+                    teacher_temperature: loss.teacher_temperature,
+                    kept: RowTile::most_kept(
+                        shapes.student_dim,
+                        dtype,
+                        limits,
+                        KD_DIVERGENCE.threads,
+                    ),
+                },
+            },
             partials: layout.push::<f64>(&[shapes.rows])?,
         })
     }
@@ -120,25 +176,56 @@ impl Plan {
     /// Launches its one pass.
     pub(crate) fn launch(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         let (t, n) = (self.temperature, f64::from(self.rows));
-        let arguments = Arguments {
-            student: at.student,
-            teacher: at.teacher,
-            gradient: at.gradient,
-            partials: self.partials.at(at.workspace),
-            value: at.value,
-            counter: Layout::counter(0).at(at.workspace),
-            loss_factor: t * t / n,
-            classes: self.classes,
-            inverse_temperature: (1.0 / t) as f32,
-            gradient_factor: (self.upstream * t / n) as f32,
-            kept: self.tile.kept,
-        };
-        self.tile.family().of(self.dtype).launch(
-            launcher,
-            [self.rows, 1, 1],
-            self.tile.shared(),
-            &arguments,
-        )
+        let grid = [self.rows, 1, 1];
+        let (loss_factor, gradient_factor) = (t * t / n, (self.upstream * t / n) as f32);
+        let inverse_temperature = (1.0 / t) as f32;
+        let partials = self.partials.at(at.workspace);
+        let counter = Layout::counter(0).at(at.workspace);
+        match self.kernel {
+            Choice::Forward(tile) => {
+                let arguments = Arguments {
+                    student: at.student,
+                    teacher: at.teacher,
+                    gradient: at.gradient,
+                    partials,
+                    value: at.value,
+                    counter,
+                    loss_factor,
+                    classes: self.classes,
+                    inverse_temperature,
+                    gradient_factor,
+                    kept: tile.kept,
+                };
+                let kernel = tile.family().of(self.dtype);
+                kernel.launch(launcher, grid, tile.shared(), &arguments)
+            }
+            Choice::Divergence {
+                kind: Kind { kind, share, rest },
+                teacher_temperature,
+                kept,
+            } => {
+                let arguments = DivergenceArguments {
+                    student: at.student,
+                    teacher: at.teacher,
+                    gradient: at.gradient,
+                    partials,
+                    value: at.value,
+                    counter,
+                    loss_factor,
+                    classes: self.classes,
+                    student_inverse_temperature: inverse_temperature,
+                    teacher_inverse_temperature: (1.0 / teacher_temperature) as f32,
+                    gradient_factor,
+                    kept,
+                    kind,
+                    share,
+                    rest,
+                };
+                let shared = kept * RowTile::bytes(KD_DIVERGENCE.threads) as u32;
+                let kernel = KD_DIVERGENCE.of(self.dtype);
+                kernel.launch(launcher, grid, shared, &arguments)
+            }
+        }
     }
 }
 

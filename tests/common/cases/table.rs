@@ -1,10 +1,11 @@
 //! The table itself.
 
 use relata::{
-    DarkRank, Gram, InfoNce, KdKl, Loss, Order, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp,
+    DarkRank, Divergence, Gram, InfoNce, KdKl, Loss, Order, Pkt, Rkd, RkdAngle, RkdDistance, Rrd,
+    Sp,
 };
 
-use super::losses::rkd_losses;
+use super::losses::{divergences, rkd_losses};
 use super::{Case, Data, Purpose};
 
 /// N, D, D_t: no triplet or pair, one of each, and both sides of every width a kernel may work in.
@@ -214,7 +215,7 @@ pub(super) fn many_rows() -> Vec<Case> {
 }
 
 /// One small case of each kind that has kernels of its own.
-pub(super) const OF_EVERY_KERNEL: [&str; 21] = [
+pub(super) const OF_EVERY_KERNEL: [&str; 22] = [
     "rkd-33x16",
     "rkd-17x16-to-7-delta-0.5-normalize",
     "rkd-distance-17x33-to-130",
@@ -236,6 +237,7 @@ pub(super) const OF_EVERY_KERNEL: [&str; 21] = [
     "info-nce-17x130-k65-past-40-own",
     "kd-kl-17x16",
     "kd-kl-2x20011",
+    "kd-kl-17x16-js",
 ];
 
 fn rrd(cases: &mut Vec<Case>) {
@@ -298,9 +300,24 @@ fn kd_kl(cases: &mut Vec<Case>) {
     cases.extend([(3, 5003), (2, 20_011)].map(|(n, classes)| case(loss, n, classes)));
     for temperature in [0.25, 1.0, 20.0] {
         let label = format!("t-{temperature}");
-        cases.push(case(KdKl { temperature }.into(), 17, 130).label(&label));
+        cases.push(case(KdKl::new(temperature).into(), 17, 130).label(&label));
     }
     cases.extend(DEGENERATE.map(|(label, data)| case(loss, 33, 16).data(data).label(label)));
+
+    for (name, loss) in divergences(KdKl::default()) {
+        let of = |n, classes| case(loss.into(), n, classes);
+        let shapes = [[1, 1], [3, 130], [17, 16], [33, 33], [65, 130], [2, 20_011]];
+        cases.extend(shapes.map(|[n, classes]| of(n, classes).label(name)));
+        cases.extend(
+            DEGENERATE.map(|(label, data)| of(33, 16).data(data).label(&format!("{name}-{label}"))),
+        );
+    }
+    for temperature in [0.25, 1.0, 20.0] {
+        for (name, loss) in divergences(KdKl::new(temperature)) {
+            let label = format!("{name}-t-{temperature}");
+            cases.push(case(loss.into(), 17, 130).label(&label));
+        }
+    }
 }
 
 /// Sizes that trainers use. RRD comes twice: with a queue of past keys alone, and, as is the
@@ -332,6 +349,17 @@ fn timed(cases: &mut Vec<Case>) {
     );
     let kd_kl = Loss::from(KdKl::default());
     cases.extend([(256, 32_000), (64, 151_936)].map(|(n, c)| case(kd_kl, n, c).bench()));
+    for divergence in &Divergence::ALL[1..] {
+        let loss = KdKl {
+            divergence: *divergence,
+            ..KdKl::default()
+        };
+        cases.push(
+            case(loss.into(), 256, 32_000)
+                .label(divergence.name())
+                .bench(),
+        );
+    }
     // Only a GPU is quick enough for these.
     let rrd = |n: usize, d: usize| case(Rrd::default().into(), n, d).queue(65_536, 65_536, false);
     let large = [

@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use relata_candle::{
-    DarkRank, Enqueue, Gram, InfoNce, KdKl, Loss, Order, Pkt, Queue, Rkd, RkdAngle, RkdDistance,
-    Rrd, Sp,
+    DarkRank, Divergence, Enqueue, Gram, InfoNce, KdKl, Loss, Order, Pkt, Queue, Rkd, RkdAngle,
+    RkdDistance, Rrd, Sp,
 };
 
 use crate::formulas;
@@ -106,7 +106,44 @@ pub(crate) fn all() -> Vec<Case> {
             "kd-kl",
             relata_candle::kd_kl,
             formulas::kd_kl,
-            KdKl { temperature: 2. },
+            KdKl::new(2.),
+        ),
+        pair(
+            "kd-kl, reverse, two temperatures",
+            relata_candle::kd_kl,
+            formulas::kd_kl,
+            KdKl {
+                teacher_temperature: 1.5,
+                divergence: Divergence::Reverse,
+                ..KdKl::new(2.)
+            },
+        ),
+        pair(
+            "kd-kl, js",
+            relata_candle::kd_kl,
+            formulas::kd_kl,
+            KdKl {
+                divergence: Divergence::Js { beta: 0.25 },
+                ..KdKl::new(2.)
+            },
+        ),
+        pair(
+            "kd-kl, skew",
+            relata_candle::kd_kl,
+            formulas::kd_kl,
+            KdKl {
+                divergence: Divergence::Skew { alpha: 0.1 },
+                ..KdKl::new(2.)
+            },
+        ),
+        pair(
+            "kd-kl, skew-reverse",
+            relata_candle::kd_kl,
+            formulas::kd_kl,
+            KdKl {
+                divergence: Divergence::SkewReverse { alpha: 0.1 },
+                ..KdKl::new(2.)
+            },
         ),
         pair(
             "info-nce",

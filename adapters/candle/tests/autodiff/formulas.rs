@@ -3,7 +3,7 @@
 
 use candle_core::{D, DType, Result, Tensor};
 use relata_candle::{
-    DarkRank, Gram, InfoNce, KdKl, Order, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp,
+    DarkRank, Divergence, Gram, InfoNce, KdKl, Order, Pkt, Rkd, RkdAngle, RkdDistance, Rrd, Sp,
 };
 
 pub(crate) fn rkd_distance(x: &Tensor, y: &Tensor, loss: RkdDistance) -> Result<Tensor> {
@@ -116,11 +116,25 @@ pub(crate) fn dark_rank(x: &Tensor, y: &Tensor, loss: DarkRank) -> Result<Tensor
 }
 
 pub(crate) fn kd_kl(x: &Tensor, y: &Tensor, loss: KdKl) -> Result<Tensor> {
-    let t = loss.temperature;
+    let t = loss.student_temperature;
     let log_q = log_softmax(&(x / t)?)?;
-    let log_p = log_softmax(&(y / t)?)?;
-    let divergences = (log_p.exp()? * (&log_p - log_q)?)?.sum(D::Minus1)?;
-    divergences.mean_all()? * (t * t)
+    let log_p = log_softmax(&(y / loss.teacher_temperature)?)?;
+    let (p, q) = (log_p.exp()?, log_q.exp()?);
+    let kl = |log_v: &Tensor, log_w: &Tensor| -> Result<Tensor> {
+        (log_v.exp()? * (log_v - log_w)?)?.sum(D::Minus1)
+    };
+    let mixed = |share: f64| -> Result<Tensor> { ((&p * share)? + (&q * (1.0 - share))?)?.log() };
+    let divergences = match loss.divergence {
+        Divergence::Forward => kl(&log_p, &log_q),
+        Divergence::Reverse => kl(&log_q, &log_p),
+        Divergence::Js { beta } => {
+            let log_m = mixed(beta)?;
+            (kl(&log_p, &log_m)? * beta)? + (kl(&log_q, &log_m)? * (1.0 - beta))?
+        }
+        Divergence::Skew { alpha } => kl(&log_p, &mixed(alpha)?),
+        Divergence::SkewReverse { alpha } => kl(&log_q, &mixed(1.0 - alpha)?),
+    };
+    divergences?.mean_all()? * (t * t)
 }
 
 pub(crate) fn info_nce(x: &Tensor, y: &Tensor, loss: InfoNce) -> Result<Tensor> {

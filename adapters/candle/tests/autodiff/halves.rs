@@ -29,7 +29,8 @@ fn gradients_of_half_types() -> Result<()> {
 fn loss_scaling_saves_small_gradients() -> Result<()> {
     const LENGTH: f64 = 3e4;
     const SCALE: f64 = 65536.;
-    let depends = |case: &cases::Case| case.name == "kd-kl" || case.name.ends_with("as it comes");
+    let depends =
+        |case: &cases::Case| case.name.starts_with("kd-kl") || case.name.ends_with("as it comes");
     for case in cases::all().iter().filter(|case| !depends(case)) {
         let half = (numbers((19, 21), 1)? * LENGTH)?.to_dtype(DType::F16)?;
         let teacher = numbers((19, 21), 2)?.to_dtype(DType::F16)?;

@@ -25,7 +25,7 @@ fn a_masked_class_counts_in_no_sum() -> Result<()> {
             let mask = tensor([[MASKED, 0.0, 0.0], [0.0; 3]])?;
             let teacher = tensor([[MASKED, 2.0, 1.0], [1.0, 0.0, 1.0]])?;
             let student = weights.broadcast_add(&mask)?;
-            let loss = kd_kl(&student, &teacher, KdKl { temperature: 1.0 })?;
+            let loss = kd_kl(&student, &teacher, KdKl::new(1.0))?;
             let value = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
             let label = format!("{dtype:?}");
             assert!(

@@ -1,0 +1,32 @@
+//! The divergences other than KL(p‖q) with one temperature, by kernels/kd_divergence.cu.
+
+use crate::loss::{Divergence, Logits};
+
+/// A divergence as the kernel takes it: its `Kind`, and 1 − α or 1 − β with the rest to 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Kind {
+    pub(super) kind: u32,
+    pub(super) share: f32,
+    pub(super) rest: f32,
+}
+
+impl Kind {
+    /// How the kernel computes the loss, or `None` where kernels/kd_kl.cu does.
+    pub(super) fn of(loss: &Logits) -> Option<Self> {
+        let (kind, rest) = match loss.divergence {
+            Divergence::Forward if loss.student_temperature == loss.teacher_temperature => {
+                return None;
+            }
+            Divergence::Forward => (0, 0.0),
+            Divergence::Reverse => (1, 0.0),
+            Divergence::Js { beta } => (2, beta),
+            Divergence::Skew { alpha } => (3, alpha),
+            Divergence::SkewReverse { alpha } => (4, alpha),
+        };
+        Some(Kind {
+            kind,
+            share: (1.0 - rest) as f32,
+            rest: rest as f32,
+        })
+    }
+}
