@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use relata::{Family, Loss, QueueUse};
+use relata::{Family, Loss, Pairwise, Penalty, QueueUse};
 
 use crate::failure::{Failure, Result};
 use crate::files::{self, Matrix};
@@ -44,7 +44,7 @@ enum Pairs {
 #[derive(Debug)]
 struct Digits {
     embedding: Pair,
-    /// The first rows of `embedding`, for losses that compare triples.
+    /// The first rows of `embedding`, for losses that compare triples, or pairs with pairs.
     triples: Pair,
     projection: Pair,
     logits: Pair,
@@ -68,8 +68,12 @@ impl Sources {
         let pair = match &self.pairs {
             Pairs::Files(pair) => pair,
             Pairs::Digits(digits) => match loss.spec().family {
+                Family::Pairwise(Pairwise {
+                    penalty: Penalty::Order { .. },
+                    ..
+                })
+                | Family::Triplet(_) => &digits.triples,
                 Family::Pairwise(_) => &digits.embedding,
-                Family::Triplet(_) => &digits.triples,
                 Family::Contrastive(_) => &digits.projection,
                 Family::Logits(_) => &digits.logits,
             },
@@ -123,8 +127,9 @@ impl Pair {
     }
 }
 
-/// How many of the digits a loss over triples sees where the reference is asked for. It takes N³D
-/// for such a loss, which for all 512 of them is a quarter of a minute.
+/// How many of the digits a loss over triples, or over pairs of pairs, sees where the reference is
+/// asked for. It takes N³D or N⁴ for such a loss, which for all 512 of them is a quarter of a minute
+/// or more.
 pub(crate) const DIGITS_FOR_TRIPLES: usize = 256;
 
 impl Digits {

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use relata::{
-    DType, Element, Enqueue, Error, Family, Loss, Problem, QueueUse, Rrd, Shapes, WeightPrecision,
+    DType, Element, Enqueue, Error, Family, Loss, Pairwise, Penalty, Problem, QueueUse, Rrd,
+    Shapes, WeightPrecision,
 };
 
 use crate::devices::DeviceKind;
@@ -44,16 +45,25 @@ pub(crate) fn plan<'a>(options: &Options, sources: &'a Sources) -> Result<Vec<Jo
     Ok(jobs)
 }
 
-/// Says so where the reference, which forms every triple of rows, takes minutes rather than
-/// seconds.
+/// Says so where the reference, which forms every triple of rows or every pair of pairs, takes
+/// minutes rather than seconds.
 fn note_slow(jobs: &[Job]) {
     const MANY: f64 = 5e11;
     let products = |job: &Job| {
         let rows = job.inputs.student.rows as f64;
-        rows.powi(3) * (job.inputs.student.dim as f64 + job.inputs.teacher.dim as f64)
+        match job.loss.spec().family {
+            Family::Triplet(_) => {
+                rows.powi(3) * (job.inputs.student.dim as f64 + job.inputs.teacher.dim as f64)
+            }
+            // N⁴/8 comparisons, each as long as some dozens of products.
+            Family::Pairwise(Pairwise {
+                penalty: Penalty::Order { .. },
+                ..
+            }) => 8.0 * rows.powi(4),
+            Family::Pairwise(_) | Family::Contrastive(_) | Family::Logits(_) => 0.0,
+        }
     };
-    let of_triples = |job: &Job| matches!(job.loss.spec().family, Family::Triplet(_));
-    let slow = |job: &&Job| job.device.is_reference() && of_triples(job) && products(job) > MANY;
+    let slow = |job: &&Job| job.device.is_reference() && products(job) > MANY;
     if let Some(job) = jobs.iter().find(slow) {
         let loss = job.loss;
         say(

@@ -75,8 +75,8 @@ fn digits(with_reference: bool) -> String {
     let all = "\nInputs: two networks on 512 images of digits, examples/data/digits.safetensors";
     if with_reference {
         format!(
-            "{all}; the first {DIGITS_FOR_TRIPLES}\nfor rkd-angle and rkd, because the reference \
-             takes N^3 D for them."
+            "{all}; the first {DIGITS_FOR_TRIPLES}\nfor rkd-angle, rkd and order, because the \
+             reference takes N^3 D or N^4 for them."
         )
     } else {
         format!("{all}.")

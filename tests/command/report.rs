@@ -54,6 +54,8 @@ fn with_the_reference_losses_over_triples_see_fewer_digits() {
     };
     assert_eq!(rows("--device cpu", "rkd-angle"), 512);
     assert_eq!(rows("--device reference", "rkd-distance"), 512);
+    assert_eq!(rows("--device cpu", "order"), 512);
+    assert_eq!(rows("--device reference", "order"), 256);
     let output = Files::new().run("--loss rkd-angle --loss sp --device cpu --device reference");
     let stdout = text(&output.stdout);
     assert_eq!(stdout.matches("256 x ").count(), 2, "{stdout}");
