@@ -3,7 +3,9 @@
 
 use burn_tensor::activation::log_softmax;
 use burn_tensor::{DType, Device, FloatDType, Tensor, TensorData};
-use relata::{Divergence, Enqueue, Gram, KdKl, Loss, Pkt, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
+use relata::{
+    Divergence, Enqueue, Gram, KdKl, Loss, Pkt, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp,
+};
 use relata_burn::{
     Error, Forward, loss, loss_and_terms, loss_and_terms_with_queue, loss_with_queue,
 };
@@ -182,7 +184,10 @@ fn losses_in_graphs() {
         (reverse.into(), kd_reverse),
         (kd_of(Divergence::Js { beta: 0.5 }), kd_js),
         (kd_of(Divergence::Skew { alpha: 0.1 }), kd_skew),
-        (kd_of(Divergence::SkewReverse { alpha: 0.1 }), kd_skew_reverse),
+        (
+            kd_of(Divergence::SkewReverse { alpha: 0.1 }),
+            kd_skew_reverse,
+        ),
     ];
     let dtypes = [
         // burn's autodiff is accurate to about 1e-8 in f64. The adapter's own accuracy is tested
