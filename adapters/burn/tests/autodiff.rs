@@ -223,7 +223,10 @@ fn losses_in_graphs() {
         (reverse.into(), kd_reverse),
         (kd_of(Divergence::Js { beta: 0.5 }), kd_js),
         (kd_of(Divergence::Skew { alpha: 0.1 }), kd_skew),
-        (kd_of(Divergence::SkewReverse { alpha: 0.1 }), kd_skew_reverse),
+        (
+            kd_of(Divergence::SkewReverse { alpha: 0.1 }),
+            kd_skew_reverse,
+        ),
     ];
     let dtypes = [
         // burn's autodiff is accurate to about 1e-8 in f64. The adapter's own accuracy is tested
