@@ -3,7 +3,10 @@
 
 use burn_tensor::activation::{log_softmax, relu};
 use burn_tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
-use relata::{DarkRank, Divergence, Enqueue, Gram, KdKl, Loss, Order, Pkt, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
+use relata::{
+    DarkRank, Divergence, Enqueue, Gram, KdKl, Loss, Order, Pkt, Queue, Rkd, RkdAngle, RkdDistance,
+    Rrd, Sp,
+};
 use relata_burn::{
     Error, Forward, loss, loss_and_terms, loss_and_terms_with_queue, loss_with_queue,
 };
