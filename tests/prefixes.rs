@@ -14,7 +14,7 @@ fn losses() -> [Loss; 4] {
     [
         Gram::default().into(),
         Gram { clamp: true }.into(),
-        Pkt::default().into(),
+        Pkt.into(),
         Order::default().into(),
     ]
 }
@@ -223,7 +223,7 @@ fn gradients_are_those_of_differences() {
 #[test]
 fn rows_of_any_length_count_by_their_direction() {
     fn assert_mean<T: Element, D: Device<T>>(device: &D) {
-        for loss in [Loss::from(Gram::default()), Pkt::default().into()] {
+        for loss in [Loss::from(Gram::default()), Pkt.into()] {
             let widths = [4, 9, 20];
             let mut input = Input::normal(8, Shapes::new(10, 24, 6));
             for (i, row) in input.student.chunks_mut(24).enumerate() {
@@ -333,7 +333,7 @@ fn gradients_are_as_exact_as_the_definition_in_f32() {
     ];
     let losses: [(Loss, naive::Direct); 2] = [
         (Gram::default().into(), naive::gram),
-        (Pkt::default().into(), naive::pkt),
+        (Pkt.into(), naive::pkt),
     ];
     for (loss, direct) in losses {
         for student in students {

@@ -10,11 +10,7 @@ const WIDTHS: [usize; 3] = [3, 8, 13];
 
 #[test]
 fn gradients_are_those_of_cut_rows() -> Result<()> {
-    let losses: [Loss; 3] = [
-        Gram::default().into(),
-        Pkt::default().into(),
-        Order::default().into(),
-    ];
+    let losses: [Loss; 3] = [Gram::default().into(), Pkt.into(), Order::default().into()];
     for of in losses {
         for dtype in [DType::F64, DType::F32] {
             for device in devices::computing(dtype) {
