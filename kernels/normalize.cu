@@ -1,10 +1,12 @@
 // Computes   z = x/(‖x‖ + ε) of every row, and the way back:
 //              ∂L/∂x = (g − ⟨g, z⟩ z (‖x‖ + ε)/‖x‖)/(‖x‖ + ε).
 //            ε is 0 for most losses. A row of zeros has no direction: z = 0, and its gradient is 0.
-// Buffers    x [N, D] f32, f16 or bf16, aligned to its element; z, gradient [N, D] f32; norms [N]
-//            f32: 1/(‖x‖ + ε), or 0.
+// Buffers    x [N, pitch] f32, f16 or bf16, aligned to its element, of which the first D columns
+//            count; z, gradient [N, D] f32; norms [N] f32: 1/(‖x‖ + ε), or 0; sum [N, pitch] f32,
+//            the gradient by rows that prefixes are taken of, or null.
 // Passes     `normalize`: one launch for up to two matrices. `normalize_backward`: one launch, in
-//            place over the gradient.
+//            place over the gradient; or over the sum: `first` sets it, with zeros beyond D, and a
+//            later launch adds to its first D columns.
 // Grid       (N, matrices).
 // Block      256 threads, side by side along the row.
 // Shared     64 bytes, for reductions.
@@ -30,16 +32,17 @@ struct Arguments {
     float* normalized[2];
     float* norms[2];
     uint32_t dim[2];
+    uint32_t pitch[2];  // how far apart rows lie, in elements
     double epsilon;
 };
-ARGUMENTS(Arguments, rows, normalized, norms, dim, epsilon);
+ARGUMENTS(Arguments, rows, normalized, norms, dim, pitch, epsilon);
 
 template <typename T>
 DEVICE void normalize(const Arguments& arguments) {
     const unsigned which = blockIdx.y;
     const uint32_t dim = arguments.dim[which];
     const uint64_t start = static_cast<uint64_t>(blockIdx.x) * dim;
-    const T* x = static_cast<const T*>(arguments.rows[which]) + start;
+    const T* x = static_cast<const T*>(arguments.rows[which]) + static_cast<uint64_t>(blockIdx.x) * arguments.pitch[which];
     // Norm
     double sum = 0;
     for (uint32_t d = threadIdx.x; d < dim; d += THREADS) {
@@ -66,10 +69,13 @@ struct BackwardArguments {
     const float* normalized;
     const float* norms;
     float* gradient;
+    float* sum;  // null if the gradient is to be overwritten in place
     uint32_t dim;
+    uint32_t pitch;
+    uint32_t first;  // whether nothing is in the sum yet
     float epsilon;
 };
-ARGUMENTS(BackwardArguments, normalized, norms, gradient, dim, epsilon);
+ARGUMENTS(BackwardArguments, normalized, norms, gradient, sum, dim, pitch, first, epsilon);
 
 DEVICE void normalize_backward(const BackwardArguments& arguments) {
     const uint32_t dim = arguments.dim;
@@ -82,7 +88,17 @@ DEVICE void normalize_backward(const BackwardArguments& arguments) {
     const float inverse = arguments.norms[blockIdx.x];
     // ‖x‖/(‖x‖ + ε) = 1 − ε/(‖x‖ + ε)
     along /= fmaf(-arguments.epsilon, inverse, 1.0f);
-    for (uint32_t d = threadIdx.x; d < dim; d += THREADS) g[d] = fmaf(-along, z[d], g[d]) * inverse;
+    if (arguments.sum == nullptr) {
+        for (uint32_t d = threadIdx.x; d < dim; d += THREADS) g[d] = fmaf(-along, z[d], g[d]) * inverse;
+        return;
+    }
+    float* sum = arguments.sum + static_cast<uint64_t>(blockIdx.x) * arguments.pitch;
+    if (arguments.first) {
+        for (uint32_t d = threadIdx.x; d < arguments.pitch; d += THREADS)
+            sum[d] = d < dim ? fmaf(-along, z[d], g[d]) * inverse : 0.0f;
+    } else {
+        for (uint32_t d = threadIdx.x; d < dim; d += THREADS) sum[d] += fmaf(-along, z[d], g[d]) * inverse;
+    }
 }
 
 }  // namespace

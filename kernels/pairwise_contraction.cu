@@ -2,7 +2,7 @@
 //            the loss.
 // Buffers    rows [N, D] f32, f16 or bf16, aligned to their element; k [P, P] f32, symmetric, P the
 //            rows up to a multiple of 64, zero beyond N; losses [P] f64; units [2] f32; gradient
-//            [N, D] f32; value [1] f32.
+//            [N, D] f32; value [1] f32; total [1] f64, of the losses of several launches.
 // Passes     one launch, the last (but for the way back through a normalisation). One block adds up
 //            the losses of the rows, when its tile is done.
 // Grid       (tiles of rows, tiles of 64 dimensions).
@@ -65,14 +65,17 @@ struct Arguments {
     const float* units;  // null if both are 1
     float* value;
     float* gradient;
-    double loss_factor;  // 1 over the number of terms, N² for most losses
+    double* total;       // of the losses of prefixes; null for rows as a whole
+    double loss_factor;  // 1 over the number of terms, N² for most losses, and that of prefixes
     uint32_t n;
     uint32_t dim;
     uint32_t tile_rows;  // 64 or 16
     float factor;        // upstream times the same
+    uint32_t first;      // whether nothing is in the total yet
+    uint32_t padding;
 };
-ARGUMENTS(Arguments, rows, coefficients, losses, units, value, gradient, loss_factor, n, dim,
-          tile_rows, factor);
+ARGUMENTS(Arguments, rows, coefficients, losses, units, value, gradient, total, loss_factor, n, dim,
+          tile_rows, factor, first, padding);
 
 // Rows j and their coefficients, on their way to shared memory.
 template <unsigned ROWS, typename T>
@@ -233,7 +236,14 @@ DEVICE void contraction(const Arguments& arguments) {
     }
     if (blockIdx.x == 0 && blockIdx.y == 0) {
         const double sum = block_sum_of<THREADS>(arguments.losses, pairwise::padded(arguments.n));
-        if (threadIdx.x == 0) arguments.value[0] = static_cast<float>(arguments.loss_factor * sum);
+        if (threadIdx.x == 0) {
+            double loss = arguments.loss_factor * sum;
+            if (arguments.total != nullptr) {
+                if (!arguments.first) loss += *arguments.total;
+                *arguments.total = loss;
+            }
+            arguments.value[0] = static_cast<float>(loss);
+        }
     }
 }
 

@@ -99,6 +99,7 @@ mod evaluate;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod gpu;
 mod loss;
+mod prefixes;
 mod problem;
 mod queue;
 mod recall;

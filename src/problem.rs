@@ -6,6 +6,7 @@ use crate::checks::same;
 use crate::element::{Element, Real};
 use crate::error::{Error, Result};
 use crate::loss::{Divergence, Family, Loss, Spec};
+use crate::prefixes::Prefixes;
 use crate::queue::Queue;
 use crate::rows::Rows;
 use crate::shapes::Shapes;
@@ -200,6 +201,7 @@ pub enum WeightPrecision {
 pub struct Problem {
     loss: Loss,
     shapes: Shapes,
+    prefixes: Prefixes,
     upstream: f64,
     checked: bool,
     weights: WeightPrecision,
@@ -217,10 +219,53 @@ impl Problem {
         Ok(Problem {
             loss,
             shapes,
+            prefixes: Prefixes::default(),
             upstream: 1.0,
             checked: false,
             weights: WeightPrecision::default(),
         })
+    }
+
+    /// Evaluates the loss on prefixes of the student's rows, as Matryoshka embeddings are trained:
+    /// the mean over `widths` of the loss of the first d elements of each of the student's rows,
+    /// normalised again, against the teacher's whole rows. One evaluation gives the mean and its
+    /// gradient, `[N, D]`.
+    ///
+    /// The losses are those of cosines: [`Gram`](crate::Gram), [`Pkt`](crate::Pkt) and
+    /// [`Order`](crate::Order). There are 1 to 16 widths, in increasing order, of at most D elements.
+    /// What lies beyond the last one has a gradient of 0, whatever it holds. One width of D is the
+    /// same as no prefixes, to the last bit. The checked mode looks at the whole rows.
+    ///
+    /// ```
+    /// use relata::{Batch, Cpu, Gram, Rows, Shapes};
+    /// # fn main() -> relata::Result<()> {
+    /// let student = [1.0f64, 0.0, 2.0, 1.0, 1.0, 0.0];
+    /// let teacher = [1.0f64, 0.0, 0.6, 0.8];
+    /// let batch = Batch::new(Rows::new(&student, [2, 3])?, Rows::new(&teacher, [2, 2])?);
+    /// let problem = Gram::default().problem(Shapes::new(2, 3, 2))?.with_prefixes(&[2, 3])?;
+    /// let loss = problem.evaluate(&Cpu, batch)?.loss;
+    /// // Cosines of √½ and of √0.1 for two and for three elements, where the teacher has 0.6.
+    /// let of = |cosine: f64| (cosine - 0.6).powi(2) / 2.0;
+    /// assert!((loss - (of(0.5f64.sqrt()) + of(0.1f64.sqrt())) / 2.0).abs() < 1e-15);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// All name `prefixes`: [`Error::Unexpected`] for a loss that is not one of cosines,
+    /// [`Error::Empty`] without widths, [`Error::TooLarge`] for more than 16 of them or a width above
+    /// D, and [`Error::Parameter`] for a width of 0, or one that is not above the one before it.
+    pub fn with_prefixes(self, widths: &[usize]) -> Result<Self> {
+        match self.spec().family {
+            Family::Pairwise(pairwise) if pairwise.relation.is_of_directions() => {}
+            _ => {
+                return Err(Error::Unexpected {
+                    argument: "prefixes",
+                    loss: self.loss.name(),
+                });
+            }
+        }
+        let prefixes = Prefixes::new(widths, self.shapes.student_dim)?;
+        Ok(Problem { prefixes, ..self })
     }
 
     /// Sets the upstream gradient: the factor that the gradient is multiplied by; 1 at first. The
@@ -261,6 +306,31 @@ impl Problem {
     #[must_use]
     pub fn shapes(&self) -> Shapes {
         self.shapes
+    }
+
+    /// The prefixes set by [`with_prefixes`](Self::with_prefixes); empty if the student's rows are
+    /// taken as a whole.
+    #[must_use]
+    pub fn prefix_widths(&self) -> &[usize] {
+        self.prefixes.widths()
+    }
+
+    pub(crate) fn prefixes(&self) -> Prefixes {
+        self.prefixes
+    }
+
+    /// What one of the prefixes adds: the same problem with rows of `width` elements, and its share
+    /// of the upstream factor.
+    pub(crate) fn of_prefix(&self, width: usize) -> Problem {
+        Problem {
+            shapes: Shapes {
+                student_dim: width,
+                ..self.shapes
+            },
+            upstream: self.upstream / self.prefixes.parts(),
+            prefixes: Prefixes::default(),
+            ..*self
+        }
     }
 
     /// The factor set by [`with_upstream`](Self::with_upstream).

@@ -14,7 +14,7 @@ const RANKS: [&[&str]; 12] = [
     &["rows"],
     &["shapes", "checks"],
     &["loss"],
-    &["queue"],
+    &["queue", "prefixes"],
     &["problem"],
     &["device"],
     &["reference", "cpu", "gpu"],

@@ -576,3 +576,55 @@ fn queues_refuse_more_memory_than_the_machine_has() {
     assert_eq!(error.to_string(), text);
     assert_eq!(DType::ALL.len(), 4);
 }
+
+#[test]
+fn prefixes_have_to_fit_the_loss_and_the_rows() {
+    let shapes = Shapes::new(4, 20, 6);
+    let with_prefixes = |loss: Loss, widths: &[usize]| {
+        let problem = Problem::new(loss, shapes).expect("a problem");
+        refused(problem.with_prefixes(widths))
+    };
+    let gram = || Loss::from(relata::Gram::default());
+    let empty = Error::Empty {
+        argument: "prefixes",
+    };
+    assert_eq!(with_prefixes(gram(), &[]), empty);
+    for (widths, got) in [(&[0, 3][..], 0.0), (&[3, 3], 3.0), (&[2, 9, 4], 4.0)] {
+        let want = Error::Parameter {
+            argument: "prefixes",
+            expected: "widths of at least 1 that increase",
+            got,
+        };
+        assert_eq!(with_prefixes(gram(), widths), want);
+    }
+    let text = "prefixes: expected widths of at least 1 that increase, got 4";
+    assert_eq!(with_prefixes(gram(), &[9, 4]).to_string(), text);
+    let too_large = |argument, most, got| Error::TooLarge {
+        argument,
+        most,
+        got,
+    };
+    assert_eq!(
+        with_prefixes(gram(), &[3, 21]),
+        too_large("prefixes", 20, 21)
+    );
+    let many: Vec<usize> = (1..=17).collect();
+    let want = too_large("number of prefixes", 16, 17);
+    assert_eq!(with_prefixes(gram(), &many), want);
+    for loss in Loss::all() {
+        let mut shapes = Shapes::new(4, 20, 20);
+        if loss.spec().queue == QueueUse::Required {
+            shapes = shapes.with_queue(4);
+        }
+        let problem = Problem::new(loss, shapes).expect("a problem");
+        let of_cosines = matches!(loss, Loss::Gram(_) | Loss::Pkt(_) | Loss::Order(_));
+        let want = Error::Unexpected {
+            argument: "prefixes",
+            loss: loss.name(),
+        };
+        match problem.with_prefixes(&many[..16]) {
+            Ok(_) => assert!(of_cosines, "{loss}"),
+            Err(error) => assert!(!of_cosines && error == want, "{loss}: {error}"),
+        }
+    }
+}

@@ -13,7 +13,7 @@ use crate::devices::DeviceKind;
 use crate::failure::{Failure, Result};
 use crate::files::Matrix;
 use crate::output::spinner;
-use crate::plan::{Job, QueueSetup, round};
+use crate::plan::{Job, QueueSetup, round, with_prefixes};
 
 /// What evaluating a loss on a device gave.
 #[derive(Debug)]
@@ -172,8 +172,9 @@ fn widest_same(job: &Job) -> DType {
 }
 
 /// A job's inputs in the type it asks for.
-struct Rounded<T: Element> {
+struct Rounded<'a, T: Element> {
     loss: Loss,
+    prefixes: Option<&'a [usize]>,
     weights: WeightPrecision,
     student: Vec<T>,
     teacher: Vec<T>,
@@ -185,11 +186,12 @@ struct Rounded<T: Element> {
     keys_refused: bool,
 }
 
-impl<T: Element> Rounded<T> {
-    fn new(job: &Job) -> relata::Result<Self> {
+impl<'a, T: Element> Rounded<'a, T> {
+    fn new(job: &Job<'a>) -> relata::Result<Self> {
         let (student, teacher) = (job.inputs.student, job.inputs.teacher);
         let mut rounded = Rounded {
             loss: job.loss,
+            prefixes: job.prefixes,
             weights: job.weights,
             student: elements(student),
             teacher: elements(teacher),
@@ -232,7 +234,7 @@ impl<T: Element> Rounded<T> {
         if let Some(queue) = &self.queue {
             batch = batch.with_queue(queue);
         }
-        let problem = Problem::new(self.loss, batch.shapes())?
+        let problem = with_prefixes(Problem::new(self.loss, batch.shapes())?, self.prefixes)?
             .with_checked(checked)
             .with_weight_precision(self.weights);
         let mut gradient = vec![D::Gradient::default(); self.student.len()];

@@ -40,6 +40,10 @@ pub(crate) struct Options {
     /// Take the rows, and the keys of the queue, as they come, as rkd* do by default
     #[arg(long)]
     no_normalize: bool,
+    /// The mean over prefixes of the student's rows, for gram, pkt and order: up to 16 increasing
+    /// widths. The teacher's rows are whole
+    #[arg(long, value_name = "D,D,...", value_delimiter = ',')]
+    pub(crate) prefixes: Option<Vec<usize>>,
     /// Negative similarities count as 0, in gram
     #[arg(long)]
     clamp: bool,

@@ -21,11 +21,13 @@ pub(crate) struct Job<'a> {
     /// What the inputs are rounded to.
     pub(crate) dtype: DType,
     pub(crate) weights: WeightPrecision,
+    /// Of the student's rows.
+    pub(crate) prefixes: Option<&'a [usize]>,
     pub(crate) inputs: Inputs<'a>,
 }
 
 /// Loss by loss, the devices; refuses what cannot be evaluated and warns of what is odd.
-pub(crate) fn plan<'a>(options: &Options, sources: &'a Sources) -> Result<Vec<Job<'a>>> {
+pub(crate) fn plan<'a>(options: &'a Options, sources: &'a Sources) -> Result<Vec<Job<'a>>> {
     let losses = select(options, sources)?;
     note_unused(options, sources, &losses);
     let mut jobs = Vec::new();
@@ -36,6 +38,7 @@ pub(crate) fn plan<'a>(options: &Options, sources: &'a Sources) -> Result<Vec<Jo
                 device,
                 dtype: options.dtype.unwrap_or(device.default_dtype()),
                 weights: options.weights.unwrap_or_default(),
+                prefixes: options.prefixes.as_deref(),
                 inputs: sources.inputs(&loss),
             });
         }
@@ -80,7 +83,8 @@ fn select(options: &Options, sources: &Sources) -> Result<Vec<Loss>> {
     let mut selected = Vec::new();
     for loss in if all { Loss::all() } else { named } {
         let loss = configure(loss, options);
-        match check_shapes(&loss, &sources.inputs(&loss)) {
+        let prefixes = options.prefixes.as_deref();
+        match check_shapes(&loss, prefixes, &sources.inputs(&loss)) {
             Ok(()) => selected.push(loss),
             // A parameter out of range is wrong whatever the shapes.
             Err(why) if all && !matches!(why, Error::Parameter { .. }) => {
@@ -152,14 +156,14 @@ impl QueueSetup {
 }
 
 /// The library's checks of parameters and shapes, made before anything is computed.
-fn check_shapes(loss: &Loss, inputs: &Inputs) -> relata::Result<()> {
+fn check_shapes(loss: &Loss, prefixes: Option<&[usize]>, inputs: &Inputs) -> relata::Result<()> {
     let (student, teacher, keys) = (inputs.student, inputs.teacher, inputs.keys);
     let mut shapes = Shapes::new(student.rows, student.dim, teacher.dim);
     if let Some(queue) = QueueSetup::of(loss, keys) {
         let stored = keys.map_or(0, |keys| keys.rows);
         shapes = shapes.with_queue(queue.len(stored, teacher.rows));
     }
-    Problem::new(*loss, shapes)?;
+    with_prefixes(Problem::new(*loss, shapes)?, prefixes)?;
     match keys {
         Some(keys) if keys.dim != student.dim => Err(Error::Dimension {
             argument: "queue_dim",
@@ -167,6 +171,17 @@ fn check_shapes(loss: &Loss, inputs: &Inputs) -> relata::Result<()> {
             got: keys.dim,
         }),
         _ => Ok(()),
+    }
+}
+
+/// The same problem on prefixes of the student's rows, if any are given.
+pub(crate) fn with_prefixes(
+    problem: Problem,
+    prefixes: Option<&[usize]>,
+) -> relata::Result<Problem> {
+    match prefixes {
+        Some(widths) => problem.with_prefixes(widths),
+        None => Ok(problem),
     }
 }
 

@@ -1,5 +1,7 @@
 //! A batch in the form that the kernels read: padded rows of reals, scaled or normalised.
 
+use std::ops::Range;
+
 use pulp::{Simd, WithSimd};
 
 use super::buffer::Buffer;
@@ -72,6 +74,36 @@ impl<R: Real> Embeddings<R> {
             || Self::read(batch.teacher, scaling, y),
         );
         Ok((x.finite && y.finite).then_some((x, y)))
+    }
+
+    /// The columns of these numbers, each row times its factor, a power of two.
+    pub(crate) fn of_columns<T: Element>(
+        rows: Rows<'_, T>,
+        columns: Range<usize>,
+        scales: &[f64],
+    ) -> Result<Self> {
+        let dim = columns.len();
+        let stride = row_stride::<R>(dim);
+        let mut data = Buffer::any(rows.len().saturating_mul(stride))?;
+        for_each_block(&mut data, stride, &|i, out| {
+            widen(&rows.row(i)[columns.clone()], &mut out[..dim]);
+            out[dim..].fill(R::ZERO);
+            dispatch(Scale(out, R::from_f64(scales[i])));
+        });
+        Ok(Embeddings {
+            data,
+            rows: rows.len(),
+            dim,
+            stride,
+            scale: 1.0,
+            norms: None,
+            finite: true,
+        })
+    }
+
+    /// Whether every element was finite.
+    pub(crate) fn is_finite(&self) -> bool {
+        self.finite
     }
 
     fn memory<T: Element>(rows: Rows<'_, T>) -> Result<Buffer<R>> {

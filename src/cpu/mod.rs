@@ -6,6 +6,7 @@ mod embeddings;
 mod logits;
 mod pairwise;
 mod parallel;
+mod prefixes;
 mod sums;
 mod triplet;
 
@@ -117,6 +118,9 @@ fn evaluate_in_pool<T: Element>(
     batch: Batch<'_, T>,
     gradient: &mut [T::Real],
 ) -> Result<Value> {
+    if !problem.prefixes().is_empty() {
+        return prefixes::evaluate(problem, batch, gradient);
+    }
     let (spec, upstream) = (problem.spec(), problem.upstream());
     let normalize = spec.normalize;
     let value = match spec.family {

@@ -46,6 +46,7 @@ pub(crate) fn launch(
         let normalized = normalize::Matrix {
             rows: input,
             dim,
+            pitch: dim,
             normalized: workspace,
             norms: 0,
         };

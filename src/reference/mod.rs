@@ -88,6 +88,38 @@ fn evaluate<T: Element>(
     batch: Batch<'_, T>,
     gradient: &mut [f64],
 ) -> Result<Value> {
+    let widths = problem.prefix_widths();
+    if widths.is_empty() {
+        return Ok(evaluate_rows(problem, batch, gradient));
+    }
+    gradient.fill(0.0);
+    let mut loss = 0.0;
+    let dim = batch.student.dim();
+    for &width in widths {
+        let rows = batch.student.iter();
+        let cut: Vec<T> = rows.flat_map(|row| &row[..width]).copied().collect();
+        let prefix = Batch {
+            student: Rows::of(&cut, width),
+            ..batch
+        };
+        let mut of_prefix = vec![0.0; cut.len()];
+        let value = evaluate_rows(&problem.of_prefix(width), prefix, &mut of_prefix);
+        loss += value.loss / widths.len() as f64;
+        for (sums, row) in gradient.chunks_mut(dim).zip(of_prefix.chunks(width)) {
+            for (sum, g) in sums.iter_mut().zip(row) {
+                *sum += g;
+            }
+        }
+    }
+    Ok(problem.value(loss, []))
+}
+
+/// Evaluates any loss of whole rows.
+fn evaluate_rows<T: Element>(
+    problem: &Problem,
+    batch: Batch<'_, T>,
+    gradient: &mut [f64],
+) -> Value {
     let mut student = Matrix::new(batch.student);
     let mut teacher = Matrix::new(batch.teacher);
     let queue = batch.queue.map(|queue| Matrix {
@@ -99,7 +131,7 @@ fn evaluate<T: Element>(
     let finite = student.is_finite() && teacher.is_finite();
     if !(finite || judged_by_row) {
         gradient.fill(f64::NAN);
-        return Ok(problem.not_a_number());
+        return problem.not_a_number();
     }
 
     let epsilon = match problem.spec().family {
@@ -139,7 +171,7 @@ fn evaluate<T: Element>(
     for (out, g) in gradient.iter_mut().zip(g) {
         *out = problem.upstream() * g;
     }
-    Ok(value)
+    value
 }
 
 /// The relation of every two rows.

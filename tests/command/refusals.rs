@@ -144,6 +144,23 @@ fn bad_arguments_are_refused() {
             "rrd: teacher_temperature: expected",
         ),
         ("--loss order --margin -1", "order: margin: expected"),
+        ("--loss gram --prefixes 1,x", "--prefixes"),
+        (
+            "--loss gram --prefixes 2,2",
+            "gram: prefixes: expected widths of at least 1 that increase, got 2",
+        ),
+        (
+            "--loss pkt --prefixes 0,2",
+            "pkt: prefixes: expected widths of at least 1 that increase, got 0",
+        ),
+        (
+            "--loss order --prefixes 1,1000",
+            "order: prefixes: expected at most",
+        ),
+        (
+            "--loss rkd --prefixes 1,2",
+            "rkd: this rkd takes no prefixes",
+        ),
         ("--loss dark-rank --beta 0", "dark-rank: beta: expected"),
         (
             "--loss dark-rank --length 0",

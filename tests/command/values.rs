@@ -49,6 +49,43 @@ fn devices_agree_in_every_dtype() {
     }
 }
 
+/// The mean of what it gives for files of cut rows.
+#[test]
+fn prefixes_give_the_mean_of_cut_rows() {
+    let files = Files::new();
+    for width in 1..=2 {
+        let cut: Vec<f64> = student()
+            .chunks(DIM)
+            .flat_map(|row| row[..width].to_vec())
+            .collect();
+        let bytes = npy("<f8", &[ROWS, width], &f64_bytes(&cut));
+        files.write(&format!("s{width}.npy"), &bytes);
+    }
+    // Rows of one element lie opposite to one another, which pkt's logarithm magnifies.
+    for (loss, tolerance) in [
+        ("gram", 1e-12),
+        ("gram --clamp", 1e-12),
+        ("pkt", 1e-9),
+        ("order", 1e-12),
+    ] {
+        for device in ["reference", "cpu"] {
+            let arguments = format!("--loss {loss} --device {device} --dtype f64");
+            let single = |student: &str| {
+                let files_of = format!("--json --student {student} --teacher t.npy");
+                let output = files.run(&format!("{files_of} {arguments}"));
+                let object: Value = serde_json::from_str(&text(&output.stdout)).expect("an object");
+                object["value"].as_f64().expect("a finite loss")
+            };
+            let singles = ["s1.npy", "s2.npy", "s.npy"].map(single);
+            let mean = singles.iter().sum::<f64>() / 3.0;
+            let got = files.value(&format!("{arguments} --prefixes 1,2,3"));
+            assert_close(got, mean, tolerance);
+            let got = files.value(&format!("{arguments} --prefixes 2"));
+            assert_close(got, singles[1], tolerance);
+        }
+    }
+}
+
 /// It has to be asked for, by name; in any type it has.
 #[cfg(feature = "emulator")]
 #[test]
@@ -61,6 +98,8 @@ fn the_emulator_agrees() {
         "gram --clamp",
         "pkt",
         "order --margin 0.1",
+        "gram --prefixes 1,3",
+        "order --prefixes 2",
         "dark-rank --alpha 0.5 --beta 2 --length 3",
         "kd-kl",
         "kd-kl --divergence js",

@@ -1,8 +1,8 @@
 //! Evaluations of slices on the GPU.
 
-use relata::Error;
 use relata::cuda::cudarc::driver::{CudaContext, CudaSlice, sys::CUstream};
 use relata::cuda::{Evaluator, VALUE_LEN};
+use relata::{Error, Gram, Shapes};
 
 use crate::fake_driver::{actions, calls, with_fake_driver};
 use crate::{CLASSES, ROWS, problem, stream};
@@ -46,6 +46,36 @@ with_fake_driver!(an_evaluation_only_launches, [], {
     );
     drop(evaluator);
     assert_eq!(actions(calls()), ["cuMemFreeAsync stream 0"]);
+});
+
+with_fake_driver!(prefixes_are_launches_of_one_evaluation, [], {
+    let stream = stream();
+    let problem = Gram::default()
+        .problem(Shapes::new(ROWS, CLASSES, CLASSES))
+        .and_then(|problem| problem.with_prefixes(&[1, 2, 3]))
+        .expect("prefixes that fit");
+    let mut evaluator = Evaluator::<f32>::new(&stream, &problem).expect("an evaluator");
+    let student = stream.alloc_zeros::<f32>(LEN).expect("memory");
+    let teacher = stream.alloc_zeros::<f32>(LEN).expect("memory");
+    let mut gradient = stream.alloc_zeros::<f32>(LEN).expect("memory");
+    let mut value = stream.alloc_zeros::<f32>(VALUE_LEN).expect("memory");
+    calls();
+    let mut launches = Vec::new();
+    for _ in 0..2 {
+        evaluator
+            .launch(&student, &teacher, &mut gradient, &mut value)
+            .expect("launches");
+        launches.push(actions(calls()));
+    }
+    // Each prefix: rows normalised and back, relation, penalty, coefficients, contraction.
+    assert_eq!(launches[0].len(), 3 * 6, "{launches:#?}");
+    assert!(
+        launches[0]
+            .iter()
+            .all(|call| call.starts_with("cuLaunchKernel relata_")),
+        "{launches:#?}"
+    );
+    assert_eq!(launches[0], launches[1]);
 });
 
 with_fake_driver!(views_and_the_stream_reach_the_launch, [], {

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Error, Result, Storage, Tensor, WithDType};
 use half::{bf16, f16};
-use relata::{Cpu, Element, Loss, Rows};
+use relata::{Batch, Cpu, Element, Loss, Problem, Rows};
 
 use crate::error::OrCandle;
 use crate::inputs::{Inputs, unsupported};
@@ -12,18 +12,24 @@ use crate::queue::{HostReal, Queue};
 pub(crate) fn evaluate(
     inputs: &Inputs,
     queue: Option<&mut Queue>,
+    prefixes: Option<&[usize]>,
     loss: Loss,
 ) -> Result<Evaluated> {
     match inputs.student.dtype() {
-        DType::F64 => evaluate_as::<f64>(inputs, queue, loss),
-        DType::F32 => evaluate_as::<f32>(inputs, queue, loss),
-        DType::F16 => evaluate_as::<f16>(inputs, queue, loss),
-        DType::BF16 => evaluate_as::<bf16>(inputs, queue, loss),
+        DType::F64 => evaluate_as::<f64>(inputs, queue, prefixes, loss),
+        DType::F32 => evaluate_as::<f32>(inputs, queue, prefixes, loss),
+        DType::F16 => evaluate_as::<f16>(inputs, queue, prefixes, loss),
+        DType::BF16 => evaluate_as::<bf16>(inputs, queue, prefixes, loss),
         dtype => Err(unsupported(dtype, loss.name())),
     }
 }
 
-fn evaluate_as<T>(inputs: &Inputs, queue: Option<&mut Queue>, loss: Loss) -> Result<Evaluated>
+fn evaluate_as<T>(
+    inputs: &Inputs,
+    queue: Option<&mut Queue>,
+    prefixes: Option<&[usize]>,
+    loss: Loss,
+) -> Result<Evaluated>
 where
     T: Element<Real: HostReal> + WithDType,
 {
@@ -33,9 +39,15 @@ where
         on_host(&inputs.teacher, |teacher| {
             let student = Rows::<T>::new(student, inputs.student_shape).or_candle(name)?;
             let teacher = Rows::<T>::new(teacher, inputs.teacher_shape).or_candle(name)?;
-            let evaluation = match queue {
-                None => loss.evaluate(&Cpu, student, teacher),
-                Some(queue) => loss.evaluate_with_queue(&Cpu, student, teacher, queue),
+            let evaluation = match (queue, prefixes) {
+                (Some(queue), _) => loss.evaluate_with_queue(&Cpu, student, teacher, queue),
+                (None, None) => loss.evaluate(&Cpu, student, teacher),
+                (None, Some(widths)) => {
+                    let batch = Batch::new(student, teacher);
+                    let problem = Problem::new(loss, batch.shapes());
+                    let problem = problem.and_then(|problem| problem.with_prefixes(widths));
+                    problem.and_then(|problem| problem.evaluate(&Cpu, batch))
+                }
             };
             evaluation.or_candle(name)
         })

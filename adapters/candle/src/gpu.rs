@@ -41,13 +41,14 @@ cuda_element!(f32: F32, f16: F16, bf16: BF16);
 pub(crate) fn evaluate(
     inputs: &Inputs,
     queue: Option<&mut Queue>,
+    prefixes: Option<&[usize]>,
     loss: Loss,
     device: &CudaDevice,
 ) -> Result<Evaluated> {
     match inputs.student.dtype() {
-        DType::F32 => evaluate_as::<f32>(inputs, queue, loss, device),
-        DType::F16 => evaluate_as::<f16>(inputs, queue, loss, device),
-        DType::BF16 => evaluate_as::<bf16>(inputs, queue, loss, device),
+        DType::F32 => evaluate_as::<f32>(inputs, queue, prefixes, loss, device),
+        DType::F16 => evaluate_as::<f16>(inputs, queue, prefixes, loss, device),
+        DType::BF16 => evaluate_as::<bf16>(inputs, queue, prefixes, loss, device),
         dtype => Err(unsupported(dtype, loss.name())),
     }
 }
@@ -55,6 +56,7 @@ pub(crate) fn evaluate(
 fn evaluate_as<T: CudaElement>(
     inputs: &Inputs,
     queue: Option<&mut Queue>,
+    prefixes: Option<&[usize]>,
     loss: Loss,
     device: &CudaDevice,
 ) -> Result<Evaluated> {
@@ -66,6 +68,9 @@ fn evaluate_as<T: CudaElement>(
     };
     let spec = loss.spec();
     let mut problem = Problem::new(loss, shapes).or_candle(name)?;
+    if let Some(widths) = prefixes {
+        problem = problem.with_prefixes(widths).or_candle(name)?;
+    }
     if let Some(queue) = &queue {
         if queue.normalize() != spec.normalize {
             return Err(relata::Error::QueueNormalization {

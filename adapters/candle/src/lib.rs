@@ -91,7 +91,7 @@ pub fn loss_and_terms(
     teacher: &Tensor,
     loss: impl Into<Loss>,
 ) -> Result<(Tensor, Terms)> {
-    node::fused(student, teacher, None, loss.into())
+    node::fused(student, teacher, None, None, loss.into())
 }
 
 /// As [`loss_with_queue`], with the loss's named terms from the same evaluation.
@@ -104,7 +104,33 @@ pub fn loss_and_terms_with_queue(
     queue: &mut Queue,
     loss: impl Into<Loss>,
 ) -> Result<(Tensor, Terms)> {
-    node::fused(student, teacher, Some(queue), loss.into())
+    node::fused(student, teacher, Some(queue), None, loss.into())
+}
+
+/// A loss of cosines as the mean over prefixes of the student's rows, for Matryoshka embeddings:
+/// see [`relata::Problem::with_prefixes`]. The teacher's rows are whole.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use relata_candle::{Gram, loss_with_prefixes};
+/// # fn main() -> candle_core::Result<()> {
+/// let student = Tensor::randn(0f32, 1., (8, 64), &Device::Cpu)?;
+/// let teacher = Tensor::randn(0f32, 1., (8, 96), &Device::Cpu)?;
+/// let loss = loss_with_prefixes(&student, &teacher, &[16, 32, 64], Gram::default())?;
+/// assert!(loss.to_scalar::<f32>()? > 0.);
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// As [the crate](crate#what-all-of-them-share) says; a loss that is not one of cosines; widths that
+/// do not increase from 1 to D at most, none, or more than 16.
+pub fn loss_with_prefixes(
+    student: &Tensor,
+    teacher: &Tensor,
+    widths: &[usize],
+    loss: impl Into<Loss>,
+) -> Result<Tensor> {
+    Ok(node::fused(student, teacher, None, Some(widths), loss.into())?.0)
 }
 
 /// RKD's distance loss: see [`RkdDistance`].

@@ -22,19 +22,21 @@ pub(crate) struct Evaluated {
     pub(crate) gradient: Tensor,
 }
 
-/// Evaluates `loss` and puts it into the student's graph.
+/// Evaluates `loss`, on prefixes of the student's rows if there are any, and puts it into the
+/// student's graph.
 pub(crate) fn fused(
     student: &Tensor,
     teacher: &Tensor,
     queue: Option<&mut Queue>,
+    prefixes: Option<&[usize]>,
     loss: Loss,
 ) -> Result<(Tensor, Terms)> {
     let spec = loss.spec();
     let inputs = Inputs::new(student, teacher, spec.name)?;
     let Evaluated { value, gradient } = match student.device() {
-        Device::Cpu => cpu::evaluate(&inputs, queue, loss),
+        Device::Cpu => cpu::evaluate(&inputs, queue, prefixes, loss),
         #[cfg(feature = "cuda")]
-        Device::Cuda(gpu) => gpu::evaluate(&inputs, queue, loss, gpu),
+        Device::Cuda(gpu) => gpu::evaluate(&inputs, queue, prefixes, loss, gpu),
         device => Err(no_kernels(device, spec.name)),
     }?;
     let loss = inputs.student.apply_op1(Fused {

@@ -124,12 +124,42 @@ fn evaluate<R: Real, G: Real, P: PenaltyOp>(
     let stride = row_stride::<R>(n);
     let mut relation_x = relation_of(loss.relation, x)?;
     let relation_y = relation_of(loss.relation, y)?;
-    let per_x = scales(loss.normalizer, &relation_x, n, stride);
-    let per_y = scales(loss.normalizer, &relation_y, n, stride);
+    let Some(value) = coefficients(loss, penalty, &mut relation_x, &relation_y, n) else {
+        return Ok(None);
+    };
+    let factor = upstream / (n * n) as f64;
+    match loss.relation {
+        Relation::Distance => {
+            let form = Form::Differences;
+            contract(form, x, &mut relation_x, stride, factor, gradient)?;
+        }
+        Relation::SquaredDistance => {
+            let form = Form::Differences;
+            contract(form, x, &mut relation_x, stride, 2.0 * factor, gradient)?;
+        }
+        Relation::Dot | Relation::Cosine | Relation::PositiveCosine | Relation::ShiftedCosine => {
+            contract_product(x, &relation_x, stride, factor, gradient)?;
+        }
+    }
+    Ok(Some(value))
+}
+
+/// The loss of both relations, `[N, row_stride(N)]`. The student's becomes what the contraction
+/// takes, times N². `None` if that is f32 and the data need f64.
+pub(super) fn coefficients<R: Real, P: PenaltyOp>(
+    loss: &Pairwise,
+    penalty: P,
+    relation_x: &mut [R],
+    relation_y: &[R],
+    n: usize,
+) -> Option<f64> {
+    let stride = row_stride::<R>(n);
+    let per_x = scales(loss.normalizer, relation_x, n, stride);
+    let per_y = scales(loss.normalizer, relation_y, n, stride);
     if R::DTYPE == DType::F32 && loss.normalizer != Normalizer::None {
         let exact = |&inverse: &f64| inverse != 0.0 && inverse.abs() <= MOST_INVERSE_F32;
         if !per_x[..n].iter().chain(&per_y[..n]).all(exact) {
-            return Ok(None);
+            return None;
         }
     }
 
@@ -137,7 +167,7 @@ fn evaluate<R: Real, G: Real, P: PenaltyOp>(
         let rows = relation_x.chunks_exact(stride).map(|row| &row[..n]);
         let known = |&r: &R| r.to_f64() >= LEAST_LOGARITHM_F32;
         if !rows.flatten().all(known) {
-            return Ok(None);
+            return None;
         }
     }
 
@@ -156,7 +186,7 @@ fn evaluate<R: Real, G: Real, P: PenaltyOp>(
     let mut slopes = scale_slopes(loss.normalizer, &slopes);
     slopes.resize(stride, ScaleSlope::default());
 
-    for_each_block(&mut relation_x, stride, &|i, x| {
+    for_each_block(relation_x, stride, &|i, x| {
         let row = RowCoefficients {
             penalty,
             i,
@@ -175,21 +205,7 @@ fn evaluate<R: Real, G: Real, P: PenaltyOp>(
             Relation::ShiftedCosine => dispatch(Coefficients(row, Shifted)),
         }
     });
-    let factor = upstream / n2;
-    match loss.relation {
-        Relation::Distance => {
-            let form = Form::Differences;
-            contract(form, x, &mut relation_x, stride, factor, gradient)?;
-        }
-        Relation::SquaredDistance => {
-            let form = Form::Differences;
-            contract(form, x, &mut relation_x, stride, 2.0 * factor, gradient)?;
-        }
-        Relation::Dot | Relation::Cosine | Relation::PositiveCosine | Relation::ShiftedCosine => {
-            contract_product(x, &relation_x, stride, factor, gradient)?;
-        }
-    }
-    Ok(Some(value))
+    Some(value)
 }
 
 /// The relation of every two rows, `[N, row_stride(N)]`, with zeros in the padding.

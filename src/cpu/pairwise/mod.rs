@@ -7,6 +7,7 @@ mod ops;
 mod order;
 pub(in crate::cpu) mod pair_sums;
 pub(in crate::cpu) mod pairs;
+pub(in crate::cpu) mod prefixes;
 mod ranking;
 pub(in crate::cpu) mod relation;
 pub(in crate::cpu) mod rkd_distance;

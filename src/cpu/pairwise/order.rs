@@ -66,15 +66,34 @@ pub(super) fn order<T: Element>(
         return Ok(None);
     };
     let n = x.rows;
-    let count = n * (n - 1) / 2;
-    if count < 2 {
+    let terms = terms(n);
+    if terms == 0.0 {
         gradient.fill(T::Real::from_f64(0.0));
         return Ok(Some(0.0));
     }
     let stride = row_stride::<f64>(n);
     let s = relation_of(loss.relation, &x)?;
-    // The teacher's similarities, and then the coefficients.
     let mut matrix = relation_of(loss.relation, &y)?;
+    let value = coefficients(&s, &mut matrix, n, margin)?;
+    contract_product(&x, &matrix, stride, upstream / terms, gradient)?;
+    Ok(Some(value))
+}
+
+/// M: the number of terms.
+pub(super) fn terms(n: usize) -> f64 {
+    let count = n * (n - 1) / 2;
+    count as f64 * (count as f64 - 1.0).max(0.0) / 2.0
+}
+
+/// The loss of the student's similarities and, in `matrix`, the teacher's, `[N, row_stride(N)]`.
+/// `matrix` becomes the coefficients that the contraction takes, times M.
+pub(super) fn coefficients(s: &[f64], matrix: &mut [f64], n: usize, margin: f64) -> Result<f64> {
+    let count = n * (n - 1) / 2;
+    if count < 2 {
+        matrix.fill(0.0);
+        return Ok(0.0);
+    }
+    let stride = row_stride::<f64>(n);
 
     let mut pairs = zeroed::<Pair>("workspace", count)?;
     let mut slots = pairs.iter_mut();
@@ -108,14 +127,12 @@ pub(super) fn order<T: Element>(
     }
     drop(pairs);
 
-    let terms = count as f64 * (count - 1) as f64 / 2.0;
     let row =
         |matrix: &[f64], i: usize| dot(&matrix[i * stride..][..stride], &s[i * stride..][..stride]);
     // Each pair is in two rows.
-    let sums = map(n, &|i| row(&matrix, i));
-    let value = 0.5 * sums.iter().sum::<f64>() / terms + margin * (positive as f64 / terms);
-    contract_product(&x, &matrix, stride, upstream / terms, gradient)?;
-    Ok(Some(value))
+    let sums = map(n, &|i| row(matrix, i));
+    let terms = terms(n);
+    Ok(0.5 * sums.iter().sum::<f64>() / terms + margin * (positive as f64 / terms))
 }
 
 /// Adds to each pair's `net`, sorts the pairs by similarity, and gives the number of terms above 0.

@@ -89,10 +89,13 @@ kernel_arguments! {
         pub(super) units: u64,
         pub(super) value: u64,
         pub(super) gradient: u64,
+        pub(super) total: u64,
         pub(super) loss_factor: f64,
         pub(super) n: u32,
         pub(super) dim: u32,
         pub(super) tile_rows: u32,
         pub(super) factor: f32,
+        pub(super) first: u32,
+        pub(super) padding: u32,
     }
 }

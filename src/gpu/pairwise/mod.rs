@@ -12,6 +12,9 @@
 //! | the same for the ranking of neighbours | pairwise_ranking | 2 |
 //! | gradient and loss | pairwise_contraction | 1 |
 //! | the way back through x/‖x‖ | normalize | 1 if rows are normalised |
+//!
+//! With prefixes of the student's rows all of it is launched for each prefix, the longest first, on
+//! one workspace. The last two add to the loss and to the gradient.
 
 mod arguments;
 mod instance;
@@ -35,6 +38,7 @@ use super::workspace::{Layout, Region};
 use crate::error::Result;
 use crate::gpu::element::GpuDType;
 use crate::loss::{Pairwise, Penalty};
+use crate::prefixes::Prefixes;
 use crate::problem::Problem;
 use crate::shapes::Shapes;
 
@@ -95,6 +99,8 @@ struct Workspace {
     losses: Region,
     partials: Region,
     weighted: Region,
+    /// The gradient by a prefix, and the sum of the losses, where there are prefixes.
+    prefix: Option<[Region; 2]>,
 }
 
 impl Workspace {
@@ -103,6 +109,7 @@ impl Workspace {
         shapes: Shapes,
         normalize: bool,
         slices: [Slices; 2],
+        prefixes: bool,
     ) -> Result<Self> {
         let n = shapes.rows;
         let padded = n.next_multiple_of(TILE);
@@ -128,6 +135,14 @@ impl Workspace {
             losses: layout.push::<f64>(&[padded])?,
             partials: layout.push::<f64>(&[padded])?,
             weighted: layout.push::<f32>(&[padded])?,
+            prefix: if prefixes {
+                Some([
+                    layout.push::<f32>(&[n, shapes.student_dim])?,
+                    layout.push::<f64>(&[1])?,
+                ])
+            } else {
+                None
+            },
         })
     }
 }
@@ -144,7 +159,14 @@ pub(crate) struct Plan {
     /// The penalty's.
     parameter: f64,
     dtype: GpuDType,
+    /// Of the whole rows, or of those of the prefix that is launched.
     shapes: Shapes,
+    /// How far apart the student's rows lie.
+    pitch: usize,
+    prefixes: Prefixes,
+    /// Whether nothing has been added yet.
+    first: bool,
+    multiprocessors: usize,
     upstream: f64,
     norm_epsilon: f64,
     slices: [Slices; 2],
@@ -174,9 +196,15 @@ impl Plan {
         let normalize = problem.spec().normalize || pairwise.relation.is_of_directions();
         let multiprocessors = limits.multiprocessors as usize;
         let pairs = tile_pairs(n, TILE)? as usize;
-        let slices = [shapes.student_dim, shapes.teacher_dim]
-            .map(|dim| Slices::new(dim, pairs, multiprocessors));
-        let at = Workspace::new(layout, shapes, normalize, slices)?;
+        let slices_of = |dim| Slices::new(dim, pairs, multiprocessors);
+        let slices = [shapes.student_dim, shapes.teacher_dim].map(slices_of);
+        let prefixes = problem.prefixes();
+        // A shorter prefix may have more slices.
+        let mut room = slices;
+        for &width in prefixes.widths() {
+            room[0].count = room[0].count.max(slices_of(width).count);
+        }
+        let at = Workspace::new(layout, shapes, normalize, room, !prefixes.is_empty())?;
         let (mut order, mut ranking) = (None, None);
         let terms = match pairwise.penalty {
             Penalty::Huber { .. } | Penalty::Squared | Penalty::Divergence { .. } => {
@@ -206,7 +234,11 @@ impl Plan {
             },
             dtype,
             shapes,
-            upstream: problem.upstream(),
+            pitch: shapes.student_dim,
+            prefixes,
+            first: true,
+            multiprocessors,
+            upstream: problem.upstream() / prefixes.parts(),
             norm_epsilon: pairwise.norm_epsilon,
             slices,
             contraction_rows: contraction_rows(n, shapes.student_dim, multiprocessors),
@@ -219,6 +251,30 @@ impl Plan {
 
     /// Launches all passes.
     pub(crate) fn launch(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+        let widths = self.prefixes.widths();
+        if widths.is_empty() {
+            return self.launch_once(launcher, at);
+        }
+        let pairs = tile_pairs(self.shapes.rows, TILE)? as usize;
+        for (nth, &width) in widths.iter().rev().enumerate() {
+            let [_, of_teacher] = self.slices;
+            let plan = Plan {
+                shapes: Shapes {
+                    student_dim: width,
+                    ..self.shapes
+                },
+                first: nth == 0,
+                slices: [Slices::new(width, pairs, self.multiprocessors), of_teacher],
+                contraction_rows: contraction_rows(self.shapes.rows, width, self.multiprocessors),
+                ..*self
+            };
+            plan.launch_once(launcher, at)?;
+        }
+        Ok(())
+    }
+
+    /// Launches the passes of rows of one width.
+    fn launch_once(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         let (dtype, rows) = self.launch_normalize(launcher, at)?;
         self.launch_relation(launcher, at, dtype, rows, 0)?;
         if self.may_leave_range() {
@@ -235,10 +291,23 @@ impl Plan {
                 student.at(at.workspace),
                 self.at.norms.at(at.workspace),
                 self.norm_epsilon,
-                at.gradient,
+                self.gradient(at),
+                self.at.prefix.map(|_| normalize::Sum {
+                    gradient: at.gradient,
+                    pitch: self.pitch,
+                    first: self.first,
+                }),
             )?;
         }
         Ok(())
+    }
+
+    /// Where the contraction writes: [N, D] of the width that is launched.
+    fn gradient(&self, at: &Addresses) -> u64 {
+        match self.at.prefix {
+            None => at.gradient,
+            Some([gradient, _]) => gradient.at(at.workspace),
+        }
     }
 
     /// Whether products of rows can leave f32's range. Those of f16 and of unit rows cannot.
@@ -279,12 +348,14 @@ impl Plan {
             normalize::Matrix {
                 rows: at.student,
                 dim: self.shapes.student_dim,
+                pitch: self.pitch,
                 normalized: student,
                 norms: self.at.norms.at(at.workspace),
             },
             normalize::Matrix {
                 rows: at.teacher,
                 dim: self.shapes.teacher_dim,
+                pitch: self.shapes.teacher_dim,
                 normalized: teacher,
                 norms: 0,
             },
@@ -436,12 +507,18 @@ impl Plan {
             losses: self.at.losses.at(at.workspace),
             units: self.units(at),
             value: at.value,
-            gradient: at.gradient,
-            loss_factor: 1.0 / self.terms,
+            gradient: self.gradient(at),
+            total: match self.at.prefix {
+                None => 0,
+                Some([_, total]) => total.at(at.workspace),
+            },
+            loss_factor: 1.0 / (self.terms * self.prefixes.parts()),
             n: grid_size("rows", self.shapes.rows)?,
             dim: grid_size("student_dim", self.shapes.student_dim)?,
             tile_rows: self.contraction_rows as u32,
             factor: (self.upstream / self.terms) as f32,
+            first: u32::from(self.first),
+            padding: 0,
         };
         let grid = [
             grid_size("rows", self.shapes.rows.div_ceil(self.contraction_rows))?,

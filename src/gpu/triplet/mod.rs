@@ -166,6 +166,7 @@ impl Plan {
                 self.at.norms.at(at.workspace),
                 0.0,
                 at.gradient,
+                None,
             )?;
         }
         Ok(())
@@ -186,12 +187,14 @@ impl Plan {
             normalize::Matrix {
                 rows: at.student,
                 dim: self.shapes.student_dim,
+                pitch: self.shapes.student_dim,
                 normalized: student,
                 norms: self.at.norms.at(at.workspace),
             },
             normalize::Matrix {
                 rows: at.teacher,
                 dim: self.shapes.teacher_dim,
+                pitch: self.shapes.teacher_dim,
                 normalized: teacher,
                 norms: 0,
             },

@@ -8,6 +8,7 @@ mod formulas;
 mod graphs;
 mod halves;
 mod masks;
+mod prefixes;
 mod steps;
 mod terms;
 mod views;
