@@ -21,7 +21,7 @@ const LEAST_GRADIENT: f64 = 1e-5;
 /// The step of the differences, relative to a change that changes the loss by much.
 const STEP: f64 = 1e-5;
 /// The same for a loss that is linear but for its kinks: the shorter the step, the fewer are within.
-const STEP_BETWEEN_KINKS: f64 = 1e-7;
+const STEP_BETWEEN_KINKS: f64 = 5e-7;
 
 /// How far a device's result is from the definition.
 #[derive(Clone, Copy, Debug, PartialEq)]
