@@ -24,13 +24,16 @@ fn gradients_of_half_types() -> Result<()> {
 
 /// The trainer's loss scaling saves gradients below what f16 can hold, if they are scaled before
 /// they are rounded. Only losses that do not depend on the length of rows: the longer the rows, the
-/// smaller are their gradients.
+/// smaller are their gradients. DarkRank's grow.
 #[test]
 fn loss_scaling_saves_small_gradients() -> Result<()> {
     const LENGTH: f64 = 3e4;
     const SCALE: f64 = 65536.;
-    let depends =
-        |case: &cases::Case| case.name.starts_with("kd-kl") || case.name.ends_with("as it comes");
+    let depends = |case: &cases::Case| {
+        case.name.starts_with("kd-kl")
+            || case.name.ends_with("as it comes")
+            || case.name == "dark-rank"
+    };
     for case in cases::all().iter().filter(|case| !depends(case)) {
         let half = (numbers((19, 21), 1)? * LENGTH)?.to_dtype(DType::F16)?;
         let teacher = numbers((19, 21), 2)?.to_dtype(DType::F16)?;
