@@ -226,7 +226,9 @@ impl Unit {
                 let unit = relations(normalize, 1.0);
                 // The scores of a row change by as much as a power of its distances.
                 let typical = unit.student * (2.0 / rows).sqrt();
-                let steepness = 1.0 + alpha * beta * typical.powf(beta);
+                // Of scores that differ by thousands one wins: the step need not be shorter, and
+                // rounding would show.
+                let steepness = (1.0 + alpha * beta * typical.powf(beta)).min(1e4);
                 Unit {
                     student: unit.student / steepness,
                     ..unit
