@@ -285,7 +285,7 @@ impl<R: Real> WithSimd for Divide<'_, R> {
 
 /// The largest power of two that is at most x, for x within the range where it and its inverse are
 /// normal numbers of `R`; else the end of that range.
-fn power_of_two_below<R: Real>(x: f64) -> f64 {
+pub(in crate::cpu) fn power_of_two_below<R: Real>(x: f64) -> f64 {
     const EXPONENT: u64 = 0x7ff << 52;
     let most = match R::DTYPE {
         DType::F64 => 2f64.powi(1000),

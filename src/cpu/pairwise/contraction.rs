@@ -150,7 +150,7 @@ impl<R: Real> WithSimd for Block<'_, R> {
                 };
                 match self.form {
                     Form::Differences => tile.add_strips::<true, 2>(),
-                    // 16 sums leave no register to 16 for what is added.
+                    // 24 sums do not fit into 16 registers.
                     Form::Product if S::REGISTER_COUNT < 32 => tile.add_strips::<false, 2>(),
                     Form::Product => tile.add_strips::<false, 4>(),
                 }

@@ -82,11 +82,11 @@ impl<R: Real, const DISTANCE: bool> PairSums<'_, R, DISTANCE> {
         } = self;
         let n = x.rows;
         let rows = out.len() / stride;
-        // Tiles at the edge repeat the last row. Their surplus sums are not stored.
         let used = x.dim.next_multiple_of(R::PAD);
         // Tiles at the edge repeat the last row. Their surplus sums are not stored.
         let row = |i: usize| R::vectors::<S>(&x.row(i.min(n - 1))[..used]);
         for held in (0..rows).step_by(TILES * TILE_I) {
+            // Not by `from_fn`, which is a call of its own in here.
             let mut starts = [0; TILES];
             let mut tiles = [[row(0); TILE_I]; TILES];
             for (tile, (start, rows)) in starts.iter_mut().zip(&mut tiles).enumerate() {
@@ -254,19 +254,18 @@ pub(in crate::cpu) fn mirror<R: Real>(
 /// 0.
 pub(super) fn symmetric<R: Real, const DISTANCE: bool>(x: &Embeddings<R>) -> Result<Buffer<R>> {
     let mut matrix = upper::<R, DISTANCE>(x)?;
-    let stride = row_stride::<R>(x.rows);
-    for row in matrix.chunks_exact_mut(stride) {
-        row[x.rows..].fill(R::ZERO);
-    }
-    mirror_upper(&mut matrix, stride)?;
+    mirror_upper(&mut matrix, row_stride::<R>(x.rows))?;
     Ok(matrix)
 }
 
-/// As [`symmetric`], but what is below the diagonal and in the padding is not written.
+/// As [`symmetric`], but what is below the diagonal is not written.
 pub(super) fn upper<R: Real, const DISTANCE: bool>(x: &Embeddings<R>) -> Result<Buffer<R>> {
     let stride = row_stride::<R>(x.rows);
     let mut matrix = Buffer::any(x.rows.saturating_mul(stride))?;
     for_each_block(&mut matrix, BLOCK * stride, &|block, out| {
+        for row in out.chunks_exact_mut(stride) {
+            row[x.rows..].fill(R::ZERO);
+        }
         dispatch(PairSums::<_, DISTANCE> {
             x,
             triangle: Triangle::Upper,

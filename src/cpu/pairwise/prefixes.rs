@@ -22,12 +22,12 @@
 
 use super::contraction::contract_product;
 use super::generic::{coefficients, relation_of};
-use super::ops::{Divergence, Huber, PenaltyOp, Squared};
+use super::ops::{Divergence, Huber, PenaltyOp, Plain, Positive, RelationOp, Shifted, Squared};
 use super::order;
 use super::pair_sums::symmetric;
 use crate::checks::zeroed;
 use crate::cpu::buffer::Buffer;
-use crate::cpu::embeddings::{Embeddings, RowScaling};
+use crate::cpu::embeddings::{Embeddings, RowScaling, power_of_two_below};
 use crate::cpu::parallel::for_each_block;
 use crate::cpu::sums::dot;
 use crate::element::{DType, Element, Real};
@@ -233,7 +233,6 @@ fn in_type<R: Real, T: Element>(
 /// The power of two that takes the largest element of a row to [1, 2). `None` if the row is not
 /// finite, or so long or so short that `R` does not hold the factor.
 fn scale<R: Real, T: Element>(row: &[T]) -> Option<f64> {
-    const EXPONENT: u64 = 0x7ff << 52;
     let most: f64 = if R::DTYPE == DType::F64 { 1e290 } else { 1e30 };
     let mut largest = 0.0f64;
     let mut poison = 0.0;
@@ -246,16 +245,16 @@ fn scale<R: Real, T: Element>(row: &[T]) -> Option<f64> {
         return Some(1.0);
     }
     let held = poison == 0.0 && (most.recip()..most).contains(&largest);
-    held.then(|| f64::from_bits(largest.to_bits() & EXPONENT).recip())
+    held.then(|| power_of_two_below::<R>(largest).recip())
 }
 
 /// The relation, of a cosine.
 fn relation_of_cosine(relation: Relation) -> fn(f64) -> f64 {
     match relation {
-        Relation::PositiveCosine => |cosine| if cosine < 0.0 { 0.0 } else { cosine },
-        Relation::ShiftedCosine => |cosine| 0.5 + 0.5 * cosine,
+        Relation::PositiveCosine => Positive::of_sum,
+        Relation::ShiftedCosine => Shifted::of_sum,
         Relation::Distance | Relation::SquaredDistance | Relation::Dot | Relation::Cosine => {
-            |cosine| cosine
+            Plain::of_sum
         }
     }
 }

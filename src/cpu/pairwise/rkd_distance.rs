@@ -12,9 +12,9 @@
 //! gradient_i = Σ_j C_ij (x_i − x_j)       C mirrored, then the contraction
 //! ```
 //!
-//! 1. Each pass reads 8 bytes a pair of rows and takes its roots again, in f64: a root takes less
-//!    time than the memory of a stored one, and an error that all pairs share, such as that of a
-//!    rounded μ, would add up.
+//! 1. Each pass reads two squares of a pair of rows, 8 bytes in f32, and takes their roots again.
+//!    Roots and sums are in f64: an error that all pairs share, such as that of a rounded μ, would
+//!    add up.
 //! 2. Distances are computed in f32 for f32 gradients, and again in f64 if they differ by more than
 //!    f32 allows for.
 
@@ -78,7 +78,7 @@ pub(in crate::cpu) fn evaluate<T: Element>(
 
 /// d² of student and teacher.
 struct UpperTriangles<R: Real> {
-    /// `[N, stride]`. Only what is above the diagonal is written.
+    /// `[N, stride]`. What is below the diagonal is not written, and the padding is 0.
     x: Buffer<R>,
     y: Buffer<R>,
     rows: usize,
@@ -184,7 +184,6 @@ impl<R: Real> UpperTriangles<R> {
         let y = &self.y;
         for_each_block(&mut self.x, stride, &|i, x| {
             x[i] = R::ZERO;
-            x[n..].fill(R::ZERO);
             dispatch(RowCoefficients {
                 penalty,
                 mean_slope,
