@@ -93,8 +93,7 @@ pub(crate) mod order {
     /// Pairs of a block. Fixed by `OWN`.
     pub(crate) const PAIRS_PER_BLOCK: usize = 64;
     /// The most rows. Every pair is compared with every pair: 7e13 comparisons of 7 instructions, 15
-    /// seconds of an H200 by the count. Beyond, the CPU is faster. Coefficients are whole numbers
-    /// below 2^23, so f32 holds them.
+    /// seconds of an H200 by the count. Coefficients are whole numbers below 2^23, so f32 holds them.
     pub(crate) const MAX_ROWS: usize = 4096;
 }
 

@@ -14,7 +14,7 @@ use crate::loss::{Normalizer, Pairwise, Penalty, Relation};
 
 /// A combination. Cosines are products of normalised rows.
 ///
-/// All combinations would be 200 kernels. A new loss adds a line here and in three kernels.
+/// All 90 combinations of sums over pairs would be 200 kernels. A new loss adds a line here and in three kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Instance {
     /// SP.

@@ -1,7 +1,8 @@
 //! The order of pairs, between relation and contraction.
 
 use super::{OrderArguments, TILE};
-use crate::error::{Error, Result};
+use crate::checks::at_most;
+use crate::error::Result;
 use crate::gpu::kernels::{PAIRWISE_ORDER_COLLECT, PAIRWISE_ORDER_COUNT};
 use crate::gpu::machine::Launcher;
 use crate::gpu::plan::grid_size;
@@ -27,13 +28,7 @@ pub(super) struct Order {
 
 impl Order {
     pub(super) fn new(margin: f64, rows: usize, layout: &mut Layout) -> Result<Self> {
-        if rows > MAX_ROWS {
-            return Err(Error::TooLarge {
-                argument: "rows",
-                most: MAX_ROWS,
-                got: rows,
-            });
-        }
+        at_most("rows", MAX_ROWS, rows)?;
         let count = pairs(rows);
         Ok(Order {
             margin,
