@@ -83,15 +83,11 @@ struct RowSoftmaxes {
         }
     }
 
-    // Merges those of all threads of the block. A negative sum carries `excludes` along: a sum is
-    // at least 0, and far below this number.
+    // Merges those of all threads of the block.
     template <unsigned THREADS>
     DEVICE RowSoftmaxes of_block() const {
-        constexpr float MARK = 0x1p100f;
         RowSoftmaxes whole = *this;
-        whole.student.maximum = block_reduce<THREADS>(student.maximum, Max());
-        const float sum = student.rescaled(whole.student.maximum, student_scale);
-        whole.student.sum = block_reduce<THREADS>(excludes ? sum - MARK : sum, Sum());
+        whole.student = student.of_block_marked<THREADS>(student_scale, excludes);
         whole.teacher = teacher.of_block<THREADS>(teacher_scale);
         whole.excludes = whole.student.sum < 0;
         return whole;

@@ -70,15 +70,11 @@ struct RowSoftmax {
             excludes |= x[i] == -infinity() && y[i] > -infinity();
     }
 
-    // Merges those of all threads of the block. A negative sum carries `excludes` along: a sum is
-    // at least 0, and far below this number.
+    // Merges those of all threads of the block.
     template <unsigned THREADS>
     DEVICE RowSoftmax of_block() const {
-        constexpr float MARK = 0x1p100f;
         RowSoftmax whole = *this;
-        whole.student.maximum = block_reduce<THREADS>(student.maximum, Max());
-        const float sum = student.rescaled(whole.student.maximum, scale);
-        whole.student.sum = block_reduce<THREADS>(excludes ? sum - MARK : sum, Sum());
+        whole.student = student.of_block_marked<THREADS>(scale, excludes);
         whole.teacher = teacher.of_block<THREADS>(scale);
         whole.excludes = whole.student.sum < 0;
         return whole;

@@ -50,9 +50,18 @@ struct OnlineSoftmax {
     // row. After: each thread has the softmax of the row. All threads call it: it holds barriers.
     template <unsigned THREADS>
     DEVICE OnlineSoftmax of_block(float scale SITE) const {
+        return of_block_marked<THREADS>(scale, false PASS_SITE);
+    }
+
+    // The same. A negative sum carries a mark of any thread's to all threads: a sum is at least 0, and
+    // far below the number that stands for it.
+    template <unsigned THREADS>
+    DEVICE OnlineSoftmax of_block_marked(float scale, bool marked SITE) const {
+        constexpr float MARK = 0x1p100f;
         OnlineSoftmax whole;
         whole.maximum = block_reduce<THREADS>(maximum, Max() PASS_SITE);
-        whole.sum = block_reduce<THREADS>(rescaled(whole.maximum, scale), Sum() PASS_SITE);
+        const float mine = rescaled(whole.maximum, scale);
+        whole.sum = block_reduce<THREADS>(marked ? mine - MARK : mine, Sum() PASS_SITE);
         return whole;
     }
 
