@@ -149,10 +149,10 @@ unsafe fn launch(
     let buffers = Buffers {
         student: student.address(),
         teacher: teacher.address(),
-        queue: 0,
         gradient: gradient.address(),
         value: value.address(),
         workspace: workspace(evaluator.workspace_bytes()),
+        ..Buffers::default()
     };
     evaluator.check(&buffers)?;
     // SAFETY: as the caller promises. It runs once for this workspace.

@@ -27,6 +27,7 @@
 #include "common/collective.cuh"
 #include "common/divergence.cuh"
 #include "common/logits_row.cuh"
+#include "common/row_mean.cuh"
 #include "common/softmax_row.cuh"
 
 namespace {
@@ -50,17 +51,23 @@ struct Arguments {
     double* partials;
     float* value;
     unsigned* counter;
-    double loss_factor;  // T_s²/N
-    uint32_t classes;
+    const float* row_shares;  // of each row in the mean, or null where all are alike
+    float* row_losses;        // or null
+    double loss_factor;  // T_s²/N, or T_s² where rows have shares
+    double row_factor;   // T_s²
+    uint32_t classes;  // that are compared
+    uint32_t student_columns;
+    uint32_t teacher_columns;
     float student_inverse_temperature;
     float teacher_inverse_temperature;
-    float gradient_factor;  // upstream · T_s/N
+    float gradient_factor;  // upstream · T_s/N, or upstream · T_s
     uint32_t kept;          // chunks of a thread that stay in shared memory
     uint32_t kind;
     float share;  // 1 − α, 1 − β
     float rest;   // α, β
 };
-ARGUMENTS(Arguments, student, teacher, gradient, partials, value, counter, loss_factor, classes,
+ARGUMENTS(Arguments, student, teacher, gradient, partials, value, counter, row_shares, row_losses,
+          loss_factor, row_factor, classes, student_columns, teacher_columns,
           student_inverse_temperature, teacher_inverse_temperature, gradient_factor, kept, kind,
           share, rest);
 
@@ -259,11 +266,15 @@ struct Row {
 template <typename T, unsigned THREADS, Kind KIND>
 DEVICE void kd_divergence(const Arguments& arguments) {
     DYNAMIC_SHARED(Bytes16, shared);
-    const bool wide = aligned16(arguments.student) && aligned16(arguments.teacher) &&
-                      aligned16(arguments.gradient);
-    const LogitsRow<T, THREADS> logits(wide, arguments.student, arguments.teacher,
-                                       arguments.gradient, arguments.classes, arguments.kept,
-                                       shared);
+    const bool wide = LogitsRow<T, THREADS>::has_wide_chunks(arguments);
+    const LogitsRow<T, THREADS> logits(wide, arguments, shared);
+    logits.clear_from(arguments.classes);
+    const float share = share_of_row(arguments);
+    if (share == 0) {
+        logits.clear_from(0);
+        finish_row<THREADS>(arguments, share, 0.0);
+        return;
+    }
 
     // Softmax of both rows
     RowSoftmaxes<KIND> softmaxes;
@@ -298,7 +309,7 @@ DEVICE void kd_divergence(const Arguments& arguments) {
     const bool has_gradient = no_gradient == 0;
 
     // Gradient
-    const float factor = has_gradient ? arguments.gradient_factor : nan();
+    const float factor = has_gradient ? arguments.gradient_factor * share : nan();
     const float high = static_cast<float>(mean), low = static_cast<float>(mean - high);
     logits.store_forwards([&](float x, float y) {
         const float q = row.student(x);
@@ -307,15 +318,8 @@ DEVICE void kd_divergence(const Arguments& arguments) {
         return factor * (q * (terms.slope - high - low));
     });
 
-    // Reduce
-    if (threadIdx.x == 0)
-        arguments.partials[blockIdx.x] =
-            has_gradient ? row.divergence(sum, mean, difference) : no_gradient;
-    if (is_last_block(arguments.counter)) {
-        const double total = block_sum_of<THREADS>(arguments.partials, gridDim.x);
-        if (threadIdx.x == 0)
-            arguments.value[0] = static_cast<float>(total * arguments.loss_factor);
-    }
+    finish_row<THREADS>(arguments, share,
+                        has_gradient ? row.divergence(sum, mean, difference) : no_gradient);
 }
 
 template <typename T, unsigned THREADS>

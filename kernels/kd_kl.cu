@@ -30,6 +30,7 @@
 #include "common/collective.cuh"
 #include "common/divergence.cuh"
 #include "common/logits_row.cuh"
+#include "common/row_mean.cuh"
 #include "common/softmax_row.cuh"
 
 namespace {
@@ -45,13 +46,19 @@ struct Arguments {
     double* partials;
     float* value;
     unsigned* counter;
-    double loss_factor;  // T²/N
-    uint32_t classes;
+    const float* row_shares;  // of each row in the mean, or null where all are alike
+    float* row_losses;        // or null
+    double loss_factor;  // T²/N, or T² where rows have shares
+    double row_factor;   // T²
+    uint32_t classes;  // that are compared
+    uint32_t student_columns;
+    uint32_t teacher_columns;
     float inverse_temperature;
-    float gradient_factor;  // upstream · T/N
+    float gradient_factor;  // upstream · T/N, or upstream · T
     uint32_t kept;          // chunks of a thread that stay in shared memory
 };
-ARGUMENTS(Arguments, student, teacher, gradient, partials, value, counter, loss_factor, classes,
+ARGUMENTS(Arguments, student, teacher, gradient, partials, value, counter, row_shares, row_losses,
+          loss_factor, row_factor, classes, student_columns, teacher_columns,
           inverse_temperature, gradient_factor, kept);
 
 // Both softmaxes of a row, over the elements seen so far.
@@ -147,9 +154,14 @@ struct Divergence {
 template <typename T, unsigned THREADS, bool WIDE>
 DEVICE void kd_kl(const Arguments& arguments) {
     DYNAMIC_SHARED(Bytes16, shared);
-    const LogitsRow<T, THREADS> logits(WIDE, arguments.student, arguments.teacher,
-                                       arguments.gradient, arguments.classes, arguments.kept,
-                                       shared);
+    const LogitsRow<T, THREADS> logits(WIDE, arguments, shared);
+    logits.clear_from(arguments.classes);
+    const float share = share_of_row(arguments);
+    if (share == 0) {
+        logits.clear_from(0);
+        finish_row<THREADS>(arguments, share, 0.0);
+        return;
+    }
 
     // Softmax of both rows
     RowSoftmax row;
@@ -159,31 +171,23 @@ DEVICE void kd_kl(const Arguments& arguments) {
 
     // Divergence and gradient
     Divergence divergence(row);
-    const float factor = arguments.gradient_factor;
+    const float factor = arguments.gradient_factor * share;
     logits.store_backwards(
         [&](float x, float y) { return factor * divergence.add(row, x, y); });
 
     // Reduce
     const double sum = block_reduce<THREADS>(static_cast<double>(divergence.sum), Sum());
     const double moment = block_reduce<THREADS>(static_cast<double>(divergence.moment), Sum());
-    if (threadIdx.x == 0) {
-        const double rest = sum - moment;
-        // Where KL is not small, the rest is the rounding of two large sums.
-        const double kl = sum < 2.0 ? sum + (log1p(rest) - rest) : sum;
-        // The rounding of what is 0 may be negative.
-        arguments.partials[blockIdx.x] = (kl < 0 ? 0.0 : kl) + divergence.no_gradient();
-    }
-    if (is_last_block(arguments.counter)) {
-        const double total = block_sum_of<THREADS>(arguments.partials, gridDim.x);
-        if (threadIdx.x == 0)
-            arguments.value[0] = static_cast<float>(total * arguments.loss_factor);
-    }
+    const double rest = sum - moment;
+    // Where KL is not small, the rest is the rounding of two large sums.
+    const double kl = sum < 2.0 ? sum + (log1p(rest) - rest) : sum;
+    // The rounding of what is 0 may be negative.
+    finish_row<THREADS>(arguments, share, (kl < 0 ? 0.0 : kl) + divergence.no_gradient());
 }
 
 template <typename T, unsigned THREADS>
 DEVICE void kd_kl(const Arguments& arguments) {
-    if (aligned16(arguments.student) && aligned16(arguments.teacher) &&
-        aligned16(arguments.gradient))
+    if (LogitsRow<T, THREADS>::has_wide_chunks(arguments))
         kd_kl<T, THREADS, true>(arguments);
     else
         kd_kl<T, THREADS, false>(arguments);

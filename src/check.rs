@@ -3,14 +3,16 @@
 
 use std::fmt;
 
+use crate::batch::Batch;
 use crate::device::Device;
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
 use crate::loss::{Family, Pairwise, Penalty};
-use crate::problem::{Batch, Problem};
+use crate::problem::Problem;
 use crate::queue::Queue;
 use crate::reference::Reference;
 use crate::rows::Rows;
+use crate::top_k::TopK;
 
 /// Directions along which the gradient is compared with differences of the loss.
 const DIRECTIONS: u64 = 4;
@@ -134,17 +136,25 @@ fn difference_error<T: Element>(
     batch: Batch<'_, T>,
     gradient: &[f64],
 ) -> Result<f64> {
-    let wide =
-        |rows: Rows<'_, T>| -> Vec<f64> { rows.as_slice().iter().map(|x| x.to_f64()).collect() };
-    let (x, y) = (wide(batch.student), wide(batch.teacher));
+    let (x, y) = (
+        widen(batch.student.as_slice()),
+        widen(batch.teacher.as_slice()),
+    );
     let queue = batch.queue.map(widen_queue).transpose()?;
     let shapes = problem.shapes();
+    let weights = batch.row_weights.map(widen);
+    let logarithms = batch.top_k.map(|top_k| widen(top_k.log_probabilities()));
     let loss_at = |x: &[f64]| -> Result<f64> {
         let mut wide = Batch::new(
             Rows::new(x, [shapes.rows, shapes.student_dim])?,
             Rows::new(&y, [shapes.rows, shapes.teacher_dim])?,
         );
         wide.queue = queue.as_ref();
+        wide.row_weights = weights.as_deref();
+        if let (Some(top_k), Some(logarithms)) = (batch.top_k, &logarithms) {
+            let shape = [shapes.rows, top_k.k()];
+            wide.top_k = Some(TopK::new(top_k.classes(), logarithms, shape)?);
+        }
         Ok(problem.evaluate(&Reference, wide)?.loss)
     };
 
@@ -260,6 +270,11 @@ fn centred(x: &[f64], dim: usize) -> Vec<f64> {
     }
     let less_mean = |(i, x): (usize, &f64)| x - mean[i % dim];
     x.iter().enumerate().map(less_mean).collect()
+}
+
+/// The same numbers in f64.
+fn widen<T: Element>(numbers: &[T]) -> Vec<f64> {
+    numbers.iter().map(|x| x.to_f64()).collect()
 }
 
 /// The same keys in f64.

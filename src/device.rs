@@ -1,9 +1,10 @@
 //! Where a loss is computed.
 
+use crate::batch::Batch;
 use crate::element::{Element, Real};
 use crate::error::Result;
 use crate::loss::Relation;
-use crate::problem::{Batch, Problem, Value};
+use crate::problem::{Problem, Value};
 use crate::rows::Rows;
 
 /// Something that evaluates losses on embeddings of type `T`.
@@ -22,14 +23,15 @@ pub trait Device<T: Element>: sealed::Sealed {
     /// The device's name in the command and the benchmarks.
     fn name(&self) -> &'static str;
 
-    /// Overwrites `gradient` (`[N, D]`). [`Problem`] has checked the shapes; the inputs may hold
-    /// anything, NaN included.
+    /// Overwrites `gradient` (`[N, D]`), and `row_losses` (`[N]`) where they are asked for.
+    /// [`Problem`] has checked the shapes; the inputs may hold anything, NaN included.
     #[doc(hidden)]
     fn evaluate(
         &self,
         problem: &Problem,
         batch: Batch<'_, T>,
         gradient: &mut [Self::Gradient],
+        row_losses: Option<&mut [f64]>,
     ) -> Result<Value>;
 
     /// Overwrites `matrix` (`[N, N]`); neither N nor D is 0.

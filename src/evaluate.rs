@@ -1,5 +1,6 @@
 //! What a user calls: losses, problems and building blocks evaluated on a device.
 
+use crate::batch::Batch;
 use crate::checks::{not_empty, same, zeroed};
 use crate::device::Device;
 use crate::element::{Element, Real};
@@ -8,7 +9,7 @@ use crate::loss::{
     DarkRank, Enqueue, Gram, InfoNce, KdKl, Loss, Order, Pkt, Range, Relation, Rkd, RkdAngle,
     RkdDistance, Rrd, Sp, for_each_loss,
 };
-use crate::problem::{Batch, Evaluation, Problem, Value};
+use crate::problem::{Evaluation, Problem, Value};
 use crate::queue::Queue;
 use crate::rows::Rows;
 use crate::shapes::Shapes;
@@ -27,12 +28,41 @@ impl Problem {
     ) -> Result<Evaluation<D::Gradient>> {
         self.check(&batch)?;
         let mut gradient = zeroed("gradient", self.gradient_len())?;
-        let Value { loss, terms } = device.evaluate(self, batch, &mut gradient)?;
-        Ok(Evaluation {
-            loss,
-            terms,
-            gradient,
-        })
+        let value = device.evaluate(self, batch, &mut gradient, None)?;
+        Ok(Evaluation::new(value, gradient, Vec::new()))
+    }
+
+    /// The same, with the loss of each row in [`Evaluation::row_losses`]: what other libraries
+    /// call a reduction of `none`. The loss is their mean, weighted where rows have weights. The
+    /// gradient is that of the loss. A row of weight 0 has a loss of 0.
+    ///
+    /// ```
+    /// use relata::{Batch, Cpu, KdKl, Rows};
+    /// # fn main() -> relata::Result<()> {
+    /// let (student, teacher) = ([0.0f64, 0.0, 1.0, 0.0], [0.0f64, 0.0, 0.0, 1.0]);
+    /// let batch = Batch::new(Rows::new(&student, [2, 2])?, Rows::new(&teacher, [2, 2])?);
+    /// let batch = batch.with_row_weights(&[1.0, 3.0]);
+    /// let evaluation = KdKl::new(1.0).problem(batch.shapes())?.evaluate_rows(&Cpu, batch)?;
+    /// let [first, second] = evaluation.row_losses[..] else { panic!("two rows") };
+    /// assert_eq!(first, 0.0);
+    /// assert_eq!(evaluation.loss, 0.75 * second);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`evaluate`](Self::evaluate), and [`Error::Unexpected`] for a loss that is no mean of
+    /// losses of rows.
+    pub fn evaluate_rows<T: Element, D: Device<T>>(
+        &self,
+        device: &D,
+        batch: Batch<'_, T>,
+    ) -> Result<Evaluation<D::Gradient>> {
+        self.check(&batch)?;
+        let mut row_losses = zeroed("row_losses", self.shapes().rows)?;
+        self.check_row_losses(row_losses.len())?;
+        let mut gradient = zeroed("gradient", self.gradient_len())?;
+        let value = device.evaluate(self, batch, &mut gradient, Some(&mut row_losses))?;
+        Ok(Evaluation::new(value, gradient, row_losses))
     }
 
     /// The same with the gradient in the caller's memory, `[N, D]`, which is overwritten. This
@@ -48,14 +78,38 @@ impl Problem {
         gradient: &mut [D::Gradient],
     ) -> Result<Value> {
         self.check(&batch)?;
-        if gradient.len() != self.gradient_len() {
-            return Err(Error::Length {
-                argument: "gradient",
-                expected: self.gradient_len(),
-                got: gradient.len(),
-            });
+        self.check_gradient(gradient)?;
+        device.evaluate(self, batch, gradient, None)
+    }
+
+    /// [`evaluate_rows`](Self::evaluate_rows) with the results in the caller's memory, which is
+    /// overwritten: the gradient, `[N, D]`, and the loss of each row, `[N]`.
+    ///
+    /// # Errors
+    /// As [`evaluate_rows`](Self::evaluate_rows), and [`Error::Length`] if one of them does not
+    /// have as many elements. After an error they are as they were.
+    pub fn evaluate_rows_into<T: Element, D: Device<T>>(
+        &self,
+        device: &D,
+        batch: Batch<'_, T>,
+        gradient: &mut [D::Gradient],
+        row_losses: &mut [f64],
+    ) -> Result<Value> {
+        self.check(&batch)?;
+        self.check_gradient(gradient)?;
+        self.check_row_losses(row_losses.len())?;
+        device.evaluate(self, batch, gradient, Some(row_losses))
+    }
+
+    fn check_gradient<R>(&self, gradient: &[R]) -> Result<()> {
+        if gradient.len() == self.gradient_len() {
+            return Ok(());
         }
-        device.evaluate(self, batch, gradient)
+        Err(Error::Length {
+            argument: "gradient",
+            expected: self.gradient_len(),
+            got: gradient.len(),
+        })
     }
 }
 
@@ -148,12 +202,11 @@ impl Loss {
 fn not_a_number<R: Real>(problem: &Problem) -> Result<Evaluation<R>> {
     let mut gradient = zeroed("gradient", problem.gradient_len())?;
     gradient.fill(R::from_f64(f64::NAN));
-    let Value { loss, terms } = problem.not_a_number();
-    Ok(Evaluation {
-        loss,
-        terms,
+    Ok(Evaluation::new(
+        problem.not_a_number(),
         gradient,
-    })
+        Vec::new(),
+    ))
 }
 
 /// Gives each loss its methods: `problem` for all, `evaluate` and `evaluate_with_queue` by its use

@@ -89,6 +89,7 @@
 #[doc = include_str!("../docs/guide.md")]
 pub mod guide {}
 
+mod batch;
 mod check;
 mod checks;
 mod cpu;
@@ -104,11 +105,14 @@ mod problem;
 mod queue;
 mod recall;
 mod reference;
+mod row_weights;
 mod rows;
 mod sampler;
 mod shapes;
 mod simd;
+mod top_k;
 
+pub use batch::Batch;
 pub use check::{Report, check};
 pub use cpu::Cpu;
 pub use device::Device;
@@ -126,10 +130,11 @@ pub use loss::{
     Normalizer, Order, Pairwise, ParameterValue, Penalty, Pkt, QueueUse, Relation, Rkd, RkdAngle,
     RkdDistance, Rrd, Sp, Spec, Target, Triplet,
 };
-pub use problem::{Batch, Evaluation, Problem, Terms, Value, WeightPrecision};
+pub use problem::{Evaluation, Problem, Terms, Value, WeightPrecision};
 pub use queue::{Queue, QueueState};
 pub use recall::recall_at_k;
 pub use reference::Reference;
 pub use rows::Rows;
 pub use sampler::MPerClassSampler;
 pub use shapes::Shapes;
+pub use top_k::TopK;

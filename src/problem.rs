@@ -1,73 +1,12 @@
-//! A loss with shapes that it accepts; what its evaluation takes and gives.
+//! A loss with shapes that it accepts, and what its evaluation gives.
 
-use std::any::Any;
+mod check_batch;
 
-use crate::checks::same;
-use crate::element::{Element, Real};
+use crate::element::Real;
 use crate::error::{Error, Result};
-use crate::loss::{Divergence, Family, Loss, Spec};
+use crate::loss::{Family, Loss, Spec};
 use crate::prefixes::Prefixes;
-use crate::queue::Queue;
-use crate::rows::Rows;
 use crate::shapes::Shapes;
-
-/// The inputs of one evaluation: student and teacher, and the queue where the loss has one.
-#[derive(Clone, Copy, Debug)]
-pub struct Batch<'a, T: Element> {
-    /// `[N, D]`: what the gradient is taken with respect to.
-    pub student: Rows<'a, T>,
-    /// `[N, D_t]`: a constant.
-    pub teacher: Rows<'a, T>,
-    /// The keys of past teacher batches, as the loss is to see them.
-    pub queue: Option<&'a Queue<T::Real>>,
-}
-
-impl<'a, T: Element> Batch<'a, T> {
-    /// A batch without a queue.
-    #[must_use]
-    pub fn new(student: Rows<'a, T>, teacher: Rows<'a, T>) -> Self {
-        Batch {
-            student,
-            teacher,
-            queue: None,
-        }
-    }
-
-    /// The same rows with `queue`.
-    #[must_use]
-    pub fn with_queue(self, queue: &'a Queue<T::Real>) -> Self {
-        Batch {
-            queue: Some(queue),
-            ..self
-        }
-    }
-
-    /// The same batch as elements of the type that `T` is.
-    pub(crate) fn cast<U: Element>(self) -> Batch<'a, U> {
-        let queue = self.queue.map(|queue| {
-            let queue: &dyn Any = queue;
-            queue
-                .downcast_ref()
-                .expect("a queue of the element's reals")
-        });
-        Batch {
-            student: self.student.cast(),
-            teacher: self.teacher.cast(),
-            queue,
-        }
-    }
-
-    /// The sizes of this batch.
-    #[must_use]
-    pub fn shapes(&self) -> Shapes {
-        Shapes {
-            rows: self.student.len(),
-            student_dim: self.student.dim(),
-            teacher_dim: self.teacher.dim(),
-            queue: self.queue.map(Queue::len),
-        }
-    }
-}
 
 /// The most terms that a loss reports.
 pub(crate) const MOST_TERMS: usize = 2;
@@ -136,9 +75,21 @@ pub struct Evaluation<R> {
     pub terms: Terms,
     /// `[N, D]`, row-major: the upstream factor times ∂loss/∂student.
     pub gradient: Vec<R>,
+    /// `[N]`: the loss of each row, if they were [asked for](Problem::evaluate_rows); else empty.
+    pub row_losses: Vec<f64>,
 }
 
 impl<R: Real> Evaluation<R> {
+    pub(crate) fn new(value: Value, gradient: Vec<R>, row_losses: Vec<f64>) -> Self {
+        let Value { loss, terms } = value;
+        Evaluation {
+            loss,
+            terms,
+            gradient,
+            row_losses,
+        }
+    }
+
     /// The term of this name, for example `"kl"` of RRD.
     #[must_use]
     pub fn term(&self, name: &str) -> Option<f64> {
@@ -360,92 +311,34 @@ impl Problem {
         self.value(f64::NAN, std::iter::repeat(f64::NAN))
     }
 
+    /// C, of a loss of logits: the classes that are compared.
+    pub(crate) fn classes(&self) -> usize {
+        match self.spec().family {
+            Family::Logits(loss) if loss.classes > 0 => loss.classes,
+            _ => self.shapes.student_dim,
+        }
+    }
+
+    /// Refuses a loss that is no mean of losses of rows.
+    pub(crate) fn check_row_losses(&self, len: usize) -> Result<()> {
+        if !self.spec().family.has_row_losses() {
+            return Err(Error::Unexpected {
+                argument: "row_losses",
+                loss: self.loss.name(),
+            });
+        }
+        if len != self.shapes.rows {
+            return Err(Error::Length {
+                argument: "row_losses",
+                expected: self.shapes.rows,
+                got: len,
+            });
+        }
+        Ok(())
+    }
+
     /// N · D.
     pub(crate) fn gradient_len(&self) -> usize {
         self.shapes.rows.saturating_mul(self.shapes.student_dim)
     }
-
-    /// Refuses a batch that the problem was not made for.
-    pub(crate) fn check<T: Element>(&self, batch: &Batch<'_, T>) -> Result<()> {
-        let (want, got) = (self.shapes, batch.shapes());
-        same("student rows", want.rows, got.rows)?;
-        same("student_dim", want.student_dim, got.student_dim)?;
-        same("teacher rows", want.rows, batch.teacher.len())?;
-        same("teacher_dim", want.teacher_dim, got.teacher_dim)?;
-        match (want.queue, batch.queue) {
-            (None, None) => {}
-            (Some(keys), Some(queue)) => {
-                same("queue keys", keys, queue.len())?;
-                same("queue_dim", want.student_dim, queue.dim())?;
-                let spec = self.spec();
-                if queue.normalize() != spec.normalize {
-                    return Err(Error::QueueNormalization {
-                        loss: spec.name,
-                        normalize: spec.normalize,
-                    });
-                }
-            }
-            (Some(_), None) => {
-                return Err(Error::Missing {
-                    argument: "queue",
-                    expected: "the queue the problem was made for",
-                });
-            }
-            (None, Some(_)) => {
-                return Err(Error::Unexpected {
-                    argument: "queue",
-                    loss: self.loss.name(),
-                });
-            }
-        }
-        if self.checked {
-            match self.spec().family {
-                Family::Logits(loss) => check_logits(loss.divergence, batch)?,
-                Family::Pairwise(_) | Family::Triplet(_) | Family::Contrastive(_) => {
-                    batch.student.check_finite("student")?;
-                    batch.teacher.check_finite("teacher")?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Refuses logits that make the loss NaN or infinite, by the rules of [`Divergence`].
-fn check_logits<T: Element>(divergence: Divergence, batch: &Batch<'_, T>) -> Result<()> {
-    let is_masked = |l: f64| l == f64::NEG_INFINITY;
-    // Whether student and teacher may exclude classes that the other one has.
-    let [student_may, teacher_may] = match divergence {
-        Divergence::Forward => [false, true],
-        Divergence::Reverse => [true, false],
-        Divergence::Js { .. } | Divergence::Skew { .. } | Divergence::SkewReverse { .. } => {
-            [true, true]
-        }
-    };
-    for row in 0..batch.student.len() {
-        let values =
-            |rows: Rows<'_, T>| -> Vec<f64> { rows.row(row).iter().map(|l| l.to_f64()).collect() };
-        let (student, teacher) = (values(batch.student), values(batch.teacher));
-        let refuse = |argument, logits: &[f64], other: &[f64], may_exclude: bool| {
-            // Of a row without any class, only one whose other side has none either is right.
-            let none = |logits: &[f64]| logits.iter().all(|&l| is_masked(l));
-            let may_exclude = may_exclude && !none(logits);
-            let is_wrong = |class: usize| {
-                let masked = is_masked(logits[class]);
-                !(logits[class].is_finite() || masked && (may_exclude || is_masked(other[class])))
-            };
-            match (0..logits.len()).find(|&class| is_wrong(class)) {
-                None => Ok(()),
-                Some(column) => Err(Error::NotFinite {
-                    argument,
-                    row,
-                    column,
-                    got: logits[column],
-                }),
-            }
-        };
-        refuse("student", &student, &teacher, student_may)?;
-        refuse("teacher", &teacher, &student, teacher_may)?;
-    }
-    Ok(())
 }

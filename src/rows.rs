@@ -49,6 +49,15 @@ impl<'a, T: Element> Rows<'a, T> {
         }
     }
 
+    /// `rows` rows of no elements.
+    pub(crate) fn without_columns(rows: usize) -> Self {
+        Rows {
+            data: &[],
+            rows,
+            dim: 0,
+        }
+    }
+
     /// The number of rows, N.
     #[must_use]
     pub fn len(&self) -> usize {

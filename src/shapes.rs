@@ -14,6 +14,11 @@ pub struct Shapes {
     /// the loss is computed. With [`Enqueue::Before`](crate::Enqueue::Before) it counts the batch
     /// itself.
     pub queue: Option<usize>,
+    /// Whether each row has a weight.
+    pub row_weights: bool,
+    /// k, where the teacher is the k most likely classes of each row and has no rows of its own:
+    /// see [`TopK`](crate::TopK). D_t is then 0.
+    pub top_k: Option<usize>,
 }
 
 impl Shapes {
@@ -25,6 +30,27 @@ impl Shapes {
             student_dim,
             teacher_dim,
             queue: None,
+            row_weights: false,
+            top_k: None,
+        }
+    }
+
+    /// A batch of `rows` rows of student logits, and of each row the `k` most likely classes of the
+    /// teacher: see [`TopK`](crate::TopK).
+    #[must_use]
+    pub const fn of_top_k(rows: usize, student_dim: usize, k: usize) -> Self {
+        Shapes {
+            top_k: Some(k),
+            ..Shapes::new(rows, student_dim, 0)
+        }
+    }
+
+    /// The same batch with a weight for each row.
+    #[must_use]
+    pub const fn with_row_weights(self) -> Self {
+        Shapes {
+            row_weights: true,
+            ..self
         }
     }
 

@@ -437,10 +437,10 @@ fn the_raw_evaluator_on_a_foreign_stream() {
         let buffers = Buffers {
             student: student.device_ptr(&stream).0,
             teacher: teacher.device_ptr(&stream).0,
-            queue: 0,
             gradient: gradient.device_ptr_mut(&stream).0,
             value: value.device_ptr_mut(&stream).0,
             workspace: workspace.device_ptr_mut(&stream).0,
+            ..Buffers::default()
         };
         evaluator.check(&buffers).expect("memory of this GPU");
         // SAFETY: memory of these lengths and a stream of the current context. All live until the

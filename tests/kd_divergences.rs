@@ -36,6 +36,7 @@ const fn expected(
             student_temperature,
             teacher_temperature,
             divergence,
+            ..KdKl::new(1.0)
         },
         value,
         gradient,

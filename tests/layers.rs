@@ -8,13 +8,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The ranks, lowest first. Modules of one rank do not import each other.
-const RANKS: [&[&str]; 12] = [
+const RANKS: [&[&str]; 13] = [
     &["error", "simd"],
     &["element"],
-    &["rows"],
+    &["rows", "row_weights"],
     &["shapes", "checks"],
-    &["loss"],
+    &["loss", "top_k"],
     &["queue", "prefixes"],
+    &["batch"],
     &["problem"],
     &["device"],
     &["reference", "cpu", "gpu"],

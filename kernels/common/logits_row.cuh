@@ -21,20 +21,23 @@ struct LogitsRow {
     Bytes16* shared;
     uint32_t count;  // chunks of this thread
     uint32_t kept;   // how many of them stay in shared memory
+    // Classes that are compared, and all columns of the student.
+    uint32_t classes, columns;
     // The elements that no chunk has: fewer than a chunk on either side.
     bool has[2];
     uint32_t single[2];
 
     static constexpr uint32_t STEP = THREADS * CHUNK<T>;
 
-    // Row blockIdx.x of matrices with `classes` columns. At most `most_kept` chunks stay.
-    DEVICE LogitsRow(bool is_wide, const void* student, const void* teacher, float* gradients,
-                     uint32_t classes, uint32_t most_kept, Bytes16* memory)
-        : wide(is_wide) {
-        const uint64_t start = static_cast<uint64_t>(blockIdx.x) * classes;
-        x = static_cast<const T*>(student) + start;
-        y = static_cast<const T*>(teacher) + start;
-        gradient = gradients + start;
+    // The first `arguments.classes` columns of row blockIdx.x. At most `arguments.kept` chunks stay.
+    template <typename Arguments>
+    DEVICE LogitsRow(bool is_wide, const Arguments& arguments, Bytes16* memory)
+        : wide(is_wide), classes(arguments.classes), columns(arguments.student_columns) {
+        const uint64_t start = static_cast<uint64_t>(blockIdx.x) * columns;
+        x = static_cast<const T*>(arguments.student) + start;
+        y = static_cast<const T*>(arguments.teacher) +
+            static_cast<uint64_t>(blockIdx.x) * arguments.teacher_columns;
+        gradient = arguments.gradient + start;
         // Where chunks begin depends on the row's place in the matrix but not on the matrix's
         // address: else the bits would depend on it.
         const uint32_t past = static_cast<uint32_t>(start % CHUNK<T>);
@@ -42,13 +45,26 @@ struct LogitsRow {
         const uint32_t head = to_boundary < classes ? to_boundary : classes;
         const uint32_t chunks = (classes - head) / CHUNK<T>, tail = head + chunks * CHUNK<T>;
         count = chunks > threadIdx.x ? (chunks - threadIdx.x - 1) / THREADS + 1 : 0;
-        kept = count < most_kept ? count : most_kept;
+        kept = count < arguments.kept ? count : arguments.kept;
         first = head + threadIdx.x * CHUNK<T>;
         shared = memory + threadIdx.x;
         has[0] = threadIdx.x < head;
         has[1] = threadIdx.x < classes - tail;
         single[0] = threadIdx.x;
         single[1] = tail + threadIdx.x;
+    }
+
+    // Whether a chunk of either matrix, and of the gradient, lies on a multiple of 16 bytes.
+    template <typename Arguments>
+    DEVICE static bool has_wide_chunks(const Arguments& arguments) {
+        return aligned16(arguments.student) && aligned16(arguments.teacher) &&
+               aligned16(arguments.gradient) &&
+               (arguments.student_columns - arguments.teacher_columns) % CHUNK<T> == 0;
+    }
+
+    // The gradient of the columns from `begin` on is 0.
+    DEVICE void clear_from(uint32_t begin) const {
+        for (uint32_t c = begin + threadIdx.x; c < columns; c += THREADS) gradient[c] = 0;
     }
 
     DEVICE Chunk<T> load(const T* from) const { return fetch_chunk(from, wide, CHUNK<T>); }

@@ -7,9 +7,9 @@ use pulp::{Simd, WithSimd};
 use super::buffer::Buffer;
 use super::parallel::{for_each_block, map_blocks};
 use super::sums::{dot, sum_of};
+use crate::batch::Batch;
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
-use crate::problem::Batch;
 use crate::rows::Rows;
 use crate::simd::{dispatch, row_stride};
 

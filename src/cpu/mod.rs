@@ -12,11 +12,12 @@ mod triplet;
 
 use half::{bf16, f16};
 
+use crate::batch::Batch;
 use crate::device::{Device, sealed::Sealed};
 use crate::element::{DType, Element};
 use crate::error::Result;
 use crate::loss::{Family, Relation};
-use crate::problem::{Batch, Problem, Value};
+use crate::problem::{Problem, Value};
 use crate::rows::Rows;
 
 /// The fast path for machines without a GPU: SIMD chosen at run time, rayon's current thread pool,
@@ -35,7 +36,7 @@ impl Sealed for Cpu {}
     reason = "these are the signatures of `Device`"
 )]
 struct Compiled<T: Element> {
-    evaluate: fn(&Problem, Batch<'_, T>, &mut [T::Real]) -> Result<Value>,
+    evaluate: fn(&Problem, Batch<'_, T>, Option<&mut [f64]>, &mut [T::Real]) -> Result<Value>,
     relation_matrix: fn(Relation, Rows<'_, T>, &mut [T::Real]) -> Result<()>,
     softmax: fn(Rows<'_, T>, f64, &mut [T::Real]) -> Result<()>,
 }
@@ -80,8 +81,9 @@ impl<T: Element> Device<T> for Cpu {
         problem: &Problem,
         batch: Batch<'_, T>,
         gradient: &mut [T::Real],
+        row_losses: Option<&mut [f64]>,
     ) -> Result<Value> {
-        call!(T, evaluate(problem, batch.cast()), gradient)
+        call!(T, evaluate(problem, batch.cast(), row_losses), gradient)
     }
 
     fn relation_matrix(
@@ -106,16 +108,18 @@ impl<T: Element> Device<T> for Cpu {
 fn evaluate<T: Element>(
     problem: &Problem,
     batch: Batch<'_, T>,
+    row_losses: Option<&mut [f64]>,
     gradient: &mut [T::Real],
 ) -> Result<Value> {
     // A thread of the pool does all of it, so that each parallel step below starts from within the
     // pool. From outside, every step would put the caller to sleep and wake it again.
-    rayon::scope(|_| evaluate_in_pool(problem, batch, gradient))
+    rayon::scope(|_| evaluate_in_pool(problem, batch, row_losses, gradient))
 }
 
 fn evaluate_in_pool<T: Element>(
     problem: &Problem,
     batch: Batch<'_, T>,
+    row_losses: Option<&mut [f64]>,
     gradient: &mut [T::Real],
 ) -> Result<Value> {
     if !problem.prefixes().is_empty() {
@@ -137,7 +141,7 @@ fn evaluate_in_pool<T: Element>(
                 .map(|(loss, kl)| problem.value(loss, kl))
         }
         Family::Logits(logits) => {
-            let loss = logits::evaluate(&logits, batch, upstream, gradient)?;
+            let loss = logits::evaluate(&logits, problem, batch, row_losses, gradient)?;
             Some(problem.value(loss, []))
         }
     };

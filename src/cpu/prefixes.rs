@@ -1,11 +1,12 @@
 //! Losses of prefixes of the student's rows: the mean of the losses, and the sum of the gradients.
 
 use super::{evaluate_in_pool, pairwise};
+use crate::batch::Batch;
 use crate::checks::zeroed;
 use crate::element::Element;
 use crate::error::Result;
 use crate::loss::Family;
-use crate::problem::{Batch, Problem, Value};
+use crate::problem::{Problem, Value};
 use crate::rows::Rows;
 
 pub(super) fn evaluate<T: Element>(
@@ -16,7 +17,7 @@ pub(super) fn evaluate<T: Element>(
     if let [width] = problem.prefix_widths()
         && *width == batch.student.dim()
     {
-        return evaluate_in_pool(&problem.of_prefix(*width), batch, gradient);
+        return evaluate_in_pool(&problem.of_prefix(*width), batch, None, gradient);
     }
     let widths = problem.prefix_widths();
     // Two prefixes are needed to gain anything, and one to take elements out of longer rows.
@@ -51,7 +52,7 @@ fn one_by_one<T: Element>(
             ..batch
         };
         let mut part: Vec<T::Real> = zeroed("workspace", len)?;
-        loss += evaluate_in_pool(&problem.of_prefix(width), prefix, &mut part)?.loss;
+        loss += evaluate_in_pool(&problem.of_prefix(width), prefix, None, &mut part)?.loss;
         for (sums, part) in sums.chunks_exact_mut(dim).zip(part.chunks_exact(width)) {
             for (sum, g) in sums.iter_mut().zip(part) {
                 *sum += g.to_f64();

@@ -1,5 +1,7 @@
 //! Host slices, evaluated on a machine: copied there, computed, copied back.
 
+use bytemuck::Pod;
+
 use super::element::{GpuDType, GpuElement};
 use super::logits::launch_softmax;
 use super::machine::Machine;
@@ -7,9 +9,11 @@ use super::plan::{Addresses, Plan, QueueAddresses, grid_size, queue_layout};
 use super::queue;
 use super::relation::{launch as launch_relation, workspace_bytes};
 use super::workspace::Layout;
+use crate::batch::Batch;
+use crate::element::Real;
 use crate::error::Result;
 use crate::loss::Relation;
-use crate::problem::{Batch, MOST_TERMS, Problem, Value};
+use crate::problem::{MOST_TERMS, Problem, Value};
 use crate::queue::Queue;
 use crate::rows::Rows;
 
@@ -19,10 +23,27 @@ pub(crate) fn evaluate<T: GpuElement, M: Machine>(
     problem: &Problem,
     batch: Batch<'_, T>,
     gradient: &mut [f32],
+    row_losses: Option<&mut [f64]>,
 ) -> Result<Value> {
     let plan = Plan::new(problem, GpuDType::of::<T>(), machine.limits())?;
     let student = Uploaded::new(machine, "student", batch.student.as_slice())?;
-    let teacher = Uploaded::new(machine, "teacher", batch.teacher.as_slice())?;
+    let teacher = match batch.top_k {
+        None => Uploaded::new(machine, "teacher", batch.teacher.as_slice())?,
+        Some(top_k) => Uploaded::new(machine, "teacher", reals(top_k.log_probabilities()))?,
+    };
+    let classes = match batch.top_k {
+        None => None,
+        Some(top_k) => Some(Uploaded::new(machine, "teacher classes", top_k.classes())?),
+    };
+    let weights = match batch.row_weights {
+        None => None,
+        Some(weights) => Some(Uploaded::new(machine, "row_weights", reals(weights))?),
+    };
+    let mut losses = vec![0.0f32; row_losses.as_deref().map_or(0, <[f64]>::len)];
+    let of_rows = match &row_losses {
+        None => None,
+        Some(_) => Some(Output::new(machine, "row_losses", &losses)?),
+    };
     let queue = match (queue_layout(problem, GpuDType::of::<T>()), batch.queue) {
         (Some(layout), Some(queue)) => Some(UploadedQueue::new(machine, layout, queue)?),
         _ => None,
@@ -34,11 +55,14 @@ pub(crate) fn evaluate<T: GpuElement, M: Machine>(
     let addresses = Addresses {
         student: student.address,
         teacher: teacher.address,
+        teacher_classes: classes.as_ref().map_or(0, |classes| classes.address),
+        row_weights: weights.as_ref().map_or(0, |weights| weights.address),
         queue: queue
             .as_ref()
             .map_or_else(QueueAddresses::default, |queue| queue.addresses(machine)),
         gradient: result.address,
         value: machine.address(&value),
+        row_losses: of_rows.as_ref().map_or(0, |losses| losses.address),
         workspace: machine.address(&workspace),
     };
     plan.launch(machine, &addresses)?;
@@ -47,6 +71,12 @@ pub(crate) fn evaluate<T: GpuElement, M: Machine>(
     // No more than the kernels have written.
     let written = 1 + problem.spec().terms.len();
     machine.read(&value, bytemuck::cast_slice_mut(&mut results[..written]))?;
+    if let (Some(output), Some(row_losses)) = (of_rows, row_losses) {
+        output.read(machine, &mut losses)?;
+        for (out, loss) in row_losses.iter_mut().zip(losses) {
+            *out = f64::from(loss);
+        }
+    }
     result.read(machine, gradient)?;
     let [loss, terms @ ..] = results.map(f64::from);
     Ok(problem.value(loss, terms))
@@ -91,6 +121,11 @@ pub(crate) fn softmax<T: GpuElement, M: Machine>(
     output.read(machine, probabilities)
 }
 
+/// The reals of a GPU's elements, which are f32.
+fn reals<R: Real>(reals: &[R]) -> &[f32] {
+    bytemuck::cast_slice(reals)
+}
+
 /// An input on the machine, which lives as long as this.
 struct Uploaded<M: Machine> {
     _memory: M::Memory,
@@ -98,7 +133,7 @@ struct Uploaded<M: Machine> {
 }
 
 impl<M: Machine> Uploaded<M> {
-    fn new<T: GpuElement>(machine: &mut M, argument: &'static str, elements: &[T]) -> Result<Self> {
+    fn new<T: Pod>(machine: &mut M, argument: &'static str, elements: &[T]) -> Result<Self> {
         let bytes: &[u8] = bytemuck::cast_slice(elements);
         // Where the machine asks for it, elements before the input keep it from being aligned.
         let skipped = machine.misalignment(argument) * size_of::<T>();

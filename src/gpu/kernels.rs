@@ -217,6 +217,12 @@ kernels! {
         F16: relata_kd_kl_long_f16,
         BF16: relata_kd_kl_long_bf16,
     };
+    /// Divergences of softened logits from a list of the teacher's classes: a block for a row.
+    KD_TOP_K: super::logits::TopKArguments, 512 => by GpuDType {
+        F32: relata_kd_top_k_f32,
+        F16: relata_kd_top_k_f16,
+        BF16: relata_kd_top_k_bf16,
+    };
     /// x/‖x‖ of every row: a block for a row.
     NORMALIZE: super::normalize::Arguments, 256 => by GpuDType {
         F32: relata_normalize_f32,
@@ -323,6 +329,8 @@ kernels! {
         F16: relata_rrd_divergence_f16,
         BF16: relata_rrd_divergence_bf16,
     };
+    /// The share of each row in a weighted mean: one block.
+    ROW_SHARES: super::row_shares::Arguments, 1024 => once relata_row_shares;
     /// softmax(x/τ) of every row: a block for a row.
     SOFTMAX: super::logits::SoftmaxArguments, 256 => by GpuDType {
         F32: relata_softmax_f32,

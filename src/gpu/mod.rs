@@ -22,6 +22,7 @@ mod normalize;
 mod pairwise;
 pub(crate) mod queue;
 mod relation;
+mod row_shares;
 mod triplet;
 mod tuning;
 
@@ -42,10 +43,11 @@ macro_rules! gpu_device {
             fn evaluate(
                 &self,
                 problem: &crate::problem::Problem,
-                batch: crate::problem::Batch<'_, T>,
+                batch: crate::batch::Batch<'_, T>,
                 gradient: &mut [f32],
+                row_losses: Option<&mut [f64]>,
             ) -> crate::error::Result<crate::problem::Value> {
-                crate::gpu::evaluate(&mut self.machine(), problem, batch, gradient)
+                crate::gpu::evaluate(&mut self.machine(), problem, batch, gradient, row_losses)
             }
 
             fn relation_matrix(

@@ -13,14 +13,20 @@ use crate::problem::Problem;
 pub(crate) struct Addresses {
     /// `[N, D]`
     pub(crate) student: u64,
-    /// `[N, D_t]`
+    /// `[N, D_t]`; of a teacher that is a list of classes its log-probabilities, `[N, k]` f32.
     pub(crate) teacher: u64,
+    /// `[N, k]` u32, the classes of such a teacher; else 0.
+    pub(crate) teacher_classes: u64,
+    /// `[N]` f32, the rows' weights; 0 where they have none.
+    pub(crate) row_weights: u64,
     /// `[capacity, pitch]` and the ring's state; 0 where the loss has no queue.
     pub(crate) queue: QueueAddresses,
     /// `[N, D]` f32, overwritten.
     pub(crate) gradient: u64,
     /// f32, overwritten: the loss, and then its terms.
     pub(crate) value: u64,
+    /// f32, overwritten: the loss of each row; 0 where nobody asks for it.
+    pub(crate) row_losses: u64,
     pub(crate) workspace: u64,
 }
 

@@ -67,7 +67,7 @@ impl DarkRank {
         vec![
             Parameter::number("alpha", Range::Positive, &mut self.alpha),
             Parameter::number("beta", Range::Positive, &mut self.beta),
-            Parameter::count("length", Self::MOST_LENGTH, &mut self.length),
+            Parameter::count("length", 1..=Self::MOST_LENGTH, &mut self.length),
         ]
     }
 }

@@ -19,6 +19,19 @@ use super::{Divergence, Family, Logits, Parameter, Range, Spec};
 /// NaN. A row whose classes are all masked adds 0 to the sum. This is so for KL(p‖q);
 /// [`Divergence`] has the rules for the others.
 ///
+/// Student and teacher have the same number of classes, unless `classes` says how many of both are
+/// compared: where the teacher's vocabulary is larger, or one of them is padded. The gradient of the
+/// student's other classes is 0.
+///
+/// The teacher may be a list of its most likely classes ([`TopK`](crate::TopK)). All other classes
+/// then count as one, the **tail**, which has the rest of the teacher's probability and of the
+/// student's; D is that of these k + 1 classes. Without a tail D is summed over the listed classes
+/// alone, as by `top_k` in some trainers. Such a sum may be negative, and its least value is not
+/// where the student is the teacher: KL(q‖p) then falls as the student moves its mass to classes
+/// that are not listed.
+///
+/// Rows may have weights: see [`Batch::with_row_weights`](crate::Batch::with_row_weights).
+///
 /// ```
 /// use relata::{Divergence, KdKl};
 /// let plain = KdKl::new(2.0);
@@ -35,6 +48,12 @@ pub struct KdKl {
     pub teacher_temperature: f64,
     /// D; KL(p‖q) by default.
     pub divergence: Divergence,
+    /// C: the first so many classes of student and teacher are compared; 0, the default, compares
+    /// all.
+    pub classes: usize,
+    /// Whether the classes that a list leaves out count as one; `true` by default. Without a list
+    /// it has no effect.
+    pub tail: bool,
 }
 
 impl Default for KdKl {
@@ -51,6 +70,8 @@ impl KdKl {
             student_temperature: temperature,
             teacher_temperature: temperature,
             divergence: Divergence::Forward,
+            classes: 0,
+            tail: true,
         }
     }
 
@@ -60,12 +81,14 @@ impl KdKl {
             student_temperature: self.student_temperature,
             teacher_temperature: self.teacher_temperature,
             divergence: self.divergence.plainest(),
+            classes: self.classes,
+            tail: self.tail,
         }
     }
 
     pub(super) fn spec(&self) -> Spec {
         Spec {
-            same_dim: true,
+            same_dim: self.classes == 0,
             ..Spec::new(Family::Logits(self.logits()))
         }
     }
@@ -83,6 +106,8 @@ impl KdKl {
                 &mut self.teacher_temperature,
             ),
             Parameter::divergence(&mut self.divergence),
+            Parameter::count("classes", 0..=usize::MAX, &mut self.classes),
+            Parameter::flag("tail", &mut self.tail),
         ]
     }
 }

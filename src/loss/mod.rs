@@ -145,21 +145,24 @@ impl Loss {
     pub(crate) fn validate(&self, shapes: &Shapes) -> Result<()> {
         not_empty("rows", shapes.rows)?;
         not_empty("student_dim", shapes.student_dim)?;
-        not_empty("teacher_dim", shapes.teacher_dim)?;
         let mut loss = *self;
         for parameter in loss.parameters_mut() {
             parameter.check()?;
         }
         let spec = self.spec();
+        self.validate_teacher(&spec, shapes)?;
+        if shapes.row_weights && !spec.family.takes_row_weights() {
+            return Err(Error::Unexpected {
+                argument: "row_weights",
+                loss: spec.name,
+            });
+        }
         if let Family::Pairwise(Pairwise {
             penalty: Penalty::Order { .. },
             ..
         }) = spec.family
         {
             at_most("rows", Order::MOST_ROWS, shapes.rows)?;
-        }
-        if spec.same_dim {
-            same("teacher_dim", shapes.student_dim, shapes.teacher_dim)?;
         }
         match (spec.queue, shapes.queue) {
             (QueueUse::Required, None) => Err(Error::Missing {
@@ -173,6 +176,31 @@ impl Loss {
                 loss: spec.name,
             }),
         }
+    }
+
+    /// Checks the width of the teacher's rows, or its list of classes.
+    fn validate_teacher(&self, spec: &Spec, shapes: &Shapes) -> Result<()> {
+        let Some(k) = shapes.top_k else {
+            not_empty("teacher_dim", shapes.teacher_dim)?;
+            if spec.same_dim {
+                same("teacher_dim", shapes.student_dim, shapes.teacher_dim)?;
+            }
+            if let Family::Logits(Logits { classes, .. }) = spec.family {
+                at_most("classes", shapes.student_dim, classes)?;
+                at_most("classes", shapes.teacher_dim, classes)?;
+            }
+            return Ok(());
+        };
+        let Family::Logits(Logits { classes, .. }) = spec.family else {
+            return Err(Error::Unexpected {
+                argument: "top_k",
+                loss: spec.name,
+            });
+        };
+        not_empty("teacher k", k)?;
+        at_most("classes", shapes.student_dim, classes)?;
+        // The rows are not there.
+        same("teacher_dim", 0, shapes.teacher_dim)
     }
 }
 

@@ -1,5 +1,7 @@
 //! A loss's parameters by name: their values, defaults and ranges.
 
+use std::ops::RangeInclusive;
+
 use super::divergence::Divergence;
 use super::spec::Enqueue;
 use crate::checks::{at_most, not_empty};
@@ -72,8 +74,7 @@ pub(crate) struct Parameter<'a> {
 enum Slot<'a> {
     Number(&'a mut f64, Range),
     Flag(&'a mut bool),
-    /// At least 1, and at most so many.
-    Count(&'a mut usize, usize),
+    Count(&'a mut usize, RangeInclusive<usize>),
     Enqueue(&'a mut Enqueue),
     Divergence(&'a mut Divergence),
 }
@@ -94,9 +95,12 @@ impl<'a> Parameter<'a> {
         Parameter { name, slot }
     }
 
-    /// From 1 to `most`.
-    pub(crate) fn count(name: &'static str, most: usize, at: &'a mut usize) -> Self {
-        let slot = Slot::Count(at, most);
+    pub(crate) fn count(
+        name: &'static str,
+        range: RangeInclusive<usize>,
+        at: &'a mut usize,
+    ) -> Self {
+        let slot = Slot::Count(at, range);
         Parameter { name, slot }
     }
 
@@ -137,9 +141,11 @@ impl<'a> Parameter<'a> {
     pub(crate) fn check(&self) -> Result<()> {
         match &self.slot {
             Slot::Number(at, range) => range.check(self.name, **at),
-            Slot::Count(at, most) => {
-                not_empty(self.name, **at)?;
-                at_most(self.name, *most, **at)
+            Slot::Count(at, range) => {
+                if *range.start() > 0 {
+                    not_empty(self.name, **at)?;
+                }
+                at_most(self.name, *range.end(), **at)
             }
             Slot::Divergence(at) => at.check(),
             Slot::Flag(_) | Slot::Enqueue(_) => Ok(()),

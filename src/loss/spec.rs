@@ -235,6 +235,29 @@ pub struct Logits {
     /// What the two softmaxes are compared by. `Forward` and `Reverse` are never called by another
     /// name here: `Js` has 0 < β < 1, and the skews have α > 0.
     pub divergence: Divergence,
+    /// C: the first so many classes of both are compared; 0 compares all.
+    pub classes: usize,
+    /// Of a teacher that is a list of classes ([`TopK`](crate::TopK)): whether all other classes
+    /// together count as one more.
+    pub tail: bool,
+}
+
+impl Family {
+    /// Whether the rows of a batch can have weights.
+    pub(crate) fn takes_row_weights(&self) -> bool {
+        match self {
+            Family::Logits(_) => true,
+            Family::Pairwise(_) | Family::Triplet(_) | Family::Contrastive(_) => false,
+        }
+    }
+
+    /// Whether the loss is a mean of losses of rows, which an evaluation can give.
+    pub(crate) fn has_row_losses(&self) -> bool {
+        match self {
+            Family::Logits(_) => true,
+            Family::Pairwise(_) | Family::Triplet(_) | Family::Contrastive(_) => false,
+        }
+    }
 }
 
 impl Pairwise {

@@ -1,37 +1,178 @@
 use super::divergence::{divergence, log_ratios};
-use super::{Matrix, log_softmax};
+use super::log_softmax;
+use crate::batch::Batch;
+use crate::element::{Element, Real};
 use crate::loss::{Divergence, Logits};
-use crate::problem::Value;
+use crate::problem::Problem;
+use crate::row_weights::shares;
+use crate::top_k::TopK;
 
-/// L = T_s²/N Σ_i D(softmax(y_i/T_t), softmax(x_i/T_s)); its gradient is T_s/N · q (g − Σ q g) with
-/// g = ∂D/∂q, which is (T/N)(q − p) for D = KL(p‖q).
+/// L = T_s² Σ_i s_i D(softmax(y_i/T_t), softmax(x_i/T_s)) with the share s_i of each row in the
+/// mean, 1/N or w_i/Σw. The gradient is T_s s_i · q (g − Σ q g) with g = ∂D/∂q, which is
+/// T s_i (q − p) for D = KL(p‖q).
 ///
 /// A class that is −∞ in both is masked: the row is one without it. [`Divergence`] says what
-/// another −∞ does.
-pub(super) fn kd_kl(loss: &Logits, x: &Matrix, y: &Matrix) -> (Value, Vec<f64>) {
-    let n = x.rows() as f64;
-    let t = loss.student_temperature;
+/// another −∞ does. A row of weight 0 is not read.
+pub(super) fn kd_kl<T: Element>(
+    loss: &Logits,
+    problem: &Problem,
+    batch: Batch<'_, T>,
+    gradient: &mut [f64],
+    mut row_losses: Option<&mut [f64]>,
+) -> f64 {
+    let n = batch.student.len();
+    let shares = match batch.row_weights {
+        Some(weights) => shares(weights),
+        None => vec![1.0 / n as f64; n],
+    };
+    let (t, classes) = (loss.student_temperature, problem.classes());
+    let wide = |row: &[T]| -> Vec<f64> { row[..classes].iter().map(|l| l.to_f64()).collect() };
     let mut value = 0.0;
-    let mut gradient = vec![0.0; x.data.len()];
-    for (i, gradient) in gradient.chunks_exact_mut(x.dim).enumerate() {
-        let kept: Vec<usize> = (0..x.dim)
-            .filter(|&k| x.row(i)[k] != f64::NEG_INFINITY || y.row(i)[k] != f64::NEG_INFINITY)
-            .collect();
-        if kept.is_empty() {
-            continue;
+    gradient.fill(0.0);
+    for (i, gradient) in gradient.chunks_exact_mut(batch.student.dim()).enumerate() {
+        let (d, slopes) = if shares[i] == 0.0 {
+            (0.0, vec![0.0; classes])
+        } else if let Some(top_k) = batch.top_k {
+            divergence_from_list(loss, &wide(batch.student.row(i)), top_k, i)
+        } else {
+            let [x, y] = [batch.student, batch.teacher].map(|rows| wide(rows.row(i)));
+            divergence_of_rows(loss, &x, &y)
+        };
+        value += t * t * shares[i] * d;
+        if let Some(losses) = row_losses.as_deref_mut() {
+            losses[i] = t * t * d;
         }
-        let [x, y] = [x, y].map(|of| kept.iter().map(|&k| of.row(i)[k]).collect::<Vec<f64>>());
-        let (d, slopes) = divergence_of_row(loss, &x, &y);
-        value += t * t / n * d;
-        if !d.is_finite() {
-            gradient.fill(f64::NAN);
-            continue;
-        }
-        for (k, slope) in kept.into_iter().zip(slopes) {
-            gradient[k] = t / n * slope;
+        for (g, slope) in gradient.iter_mut().zip(slopes) {
+            *g = problem.upstream() * t * shares[i] * slope;
         }
     }
-    (Value::new(value), gradient)
+    value
+}
+
+/// D(p, q) of two rows of logits, and its gradient with respect to x/T_s: NaN where D is not
+/// finite.
+fn divergence_of_rows(loss: &Logits, x: &[f64], y: &[f64]) -> (f64, Vec<f64>) {
+    let mut gradient = vec![0.0; x.len()];
+    let kept: Vec<usize> = (0..x.len())
+        .filter(|&k| x[k] != f64::NEG_INFINITY || y[k] != f64::NEG_INFINITY)
+        .collect();
+    if kept.is_empty() {
+        return (0.0, gradient);
+    }
+    let [x, y] = [x, y].map(|of| kept.iter().map(|&k| of[k]).collect::<Vec<f64>>());
+    let (d, slopes) = divergence_of_row(loss, &x, &y);
+    if !d.is_finite() {
+        gradient.fill(f64::NAN);
+        return (d, gradient);
+    }
+    for (k, slope) in kept.into_iter().zip(slopes) {
+        gradient[k] = slope;
+    }
+    (d, gradient)
+}
+
+/// The same of a row of logits and a list of the teacher's classes.
+fn divergence_from_list<R: Real>(
+    loss: &Logits,
+    x: &[f64],
+    teacher: TopK<'_, R>,
+    row: usize,
+) -> (f64, Vec<f64>) {
+    let not_finite = |d: f64| (d, vec![f64::NAN; x.len()]);
+    let listed: Vec<(usize, f64)> = teacher.row(row).collect();
+    let is_teacher = listed.iter().all(|&(_, log_p)| log_p < f64::INFINITY);
+    if !is_teacher || !x.iter().all(|l| *l < f64::INFINITY) {
+        return not_finite(f64::NAN);
+    }
+    if x.iter().all(|&l| l == f64::NEG_INFINITY) {
+        let forward = loss.divergence == Divergence::Forward;
+        return not_finite(if forward { f64::INFINITY } else { f64::NAN });
+    }
+    let scaled: Vec<f64> = x.iter().map(|l| l / loss.student_temperature).collect();
+    let log_q = log_softmax(&scaled);
+    let mut is_listed = vec![false; x.len()];
+    listed
+        .iter()
+        .for_each(|&(class, _)| is_listed[class] = true);
+    let tail: Vec<usize> = (0..x.len()).filter(|&class| !is_listed[class]).collect();
+
+    // h: q times the derivative of D by q, of each listed class.
+    let mut gradient = vec![0.0; x.len()];
+    if loss.tail && !tail.is_empty() {
+        // D of k + 1 classes, as of two rows of logits at temperature 1.
+        let tail_q: f64 = tail.iter().map(|&class| log_q[class].exp()).sum();
+        let sum: f64 = listed.iter().map(|&(_, log_p)| log_p.exp()).sum();
+        let tail_p = TopK::<R>::tail(sum, tail_q);
+        let mut buckets_q: Vec<f64> = listed.iter().map(|&(class, _)| log_q[class]).collect();
+        let mut buckets_p: Vec<f64> = listed.iter().map(|&(_, log_p)| log_p).collect();
+        buckets_q.push(tail_q.ln());
+        buckets_p.push(tail_p.ln());
+        let one = Logits {
+            student_temperature: 1.0,
+            teacher_temperature: 1.0,
+            ..*loss
+        };
+        let (d, slopes) = divergence_of_rows(&one, &buckets_q, &buckets_p);
+        for (&(class, _), &slope) in listed.iter().zip(&slopes) {
+            gradient[class] = slope;
+        }
+        if tail_q > 0.0 {
+            for class in tail {
+                gradient[class] = slopes[listed.len()] * (log_q[class].exp() / tail_q);
+            }
+        }
+        return if d.is_finite() {
+            (d, gradient)
+        } else {
+            not_finite(d)
+        };
+    }
+    // A sum over the listed classes alone.
+    let mut d = 0.0;
+    let mut sum = 0.0;
+    for &(class, log_p) in &listed {
+        let (term, slope) = plain_term(loss.divergence, log_p, log_q[class]);
+        d += term;
+        sum += slope;
+        gradient[class] = slope;
+    }
+    for (g, log_q) in gradient.iter_mut().zip(&log_q) {
+        *g -= log_q.exp() * sum;
+    }
+    if d.is_finite() {
+        (d, gradient)
+    } else {
+        not_finite(d)
+    }
+}
+
+/// A class's term of D as it is defined, and q times the term's derivative by q.
+fn plain_term(divergence: Divergence, log_p: f64, log_q: f64) -> (f64, f64) {
+    let (p, q) = (log_p.exp(), log_q.exp());
+    // v log(v/w), which is 0 where v is, and v times its derivative by v.
+    let of = |v: f64, log_v: f64, log_w: f64| if v > 0.0 { v * (log_v - log_w) } else { 0.0 };
+    match divergence {
+        Divergence::Forward => (of(p, log_p, log_q), -p),
+        Divergence::Reverse => {
+            let term = of(q, log_q, log_p);
+            (term, term + q)
+        }
+        Divergence::Js { beta } => {
+            let log_m = (beta * p + (1.0 - beta) * q).ln();
+            let of_q = of(q, log_q, log_m);
+            let term = beta * of(p, log_p, log_m) + (1.0 - beta) * of_q;
+            (term, (1.0 - beta) * of_q)
+        }
+        Divergence::Skew { alpha } => {
+            let m = alpha * p + (1.0 - alpha) * q;
+            (of(p, log_p, m.ln()), -(1.0 - alpha) * p * q / m)
+        }
+        Divergence::SkewReverse { alpha } => {
+            let m = alpha * q + (1.0 - alpha) * p;
+            let term = of(q, log_q, m.ln());
+            (term, term + q * (1.0 - alpha * q / m))
+        }
+    }
 }
 
 /// D(p, q), and its gradient with respect to x/T_s where it is finite.

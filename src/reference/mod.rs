@@ -18,11 +18,12 @@ mod sp;
 
 use half::{bf16, f16};
 
+use crate::batch::Batch;
 use crate::device::{Device, sealed::Sealed};
 use crate::element::{DType, Element};
 use crate::error::Result;
 use crate::loss::{Family, Loss, Relation, Rkd, duplicate_distance};
-use crate::problem::{Batch, Problem, Value};
+use crate::problem::{Problem, Value};
 use crate::rows::Rows;
 
 use rkd_angle::rkd_angle;
@@ -50,13 +51,14 @@ impl<T: Element> Device<T> for Reference {
         problem: &Problem,
         batch: Batch<'_, T>,
         gradient: &mut [f64],
+        row_losses: Option<&mut [f64]>,
     ) -> Result<Value> {
         // Compiled here, once for each type, and not in every crate that calls it.
         match T::DTYPE {
-            DType::F64 => evaluate::<f64>(problem, batch.cast(), gradient),
-            DType::F32 => evaluate::<f32>(problem, batch.cast(), gradient),
-            DType::F16 => evaluate::<f16>(problem, batch.cast(), gradient),
-            DType::BF16 => evaluate::<bf16>(problem, batch.cast(), gradient),
+            DType::F64 => evaluate::<f64>(problem, batch.cast(), gradient, row_losses),
+            DType::F32 => evaluate::<f32>(problem, batch.cast(), gradient, row_losses),
+            DType::F16 => evaluate::<f16>(problem, batch.cast(), gradient, row_losses),
+            DType::BF16 => evaluate::<bf16>(problem, batch.cast(), gradient, row_losses),
         }
     }
 
@@ -87,10 +89,11 @@ fn evaluate<T: Element>(
     problem: &Problem,
     batch: Batch<'_, T>,
     gradient: &mut [f64],
+    row_losses: Option<&mut [f64]>,
 ) -> Result<Value> {
     let widths = problem.prefix_widths();
     if widths.is_empty() {
-        return Ok(evaluate_rows(problem, batch, gradient));
+        return Ok(evaluate_rows(problem, batch, gradient, row_losses));
     }
     gradient.fill(0.0);
     let mut loss = 0.0;
@@ -103,7 +106,7 @@ fn evaluate<T: Element>(
             ..batch
         };
         let mut of_prefix = vec![0.0; cut.len()];
-        let value = evaluate_rows(&problem.of_prefix(width), prefix, &mut of_prefix);
+        let value = evaluate_rows(&problem.of_prefix(width), prefix, &mut of_prefix, None);
         loss += value.loss / widths.len() as f64;
         for (sums, row) in gradient.chunks_mut(dim).zip(of_prefix.chunks(width)) {
             for (sum, g) in sums.iter_mut().zip(row) {
@@ -119,17 +122,19 @@ fn evaluate_rows<T: Element>(
     problem: &Problem,
     batch: Batch<'_, T>,
     gradient: &mut [f64],
+    row_losses: Option<&mut [f64]>,
 ) -> Value {
+    if let Family::Logits(logits) = problem.spec().family {
+        let loss = kd_kl::kd_kl(&logits, problem, batch, gradient, row_losses);
+        return problem.value(loss, []);
+    }
     let mut student = Matrix::new(batch.student);
     let mut teacher = Matrix::new(batch.teacher);
     let queue = batch.queue.map(|queue| Matrix {
         data: queue.keys().iter().map(|q| q.to_f64()).collect(),
         dim: queue.dim(),
     });
-    // Logits may be −∞: kd_kl looks at each row itself.
-    let judged_by_row = matches!(problem.spec().family, Family::Logits(_));
-    let finite = student.is_finite() && teacher.is_finite();
-    if !(finite || judged_by_row) {
+    if !(student.is_finite() && teacher.is_finite()) {
         gradient.fill(f64::NAN);
         return problem.not_a_number();
     }
@@ -163,7 +168,8 @@ fn evaluate_rows<T: Element>(
         Loss::DarkRank(loss) => dark_rank::dark_rank(loss, &student, &teacher),
         Loss::Rrd(loss) => rrd::rrd(loss, &student, &teacher, &expect_queue(queue)),
         Loss::InfoNce(loss) => info_nce::info_nce(loss, &student, &teacher, queue.as_ref()),
-        Loss::KdKl(loss) => kd_kl::kd_kl(&loss.logits(), &student, &teacher),
+        // Its rows may hold infinities, and have weights.
+        Loss::KdKl(_) => unreachable!("evaluated above"),
     };
     if let Some(norms) = norms {
         student.normalize_backward(&norms, epsilon, &mut g);

@@ -20,10 +20,10 @@ with_fake_driver!(a_foreign_stream_gets_the_launches, [], {
     let buffers = Buffers {
         student: 0x10_0000,
         teacher: 0x20_0000,
-        queue: 0,
         gradient: 0x30_0000,
         value: 0x40_0000,
         workspace: 0x50_0000,
+        ..Buffers::default()
     };
     calls();
     for _ in 0..2 {
@@ -107,10 +107,10 @@ with_fake_driver!(foreign_memory_is_found, [("FAKE_DRIVER_GPUS", "2")], {
     let good = Buffers {
         student: base,
         teacher: base + 4,
-        queue: 0,
         gradient: base + 8,
         value: base + 12,
         workspace: base + 256,
+        ..Buffers::default()
     };
     stream.context().bind_to_thread().expect("current");
     assert_eq!(evaluator.check(&good), Ok(()));

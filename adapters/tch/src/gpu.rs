@@ -44,10 +44,10 @@ fn evaluate_as<T: GpuElement>(inputs: &Inputs, problem: &Problem) -> Result<Eval
     let buffers = Buffers {
         student: address(&inputs.student),
         teacher: address(&inputs.teacher),
-        queue: 0,
         gradient: address(&gradient),
         value: address(&value),
         workspace: address(&workspace),
+        ..Buffers::default()
     };
     // Above all, this checks that they are on the GPU whose context is current.
     evaluator.check(&buffers)?;

@@ -19,13 +19,13 @@ use pulp::{Simd, WithSimd};
 
 use super::attention::{Attention, CHUNK, lanes_of_strip, part_len};
 use super::tiles::{Keys, STRIP, products};
+use crate::batch::Batch;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::Embeddings;
 use crate::cpu::parallel::try_map;
 use crate::cpu::sums::dot;
 use crate::element::{Element, Real};
 use crate::error::Result;
-use crate::problem::Batch;
 use crate::simd::dispatch;
 
 /// Rows of a smaller KL are near. Above, the rounding of the log-sums is at most 1e-4 of KL in f32.

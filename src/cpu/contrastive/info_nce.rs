@@ -4,13 +4,13 @@
 use super::attention::attention_forward;
 use super::tiles::Keys;
 use super::{initial_max, initial_maxima};
+use crate::batch::Batch;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::{Embeddings, RowScaling};
 use crate::cpu::parallel::{map, try_map_blocks};
 use crate::cpu::sums::dot;
 use crate::element::Element;
 use crate::error::Result;
-use crate::problem::Batch;
 
 /// The loss. `None` if an input is not finite.
 pub(super) fn info_nce<T: Element>(

@@ -6,13 +6,13 @@ mod info_nce;
 mod rrd;
 mod tiles;
 
+use crate::batch::Batch;
 use crate::cpu::embeddings::{Embeddings, RowScaling};
 use crate::cpu::parallel::map;
 use crate::cpu::sums::{dot, sum_of};
 use crate::element::{Element, Real};
 use crate::error::{Error, Result};
 use crate::loss::{Contrastive, Target};
-use crate::problem::Batch;
 use crate::queue::Queue;
 
 /// The loss, and the divergence KL(p‖q) where the target is the teacher's softmax. `None` if an

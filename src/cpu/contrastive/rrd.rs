@@ -12,13 +12,13 @@ use super::attention::attention_forward;
 use super::divergence::{NEAR, divergence_of};
 use super::initial_maxima;
 use super::tiles::Keys;
+use crate::batch::Batch;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::{Embeddings, RowScaling};
 use crate::cpu::parallel::try_map_blocks;
 use crate::cpu::sums::dot;
 use crate::element::Element;
 use crate::error::Result;
-use crate::problem::Batch;
 use crate::queue::Queue;
 
 /// The loss and the divergence, the means over the rows of H(p_i, q_i) and KL(p_i‖q_i). `None` if

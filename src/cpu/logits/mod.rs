@@ -25,15 +25,18 @@
 mod divergence;
 mod masked;
 pub(super) mod softmax;
+mod top_k;
 
 use pulp::{Simd, WithSimd};
 
+use crate::batch::Batch;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::parallel::try_map_blocks;
 use crate::element::{Element, Real};
 use crate::error::Result;
 use crate::loss::{Divergence, Logits};
-use crate::problem::Batch;
+use crate::problem::Problem;
+use crate::row_weights::shares;
 use crate::simd::{Lanes, dispatch};
 use softmax::{CHUNK, largest, present, split_whole};
 
@@ -41,39 +44,84 @@ use softmax::{CHUNK, largest, present, split_whole};
 /// log C, so from here on their rounding is a few units in the last place of KL.
 const NEAR: f64 = 1.0;
 
-/// The loss. A row whose logits are not all finite has the value that `masked` gives it.
+/// The loss. A row whose logits are not all finite has the value that `masked` gives it, and one of
+/// weight 0 the value 0.
 pub(super) fn evaluate<T: Element>(
     loss: &Logits,
+    problem: &Problem,
     batch: Batch<'_, T>,
-    upstream: f64,
+    row_losses: Option<&mut [f64]>,
     gradient: &mut [T::Real],
 ) -> Result<f64> {
-    let (rows, classes) = (batch.student.len(), batch.student.dim());
-    let padded = classes.next_multiple_of(T::Real::PAD);
-    let sums: Vec<f64> = try_map_blocks(gradient, classes, &|i, out| {
-        let mut x = Buffer::<T::Real>::any(padded)?;
-        let mut y = Buffer::<T::Real>::any(padded)?;
-        let mut difference = Buffer::<T::Real>::any(padded)?;
-        let (row_x, row_y) = (batch.student.row(i), batch.teacher.row(i));
-        T::widen(row_x, &mut x[..classes]);
-        T::widen(row_y, &mut y[..classes]);
-        let factor = upstream * loss.student_temperature / rows as f64;
-        let value = dispatch(Row {
-            loss,
-            x: &mut x,
-            y: &mut y,
-            difference: &mut difference,
-            classes,
-            factor,
-        });
-        if value.is_nan() {
-            return masked::evaluate_row(loss, row_x, row_y, factor, out);
-        }
-        out.copy_from_slice(&x[..classes]);
+    let (rows, classes) = (batch.student.len() as f64, problem.classes());
+    let shares = batch.row_weights.map(shares);
+    let t = loss.student_temperature;
+    let of_row = |i: usize, out: &mut [T::Real]| {
+        let (out, others) = out.split_at_mut(classes);
+        let factor = match &shares {
+            None => problem.upstream() * t / rows,
+            Some(shares) => problem.upstream() * t * shares[i],
+        };
+        let value = if shares.as_ref().is_some_and(|shares| shares[i] == 0.0) {
+            out.fill(T::Real::ZERO);
+            0.0
+        } else {
+            let x = &batch.student.row(i)[..classes];
+            match batch.top_k {
+                Some(top_k) => top_k::evaluate_row::<T>(loss, x, top_k, i, factor, out)?,
+                None => evaluate_row(loss, x, &batch.teacher.row(i)[..classes], factor, out)?,
+            }
+        };
+        others.fill(T::Real::ZERO);
         Ok(value)
-    })?;
-    let sum: f64 = sums.iter().sum();
-    Ok(loss.student_temperature * loss.student_temperature / rows as f64 * sum)
+    };
+    let values: Vec<f64> = try_map_blocks(gradient, batch.student.dim(), &of_row)?;
+    let loss = match &shares {
+        None => t * t / rows * values.iter().sum::<f64>(),
+        Some(shares) => {
+            let weighted = values
+                .iter()
+                .zip(shares)
+                .map(|(value, share)| value * share);
+            t * t * weighted.sum::<f64>()
+        }
+    };
+    if let Some(losses) = row_losses {
+        for (loss, value) in losses.iter_mut().zip(values) {
+            *loss = t * t * value;
+        }
+    }
+    Ok(loss)
+}
+
+/// The divergence of two rows, and its gradient in `out`.
+fn evaluate_row<T: Element>(
+    loss: &Logits,
+    row_x: &[T],
+    row_y: &[T],
+    factor: f64,
+    out: &mut [T::Real],
+) -> Result<f64> {
+    let classes = row_x.len();
+    let padded = classes.next_multiple_of(T::Real::PAD);
+    let mut x = Buffer::<T::Real>::any(padded)?;
+    let mut y = Buffer::<T::Real>::any(padded)?;
+    let mut difference = Buffer::<T::Real>::any(padded)?;
+    T::widen(row_x, &mut x[..classes]);
+    T::widen(row_y, &mut y[..classes]);
+    let value = dispatch(Row {
+        loss,
+        x: &mut x,
+        y: &mut y,
+        difference: &mut difference,
+        classes,
+        factor,
+    });
+    if value.is_nan() {
+        return masked::evaluate_row(loss, row_x, row_y, factor, out);
+    }
+    out.copy_from_slice(&x[..classes]);
+    Ok(value)
 }
 
 /// One row of logits of each.

@@ -1,10 +1,10 @@
 //! The distances of all pairs of rows, and rows that are fit for them.
 
+use crate::batch::Batch;
 use crate::cpu::embeddings::{Embeddings, RowScaling};
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
 use crate::loss::duplicate_distance;
-use crate::problem::Batch;
 
 /// Whose rows.
 #[derive(Clone, Copy, PartialEq, Eq)]

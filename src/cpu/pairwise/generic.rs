@@ -35,13 +35,13 @@ use super::ops::{
 use super::order::order;
 use super::pair_sums::symmetric;
 use super::ranking::{Ranking, ranking};
+use crate::batch::Batch;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::Embeddings;
 use crate::cpu::parallel::{for_each_block, map};
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
 use crate::loss::{Normalizer, Pairwise, Penalty, Relation};
-use crate::problem::Batch;
 use crate::simd::{dispatch, row_stride};
 
 /// Elements of a row that are summed side by side, whatever the registers of the machine.

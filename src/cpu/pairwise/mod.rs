@@ -12,10 +12,10 @@ mod ranking;
 pub(in crate::cpu) mod relation;
 pub(in crate::cpu) mod rkd_distance;
 
+use crate::batch::Batch;
 use crate::element::Element;
 use crate::error::Result;
 use crate::loss::Pairwise;
-use crate::problem::Batch;
 
 /// The loss. `None` if an input is not finite.
 pub(super) fn evaluate<T: Element>(

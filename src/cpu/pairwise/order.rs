@@ -21,6 +21,7 @@ use rayon::slice::ParallelSliceMut;
 use super::contraction::contract_product;
 use super::generic::relation_of;
 use super::ops::row_scaling;
+use crate::batch::Batch;
 use crate::checks::zeroed;
 use crate::cpu::embeddings::Embeddings;
 use crate::cpu::parallel::map;
@@ -28,7 +29,6 @@ use crate::cpu::sums::dot;
 use crate::element::Element;
 use crate::error::Result;
 use crate::loss::Pairwise;
-use crate::problem::Batch;
 use crate::simd::row_stride;
 
 /// Pairs that are compared one by one.

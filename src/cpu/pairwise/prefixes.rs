@@ -25,6 +25,7 @@ use super::generic::{coefficients, relation_of};
 use super::ops::{Divergence, Huber, PenaltyOp, Plain, Positive, RelationOp, Shifted, Squared};
 use super::order;
 use super::pair_sums::symmetric;
+use crate::batch::Batch;
 use crate::checks::zeroed;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::{Embeddings, RowScaling, power_of_two_below};
@@ -33,7 +34,6 @@ use crate::cpu::sums::dot;
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
 use crate::loss::{Pairwise, Penalty, Relation};
-use crate::problem::Batch;
 use crate::simd::row_stride;
 
 /// The least square of the length of a prefix, of a row whose largest element is about 1.

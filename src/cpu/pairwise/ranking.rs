@@ -14,6 +14,7 @@
 
 use super::generic::relation_of;
 use super::ops::row_scaling;
+use crate::batch::Batch;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::Embeddings;
 use crate::cpu::parallel::{map, try_map_blocks};
@@ -21,7 +22,6 @@ use crate::cpu::sums::sum_of;
 use crate::element::Element;
 use crate::error::Result;
 use crate::loss::Pairwise;
-use crate::problem::Batch;
 use crate::simd::row_stride;
 
 /// The parameters of `Penalty::Ranking`.

@@ -23,12 +23,12 @@ use pulp::{Simd, WithSimd};
 use super::contraction::{Form, contract};
 use super::distances::{Distances, Measured, Side, measure, most_inverse, vanishes};
 use super::pair_sums::{mirror_upper, upper};
+use crate::batch::Batch;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::{Embeddings, RowScaling};
 use crate::cpu::parallel::{for_each_block, map};
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
-use crate::problem::Batch;
 use crate::simd::{dispatch, row_stride};
 
 /// Up to which spread of the distances, the longest over the shortest, distances are computed in

@@ -19,6 +19,7 @@ mod pair_table;
 
 use pulp::{Simd, WithSimd};
 
+use crate::batch::Batch;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::embeddings::RowScaling;
 use crate::cpu::pairwise::contraction::{Form, contract};
@@ -28,7 +29,6 @@ use crate::cpu::pairwise::rkd_distance;
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
 use crate::loss::Triplet;
-use crate::problem::Batch;
 use crate::simd::{Lanes, dispatch};
 use close::ClosePairs;
 use distance_penalty::{DistancePenalty, half_distance};

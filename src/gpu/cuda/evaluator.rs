@@ -24,6 +24,9 @@ use crate::problem::Problem;
 /// The inputs and the results are slices of [`cudarc`](super::cudarc) on the GPU. An evaluation
 /// consists of kernel launches alone: it allocates nothing, copies nothing and does not wait.
 ///
+/// It takes rows of student and teacher. Weights of rows and teachers that are lists of classes are
+/// for [`RawEvaluator`].
+///
 /// ```no_run
 /// use relata::cuda::{Evaluator, cudarc::driver::CudaContext};
 /// use relata::{RkdAngle, Shapes};
@@ -181,6 +184,12 @@ impl<T: GpuElement> Evaluator<T> {
     ) -> Result<()> {
         let (shapes, enqueue) = (self.problem().shapes(), self.enqueue());
         let stream = &self.stream;
+        if shapes.top_k.is_some() || shapes.row_weights {
+            return Err(Error::Missing {
+                argument: "row_weights or teacher_classes",
+                expected: "RawEvaluator, whose buffers have them",
+            });
+        }
         check("student", student, shapes.rows * shapes.student_dim, stream)?;
         check("teacher", teacher, shapes.rows * shapes.teacher_dim, stream)?;
         check(
@@ -207,6 +216,7 @@ impl<T: GpuElement> Evaluator<T> {
             gradient,
             value,
             workspace: self.workspace.address(),
+            ..Buffers::default()
         };
         let mut queue = queue.zip(self.raw.queue());
         if let (Some((queue, raw)), Enqueue::Before) = (&mut queue, enqueue) {

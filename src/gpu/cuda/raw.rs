@@ -23,8 +23,13 @@ use crate::problem::Problem;
 pub struct Buffers {
     /// The student's rows, `[N, D]`.
     pub student: u64,
-    /// The teacher's rows, `[N, D_t]`.
+    /// The teacher's rows, `[N, D_t]`. If the problem's teacher is a list of classes
+    /// ([`TopK`](crate::TopK)), the logarithms of their probabilities, `[N, k]` f32.
     pub teacher: u64,
+    /// The classes of such a list, `[N, k]` u32, or 0 if the problem has none.
+    pub teacher_classes: u64,
+    /// The weights of the rows, `[N]` f32, or 0 if the problem has none.
+    pub row_weights: u64,
     /// The memory of the problem's [`RawQueue`], or 0 if it has none.
     pub queue: u64,
     /// The gradient, `[N, D]` f32. It is overwritten.
@@ -32,6 +37,9 @@ pub struct Buffers {
     /// [`VALUE_LEN`](super::VALUE_LEN) f32: the loss, and then its terms. It is overwritten as far
     /// as the loss has terms.
     pub value: u64,
+    /// The loss of each row, `[N]` f32, or 0 to leave it out. It is overwritten. Only a loss that
+    /// is a mean of losses of rows has them.
+    pub row_losses: u64,
     /// Scratch memory of [`RawEvaluator::workspace_bytes`] bytes, aligned to 256. Nothing else may
     /// write there, also between evaluations.
     pub workspace: u64,
@@ -158,12 +166,15 @@ impl RawEvaluator {
     ///
     /// # Errors
     /// [`Error::NoContext`] if the evaluator's context is not current. [`Error::Missing`] if the
-    /// problem has a queue and `buffers` has none. [`Error::Cuda`] if the driver refuses a launch.
+    /// problem has a queue, weights or a list of classes and `buffers` has none.
+    /// [`Error::Unexpected`] if the loss has no losses of rows. [`Error::Cuda`] if the driver refuses a launch.
     ///
     /// # Safety
     /// - Each address is that of memory as [`Buffers`] describes it, for this problem's shapes, in
     ///   the memory of the evaluator's context.
-    /// - `gradient`, `value` and `workspace` overlap nothing.
+    /// - Each of `teacher_classes` is less than the number of classes, and no row has one twice.
+    /// - Each of `row_weights` is finite and at least 0.
+    /// - `gradient`, `value`, `row_losses` and `workspace` overlap nothing.
     /// - The workspace is [initialised](Self::initialize), and so is the queue. No other evaluation
     ///   uses the workspace at the same time.
     /// - `stream` is a `CUstream` of that context, or null for its default stream.
@@ -175,12 +186,16 @@ impl RawEvaluator {
             Some(_) if buffers.queue == 0 => return Err(no_queue()),
             Some(queue) => queue.addresses(buffers.queue),
         };
+        self.complete(buffers)?;
         let addresses = Addresses {
             student: buffers.student,
             teacher: buffers.teacher,
+            teacher_classes: buffers.teacher_classes,
+            row_weights: buffers.row_weights,
             queue,
             gradient: buffers.gradient,
             value: buffers.value,
+            row_losses: buffers.row_losses,
             workspace: buffers.workspace,
         };
         let mut launcher = if self.overlap {
@@ -189,6 +204,34 @@ impl RawEvaluator {
             self.context.launcher(stream.cast())?
         };
         self.plan.launch(&mut launcher, &addresses)
+    }
+
+    /// Refuses buffers that lack what the problem has, or ask for what it has not.
+    fn complete(&self, buffers: &Buffers) -> Result<()> {
+        let shapes = self.problem.shapes();
+        let needed = [
+            ("row_weights", shapes.row_weights, buffers.row_weights),
+            (
+                "teacher_classes",
+                shapes.top_k.is_some(),
+                buffers.teacher_classes,
+            ),
+        ];
+        for (argument, is_needed, address) in needed {
+            if is_needed && address == 0 {
+                return Err(Error::Missing {
+                    argument,
+                    expected: "an address, as the problem has them",
+                });
+            }
+        }
+        if buffers.row_losses != 0 && !self.problem.spec().family.has_row_losses() {
+            return Err(Error::Unexpected {
+                argument: "row_losses",
+                loss: self.problem.loss().name(),
+            });
+        }
+        Ok(())
     }
 
     /// Asks the driver whether the buffers are memory of this evaluator's GPU and context, and
@@ -202,14 +245,37 @@ impl RawEvaluator {
             .queue
             .as_ref()
             .map(|_| ("queue", buffers.queue, RawQueue::ALIGNMENT as u64));
+        let shapes = self.problem.shapes();
+        // The logarithms of a list's probabilities are f32.
+        let teacher_bytes = if shapes.top_k.is_some() {
+            4
+        } else {
+            self.bytes
+        };
+        let sometimes = [
+            (
+                shapes.top_k.is_some(),
+                ("teacher_classes", buffers.teacher_classes, 4),
+            ),
+            (shapes.row_weights, ("row_weights", buffers.row_weights, 4)),
+            (
+                buffers.row_losses != 0,
+                ("row_losses", buffers.row_losses, 4),
+            ),
+        ];
+        let sometimes = sometimes.into_iter().filter(|(is_there, _)| *is_there);
         let always = [
             ("student", buffers.student, self.bytes),
-            ("teacher", buffers.teacher, self.bytes),
+            ("teacher", buffers.teacher, teacher_bytes),
             ("gradient", buffers.gradient, 4),
             ("value", buffers.value, 4),
             ("workspace", buffers.workspace, 256),
         ];
-        for (argument, address, alignment) in always.into_iter().chain(queue) {
+        for (argument, address, alignment) in always
+            .into_iter()
+            .chain(queue)
+            .chain(sometimes.map(|(_, buffer)| buffer))
+        {
             let foreign = |got| Error::ForeignMemory { argument, got };
             if !address.is_multiple_of(alignment) {
                 let got = format!("{address:#x}, which is no multiple of {alignment}");

@@ -13,20 +13,27 @@ pub(super) struct Kind {
 impl Kind {
     /// How the kernel computes the loss, or `None` where kernels/kd_kl.cu does.
     pub(super) fn of(loss: &Logits) -> Option<Self> {
-        let (kind, rest) = match loss.divergence {
-            Divergence::Forward if loss.student_temperature == loss.teacher_temperature => {
-                return None;
-            }
-            Divergence::Forward => (0, 0.0),
-            Divergence::Reverse => (1, 0.0),
-            Divergence::Js { beta } => (2, beta),
-            Divergence::Skew { alpha } => (3, alpha),
-            Divergence::SkewReverse { alpha } => (4, alpha),
-        };
+        if loss.divergence == Divergence::Forward
+            && loss.student_temperature == loss.teacher_temperature
+        {
+            return None;
+        }
+        let (kind, rest) = Self::code(loss.divergence);
         Some(Kind {
             kind,
             share: (1.0 - rest) as f32,
             rest: rest as f32,
         })
+    }
+
+    /// The kernels' `Kind`, and α or β.
+    pub(super) fn code(divergence: Divergence) -> (u32, f64) {
+        match divergence {
+            Divergence::Forward => (0, 0.0),
+            Divergence::Reverse => (1, 0.0),
+            Divergence::Js { beta } => (2, beta),
+            Divergence::Skew { alpha } => (3, alpha),
+            Divergence::SkewReverse { alpha } => (4, alpha),
+        }
     }
 }

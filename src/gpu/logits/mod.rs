@@ -1,15 +1,20 @@
-//! The logits family on a GPU: KD, by kernels/kd_kl.cu and, where it is not KL(p‖q) with one
-//! temperature, kernels/kd_divergence.cu; and the public softmax.
+//! The logits family on a GPU: KD, by kernels/kd_kl.cu, where it is not KL(p‖q) with one
+//! temperature by kernels/kd_divergence.cu, and of a list of classes by kernels/kd_top_k.cu; and the
+//! public softmax.
 
 mod divergence;
 mod softmax;
+mod top_k;
 
 use self::divergence::Kind;
 pub(crate) use self::softmax::{Arguments as SoftmaxArguments, launch as launch_softmax};
+pub(crate) use self::top_k::Arguments as TopKArguments;
+use self::top_k::List;
 use super::arguments::kernel_arguments;
-use super::kernels::{ByDType, KD_DIVERGENCE, KD_KL, KD_KL_LONG};
+use super::kernels::{ByDType, KD_DIVERGENCE, KD_KL, KD_KL_LONG, KD_TOP_K};
 use super::machine::{Launcher, Limits};
 use super::plan::{Addresses, grid_size};
+use super::row_shares::RowShares;
 use super::tuning::contrastive::SYSTEM_SHARED;
 use super::tuning::logits::{BLOCKS, CHUNK, MAX_SHORT, REDUCTIONS};
 use super::workspace::{Layout, Region};
@@ -27,8 +32,13 @@ kernel_arguments! {
         partials: u64,
         value: u64,
         counter: u64,
+        row_shares: u64,
+        row_losses: u64,
         loss_factor: f64,
+        row_factor: f64,
         classes: u32,
+        student_columns: u32,
+        teacher_columns: u32,
         inverse_temperature: f32,
         gradient_factor: f32,
         kept: u32,
@@ -44,8 +54,13 @@ kernel_arguments! {
         partials: u64,
         value: u64,
         counter: u64,
+        row_shares: u64,
+        row_losses: u64,
         loss_factor: f64,
+        row_factor: f64,
         classes: u32,
+        student_columns: u32,
+        teacher_columns: u32,
         student_inverse_temperature: f32,
         teacher_inverse_temperature: f32,
         gradient_factor: f32,
@@ -115,15 +130,19 @@ impl RowTile {
     }
 }
 
-/// How KD runs: one launch, with a block for a row.
+/// How KD runs: a launch with a block for a row, after one for the rows' shares where rows have
+/// weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Plan {
     dtype: GpuDType,
     rows: u32,
+    /// That are compared.
     classes: u32,
+    columns: [u32; 2],
     temperature: f64,
     upstream: f64,
     kernel: Choice,
+    shares: Option<RowShares>,
     partials: Region,
 }
 
@@ -139,6 +158,8 @@ enum Choice {
         teacher_temperature: f64,
         kept: u32,
     },
+    /// The teacher is a list of classes.
+    TopK(List),
 }
 
 impl Plan {
@@ -149,38 +170,49 @@ impl Plan {
         limits: Limits,
         layout: &mut Layout,
     ) -> Result<Self> {
-        let shapes = problem.shapes();
+        let (shapes, classes) = (problem.shapes(), problem.classes());
         Ok(Plan {
             dtype,
             rows: grid_size("rows", shapes.rows)?,
-            classes: grid_size("student_dim", shapes.student_dim)?,
+            classes: grid_size("classes", classes)?,
+            columns: [
+                grid_size("student_dim", shapes.student_dim)?,
+                grid_size("teacher_dim", shapes.teacher_dim)?,
+            ],
             temperature: loss.student_temperature,
             upstream: problem.upstream(),
-            kernel: match Kind::of(loss) {
-                None => Choice::Forward(RowTile::new(shapes.student_dim, dtype, limits)),
-                Some(kind) => Choice::Divergence {
+            kernel: match (shapes.top_k, Kind::of(loss)) {
+                (Some(k), _) => Choice::TopK(List::new(loss, [classes, k], dtype, limits)?),
+                (None, None) => Choice::Forward(RowTile::new(classes, dtype, limits)),
+                (None, Some(kind)) => Choice::Divergence {
                     kind,
                     teacher_temperature: loss.teacher_temperature,
-                    kept: RowTile::most_kept(
-                        shapes.student_dim,
-                        dtype,
-                        limits,
-                        KD_DIVERGENCE.threads,
-                    ),
+                    kept: RowTile::most_kept(classes, dtype, limits, KD_DIVERGENCE.threads),
                 },
             },
+            shares: RowShares::new(shapes, layout)?,
             partials: layout.push::<f64>(&[shapes.rows])?,
         })
     }
 
-    /// Launches its one pass.
+    /// Launches its pass, after that of the rows' shares where rows have weights.
     pub(crate) fn launch(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
-        let (t, n) = (self.temperature, f64::from(self.rows));
+        if let Some(shares) = self.shares {
+            shares.launch(launcher, at)?;
+        }
+        let t = self.temperature;
+        let rows = if self.shares.is_some() {
+            1.0
+        } else {
+            f64::from(self.rows)
+        };
         let grid = [self.rows, 1, 1];
-        let (loss_factor, gradient_factor) = (t * t / n, (self.upstream * t / n) as f32);
+        let (loss_factor, gradient_factor) = (t * t / rows, (self.upstream * t / rows) as f32);
         let inverse_temperature = (1.0 / t) as f32;
         let partials = self.partials.at(at.workspace);
         let counter = Layout::counter(0).at(at.workspace);
+        let row_shares = self.shares.map_or(0, |shares| shares.at(at));
+        let [student_columns, teacher_columns] = self.columns;
         match self.kernel {
             Choice::Forward(tile) => {
                 let arguments = Arguments {
@@ -190,8 +222,13 @@ impl Plan {
                     partials,
                     value: at.value,
                     counter,
+                    row_shares,
+                    row_losses: at.row_losses,
                     loss_factor,
+                    row_factor: t * t,
                     classes: self.classes,
+                    student_columns,
+                    teacher_columns,
                     inverse_temperature,
                     gradient_factor,
                     kept: tile.kept,
@@ -211,8 +248,13 @@ impl Plan {
                     partials,
                     value: at.value,
                     counter,
+                    row_shares,
+                    row_losses: at.row_losses,
                     loss_factor,
+                    row_factor: t * t,
                     classes: self.classes,
+                    student_columns,
+                    teacher_columns,
                     student_inverse_temperature: inverse_temperature,
                     teacher_inverse_temperature: (1.0 / teacher_temperature) as f32,
                     gradient_factor,
@@ -224,6 +266,35 @@ impl Plan {
                 let shared = kept * RowTile::bytes(KD_DIVERGENCE.threads) as u32;
                 let kernel = KD_DIVERGENCE.of(self.dtype);
                 kernel.launch(launcher, grid, shared, &arguments)
+            }
+            Choice::TopK(list) => {
+                let arguments = TopKArguments {
+                    student: at.student,
+                    ids: at.teacher_classes,
+                    log_p: at.teacher,
+                    gradient: at.gradient,
+                    partials,
+                    value: at.value,
+                    counter,
+                    row_shares,
+                    row_losses: at.row_losses,
+                    loss_factor,
+                    row_factor: t * t,
+                    inverse_temperature: 1.0 / t,
+                    share: list.share,
+                    rest: list.rest,
+                    least_tail: List::LEAST_TAIL,
+                    gradient_factor,
+                    classes: self.classes,
+                    columns: student_columns,
+                    k: list.k,
+                    kind: list.kind,
+                    tail: list.tail.into(),
+                    words: list.words,
+                    kept: list.kept,
+                };
+                let kernel = KD_TOP_K.of(self.dtype);
+                kernel.launch(launcher, grid, list.shared(), &arguments)
             }
         }
     }

@@ -3,11 +3,12 @@
 use half::bf16;
 
 use super::*;
+use crate::batch::Batch;
 use crate::gpu::element::GpuElement;
 use crate::gpu::emulator::{EmulatedMachine, Emulator, Memory};
 use crate::gpu::machine::Machine;
 use crate::gpu::plan::{Addresses, Plan};
-use crate::problem::{Batch, Problem};
+use crate::problem::Problem;
 use crate::rows::Rows;
 use crate::shapes::Shapes;
 

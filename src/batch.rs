@@ -1,0 +1,101 @@
+//! The inputs of an evaluation.
+
+use std::any::Any;
+
+use crate::element::Element;
+use crate::queue::Queue;
+use crate::rows::Rows;
+use crate::shapes::Shapes;
+use crate::top_k::TopK;
+
+/// The inputs of one evaluation: student and teacher, and the queue where the loss has one.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a, T: Element> {
+    /// `[N, D]`: what the gradient is taken with respect to.
+    pub student: Rows<'a, T>,
+    /// `[N, D_t]`: a constant. `[N, 0]` where the teacher is `top_k`.
+    pub teacher: Rows<'a, T>,
+    /// The keys of past teacher batches, as the loss is to see them.
+    pub queue: Option<&'a Queue<T::Real>>,
+    /// `[N]`: what each row counts for.
+    pub row_weights: Option<&'a [T::Real]>,
+    /// `[N, k]`: the teacher's most likely classes, in place of its rows.
+    pub top_k: Option<TopK<'a, T::Real>>,
+}
+
+impl<'a, T: Element> Batch<'a, T> {
+    /// A batch of rows and nothing else.
+    #[must_use]
+    pub fn new(student: Rows<'a, T>, teacher: Rows<'a, T>) -> Self {
+        Batch {
+            student,
+            teacher,
+            queue: None,
+            row_weights: None,
+            top_k: None,
+        }
+    }
+
+    /// A batch of student logits and the teacher's most likely classes, for
+    /// [`KdKl`](crate::KdKl).
+    #[must_use]
+    pub fn of_top_k(student: Rows<'a, T>, top_k: TopK<'a, T::Real>) -> Self {
+        let teacher = Rows::without_columns(top_k.len());
+        Batch {
+            top_k: Some(top_k),
+            ..Batch::new(student, teacher)
+        }
+    }
+
+    /// The same rows with `queue`.
+    #[must_use]
+    pub fn with_queue(self, queue: &'a Queue<T::Real>) -> Self {
+        Batch {
+            queue: Some(queue),
+            ..self
+        }
+    }
+
+    /// The same rows, each with a weight: the loss is the weighted mean `Σ w_i ℓ_i / Σ w_i` of the
+    /// losses of its rows. A mask has the weights 0 and 1. Where all weights are 0, the loss and
+    /// the gradient are 0.
+    ///
+    /// The losses of logits take weights. A row of weight 0 is not read: it may hold anything.
+    #[must_use]
+    pub fn with_row_weights(self, weights: &'a [T::Real]) -> Self {
+        Batch {
+            row_weights: Some(weights),
+            ..self
+        }
+    }
+
+    /// The same batch as elements of the type that `T` is.
+    pub(crate) fn cast<U: Element>(self) -> Batch<'a, U> {
+        let queue = self.queue.map(|queue| {
+            let queue: &dyn Any = queue;
+            queue
+                .downcast_ref()
+                .expect("a queue of the element's reals")
+        });
+        Batch {
+            student: self.student.cast(),
+            teacher: self.teacher.cast(),
+            queue,
+            row_weights: self.row_weights.map(bytemuck::cast_slice),
+            top_k: self.top_k.map(TopK::cast),
+        }
+    }
+
+    /// The sizes of this batch.
+    #[must_use]
+    pub fn shapes(&self) -> Shapes {
+        Shapes {
+            rows: self.student.len(),
+            student_dim: self.student.dim(),
+            teacher_dim: self.teacher.dim(),
+            queue: self.queue.map(Queue::len),
+            row_weights: self.row_weights.is_some(),
+            top_k: self.top_k.map(|top_k| top_k.k()),
+        }
+    }
+}
