@@ -1,8 +1,10 @@
 // Computes   L = T_s²/N · Σ_i D(p_i, q_i), p_i = softmax(y_i/T_t), q_i = softmax(x_i/T_s), and
 //            ∂L/∂x = T_s/N · q (g − Σ q g), g = ∂D/∂q. D is one of Kind. KL(p‖q) with one
-//            temperature has a faster kernel of its own, kernels/kd_kl.cu.
+//            temperature has a faster kernel of its own, kernels/kd_kl.cu, unless rows have
+//            weights or more columns than classes: the first C columns are compared.
 // Buffers    student x, teacher y [N, C] f32, f16 or bf16, aligned to their element; gradient [N,
-//            C] f32; partials [N] f64; value [2] f32.
+//            C] f32; partials [N] f64; value [2] f32;
+//            shares and losses of rows [N] f32, or none.
 // Passes     One launch. A block goes over its row three times: forwards for the maxima and sums,
 //            backwards for D and Σ q g, forwards for the gradient. As much of the row's beginning
 //            as fits stays in shared memory. The rest is read again, from L2.
@@ -266,8 +268,12 @@ struct Row {
 template <typename T, unsigned THREADS, Kind KIND>
 DEVICE void kd_divergence(const Arguments& arguments) {
     DYNAMIC_SHARED(Bytes16, shared);
-    const bool wide = LogitsRow<T, THREADS>::has_wide_chunks(arguments);
-    const LogitsRow<T, THREADS> logits(wide, arguments, shared);
+    const LogitsColumns columns = {arguments.student_columns, arguments.teacher_columns};
+    // Whether a chunk of both matrices, and of the gradient, lies on a multiple of 16 bytes.
+    const bool wide = aligned16(arguments.student) && aligned16(arguments.teacher) &&
+                      aligned16(arguments.gradient) &&
+                      (columns.student - columns.teacher) % CHUNK<T> == 0;
+    const LogitsRow<T, THREADS> logits(wide, arguments, columns, shared);
     logits.clear_from(arguments.classes);
     const float share = share_of_row(arguments);
     if (share == 0) {

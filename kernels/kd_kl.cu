@@ -1,7 +1,8 @@
 // Computes   L = T²/N · Σ_i KL(softmax(y_i/T) ‖ softmax(x_i/T)) and ∂L/∂x = (T/N)(q − p), with p of
 //            y and q of x.
 // Buffers    student x, teacher y [N, C] f32, f16 or bf16, aligned to their element; gradient [N,
-//            C] f32; partials [N] f64; value [2] f32.
+//            C] f32; partials [N] f64; value [2] f32;
+//            losses of rows [N] f32, or none.
 // Passes     One launch. A block goes over its row forwards for the maxima and sums, and backwards
 //            for the divergence and the gradient. As much of the row's beginning as fits stays in
 //            shared memory meanwhile. The rest is read again backwards: what was read last is
@@ -46,19 +47,16 @@ struct Arguments {
     double* partials;
     float* value;
     unsigned* counter;
-    const float* row_shares;  // of each row in the mean, or null where all are alike
-    float* row_losses;        // or null
-    double loss_factor;  // T²/N, or T² where rows have shares
+    float* row_losses;  // or null
+    double loss_factor;  // T²/N
     double row_factor;   // T²
-    uint32_t classes;  // that are compared
-    uint32_t student_columns;
-    uint32_t teacher_columns;
+    uint32_t classes;
     float inverse_temperature;
-    float gradient_factor;  // upstream · T/N, or upstream · T
+    float gradient_factor;  // upstream · T/N
     uint32_t kept;          // chunks of a thread that stay in shared memory
 };
-ARGUMENTS(Arguments, student, teacher, gradient, partials, value, counter, row_shares, row_losses,
-          loss_factor, row_factor, classes, student_columns, teacher_columns,
+ARGUMENTS(Arguments, student, teacher, gradient, partials, value, counter, row_losses, loss_factor,
+          row_factor, classes,
           inverse_temperature, gradient_factor, kept);
 
 // Both softmaxes of a row, over the elements seen so far.
@@ -154,14 +152,8 @@ struct Divergence {
 template <typename T, unsigned THREADS, bool WIDE>
 DEVICE void kd_kl(const Arguments& arguments) {
     DYNAMIC_SHARED(Bytes16, shared);
-    const LogitsRow<T, THREADS> logits(WIDE, arguments, shared);
-    logits.clear_from(arguments.classes);
-    const float share = share_of_row(arguments);
-    if (share == 0) {
-        logits.clear_from(0);
-        finish_row<THREADS>(arguments, share, 0.0);
-        return;
-    }
+    const uint32_t classes = arguments.classes;
+    const LogitsRow<T, THREADS> logits(WIDE, arguments, {classes, classes}, shared);
 
     // Softmax of both rows
     RowSoftmax row;
@@ -171,23 +163,28 @@ DEVICE void kd_kl(const Arguments& arguments) {
 
     // Divergence and gradient
     Divergence divergence(row);
-    const float factor = arguments.gradient_factor * share;
+    const float factor = arguments.gradient_factor;
     logits.store_backwards(
         [&](float x, float y) { return factor * divergence.add(row, x, y); });
 
     // Reduce
     const double sum = block_reduce<THREADS>(static_cast<double>(divergence.sum), Sum());
     const double moment = block_reduce<THREADS>(static_cast<double>(divergence.moment), Sum());
-    const double rest = sum - moment;
-    // Where KL is not small, the rest is the rounding of two large sums.
-    const double kl = sum < 2.0 ? sum + (log1p(rest) - rest) : sum;
-    // The rounding of what is 0 may be negative.
-    finish_row<THREADS>(arguments, share, (kl < 0 ? 0.0 : kl) + divergence.no_gradient());
+    double kl = 0;
+    if (threadIdx.x == 0) {
+        const double rest = sum - moment;
+        // Where KL is not small, the rest is the rounding of two large sums.
+        kl = sum < 2.0 ? sum + (log1p(rest) - rest) : sum;
+        // The rounding of what is 0 may be negative.
+        kl = (kl < 0 ? 0.0 : kl) + divergence.no_gradient();
+    }
+    finish_row<THREADS>(arguments, 1.0f, kl);
 }
 
 template <typename T, unsigned THREADS>
 DEVICE void kd_kl(const Arguments& arguments) {
-    if (LogitsRow<T, THREADS>::has_wide_chunks(arguments))
+    if (aligned16(arguments.student) && aligned16(arguments.teacher) &&
+        aligned16(arguments.gradient))
         kd_kl<T, THREADS, true>(arguments);
     else
         kd_kl<T, THREADS, false>(arguments);

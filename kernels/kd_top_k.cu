@@ -79,7 +79,7 @@ struct Mixture {
     double excess;  // z − log(1 + z), where |z| is small
 
     // `ratio` is log(v/w).
-    DEVICE_CALL Mixture(double share, double rest, double v, double w, double ratio) {
+    DEVICE Mixture(double share, double rest, double v, double w, double ratio) {
         z = share * expm1(-ratio);
         u = rest + share * exp(-ratio);
         const bool small = fabs(z) < 0.1;
@@ -243,7 +243,7 @@ DEVICE void kd_top_k(const Arguments& arguments) {
     for (uint32_t j = threadIdx.x; j < arguments.k; j += THREADS) {
         if (log_p[j] == -infinity()) continue;
         listed += 1;
-        largest = fmax(largest, to_float(row.x[ids[j]]));
+        largest = fmax(largest, static_cast<double>(to_float(row.x[ids[j]])));
         atomic_or(bits + ids[j] / 32, 1u << ids[j] % 32);
     }
     block_barrier();
@@ -260,7 +260,7 @@ DEVICE void kd_top_k(const Arguments& arguments) {
         others.add(x, scale);
     });
     others = others.template of_block<THREADS>(scale);
-    largest = fmax(block_reduce<THREADS>(largest, Max()), others.maximum);
+    largest = fmax(block_reduce<THREADS>(largest, Max()), static_cast<double>(others.maximum));
     listed = block_reduce<THREADS>(listed, Sum());
     // No class is left where all logits are −∞.
     const double origin = largest == -infinity() ? 0.0 : largest;

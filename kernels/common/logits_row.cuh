@@ -6,6 +6,11 @@
 #include "element.cuh"
 #include "platform.cuh"
 
+// The columns of both matrices: the classes that are compared, or more.
+struct LogitsColumns {
+    uint32_t student, teacher;
+};
+
 // This thread's part of a row. Chunks are 16 bytes. Thread t takes chunks t, t + THREADS, ... of
 // both rows, and one element before the first chunk and one after the last.
 template <typename T, unsigned THREADS>
@@ -21,8 +26,8 @@ struct LogitsRow {
     Bytes16* shared;
     uint32_t count;  // chunks of this thread
     uint32_t kept;   // how many of them stay in shared memory
-    // Classes that are compared, and all columns of the student.
-    uint32_t classes, columns;
+    // Of student and gradient.
+    uint32_t columns;
     // The elements that no chunk has: fewer than a chunk on either side.
     bool has[2];
     uint32_t single[2];
@@ -31,12 +36,13 @@ struct LogitsRow {
 
     // The first `arguments.classes` columns of row blockIdx.x. At most `arguments.kept` chunks stay.
     template <typename Arguments>
-    DEVICE LogitsRow(bool is_wide, const Arguments& arguments, Bytes16* memory)
-        : wide(is_wide), classes(arguments.classes), columns(arguments.student_columns) {
+    DEVICE LogitsRow(bool is_wide, const Arguments& arguments, LogitsColumns all, Bytes16* memory)
+        : wide(is_wide), columns(all.student) {
+        const uint32_t classes = arguments.classes;
         const uint64_t start = static_cast<uint64_t>(blockIdx.x) * columns;
         x = static_cast<const T*>(arguments.student) + start;
         y = static_cast<const T*>(arguments.teacher) +
-            static_cast<uint64_t>(blockIdx.x) * arguments.teacher_columns;
+            static_cast<uint64_t>(blockIdx.x) * all.teacher;
         gradient = arguments.gradient + start;
         // Where chunks begin depends on the row's place in the matrix but not on the matrix's
         // address: else the bits would depend on it.
@@ -52,14 +58,6 @@ struct LogitsRow {
         has[1] = threadIdx.x < classes - tail;
         single[0] = threadIdx.x;
         single[1] = tail + threadIdx.x;
-    }
-
-    // Whether a chunk of either matrix, and of the gradient, lies on a multiple of 16 bytes.
-    template <typename Arguments>
-    DEVICE static bool has_wide_chunks(const Arguments& arguments) {
-        return aligned16(arguments.student) && aligned16(arguments.teacher) &&
-               aligned16(arguments.gradient) &&
-               (arguments.student_columns - arguments.teacher_columns) % CHUNK<T> == 0;
     }
 
     // The gradient of the columns from `begin` on is 0.

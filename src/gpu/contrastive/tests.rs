@@ -40,6 +40,7 @@ fn launches(
         gradient: 0,
         value: 0,
         workspace: 0,
+        ..Addresses::default()
     };
     let mut names = Names(Vec::new());
     plan.launch(&mut names, &nowhere).expect("no launch fails");

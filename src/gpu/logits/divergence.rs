@@ -11,9 +11,11 @@ pub(super) struct Kind {
 }
 
 impl Kind {
-    /// How the kernel computes the loss, or `None` where kernels/kd_kl.cu does.
-    pub(super) fn of(loss: &Logits) -> Option<Self> {
-        if loss.divergence == Divergence::Forward
+    /// How the kernel computes the loss, or `None` where kernels/kd_kl.cu does: rows
+    /// are plain if they have no weights and are compared as a whole.
+    pub(super) fn of(loss: &Logits, is_plain: bool) -> Option<Self> {
+        if is_plain
+            && loss.divergence == Divergence::Forward
             && loss.student_temperature == loss.teacher_temperature
         {
             return None;

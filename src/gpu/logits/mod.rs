@@ -32,13 +32,10 @@ kernel_arguments! {
         partials: u64,
         value: u64,
         counter: u64,
-        row_shares: u64,
         row_losses: u64,
         loss_factor: f64,
         row_factor: f64,
         classes: u32,
-        student_columns: u32,
-        teacher_columns: u32,
         inverse_temperature: f32,
         gradient_factor: f32,
         kept: u32,
@@ -149,7 +146,7 @@ pub(crate) struct Plan {
 /// Which kernel runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Choice {
-    /// KL(p‖q) with one temperature.
+    /// KL(p‖q) with one temperature, of rows that have no weights and are compared as a whole.
     Forward(RowTile),
     /// Anything else. It keeps `kept` chunks of a thread: the three readings take several times as
     /// long as memory does, so blocks of short rows need not be small.
@@ -171,6 +168,8 @@ impl Plan {
         layout: &mut Layout,
     ) -> Result<Self> {
         let (shapes, classes) = (problem.shapes(), problem.classes());
+        let is_plain =
+            !shapes.row_weights && [shapes.student_dim, shapes.teacher_dim] == [classes; 2];
         Ok(Plan {
             dtype,
             rows: grid_size("rows", shapes.rows)?,
@@ -181,7 +180,7 @@ impl Plan {
             ],
             temperature: loss.student_temperature,
             upstream: problem.upstream(),
-            kernel: match (shapes.top_k, Kind::of(loss)) {
+            kernel: match (shapes.top_k, Kind::of(loss, is_plain)) {
                 (Some(k), _) => Choice::TopK(List::new(loss, [classes, k], dtype, limits)?),
                 (None, None) => Choice::Forward(RowTile::new(classes, dtype, limits)),
                 (None, Some(kind)) => Choice::Divergence {
@@ -222,13 +221,10 @@ impl Plan {
                     partials,
                     value: at.value,
                     counter,
-                    row_shares,
                     row_losses: at.row_losses,
                     loss_factor,
                     row_factor: t * t,
                     classes: self.classes,
-                    student_columns,
-                    teacher_columns,
                     inverse_temperature,
                     gradient_factor,
                     kept: tile.kept,

@@ -326,6 +326,7 @@ impl Run {
             gradient,
             value,
             workspace,
+            ..Addresses::default()
         };
         plan.launch(&mut machine, &addresses).unwrap();
         machine.read(&of_workspace, &mut bytes).unwrap();

@@ -174,6 +174,7 @@ fn evaluates_with_a_filling_queue<T: GpuElement>(capacity: usize, dim: usize) {
             gradient: machine.address(&result),
             value: machine.address(&value),
             workspace: machine.address(&workspace),
+            ..Addresses::default()
         };
         plan.launch(machine, &addresses)
             .expect("kernels without fault");

@@ -80,6 +80,7 @@ fn evaluate_for<T: GpuElement + Pod>(
         gradient,
         value,
         workspace: at,
+        ..Addresses::default()
     };
     plan.launch(&mut machine, &addresses).unwrap();
     let mut bytes = vec![0; layout.bytes()];
