@@ -1,5 +1,7 @@
 //! A loss with shapes that it accepts; what its evaluation takes and gives.
 
+mod groups;
+
 use std::any::Any;
 
 use crate::checks::same;
@@ -202,6 +204,8 @@ pub struct Problem {
     loss: Loss,
     shapes: Shapes,
     prefixes: Prefixes,
+    /// 1 if all rows are compared with one another.
+    groups: usize,
     upstream: f64,
     checked: bool,
     weights: WeightPrecision,
@@ -220,6 +224,7 @@ impl Problem {
             loss,
             shapes,
             prefixes: Prefixes::default(),
+            groups: 1,
             upstream: 1.0,
             checked: false,
             weights: WeightPrecision::default(),

@@ -1,5 +1,6 @@
 //! How a problem runs on a device.
 
+use super::groups::Groups;
 use super::machine::{Launcher, Limits};
 use super::workspace::Layout;
 use super::{contrastive, logits, pairwise, queue, triplet};
@@ -34,7 +35,9 @@ pub(crate) struct QueueAddresses {
 /// A problem on a device: a pure function of the two.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Plan {
+    /// Of each group, where there are groups.
     passes: Passes,
+    groups: Option<Groups>,
     layout: Layout,
 }
 
@@ -51,6 +54,8 @@ impl Plan {
     pub(crate) fn new(problem: &Problem, dtype: GpuDType, limits: Limits) -> Result<Self> {
         let mut layout = Layout::new();
         let at = &mut layout;
+        let groups = Groups::new(problem, dtype, at)?;
+        let problem = &problem.of_group();
         let passes = match problem.spec().family {
             // The kernels of RKD serve its distance alone as well.
             Family::Pairwise(loss) => match loss.as_triplet() {
@@ -69,7 +74,11 @@ impl Plan {
                 Passes::Logits(logits::Plan::new(&loss, problem, dtype, limits, at)?)
             }
         };
-        Ok(Plan { passes, layout })
+        Ok(Plan {
+            passes,
+            groups,
+            layout,
+        })
     }
 
     /// The plan of a problem that differs in nothing but its upstream factor: what takes time to
@@ -83,8 +92,8 @@ impl Plan {
     ) -> Result<Self> {
         match self.passes {
             Passes::Triplet(plan) => Ok(Plan {
-                passes: Passes::Triplet(plan.with_upstream(problem.upstream())),
-                layout: self.layout,
+                passes: Passes::Triplet(plan.with_upstream(problem.of_group().upstream())),
+                ..*self
             }),
             Passes::Pairwise(_) | Passes::Contrastive(_) | Passes::Logits(_) => {
                 Self::new(problem, dtype, limits)
@@ -98,8 +107,18 @@ impl Plan {
         self.layout.bytes()
     }
 
-    /// Launches all passes.
+    /// Launches all passes, group by group where there are groups.
     pub(crate) fn launch(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+        let Some(groups) = &self.groups else {
+            return self.launch_passes(launcher, at);
+        };
+        for group in groups.addresses(at) {
+            self.launch_passes(launcher, &group)?;
+        }
+        groups.launch_mean(launcher, at)
+    }
+
+    fn launch_passes(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         match &self.passes {
             Passes::Triplet(plan) => plan.launch(launcher, at),
             Passes::Pairwise(plan) => plan.launch(launcher, at),

@@ -1,0 +1,35 @@
+//! Losses of groups of rows: the mean of the losses, and the gradient of each group.
+
+use super::evaluate_in_pool;
+use super::parallel::try_map_blocks;
+use crate::checks::zeroed;
+use crate::element::Element;
+use crate::error::Result;
+use crate::problem::{Batch, Problem, Value};
+
+/// The most elements of a group's relation for groups to be evaluated side by side.
+const SMALL: usize = 512 * 512;
+
+pub(super) fn evaluate<T: Element>(
+    problem: &Problem,
+    batch: Batch<'_, T>,
+    gradient: &mut [T::Real],
+) -> Result<Value> {
+    let group = problem.of_group();
+    let rows = group.shapes().rows;
+    // After an error the gradient is to be as it was.
+    let mut gradients: Vec<T::Real> = zeroed("workspace", gradient.len())?;
+    let evaluate_one = |nth: usize, gradient: &mut [T::Real]| {
+        evaluate_in_pool(&group, batch.group(nth, rows), gradient)
+    };
+    let len = group.gradient_len();
+    let values = if rows * rows <= SMALL {
+        try_map_blocks(&mut gradients, len, &evaluate_one)?
+    } else {
+        let blocks = gradients.chunks_exact_mut(len).enumerate();
+        let values = blocks.map(|(nth, block)| evaluate_one(nth, block));
+        values.collect::<Result<Vec<_>>>()?
+    };
+    gradient.copy_from_slice(&gradients);
+    Ok(problem.mean_of_groups(&values))
+}
