@@ -176,6 +176,8 @@ pub(crate) fn grid_size_y(argument: &'static str, size: usize, each: usize) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::loss::Loss;
+    use crate::shapes::Shapes;
 
     /// The most blocks of a grid along x and along y, by CUDA.
     const MOST: [usize; 2] = [(1 << 31) - 1, 65_535];
@@ -201,5 +203,24 @@ mod tests {
             tile_pairs(64 * 65_536, 64),
             Err(too_large(x, 65_536 / 2 * 65_537))
         );
+    }
+
+    /// A trainer may change the factor at every step: the plan is the one that is made anew.
+    #[test]
+    fn another_upstream_factor_is_another_plan_of_the_same_passes() {
+        let (dtype, limits) = (GpuDType::F32, Limits::HOPPER);
+        for loss in ["rkd", "rkd-distance", "gram", "order"] {
+            let loss: Loss = loss.parse().expect("a loss");
+            for groups in [1, 4] {
+                let problem = Problem::new(loss, Shapes::new(32, 8, 6))
+                    .and_then(|problem| problem.with_groups(groups))
+                    .expect("groups that fit");
+                let other = problem.with_upstream(3.0);
+                let plan = Plan::new(&problem, dtype, limits).expect("a plan");
+                let changed = plan.with_upstream(&other, dtype, limits);
+                assert_eq!(changed, Plan::new(&other, dtype, limits), "{loss}");
+                assert_ne!(changed, Ok(plan), "{loss}");
+            }
+        }
     }
 }
