@@ -271,7 +271,7 @@ impl Inputs {
             },
             value: TensorData::new(vec![R::from_f64(evaluation.loss)], [1]),
             terms: evaluation.terms,
-            gradient: TensorData::new(evaluation.gradient, self.student.shape.clone()),
+            gradient: TensorData::new(evaluation.gradient, self.student.shape().clone()),
         }
     }
 }
