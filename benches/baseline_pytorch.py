@@ -90,10 +90,11 @@ def sp(x, y, queue, p):
 
 
 def cosines_of_pairs(x, epsilon=0.0):
-    return (z := x / (x.norm(dim=1, keepdim=True) + epsilon)) @ z.t()
+    return (z := x / (x.norm(dim=-1, keepdim=True) + epsilon)) @ z.transpose(-1, -2)
 
 
 def gram(x, y, queue, p):
+    """Of rows [N, D], or of groups of them [B, N, D]."""
     with torch.no_grad():
         t = cosines_of_pairs(y)
     s = cosines_of_pairs(x)
@@ -225,8 +226,8 @@ DEFAULTS = {
 }
 
 
-def whole(loss, p):
-    """The loss with the normalisation of rows that its parameters ask for."""
+def whole(loss, p, groups=1):
+    """The loss with the normalisation of rows that its parameters ask for, and its mean over groups of rows."""
     function = LOSSES[loss]
 
     def evaluate(x, y, queue):
@@ -234,7 +235,12 @@ def whole(loss, p):
             with torch.no_grad():
                 y = F.normalize(y, dim=1)
             x = F.normalize(x, dim=1)
-        return function(x, y, queue, p)
+        if groups == 1:
+            return function(x, y, queue, p)
+        x, y = (rows.view(groups, -1, rows.size(1)) for rows in (x, y))
+        if loss == "gram":
+            return function(x, y, queue, p)
+        return torch.stack([function(*group, queue, p) for group in zip(x, y)]).mean()
 
     return evaluate
 
@@ -265,7 +271,7 @@ DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 class Case:
     """A loss with its inputs on the device: so many copies, taken in turns, that no cache holds them."""
 
-    def __init__(self, loss, parameters, student, teacher, queue, args, dtype=torch.float32, copies=1):
+    def __init__(self, loss, parameters, student, teacher, queue, args, dtype=torch.float32, copies=1, groups=1):
         self.device = torch.device(args.device)
 
         def place(tensor):
@@ -275,7 +281,7 @@ class Case:
         self.turns = 0
         self.provider = args.provider
         self.parameters = parameters
-        self.loss = whole(loss, parameters)
+        self.loss = whole(loss, parameters, groups)
         if self.provider == "compiled":
             torch.compiler.reset()  # of many shapes in one process, the later ones would run eagerly
             self.loss = torch.compile(self.loss, dynamic=False)
@@ -416,7 +422,8 @@ def save(tensor, path):
 def open_case(request, args):
     arrays = [load(request[name]) for name in ("student", "teacher", "queue")]
     dtype = DTYPES[request.get("dtype", "f32")]
-    return Case(request["loss"], request["parameters"], *arrays, args, dtype, request.get("copies", 1))
+    copies, groups = request.get("copies", 1), request.get("groups", 1)
+    return Case(request["loss"], request["parameters"], *arrays, args, dtype, copies, groups)
 
 
 def answer(request, case):
@@ -435,8 +442,8 @@ def answer(request, case):
 
 
 def work(args):
-    """Requests: {"do": "open", "loss", "parameters", "student", "teacher", "queue"}, then of that case
-    {"do": "check", "gradient"}, {"do": "time", "budget"}, {"do": "peak"}, {"do": "close"}; and without a case,
+    """Requests: {"do": "open", "loss", "parameters", "groups", "student", "teacher", "queue"}, then of
+    that case {"do": "check", "gradient"}, {"do": "time", "budget"}, {"do": "peak"}, {"do": "close"}; and without a case,
     on a CPU, {"do": "units", "shape", "budget"}. Arrays are {"path", "shape"} or null."""
     warm_up(argparse.Namespace(device=args.device, provider="eager"))
     print(json.dumps({"torch": version(args), "device": device_name(args)}), flush=True)
@@ -464,14 +471,14 @@ def device_name(args):
 
 # -- alone --------------------------------------------------------------------------------------------
 
-NAME = re.compile(r"(?P<loss>[a-z-]+)-(?P<rows>\d+)x(?P<dim>\d+)(-k(?P<queue>\d+))?(?P<own>-own)?")
+NAME = re.compile(r"(?P<loss>[a-z-]+)-(?P<rows>\d+)x(?P<dim>\d+)(-groups-(?P<groups>\d+))?(-k(?P<queue>\d+))?(?P<own>-own)?")
 
 
 def parse_case(name):
     match = NAME.fullmatch(name)
     if not match or match["loss"] not in LOSSES or (match["loss"] == "rrd" and not match["queue"]):
         names = ", ".join(LOSSES)
-        sys.exit(f"case: expected LOSS-NxD[-kK[-own]] with LOSS one of {names}, got {name!r}")
+        sys.exit(f"case: expected LOSS-NxD[-groups-B][-kK[-own]] with LOSS one of {names}, got {name!r}")
     return match
 
 
@@ -483,7 +490,8 @@ def random_case(match, args):
         queue = F.normalize(torch.randn(int(match["queue"]), dim), dim=1)
         if match["own"]:
             queue[: len(teacher)] = F.normalize(teacher, dim=1)[-len(queue) :]
-    return Case(match["loss"], DEFAULTS[match["loss"]], student, teacher, queue, args)
+    groups = int(match["groups"] or 1)
+    return Case(match["loss"], DEFAULTS[match["loss"]], student, teacher, queue, args, groups=groups)
 
 
 def alone(args):

@@ -214,8 +214,13 @@ impl Unit {
             step: STEP,
         };
         // No relation of rows changes where all of them move together.
+        let group = x.len() / problem.groups();
         let relations = |normalize: bool, loss: f64| Unit {
-            student: norm(&centred(x, dim)),
+            student: norm(
+                &x.chunks_exact(group)
+                    .flat_map(|x| centred(x, dim))
+                    .collect::<Vec<_>>(),
+            ),
             loss,
             directed: normalize,
             step: STEP,

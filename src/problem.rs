@@ -1,6 +1,7 @@
 //! A loss with shapes that it accepts, and what its evaluation gives.
 
 mod check_batch;
+mod groups;
 
 use crate::element::Real;
 use crate::error::{Error, Result};
@@ -153,6 +154,8 @@ pub struct Problem {
     loss: Loss,
     shapes: Shapes,
     prefixes: Prefixes,
+    /// 1 if all rows are compared with one another.
+    groups: usize,
     upstream: f64,
     checked: bool,
     weights: WeightPrecision,
@@ -171,6 +174,7 @@ impl Problem {
             loss,
             shapes,
             prefixes: Prefixes::default(),
+            groups: 1,
             upstream: 1.0,
             checked: false,
             weights: WeightPrecision::default(),

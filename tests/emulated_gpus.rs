@@ -74,6 +74,7 @@ fn of_approximations(case: &Case) -> Tolerance {
             student_temperature,
             teacher_temperature,
             divergence,
+            ..
         }) => divergence != Divergence::Forward || student_temperature != teacher_temperature,
         _ => false,
     };

@@ -628,3 +628,68 @@ fn prefixes_have_to_fit_the_loss_and_the_rows() {
         }
     }
 }
+
+#[test]
+fn groups_have_to_fit_the_loss_and_the_rows() {
+    for loss in Loss::all() {
+        let mut shapes = Shapes::new(12, 5, 5);
+        if loss.spec().queue == QueueUse::Required {
+            shapes = shapes.with_queue(4);
+        }
+        let problem = Problem::new(loss, shapes).expect("a problem");
+        if !matches!(loss.spec().family, Family::Pairwise(_) | Family::Triplet(_)) {
+            let error = refused(problem.with_groups(3));
+            let want = Error::Unexpected {
+                argument: "groups",
+                loss: loss.name(),
+            };
+            assert_eq!(error, want);
+            assert_eq!(error.to_string(), format!("this {loss} takes no groups"));
+            continue;
+        }
+        let none = Error::Empty { argument: "groups" };
+        assert_eq!(refused(problem.with_groups(0)), none, "{loss}");
+        for groups in [5, 7, 8, 11, 13, 24, usize::MAX] {
+            let error = refused(problem.with_groups(groups));
+            let want = Error::Parameter {
+                argument: "groups",
+                expected: "a divisor of the number of rows",
+                got: groups as f64,
+            };
+            assert_eq!(error, want, "{loss}");
+        }
+        for groups in [1, 2, 3, 4, 6, 12] {
+            let problem = problem.with_groups(groups).expect("a divisor");
+            assert_eq!(problem.groups(), groups, "{loss}");
+        }
+    }
+    let problem = Problem::new(relata::Gram::default(), Shapes::new(12, 5, 5));
+    let error = refused(problem.expect("a problem").with_groups(5));
+    let text = "groups: expected a divisor of the number of rows, got 5";
+    assert_eq!(error.to_string(), text);
+    // The batch is still that of all groups, and the checked mode names the row of the batch.
+    let problem = problem_of_groups().with_checked(true);
+    let x = [0.5f32; 18];
+    let batch = Batch::new(rows(&x, [6, 3]), rows(&x, [6, 3]));
+    assert!(problem.evaluate(&Cpu, batch).is_ok());
+    let group = Batch::new(rows(&x[..9], [3, 3]), rows(&x[..9], [3, 3]));
+    let want = Error::Dimension {
+        argument: "student rows",
+        expected: 6,
+        got: 3,
+    };
+    assert_eq!(refused(problem.evaluate(&Cpu, group)), want);
+    let mut bad = x;
+    bad[13] = f32::NAN;
+    let batch = Batch::new(rows(&x, [6, 3]), rows(&bad, [6, 3]));
+    let error = refused(problem.evaluate(&Cpu, batch));
+    let text = "teacher: expected finite values, got NaN at row 4, column 1";
+    assert_eq!(error.to_string(), text);
+}
+
+fn problem_of_groups() -> Problem {
+    let problem = Problem::new(relata::Gram::default(), Shapes::new(6, 3, 3));
+    problem
+        .and_then(|problem| problem.with_groups(2))
+        .expect("two groups of three rows")
+}

@@ -21,7 +21,8 @@ pub(crate) struct Floor {
 impl Floor {
     /// None where products are not what takes the time.
     pub(crate) fn of(case: &Case) -> Option<Self> {
-        let (n, d) = (case.rows, case.student_dim);
+        // Rows of other groups are not compared.
+        let (n, d) = (case.rows / case.groups, case.student_dim);
         let [rows, dim, teacher_dim] = [n, d, case.teacher_dim].map(|x| x as u64);
         match case.loss.spec().family {
             Family::Contrastive(contrastive) => {
@@ -39,7 +40,7 @@ impl Floor {
             // Half a product for each relation and a whole one for the contraction. The
             // differences of distances are not among them: sgemm has none.
             Family::Pairwise(_) | Family::Triplet(_) if case.triplets() == 0 => Some(Floor {
-                flops: rows * rows * (dim + teacher_dim) + 2 * rows * rows * dim,
+                flops: case.groups as u64 * rows * rows * (dim + teacher_dim + 2 * dim),
                 exponentials: 0,
                 shape: [n.min(MOST), d, n.min(MOST)],
             }),

@@ -123,6 +123,7 @@ impl Torch {
             "do": "open",
             "loss": case.loss.name(),
             "parameters": parameters(&case.loss),
+            "groups": case.groups,
             "student": files.student,
             "teacher": files.teacher,
             "queue": files.queue,
@@ -232,9 +233,10 @@ fn parameters(loss: &Loss) -> Value {
 /// What PyTorch keeps for the backward pass of the angle loss: 2N²D + 2N³ floats. Other losses keep
 /// little.
 pub(crate) fn kept_bytes(case: &Case) -> f64 {
-    let (n, d) = (case.rows as f64, case.student_dim as f64);
+    let groups = case.groups as f64;
+    let (n, d) = (case.rows as f64 / groups, case.student_dim as f64);
     if case.triplets() > 0 {
-        4.0 * (2.0 * n * n * d + 2.0 * n * n * n)
+        4.0 * groups * (2.0 * n * n * d + 2.0 * n * n * n)
     } else {
         0.0
     }

@@ -71,9 +71,11 @@ impl Gpu {
     /// the nominal clock. None if the throughput of that unit is unknown.
     pub(crate) fn floor(&self, case: &Case, dtype: DType) -> Option<f64> {
         let [n, d, d_t] = [case.rows, case.student_dim, case.teacher_dim].map(|size| size as f64);
+        // Rows of other groups are not compared.
+        let others = n / case.groups as f64;
         let element = if dtype == DType::F32 { 4.0 } else { 2.0 };
         // Each pair once in the relation, and each row with all rows in the gradient.
-        let pairs = n * n * (d + d_t) / 2.0 + n * n * d;
+        let pairs = n * others * ((d + d_t) / 2.0 + d);
         let seconds = match case.loss.spec().family {
             Family::Pairwise(pairwise) => {
                 let per_element = match pairwise.relation {

@@ -35,15 +35,21 @@ impl GradientFile {
 
     /// Writes `gradient` next to the file and moves it there, so that no reader sees half of it.
     pub(crate) fn write(&self, job: &Job, gradient: &[f64]) -> Result<()> {
-        let shape = [job.inputs.student.rows, job.inputs.student.dim].map(|size| size as u64);
+        // That of the student's file.
+        let (rows, dim) = (job.inputs.student.rows, job.inputs.student.dim);
+        let shape = match job.inputs.student.groups {
+            Some(groups) => vec![groups, rows / groups, dim],
+            None => vec![rows, dim],
+        };
+        let shape: Vec<u64> = shape.into_iter().map(|size| size as u64).collect();
         let write = || -> io::Result<()> {
             let mut file = self.temporary()?;
             let writer = BufWriter::new(file.as_file_mut());
             if job.device.is_reference() {
-                write_npy(writer, shape, gradient.iter().copied())?;
+                write_npy(writer, &shape, gradient.iter().copied())?;
             } else {
                 #[allow(clippy::cast_possible_truncation)] // f32 is what the file is to hold
-                write_npy(writer, shape, gradient.iter().map(|&g| g as f32))?;
+                write_npy(writer, &shape, gradient.iter().map(|&g| g as f32))?;
             }
             file.persist(&self.path).map_err(|error| error.error)?;
             Ok(())
@@ -77,12 +83,12 @@ impl GradientFile {
 
 fn write_npy<T: npyz::AutoSerialize>(
     mut writer: impl Write,
-    shape: [u64; 2],
+    shape: &[u64],
     elements: impl Iterator<Item = T>,
 ) -> io::Result<()> {
     let mut npy = npyz::WriteOptions::new()
         .default_dtype()
-        .shape(&shape)
+        .shape(shape)
         .writer(&mut writer)
         .begin_nd()?;
     npy.extend(elements)?;

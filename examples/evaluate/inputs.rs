@@ -60,6 +60,15 @@ impl Sources {
         };
         let queue = options.queue.as_deref();
         let queue = queue.map(|path| files::read("--queue", path)).transpose()?;
+        if let Some(Matrix {
+            origin,
+            groups: Some(groups),
+            ..
+        }) = &queue
+        {
+            let why = format!("expected dimensions [keys, dim], got {groups} groups of keys");
+            return Err(Failure::refused(origin, why));
+        }
         Ok(Sources { pairs, queue })
     }
 
@@ -106,6 +115,15 @@ impl Pair {
             );
             return Err(Failure::refused(&teacher.origin, why));
         }
+        if student.groups != teacher.groups {
+            let text = |groups: Option<usize>| match groups {
+                Some(groups) => format!("{groups} groups of rows"),
+                None => "rows without groups".to_owned(),
+            };
+            let (expected, got) = (text(student.groups), text(teacher.groups));
+            let why = format!("expected {expected}, as {} has, got {got}", student.origin);
+            return Err(Failure::refused(&teacher.origin, why));
+        }
         Ok(Pair { student, teacher })
     }
 
@@ -118,6 +136,7 @@ impl Pair {
                 values: matrix.values[..rows * matrix.dim].to_vec(),
                 rows,
                 dim: matrix.dim,
+                groups: None,
             }
         };
         Pair {

@@ -13,7 +13,7 @@ use crate::devices::DeviceKind;
 use crate::failure::{Failure, Result};
 use crate::files::Matrix;
 use crate::output::spinner;
-use crate::plan::{Job, QueueSetup, round, with_prefixes};
+use crate::plan::{Job, Parts, QueueSetup, round};
 
 /// What evaluating a loss on a device gave.
 #[derive(Debug)]
@@ -174,7 +174,7 @@ fn widest_same(job: &Job) -> DType {
 /// A job's inputs in the type it asks for.
 struct Rounded<'a, T: Element> {
     loss: Loss,
-    prefixes: Option<&'a [usize]>,
+    parts: Parts<'a>,
     weights: WeightPrecision,
     student: Vec<T>,
     teacher: Vec<T>,
@@ -191,7 +191,7 @@ impl<'a, T: Element> Rounded<'a, T> {
         let (student, teacher) = (job.inputs.student, job.inputs.teacher);
         let mut rounded = Rounded {
             loss: job.loss,
-            prefixes: job.prefixes,
+            parts: job.parts,
             weights: job.weights,
             student: elements(student),
             teacher: elements(teacher),
@@ -234,7 +234,9 @@ impl<'a, T: Element> Rounded<'a, T> {
         if let Some(queue) = &self.queue {
             batch = batch.with_queue(queue);
         }
-        let problem = with_prefixes(Problem::new(self.loss, batch.shapes())?, self.prefixes)?
+        let problem = self
+            .parts
+            .of(Problem::new(self.loss, batch.shapes())?)?
             .with_checked(checked)
             .with_weight_precision(self.weights);
         let mut gradient = vec![D::Gradient::default(); self.student.len()];

@@ -18,10 +18,11 @@ use crate::gradient::GradientFile;
 #[derive(Debug, Parser)]
 #[command(name = "evaluate", version, after_help = AFTER_HELP)]
 pub(crate) struct Options {
-    /// Student's embeddings [N, D] (or logits)
+    /// Student's embeddings [N, D] (or logits). Those of shape [B, N, D] are B groups of N rows: see
+    /// --groups
     #[arg(long, value_name = "F", requires = "teacher")]
     pub(crate) student: Option<PathBuf>,
-    /// Teacher's embeddings [N, D_t] (or logits)
+    /// Teacher's embeddings [N, D_t] or [B, N, D_t] (or logits)
     #[arg(long, value_name = "F", requires = "student")]
     pub(crate) teacher: Option<PathBuf>,
     #[arg(long = "loss", value_name = "NAME", value_parser = str::parse::<Loss>, help = loss_help())]
@@ -44,6 +45,11 @@ pub(crate) struct Options {
     /// widths. The teacher's rows are whole
     #[arg(long, value_name = "D,D,...", value_delimiter = ',')]
     pub(crate) prefixes: Option<Vec<usize>>,
+    /// Take the rows as B groups of equal size, in order, for the losses of pairs and triples: rows of
+    /// different groups are not compared, and the loss is the mean of the groups' [default: B of files
+    /// of shape [B, N, D], else 1]
+    #[arg(long, value_name = "B")]
+    pub(crate) groups: Option<usize>,
     /// Negative similarities count as 0, in gram
     #[arg(long)]
     clamp: bool,
@@ -95,7 +101,7 @@ pub(crate) struct Options {
     /// emulator: split (two f16) or half (one, a third less work) [default: split]
     #[arg(long, value_name = "HOW", value_parser = parse_weights)]
     pub(crate) weights: Option<WeightPrecision>,
-    /// Write the gradient [N, D] to this .npy file: f64 for the reference, else f32. Takes one
+    /// Write the gradient, of the student's shape, to this .npy file: f64 for the reference, else f32. Takes one
     /// --loss and one --device
     #[arg(long, value_name = "OUT.npy")]
     gradient: Option<PathBuf>,

@@ -21,9 +21,51 @@ pub(crate) struct Job<'a> {
     /// What the inputs are rounded to.
     pub(crate) dtype: DType,
     pub(crate) weights: WeightPrecision,
-    /// Of the student's rows.
-    pub(crate) prefixes: Option<&'a [usize]>,
+    pub(crate) parts: Parts<'a>,
     pub(crate) inputs: Inputs<'a>,
+}
+
+/// What the loss is the mean of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Parts<'a> {
+    /// Of the student's rows.
+    prefixes: Option<&'a [usize]>,
+    /// Of the rows.
+    groups: Option<usize>,
+}
+
+impl<'a> Parts<'a> {
+    /// Those asked for, or else those of the files. Rows of logits are not compared with one
+    /// another, so groups of a file are rows of logits as any others.
+    fn new(options: &'a Options, loss: &Loss, inputs: &Inputs) -> Self {
+        let of_files = match loss.spec().family {
+            Family::Pairwise(_) | Family::Triplet(_) | Family::Contrastive(_) => {
+                inputs.student.groups
+            }
+            Family::Logits(_) => None,
+        };
+        Parts {
+            prefixes: options.prefixes.as_deref(),
+            groups: options.groups.or(of_files),
+        }
+    }
+
+    /// The same problem on prefixes and groups of the rows, if there are any.
+    pub(crate) fn of(self, problem: Problem) -> relata::Result<Problem> {
+        let problem = match self.prefixes {
+            Some(widths) => problem.with_prefixes(widths)?,
+            None => problem,
+        };
+        match self.groups {
+            Some(groups) => problem.with_groups(groups),
+            None => Ok(problem),
+        }
+    }
+
+    /// 1 if all rows are compared with one another.
+    pub(crate) fn groups(self) -> usize {
+        self.groups.unwrap_or(1)
+    }
 }
 
 /// Loss by loss, the devices; refuses what cannot be evaluated and warns of what is odd.
@@ -32,14 +74,15 @@ pub(crate) fn plan<'a>(options: &'a Options, sources: &'a Sources) -> Result<Vec
     note_unused(options, sources, &losses);
     let mut jobs = Vec::new();
     for loss in losses {
+        let inputs = sources.inputs(&loss);
         for device in options.devices() {
             jobs.push(Job {
                 loss,
                 device,
                 dtype: options.dtype.unwrap_or(device.default_dtype()),
                 weights: options.weights.unwrap_or_default(),
-                prefixes: options.prefixes.as_deref(),
-                inputs: sources.inputs(&loss),
+                parts: Parts::new(options, &loss, &inputs),
+                inputs,
             });
         }
     }
@@ -53,18 +96,20 @@ pub(crate) fn plan<'a>(options: &'a Options, sources: &'a Sources) -> Result<Vec
 fn note_slow(jobs: &[Job]) {
     const MANY: f64 = 5e11;
     let products = |job: &Job| {
-        let rows = job.inputs.student.rows as f64;
-        match job.loss.spec().family {
-            Family::Triplet(_) => {
-                rows.powi(3) * (job.inputs.student.dim as f64 + job.inputs.teacher.dim as f64)
+        let groups = job.parts.groups() as f64;
+        let rows = job.inputs.student.rows as f64 / groups;
+        groups
+            * match job.loss.spec().family {
+                Family::Triplet(_) => {
+                    rows.powi(3) * (job.inputs.student.dim as f64 + job.inputs.teacher.dim as f64)
+                }
+                // N⁴/8 comparisons, each as long as some dozens of products.
+                Family::Pairwise(Pairwise {
+                    penalty: Penalty::Order { .. },
+                    ..
+                }) => 8.0 * rows.powi(4),
+                Family::Pairwise(_) | Family::Contrastive(_) | Family::Logits(_) => 0.0,
             }
-            // N⁴/8 comparisons, each as long as some dozens of products.
-            Family::Pairwise(Pairwise {
-                penalty: Penalty::Order { .. },
-                ..
-            }) => 8.0 * rows.powi(4),
-            Family::Pairwise(_) | Family::Contrastive(_) | Family::Logits(_) => 0.0,
-        }
     };
     let slow = |job: &&Job| job.device.is_reference() && products(job) > MANY;
     if let Some(job) = jobs.iter().find(slow) {
@@ -83,8 +128,8 @@ fn select(options: &Options, sources: &Sources) -> Result<Vec<Loss>> {
     let mut selected = Vec::new();
     for loss in if all { Loss::all() } else { named } {
         let loss = configure(loss, options);
-        let prefixes = options.prefixes.as_deref();
-        match check_shapes(&loss, prefixes, &sources.inputs(&loss)) {
+        let inputs = sources.inputs(&loss);
+        match check_shapes(&loss, Parts::new(options, &loss, &inputs), &inputs) {
             Ok(()) => selected.push(loss),
             // A parameter out of range is wrong whatever the shapes.
             Err(why) if all && !matches!(why, Error::Parameter { .. }) => {
@@ -156,14 +201,14 @@ impl QueueSetup {
 }
 
 /// The library's checks of parameters and shapes, made before anything is computed.
-fn check_shapes(loss: &Loss, prefixes: Option<&[usize]>, inputs: &Inputs) -> relata::Result<()> {
+fn check_shapes(loss: &Loss, parts: Parts, inputs: &Inputs) -> relata::Result<()> {
     let (student, teacher, keys) = (inputs.student, inputs.teacher, inputs.keys);
     let mut shapes = Shapes::new(student.rows, student.dim, teacher.dim);
     if let Some(queue) = QueueSetup::of(loss, keys) {
         let stored = keys.map_or(0, |keys| keys.rows);
         shapes = shapes.with_queue(queue.len(stored, teacher.rows));
     }
-    with_prefixes(Problem::new(*loss, shapes)?, prefixes)?;
+    parts.of(Problem::new(*loss, shapes)?)?;
     match keys {
         Some(keys) if keys.dim != student.dim => Err(Error::Dimension {
             argument: "queue_dim",
@@ -171,17 +216,6 @@ fn check_shapes(loss: &Loss, prefixes: Option<&[usize]>, inputs: &Inputs) -> rel
             got: keys.dim,
         }),
         _ => Ok(()),
-    }
-}
-
-/// The same problem on prefixes of the student's rows, if any are given.
-pub(crate) fn with_prefixes(
-    problem: Problem,
-    prefixes: Option<&[usize]>,
-) -> relata::Result<Problem> {
-    match prefixes {
-        Some(widths) => problem.with_prefixes(widths),
-        None => Ok(problem),
     }
 }
 

@@ -3,6 +3,7 @@
 mod buffer;
 mod contrastive;
 mod embeddings;
+mod groups;
 mod logits;
 mod pairwise;
 mod parallel;
@@ -122,6 +123,9 @@ fn evaluate_in_pool<T: Element>(
     row_losses: Option<&mut [f64]>,
     gradient: &mut [T::Real],
 ) -> Result<Value> {
+    if problem.groups() > 1 {
+        return groups::evaluate(problem, batch, gradient);
+    }
     if !problem.prefixes().is_empty() {
         return prefixes::evaluate(problem, batch, gradient);
     }

@@ -223,6 +223,8 @@ kernels! {
         F16: relata_kd_top_k_f16,
         BF16: relata_kd_top_k_bf16,
     };
+    /// The means of the groups' losses and terms: a block for each.
+    MEAN_OF_GROUPS: super::groups::Arguments, 256 => once relata_mean_of_groups;
     /// x/‖x‖ of every row: a block for a row.
     NORMALIZE: super::normalize::Arguments, 256 => by GpuDType {
         F32: relata_normalize_f32,

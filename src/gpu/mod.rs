@@ -17,6 +17,7 @@ pub(crate) mod plan;
 pub(crate) mod workspace;
 
 mod contrastive;
+mod groups;
 mod logits;
 mod normalize;
 mod pairwise;

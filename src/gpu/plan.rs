@@ -1,5 +1,6 @@
 //! How a problem runs on a device.
 
+use super::groups::Groups;
 use super::machine::{Launcher, Limits};
 use super::workspace::Layout;
 use super::{contrastive, logits, pairwise, queue, triplet};
@@ -40,7 +41,9 @@ pub(crate) struct QueueAddresses {
 /// A problem on a device: a pure function of the two.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Plan {
+    /// Of each group, where there are groups.
     passes: Passes,
+    groups: Option<Groups>,
     layout: Layout,
 }
 
@@ -57,6 +60,8 @@ impl Plan {
     pub(crate) fn new(problem: &Problem, dtype: GpuDType, limits: Limits) -> Result<Self> {
         let mut layout = Layout::new();
         let at = &mut layout;
+        let groups = Groups::new(problem, dtype, at)?;
+        let problem = &problem.of_group();
         let passes = match problem.spec().family {
             // The kernels of RKD serve its distance alone as well.
             Family::Pairwise(loss) => match loss.as_triplet() {
@@ -75,7 +80,11 @@ impl Plan {
                 Passes::Logits(logits::Plan::new(&loss, problem, dtype, limits, at)?)
             }
         };
-        Ok(Plan { passes, layout })
+        Ok(Plan {
+            passes,
+            groups,
+            layout,
+        })
     }
 
     /// The plan of a problem that differs in nothing but its upstream factor: what takes time to
@@ -89,8 +98,8 @@ impl Plan {
     ) -> Result<Self> {
         match self.passes {
             Passes::Triplet(plan) => Ok(Plan {
-                passes: Passes::Triplet(plan.with_upstream(problem.upstream())),
-                layout: self.layout,
+                passes: Passes::Triplet(plan.with_upstream(problem.of_group().upstream())),
+                ..*self
             }),
             Passes::Pairwise(_) | Passes::Contrastive(_) | Passes::Logits(_) => {
                 Self::new(problem, dtype, limits)
@@ -104,8 +113,18 @@ impl Plan {
         self.layout.bytes()
     }
 
-    /// Launches all passes.
+    /// Launches all passes, group by group where there are groups.
     pub(crate) fn launch(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+        let Some(groups) = &self.groups else {
+            return self.launch_passes(launcher, at);
+        };
+        for group in groups.addresses(at) {
+            self.launch_passes(launcher, &group)?;
+        }
+        groups.launch_mean(launcher, at)
+    }
+
+    fn launch_passes(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
         match &self.passes {
             Passes::Triplet(plan) => plan.launch(launcher, at),
             Passes::Pairwise(plan) => plan.launch(launcher, at),
@@ -163,6 +182,8 @@ pub(crate) fn grid_size_y(argument: &'static str, size: usize, each: usize) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::loss::Loss;
+    use crate::shapes::Shapes;
 
     /// The most blocks of a grid along x and along y, by CUDA.
     const MOST: [usize; 2] = [(1 << 31) - 1, 65_535];
@@ -188,5 +209,24 @@ mod tests {
             tile_pairs(64 * 65_536, 64),
             Err(too_large(x, 65_536 / 2 * 65_537))
         );
+    }
+
+    /// A trainer may change the factor at every step: the plan is the one that is made anew.
+    #[test]
+    fn another_upstream_factor_is_another_plan_of_the_same_passes() {
+        let (dtype, limits) = (GpuDType::F32, Limits::HOPPER);
+        for loss in ["rkd", "rkd-distance", "gram", "order"] {
+            let loss: Loss = loss.parse().expect("a loss");
+            for groups in [1, 4] {
+                let problem = Problem::new(loss, Shapes::new(32, 8, 6))
+                    .and_then(|problem| problem.with_groups(groups))
+                    .expect("groups that fit");
+                let other = problem.with_upstream(3.0);
+                let plan = Plan::new(&problem, dtype, limits).expect("a plan");
+                let changed = plan.with_upstream(&other, dtype, limits);
+                assert_eq!(changed, Plan::new(&other, dtype, limits), "{loss}");
+                assert_ne!(changed, Ok(plan), "{loss}");
+            }
+        }
     }
 }

@@ -91,9 +91,28 @@ fn evaluate<T: Element>(
     gradient: &mut [f64],
     row_losses: Option<&mut [f64]>,
 ) -> Result<Value> {
+    if problem.groups() == 1 {
+        return Ok(evaluate_group(problem, batch, gradient, row_losses));
+    }
+    let group = problem.of_group();
+    let gradients = gradient.chunks_mut(group.gradient_len()).enumerate();
+    let values = gradients.map(|(nth, gradient)| {
+        let batch = batch.group(nth, group.shapes().rows);
+        evaluate_group(&group, batch, gradient, None)
+    });
+    Ok(problem.mean_of_groups(&values.collect::<Vec<_>>()))
+}
+
+/// Evaluates any loss of rows that are all compared with one another.
+fn evaluate_group<T: Element>(
+    problem: &Problem,
+    batch: Batch<'_, T>,
+    gradient: &mut [f64],
+    row_losses: Option<&mut [f64]>,
+) -> Value {
     let widths = problem.prefix_widths();
     if widths.is_empty() {
-        return Ok(evaluate_rows(problem, batch, gradient, row_losses));
+        return evaluate_rows(problem, batch, gradient, row_losses);
     }
     gradient.fill(0.0);
     let mut loss = 0.0;
@@ -114,7 +133,7 @@ fn evaluate<T: Element>(
             }
         }
     }
-    Ok(problem.value(loss, []))
+    problem.value(loss, [])
 }
 
 /// Evaluates any loss of whole rows.

@@ -56,13 +56,25 @@ fn hostile_npy_files_are_refused() {
         (c_order("15"), "expected '(' in the header"),
         (
             npy("<f8", &[15], &data),
-            "expected two dimensions [rows, dim], got shape [15]",
+            "expected dimensions [rows, dim] or [groups, rows, dim], got shape [15]",
         ),
         (
-            npy("<f8", &[5, 3, 1], &data),
-            "expected two dimensions [rows, dim], got shape [5, 3, 1]",
+            npy("<f8", &[5, 1, 3, 1], &data),
+            "expected dimensions [rows, dim] or [groups, rows, dim], got shape [5, 1, 3, 1]",
         ),
-        (npy("<f8", &[], &data), "expected two dimensions"),
+        (npy("<f8", &[], &data), "expected dimensions [rows, dim]"),
+        (
+            npy("<f8", &[2, 5, 3], &data),
+            "expected 240 bytes of data for shape [2, 5, 3] of f64, got 120",
+        ),
+        (
+            npy("<f8", &[0, 5, 3], &[]),
+            "expected at least 1 group, got shape [0, 5, 3]",
+        ),
+        (
+            npy("<f8", &[usize::MAX, usize::MAX, 3], &data),
+            "expected more bytes of data",
+        ),
         (
             npy("<f8", &[0, 3], &[]),
             "expected at least 1 row, got shape [0, 3]",
@@ -193,9 +205,9 @@ fn hostile_safetensors_files_are_refused() {
         (one("F65", "5,3"), "expected a .safetensors header"),
         (
             one("F64", "15"),
-            "expected two dimensions [rows, dim], got shape [15]",
+            "expected dimensions [rows, dim] or [groups, rows, dim], got shape [15]",
         ),
-        (one("F64", "5,3,1"), "expected two dimensions"),
+        (one("F64", "5,1,3,1"), "expected dimensions [rows, dim]"),
         (one("I64", "5,3"), "expected F16, BF16, F32 or F64, got I64"),
         (
             file(&[tensor("x", "F64", "5,3", 120, 0)]),

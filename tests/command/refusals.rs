@@ -161,6 +161,20 @@ fn bad_arguments_are_refused() {
             "--loss rkd --prefixes 1,2",
             "rkd: this rkd takes no prefixes",
         ),
+        ("--loss gram --groups x", "--groups"),
+        (
+            "--loss gram --groups 0",
+            "gram: groups: expected at least 1, got 0",
+        ),
+        (
+            "--loss rkd --groups 3",
+            "rkd: groups: expected a divisor of the number of rows, got 3",
+        ),
+        (
+            "--loss kd-kl --groups 2",
+            "kd-kl: this kd-kl takes no groups",
+        ),
+        ("--loss rrd --groups 2", "rrd: this rrd takes no groups"),
         ("--loss dark-rank --beta 0", "dark-rank: beta: expected"),
         (
             "--loss dark-rank --length 0",
@@ -276,6 +290,46 @@ fn files_that_are_none_are_refused() {
     files.refuses(
         arguments,
         "--teacher t.npy: expected 5 rows, as --student s.npy has, got 4",
+    );
+}
+
+#[test]
+fn files_whose_groups_differ_are_refused() {
+    let files = Files::new();
+    let of = |shape: &[usize]| npy("<f8", shape, &f64_bytes(&[1.0; 24]));
+    files.write("s.npy", &of(&[3, 2, 4]));
+    for (shape, expected) in [
+        (
+            &[2, 3, 4][..],
+            "expected 3 groups of rows, as --student s.npy has, got 2 groups of rows",
+        ),
+        (
+            &[6, 4],
+            "expected 3 groups of rows, as --student s.npy has, got rows without groups",
+        ),
+        (
+            &[3, 4, 2],
+            "expected 6 rows, as --student s.npy has, got 12",
+        ),
+    ] {
+        files.write("t.npy", &of(shape));
+        let arguments = "--student s.npy --teacher t.npy --groups 3";
+        files.refuses(arguments, &format!("--teacher t.npy: {expected}"));
+    }
+    // A queue has none.
+    files.write("t.npy", &of(&[3, 2, 4]));
+    files.refuses(
+        "--student s.npy --teacher t.npy --queue s.npy",
+        "--queue s.npy: expected dimensions [keys, dim], got 3 groups of keys",
+    );
+    // Of all losses, those of keys are left out.
+    let (objects, stderr) = files.json_and_notes("--device cpu");
+    let losses: Vec<_> = objects.iter().filter_map(|o| o["loss"].as_str()).collect();
+    assert_eq!(losses, [&LOSSES[..8], &LOSSES[10..]].concat());
+    assert_eq!(
+        stderr,
+        "note: rrd is left out: this rrd takes no groups\n\
+         note: info-nce is left out: this info-nce takes no groups\n"
     );
 }
 

@@ -86,6 +86,105 @@ fn prefixes_give_the_mean_of_cut_rows() {
     }
 }
 
+/// `g.npy` and `h.npy`, of shape `[2, 4, 3]`; `g2.npy` and `h2.npy`, of shape `[8, 3]`; and each of the
+/// groups as `g-0.npy` and so on.
+fn write_groups(files: &Files) {
+    for (name, factor) in [("g", 7), ("h", 5)] {
+        let number = |i: i32| f64::from(i * factor % 23) / 4.0 - 2.6;
+        let values: Vec<f64> = (1..=24).map(number).collect();
+        let write = |name: String, shape: &[usize], values: &[f64]| {
+            files.write(&name, &npy("<f8", shape, &f64_bytes(values)));
+        };
+        write(format!("{name}.npy"), &[2, 4, 3], &values);
+        write(format!("{name}2.npy"), &[8, 3], &values);
+        for (nth, group) in values.chunks(12).enumerate() {
+            write(format!("{name}-{nth}.npy"), &[4, 3], group);
+        }
+    }
+}
+
+/// Two files, and the arguments: the value and the gradient's norm.
+fn evaluate(files: &Files, student: &str, teacher: &str, arguments: &str) -> Value {
+    let of = format!("--json --student {student}.npy --teacher {teacher}.npy");
+    let output = files.run(&format!("{of} {arguments}"));
+    assert_eq!(text(&output.stderr), "", "{arguments}");
+    serde_json::from_str(&text(&output.stdout)).expect("an object")
+}
+
+/// The mean of what it gives for files of single groups, whether the option or the files' shape
+/// makes the groups.
+#[test]
+fn groups_give_the_mean_of_single_groups() {
+    let files = Files::new();
+    write_groups(&files);
+    let value = |object: &Value| object["value"].as_f64().expect("a finite loss");
+    for loss in &LOSSES[..8] {
+        for device in ["reference", "cpu"] {
+            let arguments = format!("--loss {loss} --device {device} --dtype f64");
+            let singles = [("g-0", "h-0"), ("g-1", "h-1")]
+                .map(|(student, teacher)| value(&evaluate(&files, student, teacher, &arguments)));
+            let mean = (singles[0] + singles[1]) / 2.0;
+            let option = evaluate(&files, "g2", "h2", &format!("{arguments} --groups 2"));
+            let shape = evaluate(&files, "g", "h", &arguments);
+            for got in [&option, &shape] {
+                assert_close(value(got), mean, 1e-12);
+                assert_eq!((&got["rows"], &got["groups"]), (&8.into(), &2.into()));
+            }
+            // The option has the last word.
+            let whole = evaluate(&files, "g2", "h2", &arguments);
+            let one = evaluate(&files, "g", "h", &format!("{arguments} --groups 1"));
+            assert_eq!(value(&one), value(&whole));
+            assert!(one.get("groups").is_none(), "{one}");
+        }
+    }
+    // Rows of logits are not compared: they have no groups.
+    for arguments in [
+        "--loss kd-kl --device cpu",
+        "--loss kd-kl --device reference",
+    ] {
+        let [of, flat] = [("g", "h"), ("g2", "h2")]
+            .map(|(student, teacher)| value(&evaluate(&files, student, teacher, arguments)));
+        assert_eq!(of, flat);
+    }
+    // With prefixes, and in the table.
+    let arguments = "--loss gram --device cpu --dtype f64 --prefixes 1,2";
+    let singles = [("g-0", "h-0"), ("g-1", "h-1")]
+        .map(|(student, teacher)| value(&evaluate(&files, student, teacher, arguments)));
+    let got = value(&evaluate(&files, "g", "h", arguments));
+    assert_close(got, (singles[0] + singles[1]) / 2.0, 1e-12);
+    #[cfg(feature = "emulator")]
+    for loss in ["gram", "rkd", "order --margin 0.1"] {
+        let on = |device| {
+            let arguments = format!("--loss {loss} --device {device} --dtype f32");
+            value(&evaluate(&files, "g", "h", &arguments))
+        };
+        assert_close(on("emulator"), on("reference"), 1e-5);
+    }
+    let table = files.run("--student g.npy --teacher h.npy --loss gram");
+    assert!(text(&table.stdout).contains(" 2 x 4 x 3/3 "), "{table:?}");
+}
+
+/// A gradient has the shape of the student's file.
+#[test]
+fn a_gradient_of_groups_has_groups() {
+    let files = Files::new();
+    write_groups(&files);
+    let mut data = Vec::new();
+    for (student, teacher, option, shape) in [
+        ("g", "h", "", "(2, 4, 3,"),
+        ("g2", "h2", "--groups 2", "(8, 3,"),
+    ] {
+        let arguments = format!("--loss sp --device cpu --gradient o.npy {option}");
+        evaluate(&files, student, teacher, &arguments);
+        let bytes = std::fs::read(files.0.path().join("o.npy")).expect("a gradient");
+        let (header, numbers) = bytes.split_at(bytes.len() - 24 * 4);
+        let header = String::from_utf8_lossy(header);
+        assert!(header.contains(shape), "{header}");
+        data.push(numbers.to_vec());
+    }
+    assert_eq!(data[0], data[1]);
+}
+
 /// It has to be asked for, by name; in any type it has.
 #[cfg(feature = "emulator")]
 #[test]

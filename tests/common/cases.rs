@@ -49,6 +49,8 @@ pub(crate) struct Case {
     pub(crate) rows: usize,
     pub(crate) student_dim: usize,
     pub(crate) teacher_dim: usize,
+    /// Into how many groups the rows are divided; 1 if all of them are compared with one another.
+    pub(crate) groups: usize,
     /// The queue's capacity, where the loss has a queue.
     pub(crate) queue: Option<usize>,
     /// How many keys of earlier batches have entered the queue: fewer than its capacity fill it in
@@ -148,6 +150,10 @@ impl Case {
     /// The loss on these shapes. Every case is one that its loss accepts.
     pub(crate) fn problem(&self) -> Problem {
         let problem = Problem::new(self.loss, self.shapes());
+        let problem = match self.groups {
+            1 => problem,
+            groups => problem.and_then(|problem| problem.with_groups(groups)),
+        };
         problem.unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }
 
@@ -237,9 +243,9 @@ impl Case {
 
 // What an evaluation takes: for throughput.
 impl Case {
-    /// The ordered triples the angle loss counts, N³; 0 for losses without angles.
+    /// The ordered triples the angle loss counts, N³ of each group; 0 for losses without angles.
     pub(crate) fn triplets(&self) -> u64 {
-        losses::triplets(&self.loss, self.rows)
+        self.groups as u64 * losses::triplets(&self.loss, self.rows / self.groups)
     }
 
     /// The numbers that go in: student, teacher and the keys in use.
@@ -259,7 +265,11 @@ impl Case {
 
     /// The arithmetic of the definition's cheapest known form, a multiply-add counting as two.
     pub(crate) fn flops(&self) -> u64 {
-        losses::flops(&self.loss, self.shapes())
+        let group = Shapes {
+            rows: self.rows / self.groups,
+            ..self.shapes()
+        };
+        self.groups as u64 * losses::flops(&self.loss, group)
     }
 
     /// How much of what bounds the loss an f32 evaluation does, and the unit of that in a second:

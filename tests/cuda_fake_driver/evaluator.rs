@@ -78,6 +78,43 @@ with_fake_driver!(prefixes_are_launches_of_one_evaluation, [], {
     assert_eq!(launches[0], launches[1]);
 });
 
+with_fake_driver!(groups_are_launches_of_one_evaluation, [], {
+    const GROUPS: usize = 3;
+    const LEN: usize = 2 * GROUPS * CLASSES;
+    let stream = stream();
+    let problem = Gram::default()
+        .problem(Shapes::new(2 * GROUPS, CLASSES, CLASSES))
+        .and_then(|problem| problem.with_groups(GROUPS))
+        .expect("groups that fit");
+    let mut evaluator = Evaluator::<f32>::new(&stream, &problem).expect("an evaluator");
+    let student = stream.alloc_zeros::<f32>(LEN).expect("memory");
+    let teacher = stream.alloc_zeros::<f32>(LEN).expect("memory");
+    let mut gradient = stream.alloc_zeros::<f32>(LEN).expect("memory");
+    let mut value = stream.alloc_zeros::<f32>(VALUE_LEN).expect("memory");
+    calls();
+    let mut launches = Vec::new();
+    for upstream in [1.0, 2.0] {
+        evaluator.set_upstream(upstream).expect("a factor");
+        evaluator
+            .launch(&student, &teacher, &mut gradient, &mut value)
+            .expect("launches");
+        launches.push(actions(calls()));
+    }
+    // Each group: rows normalised and back, relation, penalty, coefficients, contraction. Then the
+    // mean of the losses.
+    let kernels: Vec<&str> = launches[0]
+        .iter()
+        .filter_map(|call| call.strip_prefix("cuLaunchKernel "))
+        .filter_map(|call| call.split(' ').next())
+        .collect();
+    assert_eq!(kernels.len(), launches[0].len(), "{launches:#?}");
+    let (mean, groups) = kernels.split_last().expect("launches");
+    assert_eq!(*mean, "relata_mean_of_groups");
+    assert_eq!(groups.len(), GROUPS * 6, "{kernels:#?}");
+    assert!(groups.chunks(6).all(|group| *group == groups[..6]));
+    assert_eq!(launches[0], launches[1]);
+});
+
 with_fake_driver!(views_and_the_stream_reach_the_launch, [], {
     let context = CudaContext::new(0).expect("the fake driver's GPU");
     let data = context

@@ -195,7 +195,15 @@ fn evaluate<T: Element>(fuzz: &mut Fuzz) -> Result<()> {
     } else {
         1.0
     };
-    let problem = Problem::new(loss, batch.shapes())?
+    let mut problem = Problem::new(loss, batch.shapes())?;
+    if fuzz.below(3) == 0 {
+        let groups = [fuzz.size(), 1, 2, n];
+        problem = problem.with_groups(fuzz.one_of(&groups))?;
+    }
+    if fuzz.below(6) == 0 {
+        problem = problem.with_prefixes(&[1, fuzz.size()])?;
+    }
+    let problem = problem
         .with_checked(fuzz.flag())
         .with_upstream(upstream)
         .with_weight_precision(fuzz.one_of(&[WeightPrecision::Split, WeightPrecision::Half]));

@@ -43,6 +43,7 @@ fn corpus() -> Vec<(&'static str, Vec<u8>)> {
         ("npy", npy("<f8", "(2, 2)", 32)),
         ("npy", npy("<f2", "(4, 1)", 8)),
         ("npy", npy("|V2", "(4, 1)", 8)),
+        ("npy", npy("<f4", "(2, 3, 1)", 24)),
         (
             "safetensors",
             safetensors(
@@ -132,6 +133,10 @@ fn damaged_files_are_read_or_refused() {
                     matrix.values.len(),
                     matrix.rows * matrix.dim,
                     "seed {seed}: a matrix that is not whole"
+                );
+                assert!(
+                    matrix.groups.is_none_or(|groups| matrix.rows % groups == 0),
+                    "seed {seed}: groups that are not whole"
                 );
                 assert!(
                     matrix.values.len() <= file.len(),

@@ -17,12 +17,16 @@
 //!
 //! - Student `[N, D]` and teacher `[N, D_t]` have one dtype: f64, f32, f16 or bf16. The teacher is
 //!   a constant.
+//! - Losses of pairs and triples also take `[B, N, D]` and `[B, N, D_t]`: B groups of N rows, for
+//!   example the patches of B images. Rows of different groups are not compared, and the loss is the
+//!   mean of the groups' losses: see [`Problem::with_groups`]. Logits `[B, T, V]`, of any number of
+//!   leading dimensions, are B · T rows. Losses of keys take matrices alone.
 //! - The loss is a tensor of one element, f64 for f64 and f32 for all others.
 //! - The upstream factor multiplies the gradient in the loss's type. The rounding to the student's
 //!   type comes last.
 
 use burn_tensor::{DType, DataError, FloatDType, Tensor, TensorData, bf16, f16};
-use relata::{Cpu, Element, Evaluation, Loss, Queue, Rows};
+use relata::{Batch, Cpu, Element, Evaluation, Family, Loss, Problem, Queue, Rows};
 
 pub use relata::Terms;
 
@@ -51,6 +55,17 @@ pub enum Error {
         /// What came.
         got: DType,
     },
+    /// A tensor of a shape that the loss has no meaning for, or not of the student's leading
+    /// dimensions.
+    #[error("{argument}: expected {expected}, got the shape {got:?}")]
+    Shape {
+        /// The tensor at fault.
+        argument: &'static str,
+        /// What was expected.
+        expected: String,
+        /// What came.
+        got: Vec<usize>,
+    },
 }
 
 /// The result of a loss.
@@ -60,7 +75,11 @@ pub type Result<T> = std::result::Result<T, Error>;
 ///
 /// # Errors
 /// [`Error`], naming what does not fit.
-pub fn loss(student: &Tensor<2>, teacher: &Tensor<2>, loss: impl Into<Loss>) -> Result<Tensor<1>> {
+pub fn loss<const R: usize>(
+    student: &Tensor<R>,
+    teacher: &Tensor<R>,
+    loss: impl Into<Loss>,
+) -> Result<Tensor<1>> {
     Ok(loss_and_terms(student, teacher, loss)?.0)
 }
 
@@ -83,12 +102,13 @@ pub fn loss_with_queue(
 ///
 /// # Errors
 /// As [`loss`].
-pub fn loss_and_terms(
-    student: &Tensor<2>,
-    teacher: &Tensor<2>,
+pub fn loss_and_terms<const R: usize>(
+    student: &Tensor<R>,
+    teacher: &Tensor<R>,
     loss: impl Into<Loss>,
 ) -> Result<(Tensor<1>, Terms)> {
-    let (loss, inputs) = (loss.into(), Inputs::read(student, teacher)?);
+    let loss = loss.into();
+    let inputs = Inputs::read(student, teacher, &loss)?;
     let evaluated = match inputs.student.dtype() {
         DType::F64 => inputs.evaluate::<f64>(None, loss)?,
         DType::F32 => inputs.evaluate::<f32>(None, loss)?,
@@ -109,7 +129,8 @@ pub fn loss_and_terms_with_queue(
     queue: &mut Queue<f32>,
     loss: impl Into<Loss>,
 ) -> Result<(Tensor<1>, Terms)> {
-    let (loss, inputs) = (loss.into(), Inputs::read(student, teacher)?);
+    let loss = loss.into();
+    let inputs = Inputs::read(student, teacher, &loss)?;
     let evaluated = match inputs.student.dtype() {
         DType::F32 => inputs.evaluate::<f32>(Some(queue), loss)?,
         DType::F16 => inputs.evaluate::<f16>(Some(queue), loss)?,
@@ -139,7 +160,7 @@ pub trait Forward: Into<Loss> + Copy {
     ///
     /// # Errors
     /// As [`loss()`].
-    fn forward(&self, student: Tensor<2>, teacher: Tensor<2>) -> Result<Tensor<1>> {
+    fn forward<const R: usize>(&self, student: Tensor<R>, teacher: Tensor<R>) -> Result<Tensor<1>> {
         loss(&student, &teacher, *self)
     }
 
@@ -165,11 +186,22 @@ struct Inputs {
     teacher: TensorData,
     student_shape: [usize; 2],
     teacher_shape: [usize; 2],
+    /// The groups that a third dimension makes of the rows.
+    groups: Option<usize>,
 }
 
 impl Inputs {
-    fn read(student: &Tensor<2>, teacher: &Tensor<2>) -> Result<Self> {
-        let [student_shape, teacher_shape] = [student.dims(), teacher.dims()];
+    fn read<const R: usize>(student: &Tensor<R>, teacher: &Tensor<R>, loss: &Loss) -> Result<Self> {
+        let (student_shape, groups) = matrix("student", &student.dims(), loss)?;
+        let (teacher_shape, _) = matrix("teacher", &teacher.dims(), loss)?;
+        // Of matrices relata compares the numbers of rows.
+        if R > 2 && student.dims()[..R - 1] != teacher.dims()[..R - 1] {
+            return Err(Error::Shape {
+                argument: "teacher",
+                expected: format!("the leading dimensions of {:?}", student.dims()),
+                got: teacher.dims().to_vec(),
+            });
+        }
         if student.dtype() != teacher.dtype() {
             return Err(Error::DType {
                 argument: "teacher",
@@ -188,6 +220,7 @@ impl Inputs {
             teacher: teacher.try_to_data().map_err(unreadable("teacher"))?,
             student_shape,
             teacher_shape,
+            groups,
         })
     }
 
@@ -212,7 +245,15 @@ impl Inputs {
     {
         let [student, teacher] = self.rows::<T>()?;
         let evaluation = match queue {
-            None => loss.evaluate(&Cpu, student, teacher)?,
+            None => {
+                let batch = Batch::new(student, teacher);
+                let problem = Problem::new(loss, batch.shapes())?;
+                let problem = match self.groups {
+                    Some(groups) => problem.with_groups(groups)?,
+                    None => problem,
+                };
+                problem.evaluate(&Cpu, batch)?
+            }
             Some(queue) => loss.evaluate_with_queue(&Cpu, student, teacher, queue)?,
         };
         Ok(self.evaluated(evaluation))
@@ -230,12 +271,40 @@ impl Inputs {
             },
             value: TensorData::new(vec![R::from_f64(evaluation.loss)], [1]),
             terms: evaluation.terms,
-            gradient: TensorData::new(evaluation.gradient, self.student_shape),
+            gradient: TensorData::new(evaluation.gradient, self.student.shape().clone()),
         }
     }
 }
 
-/// A loss, its terms and its gradient `[N, D]`.
+/// Rows, their width, and the groups of rows. A third dimension makes groups where rows are compared
+/// with one another, and more rows of logits, which are not. Elsewhere it has no meaning.
+fn matrix(
+    argument: &'static str,
+    shape: &[usize],
+    loss: &Loss,
+) -> Result<([usize; 2], Option<usize>)> {
+    let expected = match (loss.spec().family, shape) {
+        (Family::Pairwise(_) | Family::Triplet(_) | Family::Contrastive(_), &[rows, dim]) => {
+            return Ok(([rows, dim], None));
+        }
+        (Family::Pairwise(_) | Family::Triplet(_), &[groups, rows, dim]) => {
+            return Ok(([groups * rows, dim], Some(groups)));
+        }
+        (Family::Logits(_), [leading @ .., classes]) if !leading.is_empty() => {
+            return Ok(([leading.iter().product(), *classes], None));
+        }
+        (Family::Pairwise(_) | Family::Triplet(_), _) => "[N, D] or [B, N, D]",
+        (Family::Contrastive(_), _) => "[N, D]",
+        (Family::Logits(_), _) => "[N, C] or [B, T, V]",
+    };
+    Err(Error::Shape {
+        argument,
+        expected: format!("{expected} for {loss}"),
+        got: shape.to_vec(),
+    })
+}
+
+/// A loss, its terms and its gradient, of the student's shape.
 struct Evaluated {
     dtype: FloatDType,
     value: TensorData,
@@ -246,11 +315,11 @@ struct Evaluated {
 impl Evaluated {
     /// The loss as a function of the student that has this gradient: the value plus a sum that is
     /// 0. burn's own operations make it work on all of its backends. With the terms.
-    fn in_graph_of(self, student: &Tensor<2>) -> (Tensor<1>, Terms) {
+    fn in_graph_of<const R: usize>(self, student: &Tensor<R>) -> (Tensor<1>, Terms) {
         let device = student.device();
         let student = student.clone().cast(self.dtype);
         let zeros = student.clone() - student.detach();
-        let gradient = Tensor::<2>::from_data(self.gradient, (&device, self.dtype.into()));
+        let gradient = Tensor::<R>::from_data(self.gradient, (&device, self.dtype.into()));
         let value = Tensor::<1>::from_data(self.value, (&device, self.dtype.into()));
         (value + (zeros * gradient).sum(), self.terms)
     }

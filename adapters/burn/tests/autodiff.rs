@@ -4,8 +4,8 @@
 use burn_tensor::activation::{log_softmax, relu};
 use burn_tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 use relata::{
-    DarkRank, Divergence, Enqueue, Gram, KdKl, Loss, Order, Pkt, Queue, Rkd, RkdAngle, RkdDistance,
-    Rrd, Sp,
+    DarkRank, Divergence, Enqueue, Gram, InfoNce, KdKl, Loss, Order, Pkt, Queue, Rkd, RkdAngle,
+    RkdDistance, Rrd, Sp,
 };
 use relata_burn::{
     Error, Forward, loss, loss_and_terms, loss_and_terms_with_queue, loss_with_queue,
@@ -366,6 +366,83 @@ fn what_does_not_fit_is_refused() -> Result<(), Error> {
     ));
     assert!(queue.is_empty());
     Ok(())
+}
+
+/// `[B, N, D]` are groups: burn's own graph takes the mean of the losses of single groups.
+#[test]
+fn groups_give_the_mean_of_single_groups() -> Result<(), Error> {
+    let of = |dim, seed| numbers([28, dim], seed).reshape([4, 7, dim]).detach();
+    for loss_of in [
+        Loss::from(Gram::default()),
+        Rkd::default().into(),
+        Order::default().into(),
+    ] {
+        let (x, y) = (of(5, 1).require_grad(), of(4, 2));
+        let got = loss(&x, &y, loss_of)?;
+        let mut want = numbers([1, 1], 1).detach().reshape([1]) * 0.;
+        for group in 0..4 {
+            let single = |all: &Tensor<3>| all.clone().narrow(0, group, 1).squeeze_dim::<2>(0);
+            want = want + loss(&single(&x), &single(&y), loss_of)? / 4.; // exact: burn divides by an f32
+        }
+        let gradient = |value: &Tensor<1>| {
+            let gradient = x.grad(&value.backward()).expect("a gradient");
+            assert_eq!(gradient.dims(), [4, 7, 5]);
+            wide(gradient.into_data())
+        };
+        assert_close("gradient", &gradient(&got), &gradient(&want), 1e-12);
+        let [got, want] = [got, want].map(|value| wide(value.into_data()));
+        assert_close("loss", &got, &want, 1e-12);
+    }
+    Ok(())
+}
+
+/// Rows of logits are not compared, so `[B, T, V]` is `[B · T, V]`, to the last bit.
+#[test]
+fn logits_of_sequences_are_rows() -> Result<(), Error> {
+    let (x, y) = (numbers([24, 11], 1).detach(), numbers([24, 11], 2));
+    let flat = x.clone().require_grad();
+    let want = loss(&flat, &y, KdKl::default())?;
+    let want_gradient = flat.grad(&want.backward()).expect("a gradient");
+    let (want, want_gradient) = (wide(want.into_data()), wide(want_gradient.into_data()));
+
+    let three = x.clone().reshape([4, 6, 11]).detach().require_grad();
+    let got = KdKl::default().forward(three.clone(), y.clone().reshape([4, 6, 11]))?;
+    let gradient = three.grad(&got.backward()).expect("a gradient");
+    assert_eq!(gradient.dims(), [4, 6, 11]);
+    assert_eq!(wide(got.into_data()), want);
+    assert_eq!(wide(gradient.into_data()), want_gradient);
+
+    let four = |of: &Tensor<2>| of.clone().reshape([2, 3, 4, 11]);
+    let got = loss(&four(&x), &four(&y), KdKl::default())?;
+    assert_eq!(wide(got.into_data()), want);
+    Ok(())
+}
+
+#[test]
+fn shapes_without_a_meaning_are_refused() {
+    #[track_caller]
+    fn assert_refused<const R: usize>(
+        loss_of: impl Into<Loss>,
+        argument: &str,
+        shapes: [[usize; R]; 2],
+    ) {
+        let zeros = |shape| Tensor::<R>::zeros(shape, &device());
+        let error = loss(&zeros(shapes[0]), &zeros(shapes[1]), loss_of).expect_err("refused");
+        assert!(
+            matches!(&error, Error::Shape { argument: at, .. } if *at == argument),
+            "{error}"
+        );
+    }
+    assert_refused(InfoNce::default(), "student", [[2, 3, 4]; 2]);
+    assert_refused(Gram::default(), "student", [[1, 2, 3, 4]; 2]);
+    assert_refused(Gram::default(), "student", [[3]; 2]);
+    assert_refused(KdKl::default(), "student", [[3]; 2]);
+    assert_refused(Gram::default(), "teacher", [[2, 3, 4], [3, 2, 4]]);
+    assert_refused(KdKl::default(), "teacher", [[2, 3, 4], [1, 6, 4]]);
+    let vectors = Tensor::<1>::zeros([3], &device());
+    let error = loss(&vectors, &vectors, KdKl::default()).expect_err("refused");
+    let text = "student: expected [N, C] or [B, T, V] for kd-kl, got the shape [3]";
+    assert_eq!(error.to_string(), text);
 }
 
 /// The adapter's results are relata's, to the bit.

@@ -39,17 +39,17 @@ where
         on_host(&inputs.teacher, |teacher| {
             let student = Rows::<T>::new(student, inputs.student_shape).or_candle(name)?;
             let teacher = Rows::<T>::new(teacher, inputs.teacher_shape).or_candle(name)?;
-            let evaluation = match (queue, prefixes) {
-                (Some(queue), _) => loss.evaluate_with_queue(&Cpu, student, teacher, queue),
-                (None, None) => loss.evaluate(&Cpu, student, teacher),
-                (None, Some(widths)) => {
-                    let batch = Batch::new(student, teacher);
-                    let problem = Problem::new(loss, batch.shapes());
-                    let problem = problem.and_then(|problem| problem.with_prefixes(widths));
-                    problem.and_then(|problem| problem.evaluate(&Cpu, batch))
-                }
-            };
-            evaluation.or_candle(name)
+            if let Some(queue) = queue {
+                let evaluation = loss.evaluate_with_queue(&Cpu, student, teacher, queue);
+                return evaluation.or_candle(name);
+            }
+            let batch = Batch::new(student, teacher);
+            let mut problem = Problem::new(loss, batch.shapes()).or_candle(name)?;
+            if let Some(widths) = prefixes {
+                problem = problem.with_prefixes(widths).or_candle(name)?;
+            }
+            let problem = inputs.grouped(problem).or_candle(name)?;
+            problem.evaluate(&Cpu, batch).or_candle(name)
         })
     })?;
     let terms = evaluation.terms.iter().map(|(_, value)| value);
@@ -57,11 +57,7 @@ where
     let value: Vec<T::Real> = value.map(<T::Real as Element>::from_f64).collect();
     Ok(Evaluated {
         value: Storage::Cpu(WithDType::to_cpu_storage_owned(value)),
-        gradient: Tensor::from_vec(
-            evaluation.gradient,
-            inputs.student_shape.as_slice(),
-            &Device::Cpu,
-        )?,
+        gradient: Tensor::from_vec(evaluation.gradient, inputs.student.shape(), &Device::Cpu)?,
     })
 }
 

@@ -71,6 +71,7 @@ fn evaluate_as<T: CudaElement>(
     if let Some(widths) = prefixes {
         problem = problem.with_prefixes(widths).or_candle(name)?;
     }
+    problem = inputs.grouped(problem).or_candle(name)?;
     if let Some(queue) = &queue {
         if queue.normalize() != spec.normalize {
             return Err(relata::Error::QueueNormalization {
@@ -104,7 +105,12 @@ fn evaluate_as<T: CudaElement>(
     let storage = |slice| Storage::Cuda(CudaStorage::wrap_cuda_slice(slice, device.clone()));
     Ok(Evaluated {
         value: storage(value),
-        gradient: Tensor::from_storage(storage(gradient), (rows, dim), BackpropOp::none(), false),
+        gradient: Tensor::from_storage(
+            storage(gradient),
+            inputs.student.shape().clone(),
+            BackpropOp::none(),
+            false,
+        ),
     })
 }
 

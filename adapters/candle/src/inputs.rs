@@ -1,10 +1,12 @@
 //! Student and teacher in the form that an evaluation takes.
 
 use candle_core::{DType, Device, Error, Result, Tensor};
+use relata::{Family, Problem, Spec};
 
 use crate::error::OrCandle;
 
-/// Two matrices, contiguous, of one dtype on one device.
+/// Two matrices, contiguous, of one dtype on one device. The tensors have the shapes that they came
+/// with.
 pub(crate) struct Inputs {
     /// In the graph.
     pub(crate) student: Tensor,
@@ -14,20 +16,34 @@ pub(crate) struct Inputs {
     pub(crate) student_shape: [usize; 2],
     /// N and D_t.
     pub(crate) teacher_shape: [usize; 2],
+    /// The groups that a third dimension makes of the rows.
+    groups: Option<usize>,
 }
 
 impl Inputs {
     /// # Errors
-    /// Candle's own, on behalf of `op`, for ranks, dtypes and devices. relata's, for different
+    /// Candle's own, on behalf of the loss, for ranks, dtypes and devices. relata's, for different
     /// numbers of rows; the loss checks the other sizes.
-    pub(crate) fn new(student: &Tensor, teacher: &Tensor, op: &'static str) -> Result<Self> {
-        let student_shape = shape(student, "student", op)?;
-        let teacher_shape = shape(teacher, "teacher", op)?;
+    pub(crate) fn new(student: &Tensor, teacher: &Tensor, spec: &Spec) -> Result<Self> {
+        let op = spec.name;
+        let (student_shape, groups) = shape(student, "student", spec)?;
+        let (teacher_shape, _) = shape(teacher, "teacher", spec)?;
         same_device(student.device(), teacher.device(), op)?;
         if student.dtype() != teacher.dtype() {
             return Err(Error::DTypeMismatchBinaryOp {
                 lhs: student.dtype(),
                 rhs: teacher.dtype(),
+                op,
+            }
+            .bt());
+        }
+        // Where both are matrices, the numbers of rows are all there is to compare.
+        let leading = |tensor: &Tensor| tensor.dims()[..tensor.rank() - 1].to_vec();
+        let matrices = student.rank() == 2 && teacher.rank() == 2;
+        if !matrices && leading(student) != leading(teacher) {
+            return Err(Error::ShapeMismatchBinaryOp {
+                lhs: student.shape().clone(),
+                rhs: teacher.shape().clone(),
                 op,
             }
             .bt());
@@ -45,14 +61,36 @@ impl Inputs {
             teacher: teacher.detach().contiguous()?,
             student_shape,
             teacher_shape,
+            groups,
         })
+    }
+
+    /// `problem` with the groups of the inputs, if they have any.
+    pub(crate) fn grouped(&self, problem: Problem) -> relata::Result<Problem> {
+        match self.groups {
+            Some(groups) => problem.with_groups(groups),
+            None => Ok(problem),
+        }
     }
 }
 
-fn shape(tensor: &Tensor, argument: &str, op: &'static str) -> Result<[usize; 2]> {
-    let shape = tensor.dims2();
-    let shape = shape.map_err(|error| error.context(format!("{op}: {argument}")))?;
-    Ok(shape.into())
+/// Rows, their width, and the groups of rows. A third dimension makes groups where rows are compared
+/// with one another, and more rows of logits, which are not. Elsewhere it has no meaning.
+fn shape(tensor: &Tensor, argument: &str, spec: &Spec) -> Result<([usize; 2], Option<usize>)> {
+    match (spec.family, tensor.dims()) {
+        (Family::Pairwise(_) | Family::Triplet(_), &[groups, rows, dim]) => {
+            Ok(([groups * rows, dim], Some(groups)))
+        }
+        (Family::Logits(_), [leading @ .., classes]) if !leading.is_empty() => {
+            Ok(([leading.iter().product(), *classes], None))
+        }
+        _ => {
+            let shape = tensor.dims2();
+            let name = spec.name;
+            let shape = shape.map_err(|error| error.context(format!("{name}: {argument}")))?;
+            Ok((shape.into(), None))
+        }
+    }
 }
 
 /// Refuses tensors on different devices.

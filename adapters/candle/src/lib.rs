@@ -17,12 +17,16 @@
 //! - `student` `[N, D]` and `teacher` `[N, D_t]` have one dtype and lie on one device. Views of any
 //!   strides and offsets are accepted. A view that is not contiguous is copied first, on its
 //!   device.
+//! - Losses of pairs and triples also take `[B, N, D]` and `[B, N, D_t]`: B groups of N rows, for
+//!   example the patches of B images. Rows of different groups are not compared, and the loss is the
+//!   mean of the groups' losses: see [`relata::Problem::with_groups`]. Logits `[B, T, V]`, of any
+//!   number of leading dimensions, are B · T rows. Losses of keys take matrices alone.
 //! - The dtype is f64 (on the CPU), f32, f16 or bf16. The loss is f64 for f64, and f32 for all
 //!   others.
 //! - Only the student gets a gradient. The teacher is a constant, whether it is detached or not.
 //! - For half types the gradient is kept in f32. The upstream factor multiplies in f32 and the
 //!   rounding comes last, so loss scaling saves small gradients.
-//! - Errors are candle's: its own variants for dtypes, devices and ranks. relata's errors, such as
+//! - Errors are candle's: its own variants for dtypes, devices, ranks and leading dimensions. relata's errors, such as
 //!   different numbers of rows, are wrapped in candle's, and [`cause`] finds them. After an error
 //!   nothing has been enqueued.
 
@@ -165,7 +169,18 @@ pub fn sp(student: &Tensor, teacher: &Tensor, loss: Sp) -> Result<Tensor> {
     crate::loss(student, teacher, loss)
 }
 
-/// Gram anchoring of patches or samples: see [`Gram`].
+/// Gram anchoring of patches or samples: see [`Gram`]. The patches of B images are `[B, N, D]`.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use relata_candle::{Gram, gram};
+/// # fn main() -> candle_core::Result<()> {
+/// let student = Tensor::randn(0f32, 1., (4, 49, 64), &Device::Cpu)?;
+/// let teacher = Tensor::randn(0f32, 1., (4, 49, 96), &Device::Cpu)?;
+/// let loss = gram(&student, &teacher, Gram::default())?;
+/// assert!(loss.to_scalar::<f32>()? > 0.);
+/// # Ok(()) }
+/// ```
 ///
 /// # Errors
 /// As [`loss`](crate::loss()).
@@ -197,7 +212,7 @@ pub fn dark_rank(student: &Tensor, teacher: &Tensor, loss: DarkRank) -> Result<T
     crate::loss(student, teacher, loss)
 }
 
-/// A divergence between softened logits `[N, C]`, by default Hinton's: see [`KdKl`].
+/// A divergence between softened logits `[N, C]` or `[B, T, V]`, by default Hinton's: see [`KdKl`].
 ///
 /// # Errors
 /// As [`loss`](crate::loss()).

@@ -18,7 +18,7 @@ use crate::terms::Terms;
 pub(crate) struct Evaluated {
     /// The loss, then its terms: f64 for f64, f32 for all others.
     pub(crate) value: Storage,
-    /// `[N, D]` of the same type.
+    /// Of the student's shape and the same type.
     pub(crate) gradient: Tensor,
 }
 
@@ -32,7 +32,7 @@ pub(crate) fn fused(
     loss: Loss,
 ) -> Result<(Tensor, Terms)> {
     let spec = loss.spec();
-    let inputs = Inputs::new(student, teacher, spec.name)?;
+    let inputs = Inputs::new(student, teacher, &spec)?;
     let Evaluated { value, gradient } = match student.device() {
         Device::Cpu => cpu::evaluate(&inputs, queue, prefixes, loss),
         #[cfg(feature = "cuda")]

@@ -102,7 +102,7 @@ fn dimensions_that_have_to_agree() -> Result<()> {
 
 #[test]
 fn tensors_that_are_no_matrices() {
-    for shape in [vec![], vec![6], vec![2, 3, 1]] {
+    for shape in [vec![], vec![6]] {
         let tensor = zeros(shape, DType::F32);
         for error in refusals(&tensor, &zeros((2, 3), DType::F32)) {
             let Error::UnexpectedNumberOfDims { expected, got, .. } = *bare(&error) else {

@@ -17,6 +17,10 @@
 //! - Student `[N, D]` and teacher `[N, D_t]` have one kind and lie on one device: f64 on the CPU,
 //!   f32, f16 and bf16. Views of any strides are accepted. A view that is not contiguous is copied
 //!   first.
+//! - Losses of pairs and triples also take `[B, N, D]` and `[B, N, D_t]`: B groups of N rows, for
+//!   example the patches of B images. Rows of different groups are not compared, and the loss is the
+//!   mean of the groups' losses: see [`Problem::with_groups`]. Logits `[B, T, V]`, of any number of
+//!   leading dimensions, are B · T rows. Losses of keys take matrices alone.
 //! - The loss is a scalar, f64 for f64 and f32 for all others. The teacher is a constant.
 //! - The upstream factor multiplies the gradient in the loss's type. The rounding to the student's
 //!   type comes last.
@@ -25,7 +29,7 @@
 mod gpu;
 mod host;
 
-use relata::{Loss, Problem, Queue, Shapes, Spec};
+use relata::{Family, Loss, Problem, Queue, Shapes, Spec};
 use tch::{Device, Kind, TchError, Tensor};
 
 /// Why there is no loss.
@@ -38,7 +42,7 @@ pub enum Error {
     /// libtorch's error.
     #[error(transparent)]
     Torch(#[from] TchError),
-    /// A tensor that is not a matrix, or that has a kind or a device without kernels.
+    /// A tensor of a shape that the loss has no meaning for, or that has a kind or a device without kernels.
     #[error("{argument}: expected {expected}, got {got}")]
     Unsupported {
         /// The tensor at fault.
@@ -85,8 +89,12 @@ pub fn loss_and_terms(
     teacher: &Tensor,
     loss: impl Into<Loss>,
 ) -> Result<(Tensor, Terms)> {
-    let inputs = Inputs::new(student, teacher)?;
-    let problem = Problem::new(loss, inputs.shapes())?;
+    let loss = loss.into();
+    let inputs = Inputs::new(student, teacher, &loss.spec())?;
+    let mut problem = Problem::new(loss, inputs.shapes())?;
+    if let Some(groups) = inputs.groups {
+        problem = problem.with_groups(groups)?;
+    }
     let evaluated = match inputs.student.device() {
         Device::Cpu => host::evaluate(&inputs, &problem)?,
         #[cfg(feature = "cuda")]
@@ -106,7 +114,8 @@ pub fn loss_and_terms_with_queue(
     queue: &mut Queue<f32>,
     loss: impl Into<Loss>,
 ) -> Result<(Tensor, Terms)> {
-    let (loss, inputs) = (loss.into(), Inputs::new(student, teacher)?);
+    let loss = loss.into();
+    let inputs = Inputs::new(student, teacher, &loss.spec())?;
     let evaluated = match inputs.student.device() {
         Device::Cpu => host::evaluate_with_queue(&inputs, queue, loss)?,
         device => return Err(no_kernels(device)),
@@ -147,24 +156,38 @@ impl Terms {
     }
 }
 
-/// Two contiguous matrices of one kind on one device, outside of any graph.
+/// Two contiguous matrices of one kind on one device, outside of any graph. The tensors have the
+/// shapes that they came with.
 struct Inputs {
     student: Tensor,
     teacher: Tensor,
     student_shape: [usize; 2],
     teacher_shape: [usize; 2],
+    /// The groups that a third dimension makes of the rows.
+    groups: Option<usize>,
 }
 
 impl Inputs {
-    fn new(student: &Tensor, teacher: &Tensor) -> Result<Self> {
-        let [student_shape, teacher_shape] =
-            [shape("student", student)?, shape("teacher", teacher)?];
+    fn new(student: &Tensor, teacher: &Tensor, spec: &Spec) -> Result<Self> {
+        let (student_shape, groups) = shape("student", student, spec)?;
+        let (teacher_shape, _) = shape("teacher", teacher, spec)?;
         let at = |tensor: &Tensor| (tensor.device(), tensor.kind());
         if at(student) != at(teacher) {
             return Err(Error::Unsupported {
                 argument: "teacher",
                 expected: "the student's device and kind",
                 got: format!("{:?}, not {:?}", at(teacher), at(student)),
+            });
+        }
+        // Where both are matrices, the numbers of rows are all there is to compare.
+        let (of_student, of_teacher) = (student.size(), teacher.size());
+        let leading = |sizes: &[i64]| sizes[..sizes.len() - 1].to_vec();
+        let matrices = of_student.len() == 2 && of_teacher.len() == 2;
+        if !matrices && leading(&of_student) != leading(&of_teacher) {
+            return Err(Error::Unsupported {
+                argument: "teacher",
+                expected: "the student's leading dimensions",
+                got: format!("the shape {of_teacher:?}, not {of_student:?}"),
             });
         }
         if student_shape[0] != teacher_shape[0] {
@@ -179,6 +202,7 @@ impl Inputs {
             teacher: teacher.f_detach()?.f_contiguous()?,
             student_shape,
             teacher_shape,
+            groups,
         })
     }
 
@@ -188,12 +212,32 @@ impl Inputs {
     }
 }
 
-fn shape(argument: &'static str, tensor: &Tensor) -> Result<[usize; 2]> {
+/// Rows, their width, and the groups of rows. A third dimension makes groups where rows are compared
+/// with one another, and more rows of logits, which are not. Elsewhere it has no meaning.
+fn shape(
+    argument: &'static str,
+    tensor: &Tensor,
+    spec: &Spec,
+) -> Result<([usize; 2], Option<usize>)> {
     let sizes = tensor.size();
     let sizes: Vec<usize> = sizes.iter().filter_map(|&n| n.try_into().ok()).collect();
-    sizes[..].try_into().map_err(|_| Error::Unsupported {
+    let expected = match (spec.family, &sizes[..]) {
+        (Family::Pairwise(_) | Family::Triplet(_) | Family::Contrastive(_), &[rows, dim]) => {
+            return Ok(([rows, dim], None));
+        }
+        (Family::Pairwise(_) | Family::Triplet(_), &[groups, rows, dim]) => {
+            return Ok(([groups * rows, dim], Some(groups)));
+        }
+        (Family::Logits(_), [leading @ .., classes]) if !leading.is_empty() => {
+            return Ok(([leading.iter().product(), *classes], None));
+        }
+        (Family::Pairwise(_) | Family::Triplet(_), _) => "a matrix, or groups [B, N, D]",
+        (Family::Contrastive(_), _) => "a matrix",
+        (Family::Logits(_), _) => "a matrix, or logits [B, T, V]",
+    };
+    Err(Error::Unsupported {
         argument,
-        expected: "a matrix",
+        expected,
         got: format!("the shape {:?}", tensor.size()),
     })
 }
@@ -202,7 +246,7 @@ fn shape(argument: &'static str, tensor: &Tensor) -> Result<[usize; 2]> {
 struct Evaluated {
     /// The loss, then its terms.
     value: Tensor,
-    /// `[N, D]`
+    /// Of the student's shape.
     gradient: Tensor,
 }
 

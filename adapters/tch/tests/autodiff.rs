@@ -178,6 +178,46 @@ fn terms_of_rkd() {
     assert!(none.to_vec().expect("a read").is_empty());
 }
 
+/// `[B, N, D]` are groups, and `[B, T, V]` of logits are rows.
+#[test]
+fn three_dimensions_are_groups_or_rows() {
+    let leaf = |seed| numbers([21, 5], seed).set_requires_grad(true);
+    let y = numbers([21, 5], 2);
+    let cube = |x: &Tensor| x.view([3, 7, 5]);
+    let x = leaf(1);
+    let got = loss(&cube(&x), &cube(&y), Rkd::default()).expect("a loss");
+    got.backward();
+    let other = leaf(1);
+    let singles: Vec<Tensor> = (0..3)
+        .map(|group| {
+            let [x, y] = [&other, &y].map(|all| cube(all).select(0, group));
+            loss(&x, &y, Rkd::default()).expect("a loss")
+        })
+        .collect();
+    let want = Tensor::stack(&singles, 0).mean(Kind::Double);
+    want.backward();
+    assert!(relative(&got, &want) <= 1e-12);
+    assert!(relative(&x.grad(), &other.grad()) <= 1e-12);
+
+    let (x, other) = (leaf(3), leaf(3));
+    let got = loss(&cube(&x), &cube(&y), KdKl::default()).expect("a loss");
+    got.backward();
+    let want = loss(&other, &y, KdKl::default()).expect("a loss");
+    want.backward();
+    assert!(got.equal(&want) && x.grad().equal(&other.grad()));
+
+    for (student, teacher) in [
+        (cube(&y), y.view([7, 3, 5])),
+        (cube(&y), y.shallow_clone()),
+        (y.view([3, 7, 5, 1]), y.view([3, 7, 5, 1])),
+    ] {
+        let refused = loss(&student, &teacher, Rkd::default());
+        assert!(matches!(refused, Err(Error::Unsupported { .. })));
+    }
+    let keys = loss(&cube(&y), &cube(&y), relata::InfoNce::default());
+    assert!(matches!(keys, Err(Error::Unsupported { .. })));
+}
+
 #[test]
 fn what_does_not_fit_is_refused() {
     let [x, y] = [numbers([4, 3], 1), numbers([5, 3], 2)];

@@ -14,7 +14,8 @@ use relata::DType;
 
 use crate::failure::{Failure, Result};
 
-/// A matrix `[rows, dim]` with the values its file holds: f64 holds every type's exactly.
+/// A matrix `[rows, dim]` with the values its file holds: f64 holds every type's exactly. A file of
+/// shape `[groups, n, dim]` is a matrix of `groups · n` rows.
 #[derive(Debug)]
 pub(crate) struct Matrix {
     /// The argument and the file it came from, for messages.
@@ -22,6 +23,8 @@ pub(crate) struct Matrix {
     pub(crate) values: Vec<f64>,
     pub(crate) rows: usize,
     pub(crate) dim: usize,
+    /// Into how many groups of equal size the file's shape divides the rows.
+    pub(crate) groups: Option<usize>,
 }
 
 /// What a reader of a format says is wrong with a file.
@@ -30,6 +33,7 @@ type Parsed<T> = std::result::Result<T, String>;
 /// A matrix that a file holds: where its bytes start is where the file is left.
 struct Layout {
     shape: [usize; 2],
+    groups: Option<usize>,
     dtype: DType,
 }
 
@@ -40,7 +44,9 @@ pub(crate) fn read(argument: &str, path: &Path) -> Result<Matrix> {
     match read_named(path) {
         Ok((
             Layout {
-                shape: [rows, dim], ..
+                shape: [rows, dim],
+                groups,
+                ..
             },
             values,
         )) => Ok(Matrix {
@@ -48,6 +54,7 @@ pub(crate) fn read(argument: &str, path: &Path) -> Result<Matrix> {
             values,
             rows,
             dim,
+            groups,
         }),
         Err(why) => Err(Failure::refused(origin, why)),
     }
@@ -100,18 +107,27 @@ fn open(path: &Path) -> Parsed<(File, u64)> {
 impl Layout {
     /// A matrix of `shape`, which the file has `available` bytes for.
     fn new(shape: &[u64], dtype: DType, available: u64) -> Parsed<Self> {
-        let &[rows, dim] = shape else {
-            return Err(format!(
-                "expected two dimensions [rows, dim], got shape {shape:?}"
-            ));
+        let (groups, rows, dim) = match *shape {
+            [rows, dim] => (None, rows, dim),
+            [groups, rows, dim] => (Some(groups), rows, dim),
+            _ => {
+                return Err(format!(
+                    "expected dimensions [rows, dim] or [groups, rows, dim], got shape {shape:?}"
+                ));
+            }
         };
-        for (size, of) in [(rows, "row"), (dim, "column")] {
+        for (size, of) in [
+            (groups.unwrap_or(1), "group"),
+            (rows, "row"),
+            (dim, "column"),
+        ] {
             if size == 0 {
                 return Err(format!("expected at least 1 {of}, got shape {shape:?}"));
             }
         }
-        let claimed = rows
-            .checked_mul(dim)
+        let all_rows = rows.checked_mul(groups.unwrap_or(1));
+        let claimed = all_rows
+            .and_then(|rows| rows.checked_mul(dim))
             .and_then(|elements| elements.checked_mul(size_of_element(dtype)));
         if claimed != Some(available) {
             let claimed = claimed.map_or("more".to_owned(), |bytes| bytes.to_string());
@@ -121,7 +137,8 @@ impl Layout {
         }
         let size = |size: u64| usize::try_from(size).map_err(|_| too_large(available));
         Ok(Layout {
-            shape: [size(rows)?, size(dim)?],
+            shape: [size(all_rows.unwrap_or(u64::MAX))?, size(dim)?],
+            groups: groups.map(size).transpose()?,
             dtype,
         })
     }

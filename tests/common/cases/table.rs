@@ -84,6 +84,7 @@ pub(super) fn all() -> Vec<Case> {
     relational(&mut cases);
     similarities(&mut cases);
     rankings(&mut cases);
+    groups(&mut cases);
     rrd(&mut cases);
     info_nce(&mut cases);
     kd_kl(&mut cases);
@@ -192,6 +193,27 @@ fn rankings(cases: &mut Vec<Case>) {
     }
 }
 
+/// Groups of rows: some, and as many as there are rows, where the loss is 0 or that of a row alone.
+/// The losses are those that compare no numbers: tests/groups.rs has all of them.
+fn groups(cases: &mut Vec<Case>) {
+    let losses = rkd_losses(Rkd::default()).into_iter().chain([
+        Sp.into(),
+        Gram::default().into(),
+        Gram { clamp: true }.into(),
+        Pkt.into(),
+    ]);
+    for loss in losses {
+        for ([n, d, t], groups) in [([6, 5, 3], 6), ([10, 16, 7], 2), ([51, 33, 130], 3)] {
+            let case = case(loss, n, d).teacher_dim(t).groups(groups);
+            cases.push(if loss == (Gram { clamp: true }).into() {
+                case.label("clamp")
+            } else {
+                case
+            });
+        }
+    }
+}
+
 /// RKD of more rows than the kernels count as a small batch. In order: distances that are alike,
 /// with the angles in f32; distances of very different size, with the angles in f64; angles in f32
 /// that turn out to be too much alike; normalised rows; and so many elements that a kernel makes
@@ -215,13 +237,14 @@ pub(super) fn many_rows() -> Vec<Case> {
 }
 
 /// One small case of each kind that has kernels of its own.
-pub(super) const OF_EVERY_KERNEL: [&str; 22] = [
+pub(super) const OF_EVERY_KERNEL: [&str; 23] = [
     "rkd-33x16",
     "rkd-17x16-to-7-delta-0.5-normalize",
     "rkd-distance-17x33-to-130",
     "sp-17x33-to-130",
     "gram-17x33-to-130",
     "gram-17x33-to-130-clamp",
+    "gram-51x33-to-130-groups-3",
     "pkt-17x33-to-130",
     "order-17x33-to-130",
     "dark-rank-17x33-to-130",
@@ -332,6 +355,11 @@ fn timed(cases: &mut Vec<Case>) {
         cases.push(case(loss, 128, 512).purpose(Purpose::Both));
         cases.extend([512, 1024].map(|n| case(loss, n, 512).bench()));
     }
+    // The patches of 16 images.
+    let gram = Loss::from(Gram::default());
+    for [n, d] in [[196, 384], [256, 1024]] {
+        cases.push(case(gram, 16 * n, d).groups(16).bench());
+    }
     let order = Loss::from(Order::default());
     cases.extend([128, 256].map(|n| case(order, n, 512).bench()));
     let dark_rank = Loss::from(DarkRank::default());
@@ -379,6 +407,7 @@ fn case(loss: Loss, rows: usize, dim: usize) -> Case {
         rows,
         student_dim: dim,
         teacher_dim: dim,
+        groups: 1,
         queue: None,
         past_keys: 0,
         own_keys: false,
@@ -403,6 +432,11 @@ impl Case {
         } else {
             self.label(&format!("to-{dim}"))
         }
+    }
+
+    fn groups(mut self, groups: usize) -> Self {
+        self.groups = groups;
+        self.label(&format!("groups-{groups}"))
     }
 
     fn queue(mut self, capacity: usize, past: usize, own: bool) -> Self {

@@ -6,6 +6,7 @@ mod cases;
 mod devices;
 mod formulas;
 mod graphs;
+mod groups;
 mod halves;
 mod masks;
 mod prefixes;

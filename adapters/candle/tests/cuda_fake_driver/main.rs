@@ -5,8 +5,8 @@ mod support;
 
 use candle_core::{DType, Device, Error, Result, Tensor, Var};
 use relata_candle::{
-    Enqueue, InfoNce, KdKl, Queue, Rkd, RkdAngle, Rrd, Sp, WeightPrecision, cause, kd_kl,
-    loss_and_terms, loss_and_terms_with_queue, release_workspaces, rkd, rkd_angle, rrd, sp,
+    Enqueue, Gram, InfoNce, KdKl, Queue, Rkd, RkdAngle, Rrd, Sp, WeightPrecision, cause, kd_kl,
+    loss, loss_and_terms, loss_and_terms_with_queue, release_workspaces, rkd, rkd_angle, rrd, sp,
 };
 
 use crate::support::FakeDriver;
@@ -72,6 +72,32 @@ fn a_step_is_launches_on_candles_stream() -> Result<()> {
         );
         drop((first, second));
     }
+    Ok(())
+}
+
+/// Groups of rows are launches of one evaluation, and another plan than those of a matrix of as many
+/// rows. A gradient has the student's shape.
+#[test]
+fn groups_are_launches_of_one_evaluation() -> Result<()> {
+    let Some(fake_driver) = FakeDriver::found() else {
+        return Ok(());
+    };
+    let student = Var::zeros((2, ROWS, DIM), DType::F32, &fake_driver.device)?;
+    let teacher = Tensor::zeros((2, ROWS, DIM), DType::F32, &fake_driver.device)?;
+    let flat = [student.flatten_to(1)?, teacher.flatten_to(1)?];
+    loss(&flat[0], &flat[1], Gram::default())?;
+    fake_driver.calls();
+    let grouped = loss(&student, &teacher, Gram::default())?;
+    let calls = fake_driver.calls();
+    let (mean, groups) = kernels(&calls)
+        .split_last()
+        .map_or(("", Vec::new()), |(last, rest)| (*last, rest.to_vec()));
+    assert_eq!(mean, "mean_of_groups", "{calls:#?}");
+    let (first, second) = groups.split_at(groups.len() / 2);
+    assert!(!first.is_empty() && first == second, "{groups:#?}");
+    let gradients = grouped.backward()?;
+    let gradient = gradients.get(&student).expect("a gradient");
+    assert_eq!(gradient.dims(), [2, ROWS, DIM]);
     Ok(())
 }
 
