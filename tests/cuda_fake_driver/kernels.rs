@@ -58,7 +58,20 @@ with_fake_driver!(every_kernel_runs_under_sanitizers, [], {
         stream.synchronize().expect("a copy");
         queue.expect("memory").enqueue(&keys).expect("launches");
     }
+    fn launch_list<T: GpuElement>(cuda: &Cuda) {
+        let student = [T::from_f64(1.0); 6];
+        let student = Rows::new(&student, [2, 3]).expect("whole rows");
+        let (logarithms, weights) = ([-1.0f32; 2], [1.0f32; 2]);
+        let list = relata::TopK::new(&[0, 2], &logarithms, [2, 1]).expect("a class a row");
+        let batch = relata::Batch::of_top_k(student, list).with_row_weights(&weights);
+        let problem = relata::KdKl::default().problem(batch.shapes());
+        let problem = problem.expect("shapes that fit");
+        problem.evaluate(cuda, batch).expect("launches");
+    }
     let cuda = Cuda::new(0).expect("the fake driver's GPU");
+    launch_list::<f32>(&cuda);
+    launch_list::<f16>(&cuda);
+    launch_list::<bf16>(&cuda);
     launch_blocks::<f32>(&cuda);
     launch_blocks::<f16>(&cuda);
     launch_blocks::<bf16>(&cuda);
