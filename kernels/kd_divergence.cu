@@ -28,6 +28,7 @@
 // Reference  src/reference/kd_kl.rs.
 #include "common/collective.cuh"
 #include "common/divergence.cuh"
+#include "common/divergence_kind.cuh"
 #include "common/logits_row.cuh"
 #include "common/row_mean.cuh"
 #include "common/softmax_row.cuh"
@@ -35,15 +36,6 @@
 namespace {
 
 constexpr unsigned THREADS = 512;
-
-// The divergences. Mirrored in src/gpu/logits/divergence.rs.
-enum Kind : uint32_t {
-    FORWARD,       // KL(p‖q)
-    REVERSE,       // KL(q‖p)
-    JS,            // β KL(p‖m) + (1−β) KL(q‖m), m = βp + (1−β)q
-    SKEW,          // KL(p‖m), m = αp + (1−α)q
-    SKEW_REVERSE,  // KL(q‖m), m = αq + (1−α)p
-};
 
 // Mirrored in src/gpu/logits/mod.rs, as DivergenceArguments.
 struct Arguments {
@@ -274,10 +266,10 @@ DEVICE void kd_divergence(const Arguments& arguments) {
                       aligned16(arguments.gradient) &&
                       (columns.student - columns.teacher) % CHUNK<T> == 0;
     const LogitsRow<T, THREADS> logits(wide, arguments, columns, shared);
-    logits.clear_from(arguments.classes);
+    clear_gradient<THREADS>(logits.gradient, arguments.classes, columns.student);
     const float share = share_of_row(arguments);
     if (share == 0) {
-        logits.clear_from(0);
+        clear_gradient<THREADS>(logits.gradient, 0, arguments.classes);
         finish_row<THREADS>(arguments, share, 0.0);
         return;
     }

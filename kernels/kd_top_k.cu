@@ -10,7 +10,7 @@
 // Grid       N blocks.
 // Block      512 threads, side by side along the row. Chunks as in kernels/kd_kl.cu.
 // Shared     Dynamic: a bit a class that says whether it is listed, then [kept][THREADS] chunks;
-//            the thread that writes a chunk reads it. 640 bytes for reductions.
+//            the thread that writes a chunk reads it. 768 bytes for reductions.
 // Registers  at most 128.
 // SASS       LDG.E.128, STG.E.128, STS.128, LDS.128
 // Work       A row takes C elements read and 4 C bytes written. An exponential and a bit of shared
@@ -23,16 +23,15 @@
 // Order      Fixed: by thread, by warp, by block. The last block adds up the rows.
 // Reference  src/reference/kd_kl.rs.
 #include "common/collective.cuh"
+#include "common/divergence_kind.cuh"
 #include "common/element.cuh"
+#include "common/logits_row.cuh"
 #include "common/row_mean.cuh"
 #include "common/softmax_row.cuh"
 
 namespace {
 
 constexpr unsigned THREADS = 512;
-
-// The divergences. Mirrored in src/gpu/logits/divergence.rs.
-enum Kind : uint32_t { FORWARD, REVERSE, JS, SKEW, SKEW_REVERSE };
 
 // Mirrored in src/gpu/logits/top_k.rs.
 struct Arguments {
@@ -146,37 +145,30 @@ DEVICE_CALL Term plain_term_of(uint32_t kind, double share, double rest, double 
     return {of_q, of_q + q * (share * p / m)};
 }
 
-// This thread's part of a row: chunks of 16 bytes, thread t chunks t, t + THREADS, ..., and one
-// element before the first chunk and one after the last.
+// This thread's part of the student's row.
 template <typename T>
-struct Row {
-    static constexpr uint32_t STEP = THREADS * CHUNK<T>;
+struct Row : RowChunks<T, THREADS> {
+    using Chunks = RowChunks<T, THREADS>;
+    using Chunks::count;
+    using Chunks::first;
+    using Chunks::has;
+    using Chunks::single;
+    using Chunks::STEP;
+
     const T* x;
     float* gradient;
     Bytes16* shared;
     bool wide;
-    uint32_t first, count, kept;
-    bool has[2];
-    uint32_t single[2];
+    uint32_t kept;
 
     DEVICE Row(const Arguments& arguments, Bytes16* memory)
         : wide(aligned16(arguments.student) && aligned16(arguments.gradient)) {
         const uint64_t start = static_cast<uint64_t>(blockIdx.x) * arguments.columns;
-        const uint32_t classes = arguments.classes;
         x = static_cast<const T*>(arguments.student) + start;
         gradient = arguments.gradient + start;
-        const uint32_t past = static_cast<uint32_t>(start % CHUNK<T>);
-        const uint32_t to_boundary = past == 0 ? 0 : CHUNK<T> - past;
-        const uint32_t head = to_boundary < classes ? to_boundary : classes;
-        const uint32_t chunks = (classes - head) / CHUNK<T>, end = head + chunks * CHUNK<T>;
-        count = chunks > threadIdx.x ? (chunks - threadIdx.x - 1) / THREADS + 1 : 0;
+        Chunks::partition(start, arguments.classes);
         kept = count < arguments.kept ? count : arguments.kept;
-        first = head + threadIdx.x * CHUNK<T>;
         shared = memory + threadIdx.x;
-        has[0] = threadIdx.x < head;
-        has[1] = threadIdx.x < classes - end;
-        single[0] = threadIdx.x;
-        single[1] = end + threadIdx.x;
     }
 
     // Calls `add(column, elements)`, forwards.
@@ -228,10 +220,9 @@ DEVICE void kd_top_k(const Arguments& arguments) {
     const uint32_t* ids = arguments.ids + list;
     const float* log_p = arguments.log_p + list;
     const float share = share_of_row(arguments);
-    for (uint32_t c = arguments.classes + threadIdx.x; c < arguments.columns; c += THREADS)
-        row.gradient[c] = 0;
+    clear_gradient<THREADS>(row.gradient, arguments.classes, arguments.columns);
     if (share == 0) {
-        for (uint32_t c = threadIdx.x; c < arguments.classes; c += THREADS) row.gradient[c] = 0;
+        clear_gradient<THREADS>(row.gradient, 0, arguments.classes);
         finish_row<THREADS>(arguments, share, 0.0);
         return;
     }
@@ -274,8 +265,10 @@ DEVICE void kd_top_k(const Arguments& arguments) {
         sums[1] += log_p[j] < infinity() ? exp(static_cast<double>(log_p[j])) : nan();
     }
     block_sums<THREADS>(sums);
-    const double of_tail = others.sum * exp((others.origin() - origin) * per);
-    const double sum = of_tail + sums[0], log_sum = log(sum);
+    // The logarithm of what an exponential of the tail is in units of the largest class. The tail's
+    // sum may be no number in these units, but it has a logarithm.
+    const double below = (others.origin() - origin) * per;
+    const double sum = others.sum * exp(below) + sums[0], log_sum = log(sum);
 
     // D, and Σ q g
     const bool has_tail = arguments.tail != 0 && listed < arguments.classes;
@@ -297,9 +290,9 @@ DEVICE void kd_top_k(const Arguments& arguments) {
     Term tail = {0, 0};
     if (has_tail) {
         const double rest = 1 - sums[1];
-        const double floor = of_tail > 0 ? arguments.least_tail : 0.0;
+        const double floor = others.sum > 0 ? arguments.least_tail : 0.0;
         const double p = rest > arguments.least_tail ? rest : floor;
-        tail = term_at(log(p), log(of_tail) - log_sum);
+        tail = term_at(log(p), log(static_cast<double>(others.sum)) + below - log_sum);
     }
     block_sums<THREADS>(totals);
     double d = totals[0] + tail.term;
@@ -313,8 +306,8 @@ DEVICE void kd_top_k(const Arguments& arguments) {
 
     // Gradient
     const double factor = has_gradient ? arguments.gradient_factor * share : nan();
-    const double per_other = of_tail > 0 ? tail.slope / others.sum : 0.0;
-    const double per_class = exp((others.origin() - origin) * per) / sum * mean;
+    const double per_other = others.sum > 0 ? tail.slope / others.sum : 0.0;
+    const double per_class = exp(below) / sum * mean;
     const float slope = static_cast<float>(factor * (per_other - per_class));
     const float from = others.origin();
     // A listed class may be far above the others: what it is here is written over.

@@ -3,7 +3,7 @@
 // Passes     One launch: the largest weight, the sum in units of it, the shares.
 // Grid       1 block.
 // Block      1024 threads. Thread t takes the weights t, t + THREADS, ...
-// Shared     256 bytes for reductions.
+// Shared     384 bytes for reductions.
 // Registers  at most 64.
 // SASS       LDG.E
 // Work       Three readings of N weights, from L2 after the first. It is the time of a launch.

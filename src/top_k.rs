@@ -114,11 +114,11 @@ impl<'a, R: Real> TopK<'a, R> {
     /// The teacher's probability of the classes that a row does not list. It is 1 less the sum of
     /// the others, which are rounded: where less remains than that rounding it counts as so much,
     /// if the student has such classes. A divergence that asks for its logarithm then stays finite.
-    pub(crate) fn tail(listed: f64, student: f64) -> f64 {
+    pub(crate) fn tail(listed: f64, student_has_some: bool) -> f64 {
         let rest = 1.0 - listed;
         if rest > Self::ROUNDING {
             rest
-        } else if student > 0.0 {
+        } else if student_has_some {
             Self::ROUNDING
         } else {
             0.0

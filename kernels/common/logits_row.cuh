@@ -11,58 +11,68 @@ struct LogitsColumns {
     uint32_t student, teacher;
 };
 
-// This thread's part of a row. Chunks are 16 bytes. Thread t takes chunks t, t + THREADS, ... of
-// both rows, and one element before the first chunk and one after the last.
+// Which elements of a row of `classes` are this thread's. Chunks are 16 bytes. Thread t takes chunks
+// t, t + THREADS, ..., and one element before the first chunk and one after the last.
 template <typename T, unsigned THREADS>
-struct LogitsRow {
-    // Whether the matrices' addresses are multiples of 16: chunks are then one load.
-    bool wide;
-    // The row.
-    const T* x;
-    const T* y;
-    float* gradient;
-    // This thread's first chunk in the row, and its place in shared memory.
+struct RowChunks {
+    // This thread's first chunk in the row.
     uint32_t first;
-    Bytes16* shared;
     uint32_t count;  // chunks of this thread
-    uint32_t kept;   // how many of them stay in shared memory
-    // Of student and gradient.
-    uint32_t columns;
     // The elements that no chunk has: fewer than a chunk on either side.
     bool has[2];
     uint32_t single[2];
 
     static constexpr uint32_t STEP = THREADS * CHUNK<T>;
 
-    // The first `arguments.classes` columns of row blockIdx.x. At most `arguments.kept` chunks stay.
-    template <typename Arguments>
-    DEVICE LogitsRow(bool is_wide, const Arguments& arguments, LogitsColumns all, Bytes16* memory)
-        : wide(is_wide), columns(all.student) {
-        const uint32_t classes = arguments.classes;
-        const uint64_t start = static_cast<uint64_t>(blockIdx.x) * columns;
-        x = static_cast<const T*>(arguments.student) + start;
-        y = static_cast<const T*>(arguments.teacher) +
-            static_cast<uint64_t>(blockIdx.x) * all.teacher;
-        gradient = arguments.gradient + start;
-        // Where chunks begin depends on the row's place in the matrix but not on the matrix's
-        // address: else the bits would depend on it.
+    // `start` is the row's place in its matrix. Where chunks begin depends on it but not on the
+    // matrix's address: else the bits would depend on the address.
+    DEVICE void partition(uint64_t start, uint32_t classes) {
         const uint32_t past = static_cast<uint32_t>(start % CHUNK<T>);
         const uint32_t to_boundary = past == 0 ? 0 : CHUNK<T> - past;
         const uint32_t head = to_boundary < classes ? to_boundary : classes;
         const uint32_t chunks = (classes - head) / CHUNK<T>, tail = head + chunks * CHUNK<T>;
         count = chunks > threadIdx.x ? (chunks - threadIdx.x - 1) / THREADS + 1 : 0;
-        kept = count < arguments.kept ? count : arguments.kept;
         first = head + threadIdx.x * CHUNK<T>;
-        shared = memory + threadIdx.x;
         has[0] = threadIdx.x < head;
         has[1] = threadIdx.x < classes - tail;
         single[0] = threadIdx.x;
         single[1] = tail + threadIdx.x;
     }
+};
 
-    // The gradient of the columns from `begin` on is 0.
-    DEVICE void clear_from(uint32_t begin) const {
-        for (uint32_t c = begin + threadIdx.x; c < columns; c += THREADS) gradient[c] = 0;
+// This thread's part of a row of both matrices.
+template <typename T, unsigned THREADS>
+struct LogitsRow : RowChunks<T, THREADS> {
+    using Chunks = RowChunks<T, THREADS>;
+    using Chunks::count;
+    using Chunks::first;
+    using Chunks::has;
+    using Chunks::single;
+    using Chunks::STEP;
+
+    // Whether the matrices' addresses are multiples of 16: chunks are then one load.
+    bool wide;
+    // The row.
+    const T* x;
+    const T* y;
+    float* gradient;
+    // The place of this thread's first chunk in shared memory.
+    Bytes16* shared;
+    uint32_t kept;  // how many chunks of this thread stay in shared memory
+
+    // The first `arguments.classes` columns of row blockIdx.x. At most `arguments.kept` chunks stay.
+    template <typename Arguments>
+    DEVICE LogitsRow(bool is_wide, const Arguments& arguments, LogitsColumns columns,
+                     Bytes16* memory)
+        : wide(is_wide) {
+        const uint64_t start = static_cast<uint64_t>(blockIdx.x) * columns.student;
+        x = static_cast<const T*>(arguments.student) + start;
+        y = static_cast<const T*>(arguments.teacher) +
+            static_cast<uint64_t>(blockIdx.x) * columns.teacher;
+        gradient = arguments.gradient + start;
+        Chunks::partition(start, arguments.classes);
+        kept = count < arguments.kept ? count : arguments.kept;
+        shared = memory + threadIdx.x;
     }
 
     DEVICE Chunk<T> load(const T* from) const { return fetch_chunk(from, wide, CHUNK<T>); }

@@ -10,6 +10,12 @@ DEVICE float share_of_row(const Arguments& arguments) {
     return arguments.row_shares == nullptr ? 1.0f : arguments.row_shares[blockIdx.x];
 }
 
+// The gradient of the columns from `begin` to `end` is 0.
+template <unsigned THREADS>
+DEVICE void clear_gradient(float* row, uint32_t begin, uint32_t end) {
+    for (uint32_t c = begin + threadIdx.x; c < end; c += THREADS) row[c] = 0;
+}
+
 // Stores the row's divergence. The last block adds up the rows. All threads call it: it holds
 // barriers.
 template <unsigned THREADS, typename Arguments>

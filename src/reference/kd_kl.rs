@@ -100,12 +100,25 @@ fn divergence_from_list<R: Real>(
     let mut gradient = vec![0.0; x.len()];
     if loss.tail && !tail.is_empty() {
         // D of k + 1 classes, as of two rows of logits at temperature 1.
-        let tail_q: f64 = tail.iter().map(|&class| log_q[class].exp()).sum();
+        let of_tail = || tail.iter().map(|&class| log_q[class]);
+        let largest = of_tail().fold(f64::NEG_INFINITY, f64::max);
+        // In units of the largest: a tail that is no number of f64 has a logarithm.
+        let log_tail_q = match largest {
+            f64::NEG_INFINITY => largest,
+            _ => {
+                largest
+                    + of_tail()
+                        .map(|log_q| (log_q - largest).exp())
+                        .sum::<f64>()
+                        .ln()
+            }
+        };
+        let has_tail = log_tail_q > f64::NEG_INFINITY;
         let sum: f64 = listed.iter().map(|&(_, log_p)| log_p.exp()).sum();
-        let tail_p = TopK::<R>::tail(sum, tail_q);
+        let tail_p = TopK::<R>::tail(sum, has_tail);
         let mut buckets_q: Vec<f64> = listed.iter().map(|&(class, _)| log_q[class]).collect();
         let mut buckets_p: Vec<f64> = listed.iter().map(|&(_, log_p)| log_p).collect();
-        buckets_q.push(tail_q.ln());
+        buckets_q.push(log_tail_q);
         buckets_p.push(tail_p.ln());
         let one = Logits {
             student_temperature: 1.0,
@@ -116,9 +129,9 @@ fn divergence_from_list<R: Real>(
         for (&(class, _), &slope) in listed.iter().zip(&slopes) {
             gradient[class] = slope;
         }
-        if tail_q > 0.0 {
+        if has_tail {
             for class in tail {
-                gradient[class] = slopes[listed.len()] * (log_q[class].exp() / tail_q);
+                gradient[class] = slopes[listed.len()] * (log_q[class] - log_tail_q).exp();
             }
         }
         return if d.is_finite() {

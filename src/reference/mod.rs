@@ -2,7 +2,8 @@
 //!
 //! This is the specification. Tests compare it with the official code's values and with central
 //! differences. It never changes to make another device pass. It shares nothing with the fast paths
-//! but the parameters of the losses. Each loss has a file of its own.
+//! but the parameters of the losses, and what an input stands for: a weight for a share of the mean
+//! (`row_weights.rs`), a list for a tail (`top_k.rs`). Each loss has a file of its own.
 
 mod dark_rank;
 mod divergence;

@@ -1,11 +1,10 @@
 //! A row of logits whose teacher is a list of classes.
 //!
 //! ```text
-//! e^a of all classes, a = (logit − largest)/T         a sweep
-//! e of the listed classes aside, 0 in their place
-//! Σ e of the others: the tail                         a sweep
-//! D of the listed classes and the tail, and ∂D        f64, k + 1 classes
-//! gradient = e · what the tail has                    a sweep
+//! e^a of the classes that are not listed, a = (logit − their largest)/T    a sweep
+//! Σ e: the tail                                                            a sweep
+//! D of the listed classes and the tail, and ∂D                             f64, k + 1 classes
+//! gradient = e · what the tail has                                         a sweep
 //! gradient of the listed classes
 //! ```
 //!
@@ -38,49 +37,63 @@ pub(super) fn evaluate_row<T: Element>(
         out.fill(T::Real::from_f64(f64::NAN));
         return Ok(f64::NAN);
     }
+    // Those of the listed classes are taken by themselves, in f64.
+    let logits: Vec<f64> = listed
+        .iter()
+        .map(|&(class, _)| row[class].to_f64())
+        .collect();
     let mut e = Buffer::<T::Real>::any(row.len().next_multiple_of(T::Real::PAD))?;
     T::widen(row, &mut e[..row.len()]);
-    let Some(max) = exponentials(&mut e, row.len(), t) else {
+    for &(class, _) in &listed {
+        e[class] = T::Real::from_f64(f64::NEG_INFINITY);
+    }
+    let largest_of_tail = exponentials(&mut e, row.len(), t);
+    let (Some(largest_of_tail), true) =
+        (largest_of_tail, logits.iter().all(|&l| l < f64::INFINITY))
+    else {
         out.fill(T::Real::from_f64(f64::NAN));
         return Ok(f64::NAN);
     };
-    // Those of the listed classes are taken again, in f64.
-    let a: Vec<f64> = listed
-        .iter()
-        .map(|&(class, _)| (row[class].to_f64() - max) / t)
-        .collect();
-    for &(class, _) in &listed {
-        e[class] = T::Real::ZERO;
-    }
     let e = &e[..row.len()];
+    // In units of its own largest, so that it is a number however far it is below the listed ones.
     let tail = sum_of(e, e, |e, _| e);
-    let sum = tail + a.iter().map(|a| a.exp()).sum::<f64>();
+    let from = if tail > 0.0 {
+        largest_of_tail
+    } else {
+        f64::NEG_INFINITY
+    };
+    let largest = logits.iter().copied().fold(from, f64::max);
+    if largest == f64::NEG_INFINITY {
+        // No class is left.
+        out.fill(T::Real::from_f64(f64::NAN));
+        let forward = loss.divergence == Divergence::Forward;
+        return Ok(if forward { f64::INFINITY } else { f64::NAN });
+    }
+    let log_tail = tail.ln()
+        + if tail > 0.0 {
+            (from - largest) / t
+        } else {
+            0.0
+        };
+    let a: Vec<f64> = logits.iter().map(|l| (l - largest) / t).collect();
+    let log_sum = (log_tail.exp() + a.iter().map(|a| a.exp()).sum::<f64>()).ln();
     let list = List {
         log_p: listed.iter().map(|&(_, log_p)| log_p).collect(),
-        log_q: a.iter().map(|a| a - sum.ln()).collect(),
+        log_q: a.iter().map(|a| a - log_sum).collect(),
+        log_tail: log_tail - log_sum,
         factor,
     };
-    // What an exponential of the tail is multiplied by, and the gradient of the listed classes.
-    let (value, of_tail, slopes) = if sum == 0.0 {
-        // No class is left.
-        let forward = loss.divergence == Divergence::Forward;
-        (
-            if forward { f64::INFINITY } else { f64::NAN },
-            0.0,
-            Vec::new(),
-        )
-    } else if loss.tail && listed.len() < row.len() {
-        let (value, of_tail, slopes) = list.with_tail::<T::Real>(loss, tail / sum)?;
-        (value, if tail > 0.0 { of_tail / tail } else { 0.0 }, slopes)
+    // The gradient of all classes of the tail together, and of each that is listed.
+    let (value, of_tail, slopes) = if loss.tail && listed.len() < row.len() {
+        list.with_tail::<T::Real>(loss)?
     } else {
-        let (value, of_all, slopes) = list.alone(loss.divergence);
-        (value, of_all / sum, slopes)
+        list.alone(loss.divergence)
     };
     if !value.is_finite() {
         out.fill(T::Real::from_f64(f64::NAN));
         return Ok(value);
     }
-    let of_tail = T::Real::from_f64(of_tail);
+    let of_tail = T::Real::from_f64(if tail > 0.0 { of_tail / tail } else { 0.0 });
     for (out, &e) in out.iter_mut().zip(e) {
         *out = e * of_tail;
     }
@@ -90,21 +103,24 @@ pub(super) fn evaluate_row<T: Element>(
     Ok(value)
 }
 
-/// The listed classes of a row.
+/// The listed classes of a row, and the tail.
 struct List {
     log_p: Vec<f64>,
     log_q: Vec<f64>,
+    /// log q of the tail.
+    log_tail: f64,
     /// What the gradient is multiplied by.
     factor: f64,
 }
 
 impl List {
-    /// D of the listed classes and the tail, which has `tail` of q; the gradient of all classes of
-    /// the tail together, and of each that is listed.
-    fn with_tail<R: Real>(mut self, loss: &Logits, tail: f64) -> Result<(f64, f64, Vec<f64>)> {
+    /// D of the listed classes and the tail; the gradient of all classes of the tail together, and
+    /// of each that is listed.
+    fn with_tail<R: Real>(mut self, loss: &Logits) -> Result<(f64, f64, Vec<f64>)> {
         let of_listed = self.log_p.iter().map(|log_p| log_p.exp()).sum();
-        self.log_q.push(tail.ln());
-        self.log_p.push(TopK::<R>::tail(of_listed, tail).ln());
+        let has_tail = self.log_tail > f64::NEG_INFINITY;
+        self.log_q.push(self.log_tail);
+        self.log_p.push(TopK::<R>::tail(of_listed, has_tail).ln());
         let one = Logits {
             student_temperature: 1.0,
             teacher_temperature: 1.0,
@@ -115,17 +131,17 @@ impl List {
         Ok((value, slopes.pop().unwrap_or(0.0), slopes))
     }
 
-    /// The sum over the listed classes alone; what a class that is not listed has of the gradient
-    /// for each unit of q, and the gradient of each that is listed.
+    /// The sum over the listed classes alone, and the same gradients.
     fn alone(&self, divergence: Divergence) -> (f64, f64, Vec<f64>) {
-        let classes = || self.log_p.iter().zip(&self.log_q);
-        let (terms, slopes): (Vec<f64>, Vec<f64>) = classes()
+        let classes = self.log_p.iter().zip(&self.log_q);
+        let (terms, slopes): (Vec<f64>, Vec<f64>) = classes
             .map(|(&log_p, &log_q)| plain_term(divergence, log_p, log_q))
             .unzip();
-        let of_all: f64 = -self.factor * slopes.iter().sum::<f64>();
+        let per_q = -self.factor * slopes.iter().sum::<f64>();
         let slopes = slopes.iter().zip(&self.log_q);
-        let slopes = slopes.map(|(slope, log_q)| self.factor * slope + log_q.exp() * of_all);
-        (terms.iter().sum(), of_all, slopes.collect())
+        let slopes = slopes.map(|(slope, log_q)| self.factor * slope + log_q.exp() * per_q);
+        let of_tail = self.log_tail.exp() * per_q;
+        (terms.iter().sum(), of_tail, slopes.collect())
     }
 }
 
