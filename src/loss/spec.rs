@@ -53,6 +53,38 @@ impl Spec {
     }
 }
 
+impl Spec {
+    /// The matrix `[rows, width]` that a tensor of this shape stands for, and the
+    /// [groups](crate::Problem::with_groups) of its rows where it has some. Adapters to frameworks
+    /// ask this.
+    ///
+    /// Every loss takes matrices. A third dimension makes groups `[B, N, D]` where rows are compared
+    /// with one another. Logits may have any number of leading dimensions: their rows are not
+    /// compared. No other shape has a meaning: `None`.
+    ///
+    /// ```
+    /// use relata::{Gram, KdKl, Loss, Rrd};
+    /// let rows_of = |loss: Loss, shape: &[usize]| loss.spec().rows_of(shape);
+    /// assert_eq!(rows_of(Gram::default().into(), &[8, 196, 384]), Some(([1568, 384], Some(8))));
+    /// assert_eq!(rows_of(KdKl::default().into(), &[8, 512, 32000]), Some(([4096, 32000], None)));
+    /// assert_eq!(rows_of(Rrd::default().into(), &[64, 128]), Some(([64, 128], None)));
+    /// assert_eq!(rows_of(Rrd::default().into(), &[2, 64, 128]), None);
+    /// ```
+    #[must_use]
+    pub fn rows_of(&self, shape: &[usize]) -> Option<([usize; 2], Option<usize>)> {
+        match (self.family, shape) {
+            (_, &[rows, width]) => Some(([rows, width], None)),
+            (Family::Pairwise(_) | Family::Triplet(_), &[groups, rows, width]) => {
+                Some(([groups * rows, width], Some(groups)))
+            }
+            (Family::Logits(_), [leading @ .., width]) if !leading.is_empty() => {
+                Some(([leading.iter().product(), *width], None))
+            }
+            _ => None,
+        }
+    }
+}
+
 /// Whether a loss is evaluated with a queue of past teacher keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum QueueUse {

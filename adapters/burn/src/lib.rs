@@ -276,31 +276,24 @@ impl Inputs {
     }
 }
 
-/// Rows, their width, and the groups of rows. A third dimension makes groups where rows are compared
-/// with one another, and more rows of logits, which are not. Elsewhere it has no meaning.
+/// Rows, their width, and the groups of rows.
 fn matrix(
     argument: &'static str,
     shape: &[usize],
     loss: &Loss,
 ) -> Result<([usize; 2], Option<usize>)> {
-    let expected = match (loss.spec().family, shape) {
-        (Family::Pairwise(_) | Family::Triplet(_) | Family::Contrastive(_), &[rows, dim]) => {
-            return Ok(([rows, dim], None));
+    let spec = loss.spec();
+    spec.rows_of(shape).ok_or_else(|| {
+        let expected = match spec.family {
+            Family::Pairwise(_) | Family::Triplet(_) => "[N, D] or [B, N, D]",
+            Family::Contrastive(_) => "[N, D]",
+            Family::Logits(_) => "[N, C] or [B, T, V]",
+        };
+        Error::Shape {
+            argument,
+            expected: format!("{expected} for {loss}"),
+            got: shape.to_vec(),
         }
-        (Family::Pairwise(_) | Family::Triplet(_), &[groups, rows, dim]) => {
-            return Ok(([groups * rows, dim], Some(groups)));
-        }
-        (Family::Logits(_), [leading @ .., classes]) if !leading.is_empty() => {
-            return Ok(([leading.iter().product(), *classes], None));
-        }
-        (Family::Pairwise(_) | Family::Triplet(_), _) => "[N, D] or [B, N, D]",
-        (Family::Contrastive(_), _) => "[N, D]",
-        (Family::Logits(_), _) => "[N, C] or [B, T, V]",
-    };
-    Err(Error::Shape {
-        argument,
-        expected: format!("{expected} for {loss}"),
-        got: shape.to_vec(),
     })
 }
 

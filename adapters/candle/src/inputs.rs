@@ -1,7 +1,7 @@
 //! Student and teacher in the form that an evaluation takes.
 
 use candle_core::{DType, Device, Error, Result, Tensor};
-use relata::{Family, Problem, Spec};
+use relata::{Problem, Spec};
 
 use crate::error::OrCandle;
 
@@ -74,23 +74,15 @@ impl Inputs {
     }
 }
 
-/// Rows, their width, and the groups of rows. A third dimension makes groups where rows are compared
-/// with one another, and more rows of logits, which are not. Elsewhere it has no meaning.
+/// Rows, their width, and the groups of rows.
 fn shape(tensor: &Tensor, argument: &str, spec: &Spec) -> Result<([usize; 2], Option<usize>)> {
-    match (spec.family, tensor.dims()) {
-        (Family::Pairwise(_) | Family::Triplet(_), &[groups, rows, dim]) => {
-            Ok(([groups * rows, dim], Some(groups)))
-        }
-        (Family::Logits(_), [leading @ .., classes]) if !leading.is_empty() => {
-            Ok(([leading.iter().product(), *classes], None))
-        }
-        _ => {
-            let shape = tensor.dims2();
-            let name = spec.name;
-            let shape = shape.map_err(|error| error.context(format!("{name}: {argument}")))?;
-            Ok((shape.into(), None))
-        }
-    }
+    let Some(rows) = spec.rows_of(tensor.dims()) else {
+        let name = spec.name;
+        let shape = tensor.dims2();
+        let shape = shape.map_err(|error| error.context(format!("{name}: {argument}")))?;
+        return Ok((shape.into(), None));
+    };
+    Ok(rows)
 }
 
 /// Refuses tensors on different devices.

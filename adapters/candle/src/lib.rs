@@ -26,9 +26,9 @@
 //! - Only the student gets a gradient. The teacher is a constant, whether it is detached or not.
 //! - For half types the gradient is kept in f32. The upstream factor multiplies in f32 and the
 //!   rounding comes last, so loss scaling saves small gradients.
-//! - Errors are candle's: its own variants for dtypes, devices, ranks and leading dimensions. relata's errors, such as
-//!   different numbers of rows, are wrapped in candle's, and [`cause`] finds them. After an error
-//!   nothing has been enqueued.
+//! - Errors are candle's: its own variants for dtypes, devices, ranks and leading dimensions.
+//!   relata's errors, such as different numbers of rows, are wrapped in candle's, and [`cause`]
+//!   finds them. After an error nothing has been enqueued.
 
 mod cpu;
 mod error;

@@ -42,7 +42,8 @@ pub enum Error {
     /// libtorch's error.
     #[error(transparent)]
     Torch(#[from] TchError),
-    /// A tensor of a shape that the loss has no meaning for, or that has a kind or a device without kernels.
+    /// A tensor of a shape that the loss has no meaning for, or that has a kind or a device without
+    /// kernels.
     #[error("{argument}: expected {expected}, got {got}")]
     Unsupported {
         /// The tensor at fault.
@@ -212,8 +213,7 @@ impl Inputs {
     }
 }
 
-/// Rows, their width, and the groups of rows. A third dimension makes groups where rows are compared
-/// with one another, and more rows of logits, which are not. Elsewhere it has no meaning.
+/// Rows, their width, and the groups of rows.
 fn shape(
     argument: &'static str,
     tensor: &Tensor,
@@ -221,23 +221,13 @@ fn shape(
 ) -> Result<([usize; 2], Option<usize>)> {
     let sizes = tensor.size();
     let sizes: Vec<usize> = sizes.iter().filter_map(|&n| n.try_into().ok()).collect();
-    let expected = match (spec.family, &sizes[..]) {
-        (Family::Pairwise(_) | Family::Triplet(_) | Family::Contrastive(_), &[rows, dim]) => {
-            return Ok(([rows, dim], None));
-        }
-        (Family::Pairwise(_) | Family::Triplet(_), &[groups, rows, dim]) => {
-            return Ok(([groups * rows, dim], Some(groups)));
-        }
-        (Family::Logits(_), [leading @ .., classes]) if !leading.is_empty() => {
-            return Ok(([leading.iter().product(), *classes], None));
-        }
-        (Family::Pairwise(_) | Family::Triplet(_), _) => "a matrix, or groups [B, N, D]",
-        (Family::Contrastive(_), _) => "a matrix",
-        (Family::Logits(_), _) => "a matrix, or logits [B, T, V]",
-    };
-    Err(Error::Unsupported {
+    spec.rows_of(&sizes).ok_or_else(|| Error::Unsupported {
         argument,
-        expected,
+        expected: match spec.family {
+            Family::Pairwise(_) | Family::Triplet(_) => "a matrix, or groups [B, N, D]",
+            Family::Contrastive(_) => "a matrix",
+            Family::Logits(_) => "a matrix, or logits [B, T, V]",
+        },
         got: format!("the shape {:?}", tensor.size()),
     })
 }
