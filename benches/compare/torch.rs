@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use relata::{Divergence, Loss, ParameterValue};
+use relata::{Divergence, Family, Loss, Pairwise, ParameterValue, Penalty};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -230,14 +230,18 @@ fn parameters(loss: &Loss) -> Value {
     Value::Object(known.collect())
 }
 
-/// What PyTorch keeps for the backward pass of the angle loss: 2N²D + 2N³ floats. Other losses keep
-/// little.
+/// What PyTorch keeps for the backward pass: of the angle loss 2N²D + 2N³ floats, of the order of
+/// pairs about five for every two pairs. Other losses keep little.
 pub(crate) fn kept_bytes(case: &Case) -> f64 {
     let groups = case.groups as f64;
     let (n, d) = (case.rows as f64 / groups, case.student_dim as f64);
-    if case.triplets() > 0 {
-        4.0 * groups * (2.0 * n * n * d + 2.0 * n * n * n)
-    } else {
-        0.0
-    }
+    let floats = match case.loss.spec().family {
+        Family::Pairwise(Pairwise {
+            penalty: Penalty::Order { .. },
+            ..
+        }) => 5.0 * (n * (n - 1.0) / 2.0).powi(2),
+        _ if case.triplets() > 0 => 2.0 * n * n * d + 2.0 * n * n * n,
+        _ => 0.0,
+    };
+    4.0 * groups * floats
 }

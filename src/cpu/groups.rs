@@ -9,9 +9,8 @@ use crate::error::Result;
 use crate::problem::{Problem, Value};
 
 /// The most rows of a group for groups to be evaluated side by side. So small a group does not fill
-/// a machine: at 8 rows, two threads that share the groups take a quarter of the time of two that
-/// share each group, at 196 rows nine tenths, and at 512 the same. Each thread needs memory for a
-/// group of its own.
+/// a machine: docs/decisions/0022 has times of two threads that share the groups, and of two that
+/// share each group. Each thread needs memory for a group of its own.
 const MOST_ROWS_SIDE_BY_SIDE: usize = 512;
 
 pub(super) fn evaluate<T: Element>(

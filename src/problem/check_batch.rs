@@ -19,69 +19,48 @@ impl Problem {
         same("teacher rows", want.rows, batch.teacher.len())?;
         same("teacher_dim", want.teacher_dim, got.teacher_dim)?;
         let loss = self.loss.name();
-        match (want.queue, batch.queue) {
-            (None, None) => {}
-            (Some(keys), Some(queue)) => {
-                same("queue keys", keys, queue.len())?;
-                same("queue_dim", want.student_dim, queue.dim())?;
-                let spec = self.spec();
-                if queue.normalize() != spec.normalize {
-                    return Err(Error::QueueNormalization {
-                        loss: spec.name,
-                        normalize: spec.normalize,
-                    });
-                }
-            }
-            (Some(_), None) => {
-                return Err(Error::Missing {
-                    argument: "queue",
-                    expected: "the queue the problem was made for",
-                });
-            }
-            (None, Some(_)) => {
-                return Err(Error::Unexpected {
-                    argument: "queue",
-                    loss,
+        let agree =
+            |argument, expected, is_wanted: bool, is_there: bool| match (is_wanted, is_there) {
+                (true, false) => Err(Error::Missing { argument, expected }),
+                (false, true) => Err(Error::Unexpected { argument, loss }),
+                (true, true) | (false, false) => Ok(()),
+            };
+        agree(
+            "queue",
+            "the queue the problem was made for",
+            want.queue.is_some(),
+            got.queue.is_some(),
+        )?;
+        if let (Some(keys), Some(queue)) = (want.queue, batch.queue) {
+            same("queue keys", keys, queue.len())?;
+            same("queue_dim", want.student_dim, queue.dim())?;
+            let spec = self.spec();
+            if queue.normalize() != spec.normalize {
+                return Err(Error::QueueNormalization {
+                    loss: spec.name,
+                    normalize: spec.normalize,
                 });
             }
         }
-        match (want.row_weights, batch.row_weights) {
-            (false, None) => {}
-            (true, Some(weights)) => {
-                same("row_weights", want.rows, weights.len())?;
-                row_weights::check(weights)?;
-            }
-            (true, None) => {
-                return Err(Error::Missing {
-                    argument: "row_weights",
-                    expected: "the weights the problem was made for",
-                });
-            }
-            (false, Some(_)) => {
-                return Err(Error::Unexpected {
-                    argument: "row_weights",
-                    loss,
-                });
-            }
+        agree(
+            "row_weights",
+            "the weights the problem was made for",
+            want.row_weights,
+            got.row_weights,
+        )?;
+        if let Some(weights) = batch.row_weights {
+            same("row_weights", want.rows, weights.len())?;
+            row_weights::check(weights)?;
         }
-        match (want.top_k, batch.top_k) {
-            (None, None) => {}
-            (Some(k), Some(top_k)) => {
-                same("teacher k", k, top_k.k())?;
-                top_k.check(self.classes())?;
-            }
-            (Some(_), None) => {
-                return Err(Error::Missing {
-                    argument: "top_k",
-                    expected: "the teacher's classes the problem was made for",
-                });
-            }
-            (None, Some(_)) => {
-                return Err(Error::Unexpected {
-                    argument: "top_k",
-                    loss,
-                });
-            }
+        agree(
+            "top_k",
+            "the teacher's classes the problem was made for",
+            want.top_k.is_some(),
+            got.top_k.is_some(),
+        )?;
+        if let (Some(k), Some(top_k)) = (want.top_k, batch.top_k) {
+            same("teacher k", k, top_k.k())?;
+            top_k.check(self.classes())?;
         }
         if self.checked {
             match self.spec().family {

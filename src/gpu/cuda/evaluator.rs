@@ -186,7 +186,10 @@ impl<T: GpuElement> Evaluator<T> {
         let stream = &self.stream;
         if shapes.top_k.is_some() || shapes.row_weights {
             return Err(Error::Missing {
-                argument: "row_weights or teacher_classes",
+                argument: match shapes.top_k {
+                    Some(_) => "teacher_classes",
+                    None => "row_weights",
+                },
                 expected: "RawEvaluator, whose buffers have them",
             });
         }

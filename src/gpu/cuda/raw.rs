@@ -167,7 +167,8 @@ impl RawEvaluator {
     /// # Errors
     /// [`Error::NoContext`] if the evaluator's context is not current. [`Error::Missing`] if the
     /// problem has a queue, weights or a list of classes and `buffers` has none.
-    /// [`Error::Unexpected`] if the loss has no losses of rows. [`Error::Cuda`] if the driver refuses a launch.
+    /// [`Error::Unexpected`] if `buffers` asks for losses of rows and the loss has none.
+    /// [`Error::Cuda`] if the driver refuses a launch.
     ///
     /// # Safety
     /// - Each address is that of memory as [`Buffers`] describes it, for this problem's shapes, in
@@ -206,18 +207,22 @@ impl RawEvaluator {
         self.plan.launch(&mut launcher, &addresses)
     }
 
-    /// Refuses buffers that lack what the problem has, or ask for what it has not.
-    fn complete(&self, buffers: &Buffers) -> Result<()> {
+    /// What a problem may have beside rows and a queue: whether it has, and where.
+    fn extras(&self, buffers: &Buffers) -> [(&'static str, bool, u64); 2] {
         let shapes = self.problem.shapes();
-        let needed = [
+        [
             ("row_weights", shapes.row_weights, buffers.row_weights),
             (
                 "teacher_classes",
                 shapes.top_k.is_some(),
                 buffers.teacher_classes,
             ),
-        ];
-        for (argument, is_needed, address) in needed {
+        ]
+    }
+
+    /// Refuses buffers that lack what the problem has, or ask for what it has not.
+    fn complete(&self, buffers: &Buffers) -> Result<()> {
+        for (argument, is_needed, address) in self.extras(buffers) {
             if is_needed && address == 0 {
                 return Err(Error::Missing {
                     argument,
@@ -245,25 +250,16 @@ impl RawEvaluator {
             .queue
             .as_ref()
             .map(|_| ("queue", buffers.queue, RawQueue::ALIGNMENT as u64));
-        let shapes = self.problem.shapes();
         // The logarithms of a list's probabilities are f32.
-        let teacher_bytes = if shapes.top_k.is_some() {
-            4
-        } else {
-            self.bytes
+        let teacher_bytes = match self.problem.shapes().top_k {
+            Some(_) => 4,
+            None => self.bytes,
         };
-        let sometimes = [
-            (
-                shapes.top_k.is_some(),
-                ("teacher_classes", buffers.teacher_classes, 4),
-            ),
-            (shapes.row_weights, ("row_weights", buffers.row_weights, 4)),
-            (
-                buffers.row_losses != 0,
-                ("row_losses", buffers.row_losses, 4),
-            ),
-        ];
-        let sometimes = sometimes.into_iter().filter(|(is_there, _)| *is_there);
+        let row_losses = ("row_losses", buffers.row_losses != 0, buffers.row_losses);
+        let sometimes = self.extras(buffers).into_iter().chain([row_losses]);
+        let sometimes = sometimes
+            .filter(|&(_, is_there, _)| is_there)
+            .map(|(argument, _, address)| (argument, address, 4));
         let always = [
             ("student", buffers.student, self.bytes),
             ("teacher", buffers.teacher, teacher_bytes),
@@ -271,11 +267,7 @@ impl RawEvaluator {
             ("value", buffers.value, 4),
             ("workspace", buffers.workspace, 256),
         ];
-        for (argument, address, alignment) in always
-            .into_iter()
-            .chain(queue)
-            .chain(sometimes.map(|(_, buffer)| buffer))
-        {
+        for (argument, address, alignment) in always.into_iter().chain(queue).chain(sometimes) {
             let foreign = |got| Error::ForeignMemory { argument, got };
             if !address.is_multiple_of(alignment) {
                 let got = format!("{address:#x}, which is no multiple of {alignment}");
