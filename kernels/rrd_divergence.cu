@@ -164,7 +164,7 @@ struct ThreadSums {
     }
 };
 
-// The exact KL of the near rows, and the mean over all rows. The last block calls it.
+// The exact KL of the near rows, which replaces that in `losses`, and the mean over all rows. The last block calls it.
 DEVICE void finish(const Arguments& arguments) {
     const uint32_t count = arguments.common.row_count, splits = gridDim.y;
     double total = 0;
@@ -179,6 +179,7 @@ DEVICE void finish(const Arguments& arguments) {
             // Rows so long that a product over τ overflows keep what they have. The rounding of
             // what is 0 may be negative.
             if (exact - exact == 0) kl = exact < 0 ? 0 : exact;
+            arguments.losses[count + row] = kl;
         }
         total += kl;
     }

@@ -60,7 +60,10 @@ impl<'a, T: Element> Batch<'a, T> {
     /// losses of its rows. A mask has the weights 0 and 1. Where all weights are 0, the loss and
     /// the gradient are 0.
     ///
-    /// The losses of logits take weights. A row of weight 0 is not read: it may hold anything.
+    /// The losses of logits and those with keys take weights ([`KdKl`](crate::KdKl),
+    /// [`Rrd`](crate::Rrd), [`InfoNce`](crate::InfoNce)). A row of weight 0 may hold anything. But
+    /// where InfoNCE compares within the batch, each of the teacher's rows is a key of the others,
+    /// whatever its own weight.
     #[must_use]
     pub fn with_row_weights(self, weights: &'a [T::Real]) -> Self {
         Batch {

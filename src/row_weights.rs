@@ -1,7 +1,9 @@
 //! What a row counts for.
 
-use crate::element::Real;
+use crate::checks::zeroed;
+use crate::element::{Element, Real};
 use crate::error::{Error, Result};
+use crate::rows::Rows;
 
 /// Refuses weights that are negative or not finite.
 pub(crate) fn check<R: Real>(weights: &[R]) -> Result<()> {
@@ -26,4 +28,67 @@ pub(crate) fn shares<R: Real>(weights: &[R]) -> Vec<f64> {
     // In units of the largest: the sum cannot overflow.
     let sum: f64 = weights.clone().map(|w| w / largest).sum();
     weights.map(|w| w / largest / sum).collect()
+}
+
+/// A copy of the rows with zeros in place of those that have no share in the mean, which may hold
+/// anything; `None` if all have one.
+pub(crate) fn cleared<T: Element>(rows: Rows<'_, T>, shares: &[f64]) -> Result<Option<Vec<T>>> {
+    if shares.iter().all(|&share| share != 0.0) {
+        return Ok(None);
+    }
+    let mut copy = zeroed("workspace", rows.as_slice().len())?;
+    let out = copy.chunks_exact_mut(rows.dim().max(1));
+    for ((row, out), &share) in rows.iter().zip(out).zip(shares) {
+        if share != 0.0 {
+            out.copy_from_slice(row);
+        }
+    }
+    Ok(Some(copy))
+}
+
+/// How the losses of rows become one: by their mean, weighted where rows have weights.
+pub(crate) struct RowMean {
+    rows: usize,
+    shares: Option<Vec<f64>>,
+    /// The factor of the gradient.
+    upstream: f64,
+}
+
+impl RowMean {
+    pub(crate) fn new<R: Real>(rows: usize, weights: Option<&[R]>, upstream: f64) -> Self {
+        RowMean {
+            rows,
+            shares: weights.map(shares),
+            upstream,
+        }
+    }
+
+    /// The shares of rows that have weights.
+    pub(crate) fn shares(&self) -> Option<&[f64]> {
+        self.shares.as_deref()
+    }
+
+    /// What the gradient of row i's loss is multiplied by, divided by a temperature.
+    pub(crate) fn factor(&self, i: usize, temperature: f64) -> f64 {
+        match &self.shares {
+            None => self.upstream / (self.rows as f64 * temperature),
+            Some(shares) => self.upstream * shares[i] / temperature,
+        }
+    }
+
+    /// The mean of the rows' values.
+    pub(crate) fn mean(&self, values: impl Iterator<Item = f64>) -> f64 {
+        match &self.shares {
+            None => values.sum::<f64>() / self.rows as f64,
+            Some(shares) => values.zip(shares).map(|(value, share)| value * share).sum(),
+        }
+    }
+
+    /// Stores the losses of rows. A row without a share has none.
+    pub(crate) fn store(&self, losses: impl Iterator<Item = f64>, out: &mut [f64]) {
+        for (i, (out, loss)) in out.iter_mut().zip(losses).enumerate() {
+            let counts = self.shares().is_none_or(|shares| shares[i] != 0.0);
+            *out = if counts { loss } else { 0.0 };
+        }
+    }
 }

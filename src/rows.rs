@@ -115,7 +115,17 @@ impl<'a, T: Element> Rows<'a, T> {
     /// # Errors
     /// [`Error::NotFinite`], naming `argument`, and the first such element.
     pub fn check_finite(&self, argument: &'static str) -> Result<()> {
-        match self.data.iter().position(|x| !x.to_f64().is_finite()) {
+        self.check_finite_where(argument, |_| true)
+    }
+
+    /// The same in the rows that `counts` picks.
+    pub(crate) fn check_finite_where(
+        &self,
+        argument: &'static str,
+        counts: impl Fn(usize) -> bool,
+    ) -> Result<()> {
+        let is_wrong = |&at: &usize| !self.data[at].to_f64().is_finite() && counts(at / self.dim);
+        match (0..self.data.len()).find(is_wrong) {
             None => Ok(()),
             Some(at) => Err(Error::NotFinite {
                 argument,

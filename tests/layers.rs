@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 const RANKS: [&[&str]; 13] = [
     &["error", "simd"],
     &["element"],
-    &["rows", "row_weights"],
+    &["rows"],
     &["shapes", "checks"],
-    &["loss", "top_k"],
+    &["loss", "top_k", "row_weights"],
     &["queue", "prefixes"],
     &["batch"],
     &["problem"],

@@ -120,7 +120,7 @@ fn evaluate<T: Element>(
 fn evaluate_in_pool<T: Element>(
     problem: &Problem,
     batch: Batch<'_, T>,
-    row_losses: Option<&mut [f64]>,
+    mut row_losses: Option<&mut [f64]>,
     gradient: &mut [T::Real],
 ) -> Result<Value> {
     if problem.groups() > 1 {
@@ -141,17 +141,22 @@ fn evaluate_in_pool<T: Element>(
                 .map(|(loss, parts)| problem.value(loss, parts))
         }
         Family::Contrastive(contrastive) => {
-            contrastive::evaluate(&contrastive, normalize, batch, upstream, gradient)?
+            let row_losses = row_losses.as_deref_mut();
+            contrastive::evaluate(&contrastive, problem, batch, row_losses, gradient)?
                 .map(|(loss, kl)| problem.value(loss, kl))
         }
         Family::Logits(logits) => {
-            let loss = logits::evaluate(&logits, problem, batch, row_losses, gradient)?;
+            let loss =
+                logits::evaluate(&logits, problem, batch, row_losses.as_deref_mut(), gradient)?;
             Some(problem.value(loss, []))
         }
     };
     // A family gives no value if an element of the inputs is not finite.
     Ok(value.unwrap_or_else(|| {
         gradient.fill(T::Real::from_f64(f64::NAN));
+        if let Some(losses) = row_losses {
+            losses.fill(f64::NAN);
+        }
         problem.not_a_number()
     }))
 }

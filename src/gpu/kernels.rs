@@ -333,6 +333,8 @@ kernels! {
     };
     /// The share of each row in a weighted mean: one block.
     ROW_SHARES: super::row_shares::Arguments, 1024 => once relata_row_shares;
+    /// A weighted mean of a plain one, and the losses of rows: a block for a row.
+    WEIGH_ROWS: super::row_shares::WeighArguments, 256 => once relata_weigh_rows;
     /// softmax(x/τ) of every row: a block for a row.
     SOFTMAX: super::logits::SoftmaxArguments, 256 => by GpuDType {
         F32: relata_softmax_f32,

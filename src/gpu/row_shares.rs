@@ -1,7 +1,8 @@
-//! The share of each row in a weighted mean, by kernels/row_shares.cu.
+//! The share of each row in a weighted mean, by kernels/row_shares.cu, and what weights make of a
+//! plain mean, by kernels/weigh_rows.cu.
 
 use super::arguments::kernel_arguments;
-use super::kernels::ROW_SHARES;
+use super::kernels::{ROW_SHARES, WEIGH_ROWS};
 use super::machine::Launcher;
 use super::plan::{Addresses, grid_size};
 use super::workspace::{Layout, Region};
@@ -16,6 +17,50 @@ kernel_arguments! {
         rows: u32,
         padding: u32,
     }
+}
+
+kernel_arguments! {
+    /// Mirrors `Arguments` in kernels/weigh_rows.cu.
+    pub(crate) struct WeighArguments {
+        losses: u64,
+        shares: u64,
+        gradient: u64,
+        value: u64,
+        row_losses: u64,
+        rows: u32,
+        dim: u32,
+        width: u32,
+        padding: u32,
+    }
+}
+
+/// Turns the plain sum of the rows' gradients and the plain mean of their losses into weighted
+/// ones, and gives the losses of rows to who asks for them: one launch, or none where there is
+/// nothing to do. `losses`, `[width, N]` f64, are those of the rows, and then their terms.
+pub(super) fn weigh(
+    launcher: &mut impl Launcher,
+    at: &Addresses,
+    shares: Option<RowShares>,
+    losses: u64,
+    [rows, dim]: [u32; 2],
+    width: u32,
+) -> Result<()> {
+    if shares.is_none() && at.row_losses == 0 {
+        return Ok(());
+    }
+    let arguments = WeighArguments {
+        losses,
+        shares: shares.map_or(0, |shares| shares.at(at)),
+        gradient: at.gradient,
+        value: at.value,
+        row_losses: at.row_losses,
+        rows,
+        dim,
+        width,
+        padding: 0,
+    };
+    let blocks = if shares.is_some() { rows } else { 1 };
+    WEIGH_ROWS.launch(launcher, [blocks, 1, 1], 0, &arguments)
 }
 
 /// The shares of a batch whose rows have weights.

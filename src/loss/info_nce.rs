@@ -13,6 +13,8 @@ use super::{Contrastive, Enqueue, Family, Parameter, Range, Spec, Target};
 /// Student, teacher `[N, D]`, queue `[K, D]`. A row of zeros has no direction: its similarities are
 /// 0 and so is its gradient.
 ///
+/// Rows may have weights: see [`Batch::with_row_weights`](crate::Batch::with_row_weights).
+///
 /// van den Oord, Li, Vinyals, arXiv 1807.03748; with a queue: He et al. (MoCo), arXiv 1911.05722.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct InfoNce {

@@ -13,6 +13,8 @@ use super::{Contrastive, Enqueue, Family, Parameter, Range, Spec, Target};
 /// No τ² factor. Student and teacher rows are projections to the same D: `[N, D]` both, queue
 /// `[K, D]`. A row of zeros has no direction: its similarities are 0 and so is its gradient.
 ///
+/// Rows may have weights: see [`Batch::with_row_weights`](crate::Batch::with_row_weights).
+///
 /// Giakoumoglou, Stathaki: *Relational Representation Distillation*, arXiv 2407.12073, and the
 /// authors' training script, whose present defaults these are.
 #[derive(Clone, Copy, Debug, PartialEq)]

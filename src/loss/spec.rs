@@ -278,16 +278,16 @@ impl Family {
     /// Whether the rows of a batch can have weights.
     pub(crate) fn takes_row_weights(&self) -> bool {
         match self {
-            Family::Logits(_) => true,
-            Family::Pairwise(_) | Family::Triplet(_) | Family::Contrastive(_) => false,
+            Family::Contrastive(_) | Family::Logits(_) => true,
+            Family::Pairwise(_) | Family::Triplet(_) => false,
         }
     }
 
     /// Whether the loss is a mean of losses of rows, which an evaluation can give.
     pub(crate) fn has_row_losses(&self) -> bool {
         match self {
-            Family::Logits(_) => true,
-            Family::Pairwise(_) | Family::Triplet(_) | Family::Contrastive(_) => false,
+            Family::Contrastive(_) | Family::Logits(_) => true,
+            Family::Pairwise(_) | Family::Triplet(_) => false,
         }
     }
 }

@@ -65,25 +65,37 @@ impl Problem {
         if self.checked {
             match self.spec().family {
                 Family::Logits(loss) => check_logits(&loss, self.classes(), batch)?,
-                Family::Pairwise(_) | Family::Triplet(_) | Family::Contrastive(_) => {
+                Family::Pairwise(_) | Family::Triplet(_) => {
                     batch.student.check_finite("student")?;
                     batch.teacher.check_finite("teacher")?;
                 }
+                Family::Contrastive(_) => check_keyed(batch)?,
             }
         }
         Ok(())
     }
 }
 
+/// Whether a row has a weight above 0.
+fn counts<T: Element>(batch: &Batch<'_, T>, row: usize) -> bool {
+    let weights = batch.row_weights;
+    weights.is_none_or(|weights| weights[row].to_f64() != 0.0)
+}
+
+/// Refuses NaN and infinities in the rows that count, and in all that are keys.
+fn check_keyed<T: Element>(batch: &Batch<'_, T>) -> Result<()> {
+    let counts = |row: usize| counts(batch, row);
+    batch.student.check_finite_where("student", counts)?;
+    match batch.queue {
+        Some(_) => batch.teacher.check_finite_where("teacher", counts),
+        None => batch.teacher.check_finite("teacher"),
+    }
+}
+
 /// Refuses logits that make the loss NaN or infinite, by the rules of [`Divergence`], in rows that
 /// count.
 fn check_logits<T: Element>(loss: &Logits, classes: usize, batch: &Batch<'_, T>) -> Result<()> {
-    let counts = |&row: &usize| {
-        batch
-            .row_weights
-            .is_none_or(|weights| weights[row].to_f64() != 0.0)
-    };
-    for row in (0..batch.student.len()).filter(counts) {
+    for row in (0..batch.student.len()).filter(|&row| counts(batch, row)) {
         let values = |rows: Rows<'_, T>| -> Vec<f64> {
             let logits = rows.row(row)[..classes].iter();
             logits.map(|l| l.to_f64()).collect()

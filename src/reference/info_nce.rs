@@ -3,14 +3,16 @@ use super::{Matrix, log_softmax};
 use crate::loss::InfoNce;
 use crate::problem::Value;
 
-/// L = 1/N Σ_i −log softmax(logits_i)[target]; z, y the rows as the loss takes them.
+/// L = Σ_i s_i ℓ_i with ℓ_i = −log softmax(logits_i)[target] and `shares` s of the rows; z, y the
+/// rows as the loss takes them. `row_losses` become ℓ.
 pub(super) fn info_nce(
     loss: &InfoNce,
     z: &Matrix,
     y: &Matrix,
     queue: Option<&Matrix>,
+    shares: &[f64],
+    row_losses: &mut [f64],
 ) -> (Value, Vec<f64>) {
-    let n = z.rows() as f64;
     let mut value = 0.0;
     let mut gradient = vec![0.0; z.data.len()];
     for i in 0..z.rows() {
@@ -24,11 +26,12 @@ pub(super) fn info_nce(
             dim: y.dim,
         };
         let log_q = log_softmax(&similarities(z.row(i), &keys, loss.temperature));
-        value -= log_q[target] / n;
+        row_losses[i] = -log_q[target];
+        value += shares[i] * row_losses[i];
         for k in 0..keys.rows() {
             let slope = log_q[k].exp() - if k == target { 1.0 } else { 0.0 };
             for d in 0..z.dim {
-                gradient[i * z.dim + d] += slope * keys.row(k)[d] / (n * loss.temperature);
+                gradient[i * z.dim + d] += shares[i] * slope * keys.row(k)[d] / loss.temperature;
             }
         }
     }

@@ -25,6 +25,7 @@ use crate::element::{DType, Element};
 use crate::error::Result;
 use crate::loss::{Family, Loss, Relation, Rkd, duplicate_distance};
 use crate::problem::{Problem, Value};
+use crate::row_weights::shares;
 use crate::rows::Rows;
 
 use rkd_angle::rkd_angle;
@@ -154,8 +155,21 @@ fn evaluate_rows<T: Element>(
         data: queue.keys().iter().map(|q| q.to_f64()).collect(),
         dim: queue.dim(),
     });
+    let shares = match batch.row_weights {
+        Some(weights) => shares(weights),
+        None => vec![1.0 / student.rows() as f64; student.rows()],
+    };
+    // A row that counts for nothing may hold anything. A teacher's row in the batch is a key of the
+    // other rows too.
+    student.clear_rows(|i| shares[i] == 0.0);
+    if queue.is_some() {
+        teacher.clear_rows(|i| shares[i] == 0.0);
+    }
     if !(student.is_finite() && teacher.is_finite()) {
         gradient.fill(f64::NAN);
+        if let Some(losses) = row_losses {
+            losses.fill(f64::NAN);
+        }
         return problem.not_a_number();
     }
 
@@ -177,6 +191,7 @@ fn evaluate_rows<T: Element>(
             rows.unite_duplicates(duplicate_distance::<T>());
         }
     }
+    let mut losses = vec![0.0; student.rows()];
     let (value, mut g) = match problem.loss() {
         Loss::RkdDistance(loss) => rkd_distance::rkd_distance(loss.delta, &student, &teacher),
         Loss::RkdAngle(loss) => rkd_angle(loss.delta, &student, &teacher),
@@ -186,8 +201,14 @@ fn evaluate_rows<T: Element>(
         Loss::Pkt(_) => pkt::pkt(&student, &teacher),
         Loss::Order(loss) => order::order(loss, &student, &teacher),
         Loss::DarkRank(loss) => dark_rank::dark_rank(loss, &student, &teacher),
-        Loss::Rrd(loss) => rrd::rrd(loss, &student, &teacher, &expect_queue(queue)),
-        Loss::InfoNce(loss) => info_nce::info_nce(loss, &student, &teacher, queue.as_ref()),
+        Loss::Rrd(loss) => {
+            let queue = expect_queue(queue);
+            rrd::rrd(loss, &student, &teacher, &queue, &shares, &mut losses)
+        }
+        Loss::InfoNce(loss) => {
+            let queue = queue.as_ref();
+            info_nce::info_nce(loss, &student, &teacher, queue, &shares, &mut losses)
+        }
         // Its rows may hold infinities, and have weights.
         Loss::KdKl(_) => unreachable!("evaluated above"),
     };
@@ -196,6 +217,11 @@ fn evaluate_rows<T: Element>(
     }
     for (out, g) in gradient.iter_mut().zip(g) {
         *out = problem.upstream() * g;
+    }
+    if let Some(out) = row_losses {
+        for ((out, loss), share) in out.iter_mut().zip(losses).zip(shares) {
+            *out = if share == 0.0 { 0.0 } else { loss };
+        }
     }
     value
 }
@@ -282,6 +308,15 @@ impl Matrix {
 
     fn row(&self, i: usize) -> &[f64] {
         &self.data[i * self.dim..][..self.dim]
+    }
+
+    /// Makes some of the rows zero.
+    fn clear_rows(&mut self, is_cleared: impl Fn(usize) -> bool) {
+        for (i, row) in self.data.chunks_exact_mut(self.dim).enumerate() {
+            if is_cleared(i) {
+                row.fill(0.0);
+            }
+        }
     }
 
     fn is_finite(&self) -> bool {

@@ -3,9 +3,16 @@ use super::{Matrix, dot};
 use crate::loss::Rrd;
 use crate::problem::Value;
 
-/// L = 1/N Σ_i −Σ_k p_ik log q_ik over the keys of the queue; z, y the rows as the loss takes them.
-pub(super) fn rrd(loss: &Rrd, z: &Matrix, y: &Matrix, queue: &Matrix) -> (Value, Vec<f64>) {
-    let n = z.rows() as f64;
+/// L = Σ_i s_i ℓ_i with ℓ_i = −Σ_k p_ik log q_ik over the keys of the queue, and `shares` s of the
+/// rows; z, y the rows as the loss takes them. `row_losses` become ℓ.
+pub(super) fn rrd(
+    loss: &Rrd,
+    z: &Matrix,
+    y: &Matrix,
+    queue: &Matrix,
+    shares: &[f64],
+    row_losses: &mut [f64],
+) -> (Value, Vec<f64>) {
     let mut cross_entropy = 0.0;
     let mut kl = 0.0;
     let mut gradient = vec![0.0; z.data.len()];
@@ -20,14 +27,16 @@ pub(super) fn rrd(loss: &Rrd, z: &Matrix, y: &Matrix, queue: &Matrix) -> (Value,
             &similarities(y.row(i), queue, loss.teacher_temperature),
             |k| dot(&between, queue.row(k)),
         );
-        kl += divergence.kl / n;
+        kl += shares[i] * divergence.kl;
+        row_losses[i] = 0.0;
         for k in 0..queue.rows() {
-            cross_entropy -= divergence.p[k] * divergence.log_q[k] / n;
+            row_losses[i] -= divergence.p[k] * divergence.log_q[k];
             for d in 0..z.dim {
-                gradient[i * z.dim + d] +=
-                    divergence.differences[k] * queue.row(k)[d] / (n * loss.student_temperature);
+                gradient[i * z.dim + d] += shares[i] * divergence.differences[k] * queue.row(k)[d]
+                    / loss.student_temperature;
             }
         }
+        cross_entropy += shares[i] * row_losses[i];
     }
     let value = Value::with_terms(cross_entropy, [("kl", kl)]);
     (value, gradient)

@@ -11,13 +11,15 @@ use crate::cpu::parallel::{map, try_map_blocks};
 use crate::cpu::sums::dot;
 use crate::element::Element;
 use crate::error::Result;
+use crate::row_weights::RowMean;
 
 /// The loss. `None` if an input is not finite.
 pub(super) fn info_nce<T: Element>(
     temperature: f64,
     scaling: RowScaling,
     batch: Batch<'_, T>,
-    upstream: f64,
+    mean_of: &RowMean,
+    row_losses: Option<&mut [f64]>,
     gradient: &mut [T::Real],
 ) -> Result<Option<f64>> {
     let Some((z, y)) = Embeddings::<T::Real>::both(batch, scaling)? else {
@@ -49,8 +51,7 @@ pub(super) fn info_nce<T: Element>(
     };
     let attention = attention_forward(&z, keys, &initial_maxima, except_own, temperature)?;
 
-    let (n, dim) = (z.rows, z.dim);
-    let factor = upstream / (n as f64 * temperature);
+    let dim = z.dim;
     let losses: Vec<f64> = try_map_blocks(gradient, dim, &|i, out| {
         let own = &y.row(i)[..dim];
         let own_logit = dot(z.row(i), own) / temperature;
@@ -61,10 +62,14 @@ pub(super) fn info_nce<T: Element>(
             // weight · mean + (1 − weight) · own − own
             *g = T::Real::from_f64(others_weight * (mean.to_f64() - own.to_f64()));
         }
+        let factor = mean_of.factor(i, temperature);
         z.write_gradient(i, factor, &g, out);
         Ok(excess)
     })?;
-    Ok(Some(losses.iter().sum::<f64>() / n as f64))
+    if let Some(out) = row_losses {
+        mean_of.store(losses.iter().copied(), out);
+    }
+    Ok(Some(mean_of.mean(losses.into_iter())))
 }
 
 /// log((e^a + e^b)/e^b), and the share of e^a in that sum.

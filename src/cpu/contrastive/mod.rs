@@ -13,22 +13,50 @@ use crate::cpu::sums::{dot, sum_of};
 use crate::element::{Element, Real};
 use crate::error::{Error, Result};
 use crate::loss::{Contrastive, Target};
+use crate::problem::Problem;
 use crate::queue::Queue;
+use crate::row_weights::{RowMean, cleared};
+use crate::rows::Rows;
 
 /// The loss, and the divergence KL(p‖q) where the target is the teacher's softmax. `None` if an
 /// input is not finite.
 pub(super) fn evaluate<T: Element>(
     loss: &Contrastive,
-    normalize: bool,
+    problem: &Problem,
     batch: Batch<'_, T>,
-    upstream: f64,
+    row_losses: Option<&mut [f64]>,
     gradient: &mut [T::Real],
 ) -> Result<Option<(f64, Option<f64>)>> {
-    let scaling = RowScaling::normalized_if(normalize);
+    let scaling = RowScaling::normalized_if(problem.spec().normalize);
+    let mean = RowMean::new(batch.student.len(), batch.row_weights, problem.upstream());
+    // A row that has no share may hold anything. A teacher's row in the batch is a key of the other
+    // rows too.
+    let clear = |rows| {
+        mean.shares()
+            .map_or(Ok(None), |shares| cleared(rows, shares))
+    };
+    let student = clear(batch.student)?;
+    let teacher = match batch.queue {
+        Some(_) => clear(batch.teacher)?,
+        None => None,
+    };
+    let batch = Batch {
+        student: cleared_or(batch.student, student.as_deref()),
+        teacher: cleared_or(batch.teacher, teacher.as_deref()),
+        ..batch
+    };
     match (loss.target, batch.queue) {
         (Target::Teacher { temperature }, Some(queue)) => {
             let temperatures = [loss.temperature, temperature];
-            let value = rrd::rrd(temperatures, scaling, batch, queue, upstream, gradient)?;
+            let value = rrd::rrd(
+                temperatures,
+                scaling,
+                batch,
+                queue,
+                &mean,
+                row_losses,
+                gradient,
+            )?;
             Ok(value.map(|(cross_entropy, kl)| (cross_entropy, Some(kl))))
         }
         // `Problem` lets no such batch through.
@@ -37,10 +65,22 @@ pub(super) fn evaluate<T: Element>(
             expected: "a queue of teacher keys",
         }),
         (Target::OwnKey, _) => {
-            let value = info_nce::info_nce(loss.temperature, scaling, batch, upstream, gradient)?;
+            let value = info_nce::info_nce(
+                loss.temperature,
+                scaling,
+                batch,
+                &mean,
+                row_losses,
+                gradient,
+            )?;
             Ok(value.map(|loss| (loss, None)))
         }
     }
+}
+
+/// The rows, or those of the copy if there is one.
+fn cleared_or<'a, T: Element>(rows: Rows<'a, T>, copy: Option<&'a [T]>) -> Rows<'a, T> {
+    copy.map_or(rows, |copy| Rows::of(copy, rows.dim()))
 }
 
 /// A lower bound of each row's largest product, from its product with one key. Where the batch has

@@ -20,15 +20,17 @@ use crate::cpu::sums::dot;
 use crate::element::Element;
 use crate::error::Result;
 use crate::queue::Queue;
+use crate::row_weights::RowMean;
 
-/// The loss and the divergence, the means over the rows of H(p_i, q_i) and KL(p_i‖q_i). `None` if
+/// The loss and the divergence, by `mean` those of the rows: H(p_i, q_i) and KL(p_i‖q_i). `None` if
 /// an input is not finite.
 pub(super) fn rrd<T: Element>(
     temperatures: [f64; 2],
     scaling: RowScaling,
     batch: Batch<'_, T>,
     queue: &Queue<T::Real>,
-    upstream: f64,
+    mean: &RowMean,
+    row_losses: Option<&mut [f64]>,
     gradient: &mut [T::Real],
 ) -> Result<Option<(f64, f64)>> {
     let [student_temperature, teacher_temperature] = temperatures;
@@ -57,7 +59,6 @@ pub(super) fn rrd<T: Element>(
     )?;
 
     let (n, dim) = (z.rows, z.dim);
-    let factor = upstream / (n as f64 * student_temperature);
     let mut values: Vec<(f64, f64)> = try_map_blocks(gradient, dim, &|i, out| {
         let o_s = &student.mean[i * dim..][..dim];
         let o_t = &teacher.mean[i * dim..][..dim];
@@ -65,6 +66,7 @@ pub(super) fn rrd<T: Element>(
         for ((g, &s), &t) in g.iter_mut().zip(o_s).zip(o_t) {
             *g = s - t;
         }
+        let factor = mean.factor(i, student_temperature);
         z.write_gradient(i, factor, &g, out);
         let cross_entropy = student.log_sum[i] - dot(z.row(i), o_t) / student_temperature;
         let entropy = teacher.log_sum[i] - dot(y.row(i), o_t) / teacher_temperature;
@@ -79,8 +81,10 @@ pub(super) fn rrd<T: Element>(
             values[i].1 = kl.max(0.0);
         }
     }
-    let (cross_entropy, kl) = values
-        .iter()
-        .fold((0.0, 0.0), |sum, v| (sum.0 + v.0, sum.1 + v.1));
-    Ok(Some((cross_entropy / n as f64, kl / n as f64)))
+    let cross_entropies = || values.iter().map(|&(cross_entropy, _)| cross_entropy);
+    let kls = values.iter().map(|&(_, kl)| kl);
+    if let Some(losses) = row_losses {
+        mean.store(cross_entropies(), losses);
+    }
+    Ok(Some((mean.mean(cross_entropies()), mean.mean(kls))))
 }

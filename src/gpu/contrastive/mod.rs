@@ -19,6 +19,9 @@
 //! 4. After RRD, kernels/rrd_divergence.cu computes the KL of rows near their teacher once more. It
 //!    returns at once if there are none.
 //!
+//! 5. kernels/row_shares.cu comes first and kernels/weigh_rows.cu last where rows have weights. The
+//!    second runs where someone asks for the losses of rows, too.
+//!
 //! No matrix of rows × keys exists.
 
 mod arguments;
@@ -33,6 +36,7 @@ use super::kernels::{ATTENTION_ROWS, ATTENTION_SIMT, INFO_NCE, RRD, RRD_DIVERGEN
 use super::machine::{Launcher, Limits};
 use super::plan::{Addresses, grid_size};
 use super::queue;
+use super::row_shares::{self, RowShares};
 use super::tuning::contrastive::{KEYS, PREPARED_ROWS_PER_BLOCK, divergence};
 use super::workspace::{Layout, Region};
 use crate::error::{Error, Result};
@@ -65,8 +69,10 @@ pub(crate) struct Plan {
     shared: u32,
     /// log2(e)/τ of student and teacher.
     per_temperature: [f32; 2],
-    /// The factor of the gradient: upstream/(N τ), with the student's τ.
+    /// The factor of the gradient: upstream/(N τ), with the student's τ; upstream/τ where rows have
+    /// weights, which become shares of the mean.
     factor: f64,
+    shares: Option<RowShares>,
     /// The rows that `attention_rows` writes, and their scales: the student's, then the teacher's,
     /// as far as they are prepared.
     prepared: Region,
@@ -134,6 +140,7 @@ impl Plan {
             (key_count as usize).div_ceil(KEYS),
             resident,
         );
+        let shares = RowShares::new(shapes, layout)?;
         let near = match queries {
             Queries::Both => n,
             Queries::Student => 0,
@@ -150,7 +157,11 @@ impl Plan {
             kernel,
             weights: Weights::new(problem.weight_precision(), queries, temperatures),
             normalize,
-            factor: problem.upstream() / (f64::from(rows) * temperatures[0]),
+            factor: match &shares {
+                None => problem.upstream() / (f64::from(rows) * temperatures[0]),
+                Some(_) => problem.upstream() / temperatures[0],
+            },
+            shares,
             rows,
             key_count,
             dim: grid_size("student_dim", dim)?,
@@ -180,13 +191,22 @@ impl Plan {
 
     /// Launches all passes.
     pub(crate) fn launch(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+        if let Some(shares) = self.shares {
+            shares.launch(launcher, at)?;
+        }
         self.prepare(launcher, at)?;
         self.attention_forward(launcher, at)?;
         self.finish(launcher, at)?;
-        match self.queries {
-            Queries::Both => self.divergence(launcher, at),
-            Queries::Student => Ok(()),
-        }
+        let width = match self.queries {
+            Queries::Both => {
+                self.divergence(launcher, at)?;
+                2
+            }
+            Queries::Student => 1,
+        };
+        let losses = self.losses.at(at.workspace);
+        let sizes = [self.rows, self.dim];
+        row_shares::weigh(launcher, at, self.shares, losses, sizes, width)
     }
 
     /// Prepares the rows that the attention kernel does not prepare itself, and a batch's keys.

@@ -74,8 +74,13 @@ impl RawEvaluator {
     pub fn new<T: GpuElement>(problem: &Problem) -> Result<Self> {
         let context = KernelContext::current()?;
         let plan = Plan::new(problem, GpuDType::of::<T>(), context.gpu().limits)?;
-        // Which kernels a plan launches does not depend on addresses.
-        context.prepare_for(|kernels| plan.launch(kernels, &Addresses::default()))?;
+        // Which kernels a plan launches depends on no address, but on whether someone asks for the
+        // losses of rows.
+        let addresses = Addresses {
+            row_losses: problem.spec().family.has_row_losses().into(),
+            ..Addresses::default()
+        };
+        context.prepare_for(|kernels| plan.launch(kernels, &addresses))?;
         Ok(RawEvaluator {
             problem: *problem,
             dtype: GpuDType::of::<T>(),
