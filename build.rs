@@ -1,4 +1,5 @@
-//! Builds the kernels: with nvcc for GPUs, with the C++ compiler of the host for the emulator.
+//! Builds the kernels: for GPUs with nvcc or from the package, for the emulator with the host's C++
+//! compiler.
 
 #[cfg(feature = "cuda")]
 #[path = "build/cuda.rs"]
@@ -6,6 +7,9 @@ mod cuda;
 #[cfg(feature = "emulator")]
 #[path = "build/emulator.rs"]
 mod emulator;
+#[cfg(feature = "cuda")]
+#[path = "build/prebuilt.rs"]
+mod prebuilt;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

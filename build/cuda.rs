@@ -1,7 +1,9 @@
-//! Compiles every .cu file to a fatbin with nvcc: cubins for a list of GPUs and PTX for later GPUs.
+//! The kernels as the program embeds them. For every .cu file: a fatbin, which holds cubins for a
+//! list of GPUs, and PTX for later GPUs and for older drivers. They come from the package, or from
+//! nvcc.
 //!
-//! Nothing of CUDA is linked, and no GPU is needed. The driver loads the fatbins when the program
-//! runs. docs/decisions/0006 gives the reasons.
+//! Nothing of CUDA is linked, and no GPU is needed. The driver loads the kernels when the program
+//! runs. docs/decisions/0006 and 0022 give the reasons.
 
 use std::collections::hash_map::DefaultHasher;
 use std::env;
@@ -11,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::{kernels_in, out_dir};
+use crate::{kernels_in, out_dir, prebuilt};
 
 /// The default targets. A cubin runs on GPUs of its major version and the same or a later minor
 /// version; with an `a` it runs on exactly its version. PTX runs on its version and all later ones,
@@ -21,7 +23,13 @@ const TARGETS: &str = "sm_80 sm_90a sm_100 sm_120 compute_80";
 /// The options of nvcc, which scripts/check-kernels uses too.
 const OPTIONS: &str = "kernels/nvcc.options";
 
-type Result<T> = std::result::Result<T, String>;
+/// The PTX that the oldest driver compiles, which is one for CUDA 12.0. nvcc writes its own release's.
+const PTX_VERSION: &str = ".version 8.0";
+
+/// A hint that later PTX has for loads of a part of a vector. Without it the PTX means the same.
+const LATER_HINT: &str = ".pragma \"used_bytes_mask";
+
+pub(crate) type Result<T> = std::result::Result<T, String>;
 
 pub(crate) fn build() {
     for variable in [
@@ -42,7 +50,7 @@ pub(crate) fn build() {
     let images = if env::var_os("DOCS_RS").is_some() {
         Ok(Images::default())
     } else {
-        compile()
+        images()
     };
     match images {
         Ok(images) => {
@@ -56,9 +64,9 @@ pub(crate) fn build() {
     }
 }
 
-/// A compiled .cu file.
+/// A compiled .cu file: `<name>.fatbin` and `<name>.ptx`.
 struct Image {
-    fatbin: String,
+    name: String,
     /// The entry points in it.
     exports: Vec<String>,
 }
@@ -80,7 +88,7 @@ impl Images {
         } = self;
         let files: String = files
             .iter()
-            .map(|Image { fatbin, exports }| format!("image!({fatbin:?}, {exports:?}), "))
+            .map(|Image { name, exports }| format!("image!({name:?}, {exports:?}), "))
             .collect();
         format!(
             "const IMAGES: &[Image] = &[{files}];\nconst TARGETS: &[&str] = &{targets:?};\n\
@@ -89,25 +97,41 @@ impl Images {
     }
 }
 
-fn compile() -> Result<Images> {
-    let nvcc = Nvcc::find()?;
+fn images() -> Result<Images> {
+    let kernels = kernels_in("kernels");
+    let package = prebuilt::Package::read()?;
+    let wants_nvcc = ["NVCC", "RELATA_CUDA_TARGETS"].map(env::var_os) != [None, None];
+    let (targets, version) = match package {
+        Some(package) if !wants_nvcc && package.fits()? => package.unpack()?,
+        package => {
+            let differs = package.is_some() && !wants_nvcc;
+            let why = if differs { prebuilt::DIFFERS } else { "" };
+            let nvcc = Nvcc::find().map_err(|error| format!("{why}{error}"))?;
+            (compile(&nvcc, &kernels)?, nvcc.version)
+        }
+    };
+    Ok(Images {
+        files: kernels
+            .iter()
+            .map(|kernel| image(kernel))
+            .collect::<Result<_>>()?,
+        targets,
+        toolkit: release(&version)
+            .ok_or_else(|| format!("nvcc --version: expected a release, got {version:?}"))?,
+    })
+}
+
+/// Compiles the kernels. Returns the targets.
+fn compile(nvcc: &Nvcc, kernels: &[PathBuf]) -> Result<Vec<String>> {
     let targets = match env::var("RELATA_CUDA_TARGETS") {
         Ok(list) => parse(&list)?,
         Err(_) => nvcc.known(parse(TARGETS)?),
     };
-    let mut arguments = vec![
-        "-fatbin".to_owned(),
-        "--options-file".to_owned(),
-        OPTIONS.to_owned(),
-    ];
-    arguments.extend(targets.iter().map(|target| gencode(target)));
-    let kernels = kernels_in("kernels");
     let shared = hash_of_folder(Path::new("kernels/common"));
-
     let next = AtomicUsize::new(0);
     let work = || -> Result<()> {
         while let Some(kernel) = kernels.get(next.fetch_add(1, Ordering::Relaxed)) {
-            nvcc.compile(kernel, &arguments, shared)?;
+            nvcc.compile(kernel, &targets, shared)?;
         }
         Ok(())
     };
@@ -118,22 +142,15 @@ fn compile() -> Result<Images> {
             .into_iter()
             .try_for_each(|worker| worker.join().expect("a worker that returns"))
     })?;
-    Ok(Images {
-        files: kernels
-            .iter()
-            .map(|kernel| image(kernel))
-            .collect::<Result<_>>()?,
-        targets,
-        toolkit: nvcc.release,
-    })
+    prebuilt::record(&targets, &nvcc.version)?;
+    Ok(targets)
 }
 
 /// The image of a .cu file. It finds the entry points by text: EXPORT_KERNEL must be at the
 /// beginning of a line, with the name written out.
 fn image(kernel: &Path) -> Result<Image> {
     const EXPORTS: [&str; 2] = ["EXPORT_KERNEL(", "EXPORT_KERNEL_REGISTERS("];
-    let source =
-        fs::read_to_string(kernel).map_err(|error| format!("{}: {error}", kernel.display()))?;
+    let source = read(kernel)?;
     let exports = source.lines().filter_map(|line| {
         EXPORTS
             .iter()
@@ -152,7 +169,7 @@ fn image(kernel: &Path) -> Result<Image> {
         ));
     }
     Ok(Image {
-        fatbin: format!("{}.fatbin", stem(kernel)),
+        name: stem(kernel),
         exports,
     })
 }
@@ -176,11 +193,19 @@ fn parse(list: &str) -> Result<Vec<String>> {
         None if targets.is_empty() => {
             Err("RELATA_CUDA_TARGETS: expected at least one target, got none".to_owned())
         }
+        None if targets.iter().filter(|target| is_ptx(target)).count() > 1 => Err(format!(
+            "RELATA_CUDA_TARGETS: expected at most one target like compute_80, got {list}"
+        )),
         None => Ok(targets),
     }
 }
 
-/// The option of nvcc for a target. sm_90a is a cubin, compute_80 is PTX.
+/// Whether a target is PTX. The others are cubins.
+fn is_ptx(target: &str) -> bool {
+    target.starts_with("compute_")
+}
+
+/// The option of nvcc for a target.
 fn gencode(target: &str) -> String {
     format!("-gencode=arch=compute_{},code={target}", number(target))
 }
@@ -193,7 +218,6 @@ struct Nvcc {
     program: PathBuf,
     /// The output of `--version`.
     version: String,
-    release: (u32, u32),
 }
 
 impl Nvcc {
@@ -209,8 +233,9 @@ impl Nvcc {
             .unwrap_or_else(|| "nvcc".into());
         let output = command(&program).arg("--version").output().map_err(|error| {
             format!(
-                "the feature cuda needs nvcc, and {} does not start: {error}\n\
-                 scripts/install-nvcc installs it without a CUDA toolkit; or set NVCC, CUDA_HOME or PATH",
+                "the feature cuda needs nvcc here, and {} does not start ({error}): set NVCC, CUDA_HOME \
+                 or PATH, get it by scripts/install-nvcc, or use relata's package, which has the \
+                 kernels compiled",
                 program.display()
             )
         })?;
@@ -231,11 +256,7 @@ impl Nvcc {
                 release.1
             ));
         }
-        Ok(Nvcc {
-            program,
-            version,
-            release,
-        })
+        Ok(Nvcc { program, version })
     }
 
     /// The `targets` that this release knows.
@@ -252,13 +273,18 @@ impl Nvcc {
         targets
     }
 
-    /// Writes `<stem>.fatbin`, unless there is one from the same inputs.
-    fn compile(&self, kernel: &Path, arguments: &[String], shared: u64) -> Result<()> {
-        let image = out_dir().join(format!("{}.fatbin", stem(kernel)));
+    /// Writes `<stem>.fatbin` and `<stem>.ptx`, unless there are some from the same inputs. A file
+    /// is empty if no target asks for it.
+    fn compile(&self, kernel: &Path, targets: &[String], shared: u64) -> Result<()> {
+        let fatbin = out_dir().join(format!("{}.fatbin", stem(kernel)));
+        let (ptx, note) = (
+            fatbin.with_extension("ptx"),
+            fatbin.with_extension("inputs"),
+        );
         let mut hasher = DefaultHasher::new();
         let flags = ["NVCC_CCBIN", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"].map(env::var_os);
         (
-            arguments,
+            targets,
             shared,
             &self.version,
             flags,
@@ -266,26 +292,66 @@ impl Nvcc {
             fs::read(OPTIONS).ok(),
         )
             .hash(&mut hasher);
-        let (inputs, note) = (hasher.finish().to_string(), image.with_extension("inputs"));
-        if image.is_file() && fs::read_to_string(&note).is_ok_and(|old| old == inputs) {
+        let inputs = hasher.finish().to_string();
+        if fatbin.is_file() && ptx.is_file() && read(&note).is_ok_and(|old| old == inputs) {
             return Ok(());
         }
+        let (for_ptx, cubins): (Vec<_>, Vec<_>) = targets.iter().partition(|target| is_ptx(target));
+        write(&fatbin, "")?;
+        if !cubins.is_empty() {
+            let options = cubins.iter().map(|target| gencode(target));
+            self.run(kernel, "-fatbin", options, &fatbin)?;
+        }
+        write(&ptx, "")?;
+        if let [target] = for_ptx[..] {
+            let option = format!("-arch={target}");
+            self.run(kernel, "-ptx", std::iter::once(option), &ptx)?;
+            write(&ptx, &for_old_drivers(&read(&ptx)?))?;
+        }
+        write(&note, &inputs)
+    }
+
+    fn run(
+        &self,
+        kernel: &Path,
+        form: &str,
+        options: impl Iterator<Item = String>,
+        to: &Path,
+    ) -> Result<()> {
         let output = command(&self.program)
-            .args(arguments)
+            .args([form, "--options-file", OPTIONS])
+            .args(options)
             .arg("-o")
-            .arg(&image)
+            .arg(to)
             .arg(kernel)
             .output()
             .map_err(|error| format!("{}: {error}", self.program.display()))?;
-        if !output.status.success() {
-            let message = String::from_utf8_lossy(&output.stderr);
-            return Err(format!(
-                "nvcc does not compile {}:\n{message}",
-                kernel.display()
-            ));
+        if output.status.success() {
+            return Ok(());
         }
-        fs::write(note, inputs).map_err(|error| error.to_string())
+        let message = String::from_utf8_lossy(&output.stderr);
+        let kernel = kernel.display();
+        Err(format!("nvcc does not compile {kernel}:\n{message}"))
     }
+}
+
+/// PTX that every driver from CUDA 12.0 on compiles. The kernels use nothing that is newer:
+/// scripts/package assembles the result.
+fn for_old_drivers(ptx: &str) -> String {
+    let lines = ptx.lines().filter(|line| !line.contains(LATER_HINT));
+    let lines = lines.map(|line| match line.starts_with(".version ") {
+        true => PTX_VERSION,
+        false => line,
+    });
+    lines.flat_map(|line| [line, "\n"]).collect()
+}
+
+pub(crate) fn read(file: &Path) -> Result<String> {
+    fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))
+}
+
+pub(crate) fn write(file: &Path, text: &str) -> Result<()> {
+    fs::write(file, text).map_err(|error| format!("{}: {error}", file.display()))
 }
 
 /// Runs nvcc with its own folder in PATH: the nvcc of a Python wheel looks there for its parts.

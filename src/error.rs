@@ -174,14 +174,12 @@ pub enum Error {
         /// The targets that kernels were built for.
         built_for: String,
     },
-    /// The driver is older than the compiler of the kernels allows.
-    #[error(
-        "cuda: expected a driver for CUDA {toolkit}, which compiled the kernels, got one for CUDA {driver}"
-    )]
+    /// The driver is older than the kernels allow.
+    #[error("cuda: expected a driver for CUDA {toolkit} or later, got one for CUDA {driver}")]
     OldDriver {
         /// The newest CUDA that the driver knows.
         driver: String,
-        /// The release that compiled the kernels.
+        /// The release of CUDA that they need.
         toolkit: String,
     },
     /// The CUDA context that is current on this thread is not the one the evaluator was made in.

@@ -84,6 +84,38 @@ with_fake_driver!(each_kernel_is_looked_up_in_its_library, [], {
     assert_ne!(library("relata_kd_kl_f32"), library("relata_rrd_f32"));
 });
 
+/// The forms of the kernels that the driver was given.
+fn loaded() -> BTreeSet<String> {
+    let calls = calls().into_iter();
+    let forms = calls.filter_map(|call| Some(call.strip_prefix("cuLibraryLoadData ")?.to_owned()));
+    forms.collect()
+}
+
+with_fake_driver!(
+    a_driver_of_the_compilers_release_gets_cubins,
+    [("FAKE_DRIVER_CAPABILITY", "86")],
+    {
+        Cuda::new(0).expect("the fake driver's GPU");
+        assert_eq!(loaded(), BTreeSet::from(["fatbin".to_owned()]));
+    }
+);
+
+with_fake_driver!(
+    an_older_driver_gets_ptx,
+    [
+        ("FAKE_DRIVER_CAPABILITY", "86"),
+        ("FAKE_DRIVER_VERSION", "12000")
+    ],
+    {
+        let cuda = Cuda::new(0).expect("the fake driver's GPU");
+        // A compiler of 12 makes cubins for this driver.
+        let of_13 = relata::cuda::build().toolkit.starts_with("13");
+        let form = if of_13 { "ptx" } else { "fatbin" };
+        assert_eq!(loaded(), BTreeSet::from([form.to_owned()]));
+        evaluate(&cuda).expect("an evaluation");
+    }
+);
+
 // Only the cosine needs scratch memory, and a driver refuses to allocate 0 bytes.
 with_fake_driver!(
     relations_without_scratch_memory,

@@ -76,7 +76,8 @@ with_fake_driver!(an_old_driver, [("FAKE_DRIVER_VERSION", "11040")], {
         "{error:?}"
     );
     assert!(
-        error.to_string().ends_with("got one for CUDA 11.4"),
+        error.to_string()
+            == "cuda: expected a driver for CUDA 12.0 or later, got one for CUDA 11.4",
         "{error}"
     );
     let _context = CudaContext::new(0).expect("somebody's context");

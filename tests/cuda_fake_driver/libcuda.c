@@ -286,8 +286,9 @@ CUresult cuEventSynchronize(Handle event) {
 CUresult cuLibraryLoadData(Handle* library, const void* image, const void* a, const void* b, unsigned c, const void* d,
                            const void* e, unsigned f) {
     (void)a, (void)b, (void)c, (void)d, (void)e, (void)f;
-    BEGIN_PLAIN();
-    if (*(const uint32_t*)image != 0xBA55ED50) return 200;  // CUDA_ERROR_INVALID_IMAGE
+    const int fatbin = *(const uint32_t*)image == 0xBA55ED50;
+    BEGIN("cuLibraryLoadData %s", fatbin ? "fatbin" : "ptx");
+    if (!fatbin && !strstr(image, "\n.version ")) return 200;  // CUDA_ERROR_INVALID_IMAGE
     *library = (Handle)image;
     return SUCCESS;
 }

@@ -31,7 +31,7 @@ pub(super) fn ready() -> Result<()> {
         initialize()?;
         let version = newest()?;
         if version < OLDEST {
-            return Err(images::old_driver(version));
+            return Err(images::old_driver(version, OLDEST));
         }
         READY.get_or_init(|| ());
     }

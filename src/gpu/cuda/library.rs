@@ -1,4 +1,5 @@
-//! The kernels as the driver has loaded them: once for the whole process, for every context.
+//! The kernels as the driver has loaded them: each form once for the whole process, for every
+//! context.
 #![allow(unsafe_code, reason = "loads the images")]
 
 use std::collections::{HashMap, HashSet};
@@ -11,6 +12,7 @@ use cudarc::driver::sys::{self, CUfunction, CUfunction_attribute, CUkernel};
 
 use super::failure::{NO_BINARY_FOR_GPU, UNSUPPORTED_PTX_VERSION, WithContext, code};
 use super::gpu::Gpu;
+use super::images::Form;
 use super::{driver, images};
 use crate::error::{Error, Result};
 use crate::gpu::kernels::{self, EntryPoint};
@@ -37,17 +39,19 @@ unsafe impl Sync for Kernel {}
 impl Library {
     /// The kernels, for any context of `gpu`.
     pub(super) fn loaded(gpu: &Gpu) -> Result<&'static Self> {
+        static OF_CUBINS: OnceLock<Library> = OnceLock::new();
+        static OF_PTX: OnceLock<Library> = OnceLock::new();
         let version = driver::version()?;
-        images::check(gpu, version)?;
-        static LIBRARY: OnceLock<Library> = OnceLock::new();
-        let library = match LIBRARY.get() {
-            Some(library) => library,
-            None => {
-                let loaded = Library::load().map_err(|why| explain(why, gpu, version))?;
-                LIBRARY.get_or_init(|| loaded)
-            }
+        let form = images::form(gpu, version)?;
+        let library = match form {
+            Form::Cubin => &OF_CUBINS,
+            Form::Ptx => &OF_PTX,
         };
-        Ok(library)
+        if let Some(library) = library.get() {
+            return Ok(library);
+        }
+        let loaded = Library::load(form).map_err(|why| explain(why, gpu, version))?;
+        Ok(library.get_or_init(|| loaded))
     }
 
     /// Makes these kernels ready to be launched in the current context, which is a context of
@@ -96,16 +100,16 @@ impl Library {
         Ok(true)
     }
 
-    fn load() -> std::result::Result<Self, Failed> {
+    fn load(form: Form) -> std::result::Result<Self, Failed> {
         let mut libraries = HashMap::new();
         for image in images::all() {
             let mut library = null_mut();
-            // SAFETY: a fatbin holds its own length. It lives as long as the program. There are no
-            // options.
+            // SAFETY: a fatbin holds its own length, and PTX ends with 0. They live as long as the
+            // program. There are no options.
             let result = unsafe {
                 sys::cuLibraryLoadData(
                     &raw mut library,
-                    image.fatbin.as_ptr().cast(),
+                    image.bytes(form).as_ptr().cast(),
                     null_mut(),
                     null_mut(),
                     0,
@@ -186,7 +190,7 @@ fn explain(why: Failed, gpu: &Gpu, driver: images::Version) -> Error {
         Failed::Here(error) => error,
         Failed::Driver(error) if code(error) == NO_BINARY_FOR_GPU => images::unsupported(gpu),
         Failed::Driver(error) if code(error) == UNSUPPORTED_PTX_VERSION => {
-            images::old_driver(driver)
+            images::old_driver(driver, images::toolkit())
         }
         Failed::Driver(error) => {
             let failed: Result<()> = Err(error).context("loading the kernels");
