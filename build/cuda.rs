@@ -3,7 +3,7 @@
 //! nvcc.
 //!
 //! Nothing of CUDA is linked, and no GPU is needed. The driver loads the kernels when the program
-//! runs. docs/decisions/0006 and 0022 give the reasons.
+//! runs. docs/decisions/0006 and 0024 give the reasons.
 
 use std::collections::hash_map::DefaultHasher;
 use std::env;

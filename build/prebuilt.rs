@@ -1,4 +1,4 @@
-//! The compiled kernels in the package, which scripts/package makes: docs/decisions/0022.
+//! The compiled kernels in the package, which scripts/package makes: docs/decisions/0024.
 
 use std::fs;
 use std::path::{Path, PathBuf};
