@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::{kernels_in, out_dir, prebuilt};
+use crate::prebuilt::{self, Prebuilt};
+use crate::{kernels_in, out_dir};
 
 /// The default targets. A cubin runs on GPUs of its major version and the same or a later minor
 /// version; with an `a` it runs on exactly its version. PTX runs on its version and all later ones,
@@ -99,14 +100,10 @@ impl Images {
 
 fn images() -> Result<Images> {
     let kernels = kernels_in("kernels");
-    let package = prebuilt::Package::read()?;
-    let wants_nvcc = ["NVCC", "RELATA_CUDA_TARGETS"].map(env::var_os) != [None, None];
-    let (targets, version) = match package {
-        Some(package) if !wants_nvcc && package.fits()? => package.unpack()?,
-        package => {
-            let differs = package.is_some() && !wants_nvcc;
-            let why = if differs { prebuilt::DIFFERS } else { "" };
-            let nvcc = Nvcc::find().map_err(|error| format!("{why}{error}"))?;
+    let (targets, version) = match prebuilt::find()? {
+        Prebuilt::Package(package) => package.unpack()?,
+        Prebuilt::Unusable(why) => {
+            let nvcc = Nvcc::find().map_err(|error| format!("{why}, so {error}"))?;
             (compile(&nvcc, &kernels)?, nvcc.version)
         }
     };
@@ -127,11 +124,11 @@ fn compile(nvcc: &Nvcc, kernels: &[PathBuf]) -> Result<Vec<String>> {
         Ok(list) => parse(&list)?,
         Err(_) => nvcc.known(parse(TARGETS)?),
     };
-    let shared = hash_of_folder(Path::new("kernels/common"));
+    let shared = prebuilt::hash_of_sources(&["cuh", "options"])?;
     let next = AtomicUsize::new(0);
     let work = || -> Result<()> {
         while let Some(kernel) = kernels.get(next.fetch_add(1, Ordering::Relaxed)) {
-            nvcc.compile(kernel, &targets, shared)?;
+            nvcc.compile(kernel, &targets, &shared)?;
         }
         Ok(())
     };
@@ -233,9 +230,8 @@ impl Nvcc {
             .unwrap_or_else(|| "nvcc".into());
         let output = command(&program).arg("--version").output().map_err(|error| {
             format!(
-                "the feature cuda needs nvcc here, and {} does not start ({error}): set NVCC, CUDA_HOME \
-                 or PATH, get it by scripts/install-nvcc, or use relata's package, which has the \
-                 kernels compiled",
+                "the feature cuda needs nvcc, and {} does not start ({error}): set NVCC, CUDA_HOME or \
+                 PATH, or get it by scripts/install-nvcc",
                 program.display()
             )
         })?;
@@ -275,7 +271,7 @@ impl Nvcc {
 
     /// Writes `<stem>.fatbin` and `<stem>.ptx`, unless there are some from the same inputs. A file
     /// is empty if no target asks for it.
-    fn compile(&self, kernel: &Path, targets: &[String], shared: u64) -> Result<()> {
+    fn compile(&self, kernel: &Path, targets: &[String], shared: &str) -> Result<()> {
         let fatbin = out_dir().join(format!("{}.fatbin", stem(kernel)));
         let (ptx, note) = (
             fatbin.with_extension("ptx"),
@@ -283,19 +279,13 @@ impl Nvcc {
         );
         let mut hasher = DefaultHasher::new();
         let flags = ["NVCC_CCBIN", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"].map(env::var_os);
-        (
-            targets,
-            shared,
-            &self.version,
-            flags,
-            fs::read(kernel).ok(),
-            fs::read(OPTIONS).ok(),
-        )
-            .hash(&mut hasher);
+        (targets, shared, &self.version, flags, fs::read(kernel).ok()).hash(&mut hasher);
         let inputs = hasher.finish().to_string();
         if fatbin.is_file() && ptx.is_file() && read(&note).is_ok_and(|old| old == inputs) {
             return Ok(());
         }
+        // If nvcc fails, what is left has no note.
+        write(&note, "")?;
         let (for_ptx, cubins): (Vec<_>, Vec<_>) = targets.iter().partition(|target| is_ptx(target));
         write(&fatbin, "")?;
         if !cubins.is_empty() {
@@ -388,19 +378,4 @@ fn stem(kernel: &Path) -> String {
         .expect("a kernel's file has a name")
         .to_string_lossy()
         .into_owned()
-}
-
-fn hash_of_folder(folder: &Path) -> u64 {
-    let mut files: Vec<_> = fs::read_dir(folder)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .collect();
-    files.sort();
-    let mut hasher = DefaultHasher::new();
-    for file in files {
-        (fs::read(&file).ok(), file).hash(&mut hasher);
-    }
-    hasher.finish()
 }
