@@ -68,7 +68,15 @@ with_fake_driver!(every_kernel_runs_under_sanitizers, [], {
         let problem = problem.expect("shapes that fit");
         problem.evaluate(cuda, batch).expect("launches");
     }
+    fn launch_weighted(cuda: &Cuda) {
+        let rows = Rows::new(&[1.0f32; 6], [2, 3]).expect("whole rows");
+        let batch = relata::Batch::new(rows, rows).with_row_weights(&[1.0, 0.0]);
+        let problem = relata::InfoNce::default().problem(batch.shapes());
+        let problem = problem.expect("shapes that fit");
+        problem.evaluate_rows(cuda, batch).expect("launches");
+    }
     let cuda = Cuda::new(0).expect("the fake driver's GPU");
+    launch_weighted(&cuda);
     launch_list::<f32>(&cuda);
     launch_list::<f16>(&cuda);
     launch_list::<bf16>(&cuda);

@@ -58,7 +58,7 @@ with_fake_driver!(what_is_launched_is_prepared, [], {
         let of = |len| stream.alloc_zeros::<f32>(len).expect("memory");
         let rows = of(ROWS * DIM);
         let (mut gradient, mut value) = (of(ROWS * DIM), of(VALUE_LEN));
-        let prepared = kernels(&calls(), "cuKernelSetAttribute");
+        let mut prepared = kernels(&calls(), "cuKernelSetAttribute");
         type Slice = CudaSlice<f32>;
         let mut launch = |gradient: &mut Slice, value: &mut Slice| match &mut queue {
             None => evaluator.launch(&rows, &rows, gradient, value),
@@ -68,6 +68,9 @@ with_fake_driver!(what_is_launched_is_prepared, [], {
         let calls = actions(calls());
         let launched = kernels(&calls, "cuLaunchKernel");
         assert_eq!(count(&calls, "cuLaunchKernel"), calls.len(), "{calls:#?}");
+        // For who asks for the losses of rows, which an evaluator cannot know beforehand.
+        let has_row_losses = problem.shapes().queue.is_some();
+        assert_eq!(prepared.remove("relata_weigh_rows"), has_row_losses);
         assert_eq!(launched, prepared, "{calls:#?}");
     }
     let shapes = Shapes::new(ROWS, DIM, DIM);
