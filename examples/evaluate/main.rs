@@ -9,10 +9,10 @@
 mod devices;
 mod failure;
 mod files;
-mod gradient;
 mod inputs;
 mod measure;
 mod options;
+mod out_file;
 mod output;
 mod plan;
 mod report;
@@ -20,10 +20,9 @@ mod report;
 use std::process::ExitCode;
 
 use failure::{Failure, Result, say};
-use gradient::GradientFile;
 use inputs::Sources;
-use measure::Bench;
-use options::Options;
+use measure::{Bench, Measurement};
+use options::{Options, OutFiles};
 use plan::Job;
 
 fn main() -> ExitCode {
@@ -41,24 +40,22 @@ fn run() -> Result<()> {
     // Whatever can be refused is refused before anything is computed.
     options.check_devices()?;
     options.check_divergence()?;
-    let gradient_file = options.gradient_file()?;
+    let files = options.out_files()?;
     let sources = Sources::load(&options)?;
     let jobs = plan::plan(&options, &sources)?;
     let mut bench = Bench::new(options.checked, jobs.len());
     if options.json {
-        report_json(&mut bench, &jobs, gradient_file.as_ref())
+        report_json(&mut bench, &jobs, &files)
     } else {
-        report_table(&mut bench, &jobs, gradient_file.as_ref(), &options)
+        report_table(&mut bench, &jobs, &files, &options)
     }
 }
 
 /// A line of JSON per job, each as soon as it is known.
-fn report_json(bench: &mut Bench, jobs: &[Job], gradient: Option<&GradientFile>) -> Result<()> {
+fn report_json(bench: &mut Bench, jobs: &[Job], files: &OutFiles) -> Result<()> {
     for job in jobs {
         let measured = bench.measure(job)?;
-        if let Some(file) = gradient {
-            file.write(job, &measured.gradient)?;
-        }
+        write(files, job, &measured)?;
         output::print_line(&report::json(job, &measured))?;
     }
     Ok(())
@@ -68,15 +65,13 @@ fn report_json(bench: &mut Bench, jobs: &[Job], gradient: Option<&GradientFile>)
 fn report_table(
     bench: &mut Bench,
     jobs: &[Job],
-    gradient: Option<&GradientFile>,
+    files: &OutFiles,
     options: &Options,
 ) -> Result<()> {
     let mut table = report::Table::new();
     for job in jobs {
         let measured = bench.measure(job)?;
-        if let Some(file) = gradient {
-            file.write(job, &measured.gradient)?;
-        }
+        write(files, job, &measured)?;
         // Slow as it is, the reference runs only where it is among the devices asked for.
         let deviation = if job.device.is_reference() || !options.asks_for_reference() {
             None
@@ -86,4 +81,25 @@ fn report_table(
         table.add(job, &measured, deviation);
     }
     output::print_line(&table.finish(options))
+}
+
+/// Writes what was asked for, in the shape of the student's file.
+fn write(files: &OutFiles, job: &Job, measured: &Measurement) -> Result<()> {
+    let student = job.inputs.student;
+    let mut shape = match student.groups {
+        Some(groups) => vec![groups, student.rows / groups],
+        None => vec![student.rows],
+    };
+    if let Some(file) = &files.row_losses {
+        file.write(&shape, measured.row_losses.iter().copied())?;
+    }
+    shape.push(student.dim);
+    match &files.gradient {
+        None => Ok(()),
+        Some(file) if job.device.is_reference() => {
+            file.write(&shape, measured.gradient.iter().copied())
+        }
+        #[allow(clippy::cast_possible_truncation)] // f32 is what the file is to hold
+        Some(file) => file.write(&shape, measured.gradient.iter().map(|&g| g as f32)),
+    }
 }

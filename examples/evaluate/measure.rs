@@ -6,14 +6,15 @@ use std::time::{Duration, Instant};
 use half::{bf16, f16};
 use relata::{
     Batch, Cpu, DType, Device, Element, Enqueue, Error, Loss, Problem, Queue, Reference, Rows,
-    Terms, Value, WeightPrecision,
+    Terms, TopK, Value, WeightPrecision,
 };
 
 use crate::devices::DeviceKind;
 use crate::failure::{Failure, Result};
 use crate::files::Matrix;
+use crate::inputs::Teacher;
 use crate::output::spinner;
-use crate::plan::{Job, Parts, QueueSetup, round};
+use crate::plan::{Job, Parts, QueueSetup, real, round};
 
 /// What evaluating a loss on a device gave.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub(crate) struct Measurement {
     pub(crate) terms: Terms,
     /// `[N, D]`; f64 holds every device's values exactly.
     pub(crate) gradient: Vec<f64>,
+    /// `[N]`, or empty if they were not asked for.
+    pub(crate) row_losses: Vec<f64>,
     pub(crate) seconds: f64,
 }
 
@@ -162,9 +165,18 @@ where
 /// f64 where rounding to the job's type changes nothing that the reference sees, else the job's
 /// type. With a queue rounding may always show: keys are normalised in the type of the queue.
 fn widest_same(job: &Job) -> DType {
-    let exact = |matrix: &Matrix| matrix.values.iter().all(|&x| round(x, job.dtype) == x);
-    let (student, teacher, keys) = (job.inputs.student, job.inputs.teacher, job.inputs.keys);
-    if QueueSetup::of(&job.loss, keys).is_none() && exact(student) && exact(teacher) {
+    let exact = |matrix: &Matrix, dtype| matrix.values.iter().all(|&x| round(x, dtype) == x);
+    let inputs = &job.inputs;
+    let of_teacher = match inputs.teacher {
+        Teacher::Rows(rows) => exact(rows, job.dtype),
+        Teacher::TopK(top) => exact(&top.log_probs, real(job.dtype)),
+    };
+    let of_weights = |weights| exact(weights, real(job.dtype));
+    if QueueSetup::of(&job.loss, inputs.keys).is_none()
+        && exact(inputs.student, job.dtype)
+        && of_teacher
+        && inputs.row_weights.is_none_or(of_weights)
+    {
         DType::F64
     } else {
         job.dtype
@@ -176,10 +188,16 @@ struct Rounded<'a, T: Element> {
     loss: Loss,
     parts: Parts<'a>,
     weights: WeightPrecision,
+    per_row: bool,
     student: Vec<T>,
-    teacher: Vec<T>,
     student_shape: [usize; 2],
+    /// Empty where the teacher is a list.
+    teacher: Vec<T>,
     teacher_shape: [usize; 2],
+    /// The logarithms of a list, and its classes.
+    log_probs: Vec<T::Real>,
+    classes: Option<&'a [u32]>,
+    row_weights: Option<Vec<T::Real>>,
     /// As the loss is to see it, so that every repetition sees the same.
     queue: Option<Queue<T::Real>>,
     /// The teacher is not finite, and was to be enqueued before the loss: no queue takes it.
@@ -188,15 +206,23 @@ struct Rounded<'a, T: Element> {
 
 impl<'a, T: Element> Rounded<'a, T> {
     fn new(job: &Job<'a>) -> relata::Result<Self> {
-        let (student, teacher) = (job.inputs.student, job.inputs.teacher);
+        let (student, teacher) = (job.inputs.student, job.inputs.teacher.matrix());
+        let (rows, log_probs, classes) = match job.inputs.teacher {
+            Teacher::Rows(rows) => (elements(rows), Vec::new(), None),
+            Teacher::TopK(top) => (Vec::new(), elements(&top.log_probs), Some(&top.classes[..])),
+        };
         let mut rounded = Rounded {
             loss: job.loss,
             parts: job.parts,
             weights: job.weights,
+            per_row: job.per_row,
             student: elements(student),
-            teacher: elements(teacher),
             student_shape: [student.rows, student.dim],
+            teacher: rows,
             teacher_shape: [teacher.rows, teacher.dim],
+            log_probs,
+            classes,
+            row_weights: job.inputs.row_weights.map(elements),
             queue: None,
             keys_refused: false,
         };
@@ -226,25 +252,50 @@ impl<'a, T: Element> Rounded<'a, T> {
         Rows::new(&self.teacher, self.teacher_shape)
     }
 
+    fn batch(&self) -> relata::Result<Batch<'_, T>> {
+        let mut batch = match self.classes {
+            None => Batch::new(self.student()?, self.teacher()?),
+            Some(classes) => {
+                let top_k = TopK::new(classes, &self.log_probs, self.teacher_shape)?;
+                Batch::of_top_k(self.student()?, top_k)
+            }
+        };
+        batch.queue = self.queue.as_ref();
+        batch.row_weights = self.row_weights.as_deref();
+        Ok(batch)
+    }
+
     fn evaluate_on<D: Device<T>>(&self, device: &D, checked: bool) -> relata::Result<Measurement> {
         if self.keys_refused {
             return self.evaluate_refused(device);
         }
-        let mut batch = Batch::new(self.student()?, self.teacher()?);
-        if let Some(queue) = &self.queue {
-            batch = batch.with_queue(queue);
-        }
+        let batch = self.batch()?;
         let problem = self
             .parts
             .of(Problem::new(self.loss, batch.shapes())?)?
             .with_checked(checked)
             .with_weight_precision(self.weights);
         let mut gradient = vec![D::Gradient::default(); self.student.len()];
-        let (value, seconds) = timed(|| problem.evaluate_into(device, batch, &mut gradient))?;
+        let mut row_losses = vec![
+            0.0;
+            if self.per_row {
+                self.student_shape[0]
+            } else {
+                0
+            }
+        ];
+        let (value, seconds) = timed(|| {
+            if self.per_row {
+                problem.evaluate_rows_into(device, batch, &mut gradient, &mut row_losses)
+            } else {
+                problem.evaluate_into(device, batch, &mut gradient)
+            }
+        })?;
         Ok(Measurement {
             value: value.loss,
             terms: value.terms,
             gradient: gradient.iter().map(|g| g.to_f64()).collect(),
+            row_losses,
             seconds,
         })
     }
@@ -265,6 +316,7 @@ impl<'a, T: Element> Rounded<'a, T> {
             value: evaluation.loss,
             terms: evaluation.terms,
             gradient: evaluation.gradient.iter().map(|g| g.to_f64()).collect(),
+            row_losses: evaluation.row_losses,
             seconds: start.elapsed().as_secs_f64(),
         })
     }

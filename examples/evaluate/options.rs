@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{ArgGroup, Parser};
 use relata::{DType, Divergence, Enqueue, Loss, ParameterValue, WeightPrecision};
 
 use crate::devices::DeviceKind;
 use crate::failure::{Failure, Result};
-use crate::gradient::GradientFile;
+use crate::out_file::OutFile;
 
 /// Evaluates distillation losses of a student against a teacher, and their gradients with respect
 /// to the student.
@@ -17,14 +17,26 @@ use crate::gradient::GradientFile;
 /// as FILE.safetensors:TENSOR, where a file with one tensor may leave the name out).
 #[derive(Debug, Parser)]
 #[command(name = "evaluate", version, after_help = AFTER_HELP)]
+#[command(group = ArgGroup::new("teachers").args(["teacher", "teacher_ids"]))]
 pub(crate) struct Options {
     /// Student's embeddings [N, D] (or logits). Those of shape [B, N, D] are B groups of N rows: see
     /// --groups
-    #[arg(long, value_name = "F", requires = "teacher")]
+    #[arg(long, value_name = "F", requires = "teachers")]
     pub(crate) student: Option<PathBuf>,
     /// Teacher's embeddings [N, D_t] or [B, N, D_t] (or logits)
     #[arg(long, value_name = "F", requires = "student")]
     pub(crate) teacher: Option<PathBuf>,
+    /// In place of --teacher, in kd-kl: the teacher's k most likely classes of each row, integers
+    /// [N, k] or [B, N, k]. All other classes count as one: see --no-tail
+    #[arg(long, value_name = "F", requires_all = ["student", "teacher_log_probs"])]
+    pub(crate) teacher_ids: Option<PathBuf>,
+    /// The logarithms of their probabilities, floats of the same shape. A class of -inf is left out
+    #[arg(long, value_name = "F", requires = "teacher_ids")]
+    pub(crate) teacher_log_probs: Option<PathBuf>,
+    /// What each row counts for in kd-kl, floats [N] or [B, N] of at least 0: the loss is the weighted
+    /// mean of the rows'. A row of weight 0 may hold anything
+    #[arg(long, value_name = "F")]
+    pub(crate) row_weights: Option<PathBuf>,
     #[arg(long = "loss", value_name = "NAME", value_parser = str::parse::<Loss>, help = loss_help())]
     losses: Vec<Loss>,
     /// A device: reference, cpu and, built with the feature of that name, emulator (slow) and cuda;
@@ -97,6 +109,14 @@ pub(crate) struct Options {
     /// Divergence in kd-kl: forward, reverse, js, skew or skew-reverse [default: forward]
     #[arg(long, value_name = "NAME", value_parser = parse_divergence)]
     divergence: Option<Divergence>,
+    /// Compare the first C classes of student and teacher in kd-kl, whose vocabularies may differ
+    /// [default: 0, all of them, of which both have as many]
+    #[arg(long, value_name = "C")]
+    classes: Option<usize>,
+    /// Leave out the classes that --teacher-ids does not list, in kd-kl, instead of counting them as
+    /// one
+    #[arg(long)]
+    no_tail: bool,
     /// How precise rrd's and info-nce's softmax weights are in f16 and bf16 on cuda and the
     /// emulator: split (two f16) or half (one, a third less work) [default: split]
     #[arg(long, value_name = "HOW", value_parser = parse_weights)]
@@ -105,6 +125,10 @@ pub(crate) struct Options {
     /// --loss and one --device
     #[arg(long, value_name = "OUT.npy")]
     gradient: Option<PathBuf>,
+    /// Write the loss of each row, [N] or [B, N] in f64, to this .npy file: those that kd-kl is the mean
+    /// of, or the weighted mean. Takes one --loss and one --device
+    #[arg(long, value_name = "OUT.npy")]
+    per_row: Option<PathBuf>,
     /// Print one JSON object a line, and nothing else, to standard output
     #[arg(long)]
     pub(crate) json: bool,
@@ -205,6 +229,12 @@ impl Options {
                 "divergence",
                 self.divergence().map(ParameterValue::Divergence),
             ),
+            (
+                "--classes",
+                "classes",
+                self.classes.map(ParameterValue::Count),
+            ),
+            ("--no-tail", "tail", flag(self.no_tail, false)),
         ];
         let given = all.into_iter();
         given
@@ -252,20 +282,51 @@ impl Options {
         Ok(())
     }
 
-    /// Where the gradient goes, if anywhere. A gradient belongs to one loss on one device.
-    pub(crate) fn gradient_file(&self) -> Result<Option<GradientFile>> {
-        let Some(path) = &self.gradient else {
-            return Ok(None);
+    /// Where the results go that are to be written.
+    pub(crate) fn out_files(&self) -> Result<OutFiles> {
+        let open = |argument, path: &Option<PathBuf>| match path {
+            None => Ok(None),
+            Some(path) => {
+                self.check_single(argument)?;
+                OutFile::new(argument, path).map(Some)
+            }
         };
+        let files = OutFiles {
+            gradient: open("--gradient", &self.gradient)?,
+            row_losses: open("--per-row", &self.per_row)?,
+        };
+        match (&files.gradient, &files.row_losses) {
+            (Some(gradient), Some(row_losses)) if gradient.is(row_losses) => Err(Failure::refused(
+                "--per-row",
+                "expected another file than that of --gradient, got the same",
+            )),
+            _ => Ok(files),
+        }
+    }
+
+    /// Refuses more than one loss on one device, where the results of one are written.
+    fn check_single(&self, argument: &str) -> Result<()> {
         let (losses, devices) = (self.losses().len(), self.devices.len());
         if losses != 1 || self.devices().len() != 1 {
             let why = format!(
                 "expected exactly one --loss and one --device with it, got {losses} and {devices}"
             );
-            return Err(Failure::refused("--gradient", why));
+            return Err(Failure::refused(argument, why));
         }
-        GradientFile::new(path).map(Some)
+        Ok(())
     }
+
+    /// Whether the losses of rows are to be written.
+    pub(crate) fn per_row(&self) -> bool {
+        self.per_row.is_some()
+    }
+}
+
+/// The files that results are written to.
+#[derive(Debug)]
+pub(crate) struct OutFiles {
+    pub(crate) gradient: Option<OutFile>,
+    pub(crate) row_losses: Option<OutFile>,
 }
 
 fn loss_help() -> String {

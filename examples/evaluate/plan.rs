@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 
 use relata::{
-    DType, Element, Enqueue, Error, Family, Loss, Pairwise, Penalty, Problem, QueueUse, Rrd,
-    Shapes, WeightPrecision,
+    DType, Element, Enqueue, Error, Family, Loss, Pairwise, ParameterValue, Penalty, Problem,
+    QueueUse, Rrd, Shapes, WeightPrecision,
 };
 
 use crate::devices::DeviceKind;
 use crate::failure::{Failure, Result, say};
 use crate::files::Matrix;
-use crate::inputs::{Inputs, Sources};
+use crate::inputs::{Inputs, Sources, Teacher, check_rows};
 use crate::options::Options;
 
 /// One loss on one device.
@@ -23,6 +23,8 @@ pub(crate) struct Job<'a> {
     pub(crate) weights: WeightPrecision,
     pub(crate) parts: Parts<'a>,
     pub(crate) inputs: Inputs<'a>,
+    /// Whether the losses of rows are wanted.
+    pub(crate) per_row: bool,
 }
 
 /// What the loss is the mean of.
@@ -83,12 +85,22 @@ pub(crate) fn plan<'a>(options: &'a Options, sources: &'a Sources) -> Result<Vec
                 weights: options.weights.unwrap_or_default(),
                 parts: Parts::new(options, &loss, &inputs),
                 inputs,
+                per_row: options.per_row(),
             });
         }
+    }
+    if let Some(job) = jobs.iter().find(|job| job.per_row && !has_rows(&job.loss)) {
+        let why = format!("expected --loss kd-kl with it, got {}", job.loss);
+        return Err(Failure::refused("--per-row", why));
     }
     check_finite(options, &jobs)?;
     note_slow(&jobs);
     Ok(jobs)
+}
+
+/// Whether the loss is a mean of losses of rows.
+fn has_rows(loss: &Loss) -> bool {
+    matches!(loss.spec().family, Family::Logits(_))
 }
 
 /// Says so where the reference, which forms every triple of rows or every pair of pairs, takes
@@ -101,7 +113,8 @@ fn note_slow(jobs: &[Job]) {
         groups
             * match job.loss.spec().family {
                 Family::Triplet(_) => {
-                    rows.powi(3) * (job.inputs.student.dim as f64 + job.inputs.teacher.dim as f64)
+                    rows.powi(3)
+                        * (job.inputs.student.dim as f64 + job.inputs.teacher.matrix().dim as f64)
                 }
                 // N⁴/8 comparisons, each as long as some dozens of products.
                 Family::Pairwise(Pairwise {
@@ -130,15 +143,59 @@ fn select(options: &Options, sources: &Sources) -> Result<Vec<Loss>> {
         let loss = configure(loss, options);
         let inputs = sources.inputs(&loss);
         match check_shapes(&loss, Parts::new(options, &loss, &inputs), &inputs) {
-            Ok(()) => selected.push(loss),
+            Ok(()) => {
+                check_rows_and_classes(&loss, &inputs)?;
+                selected.push(loss);
+            }
             // A parameter out of range is wrong whatever the shapes.
             Err(why) if all && !matches!(why, Error::Parameter { .. }) => {
-                say("note", &format!("{loss} is left out: {why}"));
+                say(
+                    "note",
+                    &format!("{loss} is left out: {}", advised(&loss, &why)),
+                );
             }
-            Err(why) => return Err(Failure::refused(loss, why)),
+            Err(why) => return Err(Failure::refused(loss, advised(&loss, &why))),
         }
     }
     Ok(selected)
+}
+
+/// Why `loss` is refused, with the way out where the library cannot know it.
+fn advised(loss: &Loss, why: &Error) -> String {
+    match why {
+        Error::Unexpected {
+            argument: "row_weights" | "top_k",
+            ..
+        } => format!("{why}; kd-kl does"),
+        Error::Dimension {
+            argument: "teacher_dim",
+            ..
+        } if has_rows(loss) => format!("{why}; --classes C compares the first C of both"),
+        _ => why.to_string(),
+    }
+}
+
+/// Refuses weights of other rows, and lists of classes that the loss does not compare.
+fn check_rows_and_classes(loss: &Loss, inputs: &Inputs) -> Result<()> {
+    let student = inputs.student;
+    if let Some(weights) = inputs.row_weights {
+        check_rows(student, weights)?;
+    }
+    match inputs.teacher {
+        Teacher::Rows(_) => Ok(()),
+        Teacher::TopK(top) => {
+            let classes = compared(loss, student);
+            top.check_below(classes as f64, &classes.to_string())
+        }
+    }
+}
+
+/// How many columns of the student a loss reads.
+fn compared(loss: &Loss, student: &Matrix) -> usize {
+    match loss.parameter("classes") {
+        Some(ParameterValue::Count(classes)) if classes > 0 => classes,
+        _ => student.dim,
+    }
 }
 
 /// `loss` with those of the parameters given that it has.
@@ -202,11 +259,15 @@ impl QueueSetup {
 
 /// The library's checks of parameters and shapes, made before anything is computed.
 fn check_shapes(loss: &Loss, parts: Parts, inputs: &Inputs) -> relata::Result<()> {
-    let (student, teacher, keys) = (inputs.student, inputs.teacher, inputs.keys);
-    let mut shapes = Shapes::new(student.rows, student.dim, teacher.dim);
+    let (student, keys) = (inputs.student, inputs.keys);
+    let mut shapes = match inputs.teacher {
+        Teacher::Rows(teacher) => Shapes::new(student.rows, student.dim, teacher.dim),
+        Teacher::TopK(top) => Shapes::of_top_k(student.rows, student.dim, top.ids.dim),
+    };
+    shapes.row_weights = inputs.row_weights.is_some();
     if let Some(queue) = QueueSetup::of(loss, keys) {
         let stored = keys.map_or(0, |keys| keys.rows);
-        shapes = shapes.with_queue(queue.len(stored, teacher.rows));
+        shapes = shapes.with_queue(queue.len(stored, student.rows));
     }
     parts.of(Problem::new(*loss, shapes)?)?;
     match keys {
@@ -232,8 +293,14 @@ fn note_unused(options: &Options, sources: &Sources, losses: &[Loss]) {
         note(option, &|loss| {
             let mut names = names_in(loss, &name).iter();
             let known = names.any(|name| loss.parameter(name).is_some());
-            // Without a queue no batch enters one.
-            known && (name != "enqueue" || with_queue(loss))
+            known
+                && match name {
+                    // Without a queue no batch enters one.
+                    "enqueue" => with_queue(loss),
+                    // Without a list no class is left out.
+                    "tail" => options.teacher_ids.is_some(),
+                    _ => true,
+                }
         });
     }
     if options.queue.is_some() {
@@ -248,23 +315,50 @@ fn note_unused(options: &Options, sources: &Sources, losses: &[Loss]) {
 
 /// NaN and infinities: a queue never holds them; student and teacher may, which makes the loss NaN
 /// and is worth a warning, unless they are to be refused.
-fn check_finite(options: &Options, jobs: &[Job]) -> Result<()> {
+fn check_finite<'a>(options: &Options, jobs: &[Job<'a>]) -> Result<()> {
     let mut warnings = BTreeSet::new();
     for job in jobs {
         // Logits of −∞ mask classes. The loss itself knows which of them are wrong.
         let may_mask = matches!(job.loss.spec().family, Family::Logits(_));
-        let Inputs {
-            student,
-            teacher,
-            keys,
-        } = job.inputs;
-        for (matrix, refused) in [
-            (Some(student), options.checked),
+        let inputs = &job.inputs;
+        let read = Read {
+            dtype: job.dtype,
+            columns: compared(&job.loss, inputs.student),
+            may_mask,
+            row_weights: inputs.row_weights,
+        };
+        let teacher = match inputs.teacher {
+            Teacher::Rows(rows) => (rows, read),
+            // Each entry of a list counts, and is of the reals of the elements.
+            Teacher::TopK(top) => {
+                let columns = top.log_probs.dim;
+                let dtype = real(job.dtype);
+                let of_list = Read {
+                    dtype,
+                    columns,
+                    ..read
+                };
+                (&top.log_probs, of_list)
+            }
+        };
+        let all_of = |keys: &'a Matrix| {
+            let columns = keys.dim;
+            (
+                keys,
+                Read {
+                    columns,
+                    row_weights: None,
+                    ..read
+                },
+            )
+        };
+        for (of, refused) in [
+            (Some((inputs.student, read)), options.checked),
             (Some(teacher), options.checked),
-            (keys, true),
+            (inputs.keys.map(all_of), true),
         ] {
             let Some((matrix, why)) =
-                matrix.and_then(|matrix| Some((matrix, not_finite(matrix, job.dtype, may_mask)?)))
+                of.and_then(|(matrix, read)| Some((matrix, read.not_finite(matrix)?)))
             else {
                 continue;
             };
@@ -281,21 +375,54 @@ fn check_finite(options: &Options, jobs: &[Job]) -> Result<()> {
     Ok(())
 }
 
-/// Where `matrix` rounded to `dtype` first holds a NaN or an infinity, in words. Not −∞ where it
-/// `may_mask`.
-fn not_finite(matrix: &Matrix, dtype: DType, may_mask: bool) -> Option<String> {
-    let rounded = |value: &f64| round(*value, dtype);
-    let at = matrix.values.iter().position(|value| {
-        let value = rounded(value);
-        !(value.is_finite() || may_mask && value == f64::NEG_INFINITY)
-    })?;
-    let place = format!("at row {}, column {}", at / matrix.dim, at % matrix.dim);
-    let value = matrix.values[at];
-    Some(if value.is_finite() {
-        format!("{value} {place}, which is {} as {dtype}", rounded(&value))
-    } else {
-        format!("{value} {place}")
-    })
+/// What a loss reads of a matrix.
+#[derive(Clone, Copy)]
+struct Read<'a> {
+    /// What its elements are rounded to.
+    dtype: DType,
+    /// The first so many.
+    columns: usize,
+    /// Whether −∞ has a meaning.
+    may_mask: bool,
+    /// A row of weight 0 is not read.
+    row_weights: Option<&'a Matrix>,
+}
+
+impl Read<'_> {
+    /// Where `matrix` first holds a NaN or an infinity once it is rounded, in words.
+    fn not_finite(self, matrix: &Matrix) -> Option<String> {
+        let rounded = |value: f64| round(value, self.dtype);
+        let counts = |row: usize| {
+            let weight = self.row_weights.map_or(1.0, |weights| weights.values[row]);
+            round(weight, real(self.dtype)) != 0.0
+        };
+        let is_wrong = |value: f64| {
+            let value = rounded(value);
+            !(value.is_finite() || self.may_mask && value == f64::NEG_INFINITY)
+        };
+        let mut elements = matrix.values.iter().enumerate().map(|(at, &value)| {
+            let (row, column) = (at / matrix.dim, at % matrix.dim);
+            (row, column, value)
+        });
+        let (row, column, value) = elements.find(|&(row, column, value)| {
+            is_wrong(value) && column < self.columns && counts(row)
+        })?;
+        let place = format!("at row {row}, column {column}");
+        Some(if value.is_finite() {
+            let (rounded, dtype) = (rounded(value), self.dtype);
+            format!("{value} {place}, which is {rounded} as {dtype}")
+        } else {
+            format!("{value} {place}")
+        })
+    }
+}
+
+/// The type of the weights and the logarithms that come with elements of type `dtype`.
+pub(crate) fn real(dtype: DType) -> DType {
+    match dtype {
+        DType::F64 => DType::F64,
+        _ => DType::F32,
+    }
 }
 
 /// The nearest value that `dtype` has.

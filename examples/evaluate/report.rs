@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, LineStyle, TableStyle, presets};
 
-use crate::inputs::DIGITS_FOR_TRIPLES;
+use crate::inputs::{DIGITS_FOR_TRIPLES, Teacher};
 use crate::measure::{Deviation, Measurement};
 use crate::options::Options;
 use crate::plan::{Job, QueueSetup};
@@ -15,7 +15,10 @@ pub(crate) fn json(job: &Job, measured: &Measurement) -> String {
         ("dtype", string(job.dtype.name())),
         ("rows", job.inputs.student.rows.to_string()),
         ("student_dim", job.inputs.student.dim.to_string()),
-        ("teacher_dim", job.inputs.teacher.dim.to_string()),
+        match job.inputs.teacher {
+            Teacher::Rows(rows) => ("teacher_dim", rows.dim.to_string()),
+            Teacher::TopK(top) => ("teacher_k", top.ids.dim.to_string()),
+        },
     ];
     if job.parts.groups() > 1 {
         fields.push(("groups", job.parts.groups().to_string()));
@@ -69,8 +72,8 @@ const HEADER: [&str; 10] = [
 const STYLE: TableStyle = presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none());
 
 const LEGEND: &str = "\
-rows x dims: N x D of the student, after B x where there are groups; /D_t of the teacher, +K keys in the
-queue's file.
+rows x dims: N x D of the student, after B x where there are groups; /D_t of the teacher, or /top k of its
+classes, +K keys in the queue's file.
 terms: rrd's KL(p||q); the two parts of rkd, not weighted.
 loss dev. |L - L_ref|/|L_ref| and gradient dev. |g - g_ref|/|g_ref|: from the reference, in f64, on inputs
 rounded to the same dtype; - where it is not among the devices. time: loss and gradient, the median of
@@ -142,12 +145,16 @@ fn terms(measured: &Measurement) -> String {
 }
 
 fn sizes(job: &Job) -> String {
-    let (student, teacher) = (job.inputs.student, job.inputs.teacher);
+    let student = job.inputs.student;
+    let teacher = match job.inputs.teacher {
+        Teacher::Rows(rows) => rows.dim.to_string(),
+        Teacher::TopK(top) => format!("top {}", top.ids.dim),
+    };
     let rows = match job.parts.groups() {
         1 => student.rows.to_string(),
         groups => format!("{groups} x {}", student.rows / groups),
     };
-    let sizes = format!("{rows} x {}/{}", student.dim, teacher.dim);
+    let sizes = format!("{rows} x {}/{teacher}", student.dim);
     match (QueueSetup::of(&job.loss, job.inputs.keys), job.inputs.keys) {
         (Some(_), keys) => format!("{sizes} +{}", keys.map_or(0, |keys| keys.rows)),
         (None, _) => sizes,

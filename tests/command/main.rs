@@ -9,5 +9,6 @@ mod example;
 mod hostile;
 mod refusals;
 mod report;
+mod row_options;
 mod support;
 mod values;

@@ -5,6 +5,7 @@
 mod npy;
 mod safetensors;
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,60 @@ pub(crate) struct Matrix {
     pub(crate) groups: Option<usize>,
 }
 
+impl Matrix {
+    /// The first `rows` rows, or all of them.
+    pub(crate) fn first(mut self, rows: usize) -> Self {
+        self.rows = rows.min(self.rows);
+        self.values.truncate(self.rows * self.dim);
+        self
+    }
+}
+
+/// What a matrix is to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holds {
+    /// Floats: `[rows, dim]` or `[groups, n, dim]`.
+    Rows,
+    /// Integers of the same shapes.
+    Classes,
+    /// A float for each row, `[rows]` or `[groups, n]`: a matrix of one column.
+    Weights,
+}
+
+/// How a file stores a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stored {
+    Float(DType),
+    /// Integers by their bytes.
+    Signed(u8),
+    Unsigned(u8),
+}
+
+impl Stored {
+    fn bytes(self) -> u64 {
+        match self {
+            Stored::Float(DType::F64) => 8,
+            Stored::Float(DType::F32) => 4,
+            Stored::Float(_) => 2,
+            Stored::Signed(bytes) | Stored::Unsigned(bytes) => u64::from(bytes),
+        }
+    }
+
+    fn is(self, holds: Holds) -> bool {
+        matches!(self, Stored::Float(_)) == (holds != Holds::Classes)
+    }
+}
+
+impl fmt::Display for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Stored::Float(dtype) => dtype.fmt(f),
+            Stored::Signed(bytes) => write!(f, "i{}", 8 * bytes),
+            Stored::Unsigned(bytes) => write!(f, "u{}", 8 * bytes),
+        }
+    }
+}
+
 /// What a reader of a format says is wrong with a file.
 type Parsed<T> = std::result::Result<T, String>;
 
@@ -34,14 +89,14 @@ type Parsed<T> = std::result::Result<T, String>;
 struct Layout {
     shape: [usize; 2],
     groups: Option<usize>,
-    dtype: DType,
+    stored: Stored,
 }
 
 /// Reads the matrix that `argument` names: `FILE.npy`, `FILE.safetensors` or
 /// `FILE.safetensors:TENSOR`.
-pub(crate) fn read(argument: &str, path: &Path) -> Result<Matrix> {
+pub(crate) fn read(argument: &str, path: &Path, holds: Holds) -> Result<Matrix> {
     let origin = format!("{argument} {}", path.display());
-    match read_named(path) {
+    match read_named(path, holds) {
         Ok((
             Layout {
                 shape: [rows, dim],
@@ -60,7 +115,7 @@ pub(crate) fn read(argument: &str, path: &Path) -> Result<Matrix> {
     }
 }
 
-fn read_named(path: &Path) -> Parsed<(Layout, Vec<f64>)> {
+fn read_named(path: &Path, holds: Holds) -> Parsed<(Layout, Vec<f64>)> {
     let (path, tensor) = split_tensor(path);
     let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
     let is_npy = extension == "npy";
@@ -69,9 +124,9 @@ fn read_named(path: &Path) -> Parsed<(Layout, Vec<f64>)> {
     }
     let (mut file, len) = open(&path)?;
     let layout = if is_npy {
-        npy::find_matrix(&mut file, len)?
+        npy::find_matrix(&mut file, len, holds)?
     } else {
-        safetensors::find_matrix(&mut file, len, tensor.as_deref())?
+        safetensors::find_matrix(&mut file, len, tensor.as_deref(), holds)?
     };
     let values = read_values(&mut file, &layout)?;
     Ok((layout, values))
@@ -106,13 +161,20 @@ fn open(path: &Path) -> Parsed<(File, u64)> {
 
 impl Layout {
     /// A matrix of `shape`, which the file has `available` bytes for.
-    fn new(shape: &[u64], dtype: DType, available: u64) -> Parsed<Self> {
-        let (groups, rows, dim) = match *shape {
-            [rows, dim] => (None, rows, dim),
-            [groups, rows, dim] => (Some(groups), rows, dim),
+    fn new(shape: &[u64], stored: Stored, holds: Holds, available: u64) -> Parsed<Self> {
+        let (groups, rows, dim) = match (holds, shape) {
+            (Holds::Rows | Holds::Classes, &[rows, dim]) => (None, rows, dim),
+            (Holds::Rows | Holds::Classes, &[groups, rows, dim]) => (Some(groups), rows, dim),
+            (Holds::Weights, &[rows]) => (None, rows, 1),
+            (Holds::Weights, &[groups, rows]) => (Some(groups), rows, 1),
             _ => {
+                let expected = match holds {
+                    Holds::Rows => "[rows, dim] or [groups, rows, dim]",
+                    Holds::Classes => "[rows, k] or [groups, rows, k]",
+                    Holds::Weights => "[rows] or [groups, rows]",
+                };
                 return Err(format!(
-                    "expected dimensions [rows, dim] or [groups, rows, dim], got shape {shape:?}"
+                    "expected dimensions {expected}, got shape {shape:?}"
                 ));
             }
         };
@@ -128,27 +190,19 @@ impl Layout {
         let all_rows = rows.checked_mul(groups.unwrap_or(1));
         let claimed = all_rows
             .and_then(|rows| rows.checked_mul(dim))
-            .and_then(|elements| elements.checked_mul(size_of_element(dtype)));
+            .and_then(|elements| elements.checked_mul(stored.bytes()));
         if claimed != Some(available) {
             let claimed = claimed.map_or("more".to_owned(), |bytes| bytes.to_string());
             return Err(format!(
-                "expected {claimed} bytes of data for shape {shape:?} of {dtype}, got {available}"
+                "expected {claimed} bytes of data for shape {shape:?} of {stored}, got {available}"
             ));
         }
         let size = |size: u64| usize::try_from(size).map_err(|_| too_large(available));
         Ok(Layout {
             shape: [size(all_rows.unwrap_or(u64::MAX))?, size(dim)?],
             groups: groups.map(size).transpose()?,
-            dtype,
+            stored,
         })
-    }
-}
-
-fn size_of_element(dtype: DType) -> u64 {
-    match dtype {
-        DType::F64 => 8,
-        DType::F32 => 4,
-        _ => 2,
     }
 }
 
@@ -161,7 +215,7 @@ fn read_values(file: &mut File, layout: &Layout) -> Parsed<Vec<f64>> {
     let [rows, dim] = layout.shape;
     // The product was compared with the length of the file.
     let count = rows * dim;
-    let bytes = count as u64 * size_of_element(layout.dtype);
+    let bytes = count as u64 * layout.stored.bytes();
     let mut values = Vec::new();
     values
         .try_reserve_exact(count)
@@ -174,7 +228,7 @@ fn read_values(file: &mut File, layout: &Layout) -> Parsed<Vec<f64>> {
             .min(buffer.len());
         let part = &mut buffer[..part];
         file.read_exact(part).map_err(cannot_read)?;
-        decode(part, layout.dtype, &mut values);
+        decode(part, layout.stored, &mut values);
         left -= part.len() as u64;
     }
     Ok(values)
@@ -184,8 +238,9 @@ fn cannot_read(error: std::io::Error) -> String {
     format!("expected to read on, got: {error}")
 }
 
-/// Appends the elements in `bytes`, a whole number of them.
-fn decode(bytes: &[u8], dtype: DType, values: &mut Vec<f64>) {
+/// Appends the elements in `bytes`, a whole number of them. Integers too large for f64 to hold are
+/// rounded: no class is as large.
+fn decode(bytes: &[u8], stored: Stored, values: &mut Vec<f64>) {
     fn each<const B: usize>(bytes: &[u8], values: &mut Vec<f64>, value: fn([u8; B]) -> f64) {
         values.extend(
             bytes
@@ -195,10 +250,28 @@ fn decode(bytes: &[u8], dtype: DType, values: &mut Vec<f64>) {
                 .map(|&element| value(element)),
         );
     }
-    match dtype {
-        DType::F64 => each(bytes, values, f64::from_le_bytes),
-        DType::F32 => each(bytes, values, |b| f64::from(f32::from_le_bytes(b))),
-        DType::F16 => each(bytes, values, |b| f16::from_le_bytes(b).to_f64()),
-        _ => each(bytes, values, |b| bf16::from_le_bytes(b).to_f64()),
+    match stored {
+        Stored::Float(DType::F64) => each(bytes, values, f64::from_le_bytes),
+        Stored::Float(DType::F32) => each(bytes, values, |b| f64::from(f32::from_le_bytes(b))),
+        Stored::Float(DType::F16) => each(bytes, values, |b| f16::from_le_bytes(b).to_f64()),
+        Stored::Float(_) => each(bytes, values, |b| bf16::from_le_bytes(b).to_f64()),
+        Stored::Signed(size) | Stored::Unsigned(size) => {
+            let is_signed = matches!(stored, Stored::Signed(_));
+            let integers = bytes.chunks_exact(usize::from(size));
+            values.extend(integers.map(|integer| decode_integer(integer, is_signed)));
+        }
+    }
+}
+
+/// An integer of at most 8 bytes.
+fn decode_integer(bytes: &[u8], is_signed: bool) -> f64 {
+    let mut wide = [0; 8];
+    wide[..bytes.len()].copy_from_slice(bytes);
+    if is_signed {
+        // To the top and back again, which repeats the sign.
+        let unused = 64 - 8 * bytes.len();
+        (i64::from_le_bytes(wide) << unused >> unused) as f64
+    } else {
+        u64::from_le_bytes(wide) as f64
     }
 }

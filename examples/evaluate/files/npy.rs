@@ -8,7 +8,7 @@ use std::io::Read;
 
 use relata::DType;
 
-use super::{Layout, Parsed, cannot_read};
+use super::{Holds, Layout, Parsed, Stored, cannot_read};
 
 const MAGIC: [u8; 6] = *b"\x93NUMPY";
 /// The longest header that version 1 can have; that of a matrix of numbers has about a hundred
@@ -16,7 +16,7 @@ const MAGIC: [u8; 6] = *b"\x93NUMPY";
 const LONGEST_HEADER: u32 = 65_535;
 
 /// Reads up to the data.
-pub(super) fn find_matrix(file: &mut File, len: u64) -> Parsed<Layout> {
+pub(super) fn find_matrix(file: &mut File, len: u64, holds: Holds) -> Parsed<Layout> {
     let truncated = || format!("expected a .npy file, got one cut off after {len} bytes");
     if len < 10 {
         return Err(truncated());
@@ -48,11 +48,11 @@ pub(super) fn find_matrix(file: &mut File, len: u64) -> Parsed<Layout> {
     file.read_exact(&mut header).map_err(cannot_read)?;
     let header = std::str::from_utf8(&header)
         .map_err(|_| "expected a header in UTF-8, got other bytes".to_owned())?;
-    let header = Header::parse(header)?;
+    let header = Header::parse(header, holds)?;
     if header.fortran_order {
         return Err("expected C order, got Fortran order".to_owned());
     }
-    Layout::new(&header.shape, header.dtype, len - start)
+    Layout::new(&header.shape, header.stored, holds, len - start)
 }
 
 fn read_array<const B: usize>(file: &mut File) -> Parsed<[u8; B]> {
@@ -63,22 +63,22 @@ fn read_array<const B: usize>(file: &mut File) -> Parsed<[u8; B]> {
 
 #[derive(Debug)]
 struct Header {
-    dtype: DType,
+    stored: Stored,
     fortran_order: bool,
     shape: Vec<u64>,
 }
 
 impl Header {
     /// Parses `{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }`, its keys in any order.
-    fn parse(text: &str) -> Parsed<Self> {
+    fn parse(text: &str, holds: Holds) -> Parsed<Self> {
         let mut cursor = Cursor { rest: text };
-        let (mut dtype, mut fortran_order, mut shape) = (None, None, None);
+        let (mut stored, mut fortran_order, mut shape) = (None, None, None);
         cursor.expect('{')?;
         while !cursor.eat('}') {
             let key = cursor.string()?;
             cursor.expect(':')?;
             match key {
-                "descr" => dtype = Some(cursor.dtype()?),
+                "descr" => stored = Some(cursor.stored(holds)?),
                 "fortran_order" => fortran_order = Some(cursor.boolean()?),
                 "shape" => shape = Some(cursor.shape()?),
                 key => {
@@ -97,7 +97,7 @@ impl Header {
         }
         let missing = |key| format!("expected {key} in the header, got none");
         Ok(Header {
-            dtype: dtype.ok_or_else(|| missing("descr"))?,
+            stored: stored.ok_or_else(|| missing("descr"))?,
             fortran_order: fortran_order.ok_or_else(|| missing("fortran_order"))?,
             shape: shape.ok_or_else(|| missing("shape"))?,
         })
@@ -159,18 +159,38 @@ impl<'a> Cursor<'a> {
         Err(self.expected("True or False"))
     }
 
-    fn dtype(&mut self) -> Parsed<DType> {
-        const EXPECTED: &str = "expected dtype f16, f32 or f64, little-endian (<f2, <f4, <f8), got";
+    fn stored(&mut self, holds: Holds) -> Parsed<Stored> {
+        let expected = match holds {
+            Holds::Rows | Holds::Weights => {
+                "expected dtype f16, f32 or f64, little-endian (<f2, <f4, <f8), got"
+            }
+            Holds::Classes => {
+                "expected dtype i8 to i64 or u8 to u64, little-endian (|i1, <i2, <i4, <i8, |u1, <u2, \
+                 <u4, <u8), got"
+            }
+        };
         self.skip_space();
         if self.rest.starts_with(['[', '(']) {
-            return Err(format!("{EXPECTED} a structured one"));
+            return Err(format!("{expected} a structured one"));
         }
-        match self.string()? {
-            "<f2" => Ok(DType::F16),
-            "<f4" => Ok(DType::F32),
-            "<f8" => Ok(DType::F64),
-            other => Err(format!("{EXPECTED} {other:?}")),
-        }
+        let name = self.string()?;
+        let stored = match name {
+            "<f2" => Some(Stored::Float(DType::F16)),
+            "<f4" => Some(Stored::Float(DType::F32)),
+            "<f8" => Some(Stored::Float(DType::F64)),
+            "|i1" => Some(Stored::Signed(1)),
+            "<i2" => Some(Stored::Signed(2)),
+            "<i4" => Some(Stored::Signed(4)),
+            "<i8" => Some(Stored::Signed(8)),
+            "|u1" => Some(Stored::Unsigned(1)),
+            "<u2" => Some(Stored::Unsigned(2)),
+            "<u4" => Some(Stored::Unsigned(4)),
+            "<u8" => Some(Stored::Unsigned(8)),
+            _ => None,
+        };
+        stored
+            .filter(|stored| stored.is(holds))
+            .ok_or_else(|| format!("{expected} {name:?}"))
     }
 
     /// A tuple (or list) of sizes.

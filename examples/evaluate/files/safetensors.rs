@@ -7,7 +7,7 @@ use relata::DType;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::{Layout, Parsed, cannot_read};
+use super::{Holds, Layout, Parsed, Stored, cannot_read};
 
 /// The format's own limit.
 const LONGEST_HEADER: u64 = 100_000_000;
@@ -15,24 +15,43 @@ const LONGEST_HEADER: u64 = 100_000_000;
 const NAMES_LISTED: usize = 8;
 
 /// Reads up to the data of `tensor`, or of the only one there is.
-pub(super) fn find_matrix(file: &mut File, len: u64, tensor: Option<&str>) -> Parsed<Layout> {
+pub(super) fn find_matrix(
+    file: &mut File,
+    len: u64,
+    tensor: Option<&str>,
+    holds: Holds,
+) -> Parsed<Layout> {
     let (metadata, start) = read_metadata(file, len)?;
     let (name, info) = find_tensor(&metadata, tensor)?;
-    let dtype = match info.dtype {
-        Dtype::F64 => DType::F64,
-        Dtype::F32 => DType::F32,
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::BF16,
-        other => {
-            return Err(format!(
-                "expected F16, BF16, F32 or F64, got {other} in {name:?}"
-            ));
-        }
+    let stored = match info.dtype {
+        Dtype::F64 => Some(Stored::Float(DType::F64)),
+        Dtype::F32 => Some(Stored::Float(DType::F32)),
+        Dtype::F16 => Some(Stored::Float(DType::F16)),
+        Dtype::BF16 => Some(Stored::Float(DType::BF16)),
+        Dtype::I8 => Some(Stored::Signed(1)),
+        Dtype::I16 => Some(Stored::Signed(2)),
+        Dtype::I32 => Some(Stored::Signed(4)),
+        Dtype::I64 => Some(Stored::Signed(8)),
+        Dtype::U8 => Some(Stored::Unsigned(1)),
+        Dtype::U16 => Some(Stored::Unsigned(2)),
+        Dtype::U32 => Some(Stored::Unsigned(4)),
+        Dtype::U64 => Some(Stored::Unsigned(8)),
+        _ => None,
+    };
+    let Some(stored) = stored.filter(|stored| stored.is(holds)) else {
+        let expected = match holds {
+            Holds::Rows | Holds::Weights => "F16, BF16, F32 or F64",
+            Holds::Classes => "I8 to I64 or U8 to U64",
+        };
+        return Err(format!(
+            "expected {expected}, got {} in {name:?}",
+            info.dtype
+        ));
     };
     let (from, to) = info.data_offsets;
     let shape: Vec<u64> = info.shape.iter().map(|&size| size as u64).collect();
     // `Metadata` has checked that `from` is not past `to`, and `to` not past the end.
-    let layout = Layout::new(&shape, dtype, (to - from) as u64)?;
+    let layout = Layout::new(&shape, stored, holds, (to - from) as u64)?;
     file.seek(SeekFrom::Start(start + from as u64))
         .map_err(cannot_read)?;
     Ok(layout)

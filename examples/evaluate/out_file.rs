@@ -1,4 +1,4 @@
-//! The gradient's file: all of it or none.
+//! A file of results: all of it or none.
 
 use std::fs;
 use std::io::{self, BufWriter, Write};
@@ -8,23 +8,24 @@ use npyz::WriterBuilder;
 use tempfile::NamedTempFile;
 
 use crate::failure::{Failure, Result};
-use crate::plan::Job;
 
-/// Where the gradient goes.
+/// Where results go.
 #[derive(Debug)]
-pub(crate) struct GradientFile {
+pub(crate) struct OutFile {
+    /// The argument that names it, for messages.
+    argument: &'static str,
     path: PathBuf,
 }
 
-impl GradientFile {
+impl OutFile {
     /// Refuses a path that cannot be written to before anything is computed for it.
-    pub(crate) fn new(path: &Path) -> Result<Self> {
+    pub(crate) fn new(argument: &'static str, path: &Path) -> Result<Self> {
         // What a link points to is replaced, not the link; made, if it is not there yet.
         let pointed_to = |_| fs::read_link(path).map(|to| path.with_file_name("").join(to));
         let path = fs::canonicalize(path)
             .or_else(pointed_to)
             .unwrap_or_else(|_| path.to_owned());
-        let file = GradientFile { path };
+        let file = OutFile { argument, path };
         // Renaming over a directory fails, and over a device takes its place.
         if file.path.exists() && !file.path.is_file() {
             return Err(file.refused("expected a file, got a directory or a device"));
@@ -33,24 +34,21 @@ impl GradientFile {
         Ok(file)
     }
 
-    /// Writes `gradient` next to the file and moves it there, so that no reader sees half of it.
-    pub(crate) fn write(&self, job: &Job, gradient: &[f64]) -> Result<()> {
-        // That of the student's file.
-        let (rows, dim) = (job.inputs.student.rows, job.inputs.student.dim);
-        let shape = match job.inputs.student.groups {
-            Some(groups) => vec![groups, rows / groups, dim],
-            None => vec![rows, dim],
-        };
-        let shape: Vec<u64> = shape.into_iter().map(|size| size as u64).collect();
+    /// Whether both are one file.
+    pub(crate) fn is(&self, other: &OutFile) -> bool {
+        self.path == other.path
+    }
+
+    /// Writes `values` next to the file and moves it there, so that no reader sees half of it.
+    pub(crate) fn write<T: npyz::AutoSerialize>(
+        &self,
+        shape: &[usize],
+        values: impl Iterator<Item = T>,
+    ) -> Result<()> {
+        let shape: Vec<u64> = shape.iter().map(|&size| size as u64).collect();
         let write = || -> io::Result<()> {
             let mut file = self.temporary()?;
-            let writer = BufWriter::new(file.as_file_mut());
-            if job.device.is_reference() {
-                write_npy(writer, &shape, gradient.iter().copied())?;
-            } else {
-                #[allow(clippy::cast_possible_truncation)] // f32 is what the file is to hold
-                write_npy(writer, &shape, gradient.iter().map(|&g| g as f32))?;
-            }
+            write_npy(BufWriter::new(file.as_file_mut()), &shape, values)?;
             file.persist(&self.path).map_err(|error| error.error)?;
             Ok(())
         };
@@ -67,7 +65,7 @@ impl GradientFile {
         // As any new file: for all to read, as far as the umask allows.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        builder.prefix(".gradient-").tempfile_in(directory)
+        builder.prefix(".evaluate-").tempfile_in(directory)
     }
 
     fn cannot_write(&self, error: io::Error) -> Failure {
@@ -77,7 +75,7 @@ impl GradientFile {
     }
 
     fn refused(&self, why: impl std::fmt::Display) -> Failure {
-        Failure::refused(format!("--gradient {}", self.path.display()), why)
+        Failure::refused(format!("{} {}", self.argument, self.path.display()), why)
     }
 }
 
