@@ -58,7 +58,7 @@ pub(crate) struct Sources {
 #[derive(Debug)]
 enum Pairs {
     /// `--student` and its teacher, for every loss.
-    Files(Pair),
+    Files(Box<Pair>),
     /// The embeddings in `examples/data`.
     Digits(Box<Digits>),
 }
@@ -78,7 +78,7 @@ impl Sources {
     /// Reads the files the options name, or those of `examples/data`.
     pub(crate) fn load(options: &Options) -> Result<Self> {
         let pairs = match &options.student {
-            Some(student) => Pairs::Files(Pair::load(student, options)?),
+            Some(student) => Pairs::Files(Box::new(Pair::load(student, options)?)),
             None => Pairs::Digits(Box::new(Digits::load(options.asks_for_reference())?)),
         };
         let read = |argument, path: &Option<PathBuf>, holds| {

@@ -38,7 +38,6 @@ impl Inputs {
             .bt());
         }
         // Where both are matrices, the numbers of rows are all there is to compare.
-        let leading = |tensor: &Tensor| tensor.dims()[..tensor.rank() - 1].to_vec();
         let matrices = student.rank() == 2 && teacher.rank() == 2;
         if !matrices && leading(student) != leading(teacher) {
             return Err(Error::ShapeMismatchBinaryOp {
@@ -72,6 +71,17 @@ impl Inputs {
             None => Ok(problem),
         }
     }
+}
+
+/// The dimensions that count rows.
+pub(crate) fn leading(tensor: &Tensor) -> Vec<usize> {
+    let dims = tensor.dims();
+    dims[..dims.len().saturating_sub(1)].to_vec()
+}
+
+/// Rows and their width.
+pub(crate) fn rows_of(tensor: &Tensor, argument: &str, spec: &Spec) -> Result<[usize; 2]> {
+    shape(tensor, argument, spec).map(|(shape, _)| shape)
 }
 
 /// Rows, their width, and the groups of rows.

@@ -37,6 +37,7 @@ mod gpu;
 mod inputs;
 mod node;
 mod queue;
+mod rows;
 mod terms;
 
 use candle_core::{Result, Tensor};
@@ -49,6 +50,7 @@ pub use self::error::cause;
 #[cfg(feature = "cuda")]
 pub use self::gpu::release_workspaces;
 pub use self::queue::Queue;
+pub use self::rows::Teacher;
 pub use self::terms::Terms;
 
 /// A loss without a queue, or InfoNCE within the batch.
@@ -218,6 +220,56 @@ pub fn dark_rank(student: &Tensor, teacher: &Tensor, loss: DarkRank) -> Result<T
 /// As [`loss`](crate::loss()).
 pub fn kd_kl(student_logits: &Tensor, teacher_logits: &Tensor, loss: KdKl) -> Result<Tensor> {
     crate::loss(student_logits, teacher_logits, loss)
+}
+
+/// [`kd_kl`] against logits or lists of classes, as the mean of the rows' losses weighted by
+/// `row_weights`, `[N]` or `[B, T]`: see [`relata::Batch::with_row_weights`]. Weights are floats, or a
+/// mask of u8. On the CPU.
+///
+/// ```
+/// use candle_core::{Device, Tensor, Var};
+/// use relata_candle::{KdKl, Teacher, kd_kl_weighted};
+/// # fn main() -> candle_core::Result<()> {
+/// let student = Var::randn(0f32, 1., (2, 3, 10), &Device::Cpu)?;
+/// let classes = Tensor::new(&[[[7u32, 1], [0, 9], [3, 4]]; 2], &Device::Cpu)?;
+/// let log_probabilities = Tensor::full(0.4f32.ln(), (2, 3, 2), &Device::Cpu)?;
+/// let teacher = Teacher::TopK { classes: &classes, log_probabilities: &log_probabilities };
+/// // The last position of each sequence is padding.
+/// let mask = Tensor::new(&[[1f32, 1., 0.]; 2], &Device::Cpu)?;
+/// let loss = kd_kl_weighted(&student, teacher, Some(&mask), KdKl::new(1.0))?;
+/// let gradient = loss.backward()?.get(&student).expect("a gradient").clone();
+/// assert_eq!(gradient.get(0)?.get(2)?.to_vec1::<f32>()?, [0.0; 10]);
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// As [`loss`](crate::loss()); weights that are negative or not finite; a list that names a class
+/// twice, or one that the student does not have.
+pub fn kd_kl_weighted<'a>(
+    student_logits: &Tensor,
+    teacher: impl Into<Teacher<'a>>,
+    row_weights: Option<&Tensor>,
+    loss: KdKl,
+) -> Result<Tensor> {
+    rows::fused(
+        student_logits,
+        teacher.into(),
+        rows::Of::Mean(row_weights),
+        loss,
+    )
+}
+
+/// [`kd_kl`] of each row, `[N]` or `[B, T]`, not reduced. The gradient goes through each of them. On
+/// the CPU.
+///
+/// # Errors
+/// As [`kd_kl_weighted`].
+pub fn kd_kl_rows<'a>(
+    student_logits: &Tensor,
+    teacher: impl Into<Teacher<'a>>,
+    loss: KdKl,
+) -> Result<Tensor> {
+    rows::fused(student_logits, teacher.into(), rows::Of::Rows, loss)
 }
 
 /// InfoNCE within the batch: see [`InfoNce`].

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, Device, Error, Layout, Result, Shape, Storage, Tensor,
+    CpuStorage, CudaStorage, CustomOp1, D, Device, Error, Layout, Result, Shape, Storage, Tensor,
 };
 use relata::Loss;
 
@@ -39,13 +39,25 @@ pub(crate) fn fused(
         Device::Cuda(gpu) => gpu::evaluate(&inputs, queue, prefixes, loss, gpu),
         device => Err(no_kernels(device, spec.name)),
     }?;
-    let loss = inputs.student.apply_op1(Fused {
-        name: spec.name,
-        value: Mutex::new(Some(value)),
-        gradient,
-    })?;
+    let evaluated = Evaluated { value, gradient };
+    let loss = place(&inputs.student, evaluated, Shape::from(()), spec.name)?;
     let terms = Terms::behind(&loss, spec.terms);
     Ok((loss, terms))
+}
+
+/// Puts a finished evaluation, of a value of `shape`, into the student's graph.
+pub(crate) fn place(
+    student: &Tensor,
+    evaluated: Evaluated,
+    shape: Shape,
+    name: &'static str,
+) -> Result<Tensor> {
+    student.apply_op1(Fused {
+        name,
+        value: Mutex::new(Some(evaluated.value)),
+        shape,
+        gradient: evaluated.gradient,
+    })
 }
 
 /// A finished evaluation: forward returns its value, backward scales its gradient.
@@ -53,6 +65,8 @@ struct Fused {
     name: &'static str,
     /// Present until the node is made.
     value: Mutex<Option<Storage>>,
+    /// Of the value: a scalar, or one number a row.
+    shape: Shape,
     gradient: Tensor,
 }
 
@@ -75,22 +89,27 @@ impl CustomOp1 for Fused {
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         match self.take()? {
-            Storage::Cpu(value) => Ok((value, Shape::from(()))),
+            Storage::Cpu(value) => Ok((value, self.shape.clone())),
             _ => Err(self.misplaced()),
         }
     }
 
     fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
         match self.take()? {
-            Storage::Cuda(value) => Ok((value, Shape::from(()))),
+            Storage::Cuda(value) => Ok((value, self.shape.clone())),
             _ => Err(self.misplaced()),
         }
     }
 
     fn bwd(&self, student: &Tensor, _: &Tensor, upstream: &Tensor) -> Result<Option<Tensor>> {
+        // A number a row multiplies the row.
+        let upstream = match upstream.rank() {
+            0 => upstream.clone(),
+            _ => upstream.unsqueeze(D::Minus1)?,
+        };
         // The rounding comes last: a scaled loss can bring back into range what a half type could
         // not hold.
-        let gradient = self.gradient.broadcast_mul(upstream)?;
+        let gradient = self.gradient.broadcast_mul(&upstream)?;
         gradient.to_dtype(student.dtype()).map(Some)
     }
 }

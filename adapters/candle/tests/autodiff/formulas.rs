@@ -212,7 +212,7 @@ fn huber(u: &Tensor, delta: f64) -> Result<Tensor> {
     size.le(delta)?.where_cond(&near, &far)
 }
 
-fn log_softmax(logits: &Tensor) -> Result<Tensor> {
+pub(crate) fn log_softmax(logits: &Tensor) -> Result<Tensor> {
     let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
     shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)
 }

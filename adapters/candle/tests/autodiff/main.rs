@@ -10,6 +10,7 @@ mod groups;
 mod halves;
 mod masks;
 mod prefixes;
+mod rows;
 mod steps;
 mod terms;
 mod views;
