@@ -1,8 +1,8 @@
 //! Evaluations of slices on the GPU.
 
-use relata::cuda::cudarc::driver::{CudaContext, CudaSlice, sys::CUstream};
-use relata::cuda::{Evaluator, VALUE_LEN};
-use relata::{Error, Gram, Shapes};
+use relata::cuda::cudarc::driver::{CudaContext, CudaSlice, DevicePtr, sys::CUstream};
+use relata::cuda::{Evaluator, OfRows, Teacher, TopK, VALUE_LEN};
+use relata::{Error, Gram, KdKl, Shapes};
 
 use crate::fake_driver::{actions, calls, with_fake_driver};
 use crate::{CLASSES, ROWS, problem, stream};
@@ -248,4 +248,184 @@ with_fake_driver!(the_upstream_factor_may_change, [], {
     assert_eq!(evaluator.problem().upstream(), 1024.0);
     assert_eq!(evaluator.workspace_bytes(), bytes);
     assert_eq!(calls(), [""; 0], "nothing is allocated");
+});
+
+with_fake_driver!(weights_and_lists_are_launches_alone, [], {
+    let stream = stream();
+    let shapes = Shapes::of_top_k(ROWS, CLASSES, 2).with_row_weights();
+    let problem = KdKl::default().problem(shapes).expect("shapes that fit");
+    let mut evaluator = Evaluator::<f32>::new(&stream, &problem).expect("an evaluator");
+    let (classes, logarithms) = ([2, 0].repeat(ROWS), [-1.0f32; 2 * ROWS]);
+    let host = relata::TopK::new(&classes, &logarithms, [ROWS, 2]).expect("lists");
+    let mut lists = TopK::new(&stream, host, CLASSES).expect("memory");
+    assert_eq!((lists.len(), lists.k()), (ROWS, 2));
+    let student = stream.alloc_zeros::<f32>(LEN).expect("memory");
+    let weights = stream.alloc_zeros::<f32>(ROWS).expect("memory");
+    let mut losses = stream.alloc_zeros::<f32>(ROWS).expect("memory");
+    let mut gradient = stream.alloc_zeros::<f32>(LEN).expect("memory");
+    let mut value = stream.alloc_zeros::<f32>(VALUE_LEN).expect("memory");
+    calls();
+    let mut launches = Vec::new();
+    for with_losses in [false, true, true] {
+        let of_rows = OfRows {
+            weights: Some(&weights),
+            losses: with_losses.then_some(&mut losses as _),
+        };
+        let teacher = Teacher::TopK(&mut lists);
+        let launched = evaluator.launch_with(&student, teacher, of_rows, &mut gradient, &mut value);
+        launched.expect("launches");
+        launches.push(actions(calls()));
+    }
+    // The driver shows the first two words of a kernel's arguments.
+    let address = |slice: &CudaSlice<f32>| format!("{:#x}", slice.device_ptr(&stream).0);
+    let (weights, student) = (address(&weights), address(&student));
+    for launched in &launches {
+        let [shares, of_lists] = &launched[..] else {
+            panic!("{launches:#?}");
+        };
+        assert!(shares.starts_with("cuLaunchKernel relata_row_shares "));
+        assert!(shares.contains(&format!(" of {weights} ")), "{shares}");
+        assert!(of_lists.starts_with("cuLaunchKernel relata_kd_top_k_f32 "));
+        assert!(of_lists.contains(&format!(" of {student} ")), "{of_lists}");
+    }
+});
+
+with_fake_driver!(weights_and_lists_that_do_not_fit_are_refused, [], {
+    let stream = stream();
+    let lists_of = |class: u32, rows: usize, below: usize| {
+        let (classes, logarithms) = ([class, 0].repeat(rows), [-1.0f32].repeat(2 * rows));
+        let host = relata::TopK::new(&classes, &logarithms, [rows, 2]).expect("lists");
+        TopK::new(&stream, host, below)
+    };
+    let below = |most, got| Error::TooLarge {
+        argument: "teacher classes",
+        most,
+        got,
+    };
+    assert_eq!(lists_of(3, ROWS, CLASSES).err(), Some(below(2, 3)));
+    assert!(matches!(
+        lists_of(0, ROWS, CLASSES).err(),
+        Some(Error::Parameter {
+            argument: "teacher classes",
+            ..
+        })
+    ));
+
+    let student = stream.alloc_zeros::<f32>(LEN).expect("memory");
+    let weights = stream.alloc_zeros::<f32>(ROWS).expect("memory");
+    let short = stream.alloc_zeros::<f32>(ROWS - 1).expect("memory");
+    let mut losses = stream.alloc_zeros::<f32>(ROWS + 1).expect("memory");
+    let mut gradient = stream.alloc_zeros::<f32>(LEN).expect("memory");
+    let mut value = stream.alloc_zeros::<f32>(VALUE_LEN).expect("memory");
+    let weighted = OfRows {
+        weights: Some(&weights),
+        losses: None,
+    };
+    let shortly = OfRows {
+        weights: Some(&short),
+        losses: None,
+    };
+    let longer = OfRows {
+        weights: Some(&weights),
+        losses: Some(&mut losses),
+    };
+    let other_stream = stream.context().new_stream().expect("a stream");
+    let (classes, logarithms) = ([1, 0].repeat(ROWS), [-1.0f32; 2 * ROWS]);
+    let host = relata::TopK::new(&classes, &logarithms, [ROWS, 2]);
+    let mut elsewhere = TopK::new(&other_stream, host.expect("lists"), CLASSES).expect("memory");
+    let mut fine = lists_of(1, ROWS, CLASSES).expect("memory");
+    let mut fewer = lists_of(1, ROWS - 1, CLASSES).expect("memory");
+    let mut more_classes = lists_of(1, ROWS, CLASSES + 1).expect("memory");
+    let missing = |argument| Error::Missing {
+        argument,
+        expected: "launch_with, with what the problem has",
+    };
+    let unexpected = |argument| Error::Unexpected {
+        argument,
+        loss: "kd-kl",
+    };
+    let length = |argument, got| Error::Length {
+        argument,
+        expected: ROWS,
+        got,
+    };
+    let of_lists = Shapes::of_top_k(ROWS, CLASSES, 2).with_row_weights();
+    let rows = Shapes::new(ROWS, CLASSES, CLASSES);
+    calls();
+    for (shapes, teacher, of_rows, error) in [
+        (
+            of_lists,
+            Teacher::Rows(&student),
+            OfRows::default(),
+            missing("top_k"),
+        ),
+        (
+            of_lists,
+            Teacher::TopK(&mut fine),
+            OfRows::default(),
+            missing("row_weights"),
+        ),
+        (
+            rows,
+            Teacher::Rows(&student),
+            weighted,
+            unexpected("row_weights"),
+        ),
+        (
+            of_lists,
+            Teacher::TopK(&mut fewer),
+            shortly,
+            Error::Dimension {
+                argument: "teacher rows",
+                expected: ROWS,
+                got: ROWS - 1,
+            },
+        ),
+        (
+            of_lists,
+            Teacher::TopK(&mut more_classes),
+            OfRows {
+                weights: Some(&weights),
+                losses: None,
+            },
+            below(CLASSES, CLASSES + 1),
+        ),
+        (
+            of_lists,
+            Teacher::TopK(&mut elsewhere),
+            OfRows {
+                weights: Some(&weights),
+                losses: None,
+            },
+            Error::ForeignMemory {
+                argument: "top_k",
+                got: "lists of another stream".to_owned(),
+            },
+        ),
+        (
+            rows.with_row_weights(),
+            Teacher::Rows(&student),
+            OfRows {
+                weights: Some(&short),
+                losses: None,
+            },
+            length("row_weights", ROWS - 1),
+        ),
+        (
+            rows.with_row_weights(),
+            Teacher::Rows(&student),
+            longer,
+            length("row_losses", ROWS + 1),
+        ),
+    ] {
+        let problem = KdKl::default().problem(shapes).expect("shapes that fit");
+        let mut evaluator = Evaluator::<f32>::new(&stream, &problem).expect("an evaluator");
+        let refused = evaluator.launch_with(&student, teacher, of_rows, &mut gradient, &mut value);
+        assert_eq!(refused, Err(error));
+    }
+    assert!(
+        !calls()
+            .iter()
+            .any(|call| call.starts_with("cuLaunchKernel"))
+    );
 });

@@ -4,6 +4,7 @@
     reason = "passes the addresses of slices to the raw evaluator"
 )]
 
+use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -14,18 +15,56 @@ use super::driver;
 use super::memory::{Memory, bind};
 use super::queue::Queue;
 use super::raw::{Buffers, RawEvaluator, no_queue};
+use super::top_k::TopK;
 use crate::error::{Error, Result};
 use crate::gpu::element::GpuElement;
 use crate::loss::Enqueue;
 use crate::problem::Problem;
+
+/// The teacher of [`Evaluator::launch_with`].
+pub enum Teacher<'a, T> {
+    /// Rows, `[N, D_t]`.
+    Rows(&'a dyn DevicePtr<T>),
+    /// Lists of classes.
+    TopK(&'a mut TopK),
+}
+
+impl<T> fmt::Debug for Teacher<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Teacher::Rows(rows) => f.debug_tuple("Rows").field(&rows.len()).finish(),
+            Teacher::TopK(lists) => f.debug_tuple("TopK").field(lists).finish(),
+        }
+    }
+}
+
+/// What [`Evaluator::launch_with`] has for each row; nothing by default.
+#[derive(Default)]
+pub struct OfRows<'a> {
+    /// `[N]`: the weights, if the problem has them. They are finite and at least 0: nothing checks
+    /// this, and the results mean nothing otherwise.
+    pub weights: Option<&'a dyn DevicePtr<f32>>,
+    /// `[N]`: where the loss of each row goes, for a loss that is a mean of losses of rows. It is
+    /// overwritten.
+    pub losses: Option<&'a mut dyn DevicePtrMut<f32>>,
+}
+
+impl fmt::Debug for OfRows<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OfRows")
+            .field("weights", &self.weights.map(|weights| weights.len()))
+            .field("losses", &self.losses.as_ref().map(|losses| losses.len()))
+            .finish()
+    }
+}
 
 /// Evaluates a problem on a stream of a GPU. It owns the workspace.
 ///
 /// The inputs and the results are slices of [`cudarc`](super::cudarc) on the GPU. An evaluation
 /// consists of kernel launches alone: it allocates nothing, copies nothing and does not wait.
 ///
-/// It takes rows of student and teacher. Weights of rows and teachers that are lists of classes are
-/// for [`RawEvaluator`].
+/// [`launch`](Self::launch) takes rows of student and teacher. [`launch_with`](Self::launch_with) also
+/// takes weights of rows and a teacher that is a list of classes, and writes the losses of rows.
 ///
 /// ```no_run
 /// use relata::cuda::{Evaluator, cudarc::driver::CudaContext};
@@ -127,7 +166,7 @@ impl<T: GpuElement> Evaluator<T> {
     ///
     /// # Errors
     /// [`Error::Length`] and [`Error::ForeignMemory`] name the argument. [`Error::Missing`] if the
-    /// problem has a queue. Nothing has been launched after these errors. [`Error::Cuda`] if the
+    /// problem has a queue, weights or lists. Nothing has been launched after these errors. [`Error::Cuda`] if the
     /// driver refuses a launch. A fault on the GPU becomes an error when you wait for the stream.
     pub fn launch(
         &mut self,
@@ -136,10 +175,53 @@ impl<T: GpuElement> Evaluator<T> {
         gradient: &mut impl DevicePtrMut<f32>,
         value: &mut impl DevicePtrMut<f32>,
     ) -> Result<()> {
+        self.launch_with(
+            student,
+            Teacher::Rows(teacher),
+            OfRows::default(),
+            gradient,
+            value,
+        )
+    }
+
+    /// As [`launch`](Self::launch), with what a batch may have beside rows: a teacher that is a list
+    /// of classes, weights of rows, and losses of rows.
+    ///
+    /// ```no_run
+    /// use relata::cuda::{Evaluator, OfRows, Teacher, TopK, VALUE_LEN, cudarc::driver::CudaContext};
+    /// use relata::{KdKl, Shapes};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let stream = CudaContext::new(0)?.default_stream();
+    /// let problem = KdKl::new(1.0).problem(Shapes::of_top_k(2, 1000, 1).with_row_weights())?;
+    /// let mut evaluator = Evaluator::<f32>::new(&stream, &problem)?;
+    ///
+    /// let lists = relata::TopK::new(&[7, 3], &[0.5f32.ln(); 2], [2, 1])?;
+    /// let mut lists = TopK::new(&stream, lists, 1000)?;
+    /// let (student, weights) = (stream.alloc_zeros(2 * 1000)?, stream.clone_htod(&[1f32, 0.])?);
+    /// let (mut gradient, mut value) = (stream.alloc_zeros(2 * 1000)?, stream.alloc_zeros(VALUE_LEN)?);
+    /// let of_rows = OfRows { weights: Some(&weights), losses: None };
+    /// evaluator.launch_with(&student, Teacher::TopK(&mut lists), of_rows, &mut gradient, &mut value)?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`launch`](Self::launch). [`Error::Missing`] and [`Error::Unexpected`] if the problem has
+    /// weights or lists and the call has none, or the other way round, and for losses of rows that
+    /// the loss has not. [`Error::Dimension`] and [`Error::TooLarge`] for lists of other shapes or
+    /// checked for more classes.
+    pub fn launch_with(
+        &mut self,
+        student: &impl DevicePtr<T>,
+        teacher: Teacher<'_, T>,
+        of_rows: OfRows<'_>,
+        gradient: &mut impl DevicePtrMut<f32>,
+        value: &mut impl DevicePtrMut<f32>,
+    ) -> Result<()> {
         if self.raw.queue().is_some() {
             return Err(no_queue());
         }
-        self.launch_all(student, teacher, None, gradient, value)
+        self.launch_all(student, teacher, None, of_rows, gradient, value)
     }
 
     /// The same with a queue. The teacher's rows enter the queue before the evaluation, after it or
@@ -171,30 +253,38 @@ impl<T: GpuElement> Evaluator<T> {
                 argument: "queue keys",
             });
         }
-        self.launch_all(student, teacher, Some(queue), gradient, value)
+        let teacher = Teacher::Rows(teacher);
+        let of_rows = OfRows::default();
+        self.launch_all(student, teacher, Some(queue), of_rows, gradient, value)
     }
 
     fn launch_all(
         &mut self,
         student: &impl DevicePtr<T>,
-        teacher: &impl DevicePtr<T>,
+        teacher: Teacher<'_, T>,
         mut queue: Option<&mut Queue<T>>,
+        of_rows: OfRows<'_>,
         gradient: &mut impl DevicePtrMut<f32>,
         value: &mut impl DevicePtrMut<f32>,
     ) -> Result<()> {
         let (shapes, enqueue) = (self.problem().shapes(), self.enqueue());
+        self.check_extras(&teacher, &of_rows)?;
         let stream = &self.stream;
-        if shapes.top_k.is_some() || shapes.row_weights {
-            return Err(Error::Missing {
-                argument: match shapes.top_k {
-                    Some(_) => "teacher_classes",
-                    None => "row_weights",
-                },
-                expected: "RawEvaluator, whose buffers have them",
-            });
-        }
         check("student", student, shapes.rows * shapes.student_dim, stream)?;
-        check("teacher", teacher, shapes.rows * shapes.teacher_dim, stream)?;
+        if let Teacher::Rows(teacher) = &teacher {
+            check(
+                "teacher",
+                *teacher,
+                shapes.rows * shapes.teacher_dim,
+                stream,
+            )?;
+        }
+        if let Some(weights) = of_rows.weights {
+            check("row_weights", weights, shapes.rows, stream)?;
+        }
+        if let Some(losses) = &of_rows.losses {
+            check("row_losses", &**losses, shapes.rows, stream)?;
+        }
         check(
             "gradient",
             gradient,
@@ -209,24 +299,50 @@ impl<T: GpuElement> Evaluator<T> {
         };
         // While these guards live, other streams wait for the launches.
         let (student, _read_student) = student.device_ptr(stream);
-        let (teacher, _read_teacher) = teacher.device_ptr(stream);
+        let (teacher, teacher_classes, _read_teacher) = match teacher {
+            Teacher::Rows(rows) => {
+                let (address, guard) = rows.device_ptr(stream);
+                (address, 0, Some(guard))
+            }
+            Teacher::TopK(lists) => {
+                let [log_probabilities, classes] = lists.bind()?;
+                (log_probabilities, classes, None)
+            }
+        };
+        let (row_weights, _read_weights) = match of_rows.weights {
+            Some(weights) => {
+                let (address, guard) = weights.device_ptr(stream);
+                (address, Some(guard))
+            }
+            None => (0, None),
+        };
+        let (row_losses, _written_losses) = match of_rows.losses {
+            Some(losses) => {
+                let (address, guard) = losses.device_ptr_mut(stream);
+                (address, Some(guard))
+            }
+            None => (0, None),
+        };
         let (gradient, _written_gradient) = gradient.device_ptr_mut(stream);
         let (value, _written_value) = value.device_ptr_mut(stream);
         let buffers = Buffers {
             student,
             teacher,
+            teacher_classes,
+            row_weights,
             queue: queue_address,
             gradient,
             value,
+            row_losses,
             workspace: self.workspace.address(),
-            ..Buffers::default()
         };
         let mut queue = queue.zip(self.raw.queue());
         if let (Some((queue, raw)), Enqueue::Before) = (&mut queue, enqueue) {
             // SAFETY: the teacher is a batch of the problem's shapes. The queue is bound.
             unsafe { queue.enqueue_at(raw, teacher) }?;
         }
-        // SAFETY: the slices have these lengths and are in the context of the evaluator. The slices
+        // SAFETY: the slices have these lengths and are in the context of the evaluator. The lists
+        // were checked when they were copied, for no more classes than these. The slices
         // that are written are borrowed mutably, so they overlap nothing. cudarc frees a slice only
         // after the launches that use it. Workspace and queue are initialised and bound: no other
         // stream uses them.
@@ -238,6 +354,33 @@ impl<T: GpuElement> Evaluator<T> {
         Ok(())
     }
 
+    /// Refuses weights, lists and losses of rows that the problem has not, or the lack of them.
+    fn check_extras(&self, teacher: &Teacher<'_, T>, of_rows: &OfRows<'_>) -> Result<()> {
+        let (problem, shapes) = (self.problem(), self.problem().shapes());
+        let loss = problem.loss().name();
+        let agree = |argument, is_wanted: bool, is_there: bool| match (is_wanted, is_there) {
+            (true, false) => Err(Error::Missing {
+                argument,
+                expected: "launch_with, with what the problem has",
+            }),
+            (false, true) => Err(Error::Unexpected { argument, loss }),
+            (true, true) | (false, false) => Ok(()),
+        };
+        let lists = match teacher {
+            Teacher::Rows(_) => None,
+            Teacher::TopK(lists) => Some(lists),
+        };
+        agree("top_k", shapes.top_k.is_some(), lists.is_some())?;
+        agree("row_weights", shapes.row_weights, of_rows.weights.is_some())?;
+        if let (Some(k), Some(lists)) = (shapes.top_k, lists) {
+            lists.fits(problem, k, &self.stream)?;
+        }
+        match &of_rows.losses {
+            Some(losses) => problem.check_row_losses(losses.len()),
+            None => Ok(()),
+        }
+    }
+
     /// When the batch enters the queue.
     fn enqueue(&self) -> Enqueue {
         self.problem().spec().enqueue
@@ -247,7 +390,7 @@ impl<T: GpuElement> Evaluator<T> {
 /// Returns an error if the slice has another length, or is not in the context of the stream.
 pub(super) fn check<E>(
     argument: &'static str,
-    slice: &impl DeviceSlice<E>,
+    slice: &(impl DeviceSlice<E> + ?Sized),
     expected: usize,
     stream: &CudaStream,
 ) -> Result<()> {

@@ -22,6 +22,7 @@ mod memory;
 mod queue;
 mod raw;
 mod raw_queue;
+mod top_k;
 
 use std::sync::Arc;
 
@@ -29,10 +30,11 @@ use std::sync::Arc;
 pub use cudarc;
 use cudarc::driver::CudaStream;
 
-pub use self::evaluator::Evaluator;
+pub use self::evaluator::{Evaluator, OfRows, Teacher};
 pub use self::queue::Queue;
 pub use self::raw::{Buffers, RawEvaluator};
 pub use self::raw_queue::RawQueue;
+pub use self::top_k::TopK;
 
 use self::context::KernelContext;
 use self::machine::CudaMachine;
