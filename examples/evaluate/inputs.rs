@@ -261,7 +261,10 @@ impl Digits {
         let pair = |kind: &str, rows: usize| {
             let tensor = |of: &str| -> Result<Matrix> {
                 let path = digits_tensor(&format!("{of}.{kind}"));
-                Ok(files::read(of, &path, Holds::Rows)?.first(rows))
+                let mut matrix = files::read(of, &path, Holds::Rows)?;
+                matrix.rows = matrix.rows.min(rows);
+                matrix.values.truncate(matrix.rows * matrix.dim);
+                Ok(matrix)
             };
             Pair::new(tensor("student")?, Teacher::Rows(tensor("teacher")?))
         };

@@ -316,7 +316,14 @@ impl<'a, T: Element> Rounded<'a, T> {
             value: evaluation.loss,
             terms: evaluation.terms,
             gradient: evaluation.gradient.iter().map(|g| g.to_f64()).collect(),
-            row_losses: evaluation.row_losses,
+            row_losses: vec![
+                f64::NAN;
+                if self.per_row {
+                    self.student_shape[0]
+                } else {
+                    0
+                }
+            ],
             seconds: start.elapsed().as_secs_f64(),
         })
     }

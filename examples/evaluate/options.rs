@@ -33,7 +33,7 @@ pub(crate) struct Options {
     /// The logarithms of their probabilities, floats of the same shape. A class of -inf is left out
     #[arg(long, value_name = "F", requires = "teacher_ids")]
     pub(crate) teacher_log_probs: Option<PathBuf>,
-    /// What each row counts for in kd-kl, floats [N] or [B, N] of at least 0: the loss is the weighted
+    /// What each row counts for in rrd, info-nce and kd-kl, floats [N] or [B, N] of at least 0: the loss is the weighted
     /// mean of the rows'. A row of weight 0 may hold anything
     #[arg(long, value_name = "F")]
     pub(crate) row_weights: Option<PathBuf>,
@@ -125,8 +125,8 @@ pub(crate) struct Options {
     /// --loss and one --device
     #[arg(long, value_name = "OUT.npy")]
     gradient: Option<PathBuf>,
-    /// Write the loss of each row, [N] or [B, N] in f64, to this .npy file: those that kd-kl is the mean
-    /// of, or the weighted mean. Takes one --loss and one --device
+    /// Write the loss of each row, [N] or [B, N] in f64, to this .npy file: those that rrd, info-nce and
+    /// kd-kl are the mean of, or the weighted mean. Takes one --loss and one --device
     #[arg(long, value_name = "OUT.npy")]
     per_row: Option<PathBuf>,
     /// Print one JSON object a line, and nothing else, to standard output

@@ -90,7 +90,10 @@ pub(crate) fn plan<'a>(options: &'a Options, sources: &'a Sources) -> Result<Vec
         }
     }
     if let Some(job) = jobs.iter().find(|job| job.per_row && !has_rows(&job.loss)) {
-        let why = format!("expected --loss kd-kl with it, got {}", job.loss);
+        let why = format!(
+            "expected --loss rrd, info-nce or kd-kl with it, got {}",
+            job.loss
+        );
         return Err(Failure::refused("--per-row", why));
     }
     check_finite(options, &jobs)?;
@@ -100,6 +103,13 @@ pub(crate) fn plan<'a>(options: &'a Options, sources: &'a Sources) -> Result<Vec
 
 /// Whether the loss is a mean of losses of rows.
 fn has_rows(loss: &Loss) -> bool {
+    match loss.spec().family {
+        Family::Contrastive(_) | Family::Logits(_) => true,
+        Family::Pairwise(_) | Family::Triplet(_) => false,
+    }
+}
+
+fn is_of_logits(loss: &Loss) -> bool {
     matches!(loss.spec().family, Family::Logits(_))
 }
 
@@ -164,13 +174,16 @@ fn select(options: &Options, sources: &Sources) -> Result<Vec<Loss>> {
 fn advised(loss: &Loss, why: &Error) -> String {
     match why {
         Error::Unexpected {
-            argument: "row_weights" | "top_k",
+            argument: "row_weights",
             ..
+        } => format!("{why}; rrd, info-nce and kd-kl do"),
+        Error::Unexpected {
+            argument: "top_k", ..
         } => format!("{why}; kd-kl does"),
         Error::Dimension {
             argument: "teacher_dim",
             ..
-        } if has_rows(loss) => format!("{why}; --classes C compares the first C of both"),
+        } if is_of_logits(loss) => format!("{why}; --classes C compares the first C of both"),
         _ => why.to_string(),
     }
 }
@@ -319,7 +332,7 @@ fn check_finite<'a>(options: &Options, jobs: &[Job<'a>]) -> Result<()> {
     let mut warnings = BTreeSet::new();
     for job in jobs {
         // Logits of −∞ mask classes. The loss itself knows which of them are wrong.
-        let may_mask = matches!(job.loss.spec().family, Family::Logits(_));
+        let may_mask = is_of_logits(&job.loss);
         let inputs = &job.inputs;
         let read = Read {
             dtype: job.dtype,
@@ -328,7 +341,19 @@ fn check_finite<'a>(options: &Options, jobs: &[Job<'a>]) -> Result<()> {
             row_weights: inputs.row_weights,
         };
         let teacher = match inputs.teacher {
-            Teacher::Rows(rows) => (rows, read),
+            // A teacher's row that is a key of other rows is read whatever its own weight.
+            Teacher::Rows(rows) => {
+                let setup = QueueSetup::of(&job.loss, inputs.keys);
+                let is_no_key = setup.is_some_and(|queue| queue.enqueue != Enqueue::Before);
+                let row_weights = inputs.row_weights.filter(|_| may_mask || is_no_key);
+                (
+                    rows,
+                    Read {
+                        row_weights,
+                        ..read
+                    },
+                )
+            }
             // Each entry of a list counts, and is of the reals of the elements.
             Teacher::TopK(top) => {
                 let columns = top.log_probs.dim;

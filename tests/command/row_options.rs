@@ -277,6 +277,27 @@ fn the_first_classes_of_two_vocabularies_are_compared() {
     }
 }
 
+/// The weighted mean is that of the losses that the same run writes.
+#[test]
+fn losses_of_keys_take_weights_too() {
+    let files = Files::new();
+    write(&files, "w.npy", &[ROWS], &WEIGHTS);
+    for loss in ["rrd", "info-nce", "info-nce --queue q.npy"] {
+        for (device, tolerance) in devices() {
+            let run = |weights: &str| {
+                let arguments = format!("--loss {loss} {weights} {device} --per-row rows.npy");
+                (files.value(&arguments), read(&files, "rows.npy").1)
+            };
+            let (plain, rows) = run("");
+            assert_close(plain, mean(&rows), tolerance);
+            let (weighted, again) = run("--row-weights w.npy");
+            assert_close(weighted, weighted_mean(&rows), tolerance);
+            assert_eq!(again[1], 0.0);
+            assert_close(again[2], rows[2], tolerance);
+        }
+    }
+}
+
 /// Files of sequences: `[B, N, C]`, and what belongs to each row.
 #[test]
 fn rows_of_sequences_have_weights_and_lists_of_their_shape() {
@@ -318,24 +339,33 @@ fn other_losses_are_left_out_or_refused() {
     write(&files, "w.npy", &[ROWS], &WEIGHTS);
     write(&files, "lp.npy", &[ROWS, 2], &[-1.0; 2 * ROWS]);
     write_ids(&files, &[ROWS, 2], &[0, 1].repeat(ROWS));
-    for (arguments, argument) in [
-        (format!("{DENSE} --row-weights w.npy"), "row_weights"),
-        (LISTS.to_owned(), "top_k"),
+    let weighted = format!("{DENSE} --row-weights w.npy");
+    for (arguments, argument, left_out, others) in [
+        (
+            &weighted[..],
+            "row_weights",
+            8,
+            "rrd, info-nce and kd-kl do",
+        ),
+        (LISTS, "top_k", 10, "kd-kl does"),
     ] {
-        for loss in &LOSSES[..10] {
-            let expected = format!("error: {loss}: this {loss} takes no {argument}; kd-kl does");
+        for loss in &LOSSES[..left_out] {
+            let expected = format!("error: {loss}: this {loss} takes no {argument}; {others}");
             files.refuses(&format!("{arguments} --loss {loss}"), &expected);
         }
         let output = files.run(&format!("{arguments} --json --device cpu"));
         let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
-        assert_eq!(stdout.lines().count(), 1, "{stdout}");
-        assert!(stdout.starts_with(r#"{"loss":"kd-kl""#), "{stdout}");
-        assert_eq!(stderr.matches("is left out: ").count(), 10, "{stderr}");
+        assert_eq!(stdout.lines().count(), LOSSES.len() - left_out, "{stdout}");
+        assert_eq!(
+            stderr.matches("is left out: ").count(),
+            left_out,
+            "{stderr}"
+        );
     }
-    for loss in &LOSSES[..10] {
+    for loss in &LOSSES[..8] {
         files.refuses(
             &format!("{DENSE} --loss {loss} --device cpu --per-row r.npy"),
-            &format!("--per-row: expected --loss kd-kl with it, got {loss}"),
+            &format!("--per-row: expected --loss rrd, info-nce or kd-kl with it, got {loss}"),
         );
     }
     let (_, notes) = files.json_and_notes("--loss kd-kl --device cpu --no-tail");

@@ -28,15 +28,6 @@ pub(crate) struct Matrix {
     pub(crate) groups: Option<usize>,
 }
 
-impl Matrix {
-    /// The first `rows` rows, or all of them.
-    pub(crate) fn first(mut self, rows: usize) -> Self {
-        self.rows = rows.min(self.rows);
-        self.values.truncate(self.rows * self.dim);
-        self
-    }
-}
-
 /// What a matrix is to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Holds {

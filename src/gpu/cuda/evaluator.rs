@@ -208,7 +208,7 @@ impl<T: GpuElement> Evaluator<T> {
     /// # Errors
     /// As [`launch`](Self::launch). [`Error::Missing`] and [`Error::Unexpected`] if the problem has
     /// weights or lists and the call has none, or the other way round, and for losses of rows that
-    /// the loss has not. [`Error::Dimension`] and [`Error::TooLarge`] for lists of other shapes or
+    /// the loss has not. A problem with a queue and weights is for [`RawEvaluator`]. [`Error::Dimension`] and [`Error::TooLarge`] for lists of other shapes or
     /// checked for more classes.
     pub fn launch_with(
         &mut self,
@@ -361,7 +361,10 @@ impl<T: GpuElement> Evaluator<T> {
         let agree = |argument, is_wanted: bool, is_there: bool| match (is_wanted, is_there) {
             (true, false) => Err(Error::Missing {
                 argument,
-                expected: "launch_with, with what the problem has",
+                expected: match shapes.queue {
+                    None => "launch_with, with what the problem has",
+                    Some(_) => "RawEvaluator, whose buffers have them beside a queue",
+                },
             }),
             (false, true) => Err(Error::Unexpected { argument, loss }),
             (true, true) | (false, false) => Ok(()),
