@@ -87,7 +87,10 @@ impl Sources {
                 .transpose()
         };
         let queue = read("--queue", &options.queue, Holds::Rows)?;
-        let row_weights = read("--row-weights", &options.row_weights, Holds::Weights)?;
+        let mut row_weights = read("--row-weights", &options.row_weights, Holds::Weights)?;
+        if let (Some(weights), Some(rows)) = (&mut row_weights, options.rows) {
+            weights.keep_first(rows)?;
+        }
         if let Some(weights) = &row_weights {
             check_weights(weights)?;
         }
@@ -140,6 +143,29 @@ impl Sources {
     }
 }
 
+impl Matrix {
+    /// Drops the rows from `rows` on.
+    fn keep_first(&mut self, rows: usize) -> Result<()> {
+        if self.groups.is_some() {
+            let why = format!(
+                "expected a file of dimensions [N, D], got {}, of [B, N, D]",
+                self.origin
+            );
+            return Err(Failure::refused("--rows", why));
+        }
+        if rows > self.rows {
+            let why = format!(
+                "expected at most {}, as {} has, got {rows}",
+                self.rows, self.origin
+            );
+            return Err(Failure::refused("--rows", why));
+        }
+        self.rows = rows;
+        self.values.truncate(rows * self.dim);
+        Ok(())
+    }
+}
+
 impl Teacher {
     fn load(options: &Options) -> Result<Self> {
         // One of both has come: the command line asks for it.
@@ -151,6 +177,19 @@ impl Teacher {
 
     fn of_rows(path: &Path) -> Result<Self> {
         files::read("--teacher", path, Holds::Rows).map(Teacher::Rows)
+    }
+
+    /// Drops the rows from `rows` on.
+    fn keep_first(&mut self, rows: usize) -> Result<()> {
+        match self {
+            Teacher::Rows(teacher) => teacher.keep_first(rows),
+            Teacher::TopK(top) => {
+                top.ids.keep_first(rows)?;
+                top.log_probs.keep_first(rows)?;
+                top.classes.truncate(rows * top.ids.dim);
+                Ok(())
+            }
+        }
     }
 
     /// The rows or their lists: both have as many columns as a row has entries.
@@ -240,8 +279,13 @@ pub(crate) fn check_rows(first: &Matrix, other: &Matrix) -> Result<()> {
 
 impl Pair {
     fn load(student: &Path, options: &Options) -> Result<Self> {
-        let student = files::read("--student", student, Holds::Rows)?;
-        Pair::new(student, Teacher::load(options)?)
+        let mut student = files::read("--student", student, Holds::Rows)?;
+        let mut teacher = Teacher::load(options)?;
+        if let Some(rows) = options.rows {
+            student.keep_first(rows)?;
+            teacher.keep_first(rows)?;
+        }
+        Pair::new(student, teacher)
     }
 
     fn new(student: Matrix, teacher: Teacher) -> Result<Self> {
@@ -262,8 +306,7 @@ impl Digits {
             let tensor = |of: &str| -> Result<Matrix> {
                 let path = digits_tensor(&format!("{of}.{kind}"));
                 let mut matrix = files::read(of, &path, Holds::Rows)?;
-                matrix.rows = matrix.rows.min(rows);
-                matrix.values.truncate(matrix.rows * matrix.dim);
+                matrix.keep_first(rows.min(matrix.rows))?;
                 Ok(matrix)
             };
             Pair::new(tensor("student")?, Teacher::Rows(tensor("teacher")?))

@@ -72,8 +72,7 @@ fn report_table(
     for job in jobs {
         let measured = bench.measure(job)?;
         write(files, job, &measured)?;
-        // Slow as it is, the reference runs only where it is among the devices asked for.
-        let deviation = if job.device.is_reference() || !options.asks_for_reference() {
+        let deviation = if job.device.is_reference() || !job.with_reference {
             None
         } else {
             Some(measured.deviation_from(&*bench.reference(job)?))

@@ -37,11 +37,14 @@ pub(crate) struct Options {
     /// mean of the rows'. A row of weight 0 may hold anything
     #[arg(long, value_name = "F")]
     pub(crate) row_weights: Option<PathBuf>,
+    /// Take the first N rows of all files, but those of --queue [default: all]
+    #[arg(long, value_name = "N", requires = "student")]
+    pub(crate) rows: Option<usize>,
     #[arg(long = "loss", value_name = "NAME", value_parser = str::parse::<Loss>, help = loss_help())]
     losses: Vec<Loss>,
     /// A device: reference, cpu and, built with the feature of that name, emulator (slow) and cuda;
-    /// may be repeated [default: reference, cpu, and cuda if there is a GPU]. The table shows
-    /// deviations where the reference, which is slow, is among them
+    /// may be repeated [default: cpu, cuda if there is a GPU, and the reference unless it takes more than
+    /// some seconds]. The table shows deviations where the reference is among them
     #[arg(long = "device", value_name = "NAME", value_parser = DeviceKind::parse)]
     devices: Vec<DeviceKind>,
     /// Round the inputs to f64, f32, f16 or bf16 [default: f64 for the reference, else f32]
@@ -164,6 +167,11 @@ impl Options {
             devices = DeviceKind::at_hand(self.dtype);
         }
         devices
+    }
+
+    /// Whether no device was asked for.
+    pub(crate) fn default_devices(&self) -> bool {
+        self.devices.is_empty()
     }
 
     /// Refuses devices that were asked for and cannot do it.

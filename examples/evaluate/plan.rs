@@ -25,6 +25,8 @@ pub(crate) struct Job<'a> {
     pub(crate) inputs: Inputs<'a>,
     /// Whether the losses of rows are wanted.
     pub(crate) per_row: bool,
+    /// Whether the reference is among the devices of the loss.
+    pub(crate) with_reference: bool,
 }
 
 /// What the loss is the mean of.
@@ -77,15 +79,28 @@ pub(crate) fn plan<'a>(options: &'a Options, sources: &'a Sources) -> Result<Vec
     let mut jobs = Vec::new();
     for loss in losses {
         let inputs = sources.inputs(&loss);
-        for device in options.devices() {
+        let parts = Parts::new(options, &loss, &inputs);
+        let mut devices = options.devices();
+        if options.default_devices() && reference_products(&loss, parts, &inputs) > LONG {
+            devices.retain(|device| !device.is_reference());
+            let why = "it takes long for so many rows: --device reference asks for it, --rows N takes \
+                       the first N";
+            say(
+                "note",
+                &format!("the reference is left out for {loss}: {why}"),
+            );
+        }
+        let with_reference = devices.contains(&DeviceKind::Reference);
+        for device in devices {
             jobs.push(Job {
                 loss,
                 device,
                 dtype: options.dtype.unwrap_or(device.default_dtype()),
                 weights: options.weights.unwrap_or_default(),
-                parts: Parts::new(options, &loss, &inputs),
+                parts,
                 inputs,
                 per_row: options.per_row(),
+                with_reference,
             });
         }
     }
@@ -113,28 +128,35 @@ fn is_of_logits(loss: &Loss) -> bool {
     matches!(loss.spec().family, Family::Logits(_))
 }
 
-/// Says so where the reference, which forms every triple of rows or every pair of pairs, takes
-/// minutes rather than seconds.
-fn note_slow(jobs: &[Job]) {
-    const MANY: f64 = 5e11;
-    let products = |job: &Job| {
-        let groups = job.parts.groups() as f64;
-        let rows = job.inputs.student.rows as f64 / groups;
-        groups
-            * match job.loss.spec().family {
-                Family::Triplet(_) => {
-                    rows.powi(3)
-                        * (job.inputs.student.dim as f64 + job.inputs.teacher.matrix().dim as f64)
-                }
-                // N⁴/8 comparisons, each as long as some dozens of products.
-                Family::Pairwise(Pairwise {
-                    penalty: Penalty::Order { .. },
-                    ..
-                }) => 8.0 * rows.powi(4),
-                Family::Pairwise(_) | Family::Contrastive(_) | Family::Logits(_) => 0.0,
+/// Products that the reference forms in some ten seconds. Nobody has asked for more where nobody has
+/// asked for the reference.
+const LONG: f64 = 3e10;
+/// The same in some minutes.
+const VERY_LONG: f64 = 5e11;
+
+/// The products that the reference forms where it forms every triple of rows or every pair of pairs;
+/// else 0.
+fn reference_products(loss: &Loss, parts: Parts, inputs: &Inputs) -> f64 {
+    let groups = parts.groups() as f64;
+    let rows = inputs.student.rows as f64 / groups;
+    groups
+        * match loss.spec().family {
+            Family::Triplet(_) => {
+                rows.powi(3) * (inputs.student.dim as f64 + inputs.teacher.matrix().dim as f64)
             }
-    };
-    let slow = |job: &&Job| job.device.is_reference() && products(job) > MANY;
+            // N⁴/8 comparisons, each as long as some dozens of products.
+            Family::Pairwise(Pairwise {
+                penalty: Penalty::Order { .. },
+                ..
+            }) => 8.0 * rows.powi(4),
+            Family::Pairwise(_) | Family::Contrastive(_) | Family::Logits(_) => 0.0,
+        }
+}
+
+/// Says so where the reference takes minutes rather than seconds.
+fn note_slow(jobs: &[Job]) {
+    let products = |job: &Job| reference_products(&job.loss, job.parts, &job.inputs);
+    let slow = |job: &&Job| job.device.is_reference() && products(job) > VERY_LONG;
     if let Some(job) = jobs.iter().find(slow) {
         let loss = job.loss;
         say(

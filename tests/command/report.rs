@@ -217,3 +217,74 @@ fn help_and_version_are_no_errors() {
         assert_eq!(text(&output.stderr), "");
     }
 }
+
+/// Where nobody has asked for the reference, it does not make anyone wait.
+#[test]
+fn the_reference_is_left_out_where_it_takes_long() {
+    let files = Files::new();
+    let many: Vec<f64> = (0..256).map(|i| ((i * 37 + 11) % 101) as f64).collect();
+    for name in ["s.npy", "t.npy"] {
+        files.write(name, &npy("<f8", &[128, 2], &f64_bytes(&many)));
+    }
+    let devices = |arguments: &str| -> (Vec<String>, String) {
+        let (objects, stderr) = files.json_and_notes(arguments);
+        let of = |object: &serde_json::Value| object["device"].as_str().map(str::to_owned);
+        (objects.iter().filter_map(of).collect(), stderr)
+    };
+    assert_eq!(devices("--loss order").0, ["reference", "cpu"]);
+    for name in ["s.npy", "t.npy"] {
+        files.write(name, &npy("<f8", &[256, 1], &f64_bytes(&many)));
+    }
+    let (found, stderr) = devices("--loss order --loss sp");
+    assert_eq!(found, ["cpu", "reference", "cpu"]);
+    assert_eq!(
+        stderr,
+        "note: the reference is left out for order: it takes long for so many rows: --device \
+         reference asks for it, --rows N takes the first N\n"
+    );
+    assert_eq!(devices("--loss order --rows 64").0, ["reference", "cpu"]);
+    let table = files.run("--student s.npy --teacher t.npy --loss order");
+    assert!(text(&table.stdout).contains(" - "), "no deviation to show");
+}
+
+#[test]
+fn the_first_rows_are_those_of_shorter_files() {
+    let files = Files::new();
+    let first = |rows: Vec<f64>| npy("<f8", &[3, DIM], &f64_bytes(&rows[..3 * DIM]));
+    files.write("s3.npy", &first(student()));
+    files.write("t3.npy", &first(teacher()));
+    files.write(
+        "w.npy",
+        &npy("<f8", &[ROWS], &f64_bytes(&[1.0, 0.0, 3.0, 5.0, 7.0])),
+    );
+    files.write("w3.npy", &npy("<f8", &[3], &f64_bytes(&[1.0, 0.0, 3.0])));
+    let of = |arguments: &str| {
+        let output = files.run(&format!("--json --device reference {arguments}"));
+        let object: serde_json::Value =
+            serde_json::from_str(text(&output.stdout).trim()).expect("an object");
+        (object["value"].clone(), object["rows"].clone())
+    };
+    for loss in ["--loss rkd", "--loss kd-kl --row-weights W"] {
+        let cut = loss.replace('W', "w.npy");
+        let short = loss.replace('W', "w3.npy");
+        assert_eq!(
+            of(&format!("--student s.npy --teacher t.npy --rows 3 {cut}")),
+            of(&format!("--student s3.npy --teacher t3.npy {short}"))
+        );
+    }
+    let both = "--student s.npy --teacher t.npy";
+    files.refuses(
+        &format!("{both} --rows 6"),
+        "--rows: expected at most 5, as --student s.npy has, got 6",
+    );
+    files.refuses(
+        &format!("{both} --rows 0 --loss rkd"),
+        "rows: expected at least 1",
+    );
+    files.refuses("--rows 3", "--student");
+    files.write("s.npy", &npy("<f8", &[5, 1, DIM], &f64_bytes(&student())));
+    files.refuses(
+        &format!("{both} --rows 3"),
+        "--rows: expected a file of dimensions [N, D]",
+    );
+}
