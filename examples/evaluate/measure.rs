@@ -265,6 +265,18 @@ impl<'a, T: Element> Rounded<'a, T> {
         Ok(batch)
     }
 
+    /// So much for each row, if the losses of rows were asked for.
+    fn row_losses(&self, each: f64) -> Vec<f64> {
+        vec![
+            each;
+            if self.per_row {
+                self.student_shape[0]
+            } else {
+                0
+            }
+        ]
+    }
+
     fn evaluate_on<D: Device<T>>(&self, device: &D, checked: bool) -> relata::Result<Measurement> {
         if self.keys_refused {
             return self.evaluate_refused(device);
@@ -276,14 +288,7 @@ impl<'a, T: Element> Rounded<'a, T> {
             .with_checked(checked)
             .with_weight_precision(self.weights);
         let mut gradient = vec![D::Gradient::default(); self.student.len()];
-        let mut row_losses = vec![
-            0.0;
-            if self.per_row {
-                self.student_shape[0]
-            } else {
-                0
-            }
-        ];
+        let mut row_losses = self.row_losses(0.0);
         let (value, seconds) = timed(|| {
             if self.per_row {
                 problem.evaluate_rows_into(device, batch, &mut gradient, &mut row_losses)
@@ -316,14 +321,7 @@ impl<'a, T: Element> Rounded<'a, T> {
             value: evaluation.loss,
             terms: evaluation.terms,
             gradient: evaluation.gradient.iter().map(|g| g.to_f64()).collect(),
-            row_losses: vec![
-                f64::NAN;
-                if self.per_row {
-                    self.student_shape[0]
-                } else {
-                    0
-                }
-            ],
+            row_losses: self.row_losses(f64::NAN),
             seconds: start.elapsed().as_secs_f64(),
         })
     }

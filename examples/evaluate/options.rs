@@ -33,8 +33,8 @@ pub(crate) struct Options {
     /// The logarithms of their probabilities, floats of the same shape. A class of -inf is left out
     #[arg(long, value_name = "F", requires = "teacher_ids")]
     pub(crate) teacher_log_probs: Option<PathBuf>,
-    /// What each row counts for in rrd, info-nce and kd-kl, floats [N] or [B, N] of at least 0: the loss is the weighted
-    /// mean of the rows'. A row of weight 0 may hold anything
+    /// What each row counts for in rrd, info-nce and kd-kl, floats [N] or [B, N] of at least 0: the loss
+    /// is the weighted mean of the rows'. A row of weight 0 may hold anything
     #[arg(long, value_name = "F")]
     pub(crate) row_weights: Option<PathBuf>,
     /// Take the first N rows of all files, but those of --queue [default: all]

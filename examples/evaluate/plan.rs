@@ -104,7 +104,10 @@ pub(crate) fn plan<'a>(options: &'a Options, sources: &'a Sources) -> Result<Vec
             });
         }
     }
-    if let Some(job) = jobs.iter().find(|job| job.per_row && !has_rows(&job.loss)) {
+    if let Some(job) = jobs
+        .iter()
+        .find(|job| job.per_row && !job.loss.spec().family.has_row_losses())
+    {
         let why = format!(
             "expected --loss rrd, info-nce or kd-kl with it, got {}",
             job.loss
@@ -114,14 +117,6 @@ pub(crate) fn plan<'a>(options: &'a Options, sources: &'a Sources) -> Result<Vec
     check_finite(options, &jobs)?;
     note_slow(&jobs);
     Ok(jobs)
-}
-
-/// Whether the loss is a mean of losses of rows.
-fn has_rows(loss: &Loss) -> bool {
-    match loss.spec().family {
-        Family::Contrastive(_) | Family::Logits(_) => true,
-        Family::Pairwise(_) | Family::Triplet(_) => false,
-    }
 }
 
 fn is_of_logits(loss: &Loss) -> bool {

@@ -283,8 +283,10 @@ impl Family {
         }
     }
 
-    /// Whether the loss is a mean of losses of rows, which an evaluation can give.
-    pub(crate) fn has_row_losses(&self) -> bool {
+    /// Whether the loss is a mean of losses of rows, which an evaluation can give:
+    /// [`Problem::evaluate_rows`](crate::Problem::evaluate_rows).
+    #[must_use]
+    pub fn has_row_losses(&self) -> bool {
         match self {
             Family::Contrastive(_) | Family::Logits(_) => true,
             Family::Pairwise(_) | Family::Triplet(_) => false,

@@ -243,8 +243,17 @@ fn the_reference_is_left_out_where_it_takes_long() {
          reference asks for it, --rows N takes the first N\n"
     );
     assert_eq!(devices("--loss order --rows 64").0, ["reference", "cpu"]);
-    let table = files.run("--student s.npy --teacher t.npy --loss order");
-    assert!(text(&table.stdout).contains(" - "), "no deviation to show");
+    // A dash for the terms, and two for the deviations where there is no reference.
+    for (rows, expected) in [("", 3), ("--rows 64", 1)] {
+        let table = files.run(&format!(
+            "--student s.npy --teacher t.npy --loss order {rows}"
+        ));
+        let table = text(&table.stdout);
+        let mut lines = table.lines().map(|line| line.split_whitespace());
+        let cpu = lines.find(|cells| cells.clone().take(2).eq(["order", "cpu"]));
+        let dashes = cpu.expect("a row").filter(|cell| *cell == "-").count();
+        assert_eq!(dashes, expected, "{table}");
+    }
 }
 
 #[test]
