@@ -9,18 +9,19 @@ use std::io::Write;
 use std::sync::Arc;
 
 use common::cases::{self, Case, Inputs};
-use common::compare::{assert_gradient, assert_same_bits};
+use common::compare::{assert_gradient, assert_loss, assert_same_bits};
 use common::compare_to_reference::{
     assert_half_weights_right, assert_kernels_right, assert_many_rows_right,
 };
+use common::{Input, cast};
 use half::{bf16, f16};
 use relata::cuda::cudarc::driver::{
     CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, sys,
 };
 use relata::cuda::{Buffers, Evaluator, Queue, RawEvaluator, VALUE_LEN};
 use relata::{
-    Batch, Cuda, DType, Evaluation, GpuElement, Loss, Problem, Reference, Relation, Rows, Rrd,
-    Shapes, relation_matrix, softmax,
+    Batch, Cuda, DType, Evaluation, GpuElement, InfoNce, KdKl, Loss, Problem, QueueUse, Reference,
+    Relation, Rows, Rrd, Shapes, TopK, relation_matrix, softmax,
 };
 
 /// The first GPU. Without one it prints why and returns None.
@@ -557,6 +558,48 @@ fn every_kernel_is_right() {
     for case in cases::many_rows() {
         for_every_gpu_dtype!(many_right(&cuda, &case));
     }
+}
+
+/// The kernels that only weights, losses of rows and lists of classes launch.
+#[test]
+fn every_kernel_of_weights_and_lists_is_right() {
+    let cuda = gpu_or_skip!();
+    fn right<T: GpuElement<Real = f32>>(cuda: &Cuda) {
+        let run = |loss: Loss, batch: Batch<'_, T>| {
+            let problem = Problem::new(loss, batch.shapes()).expect("a batch that fits");
+            let got = problem.evaluate_rows(cuda, batch).expect("launches");
+            let want = problem.evaluate_rows(&Reference, batch).expect("finite");
+            let label = loss.name();
+            // A queue's keys of half types are rounded to f16.
+            let within = if T::DTYPE == DType::F32 { 2e-5 } else { 2e-3 };
+            assert_loss(label, got.loss, want.loss, within);
+            assert_gradient(label, &got.gradient, &want.gradient, 5, within);
+            for (got, want) in got.row_losses.iter().zip(want.row_losses) {
+                assert_loss(label, *got, want, within);
+            }
+        };
+        let weights = [0.5, 0.0, 2.0, 1.25];
+        for loss in [
+            Rrd::default().into(),
+            InfoNce::default().into(),
+            KdKl::default().into(),
+        ] {
+            let loss: Loss = loss;
+            let mut shapes = Shapes::new(4, 5, 5);
+            shapes.queue = (loss.spec().queue == QueueUse::Required).then_some(9);
+            let input = Input::normal(7, shapes);
+            let inputs = input.inputs::<T>(&input.problem(loss));
+            run(loss, inputs.batch().with_row_weights(&weights));
+        }
+        let input = Input::normal(8, Shapes::new(4, 5, 5));
+        let student = cast::<T>(&input.student);
+        let student = Rows::new(&student, [4, 5]).expect("whole rows");
+        let logarithms = [-1.0f32; 4];
+        let lists = TopK::new(&[0, 4, 2, 1], &logarithms, [4, 1]).expect("a class a row");
+        let batch = Batch::of_top_k(student, lists).with_row_weights(&weights);
+        run(KdKl::default().into(), batch);
+    }
+    for_every_gpu_dtype!(right(&cuda));
 }
 
 #[test]
