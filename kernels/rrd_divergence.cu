@@ -14,7 +14,8 @@
 //
 //            P is 1 and F is 0, but for rounding. The formula is exact whatever they are.
 // Buffers    student, teacher [N, D] f32, f16 or bf16, aligned to their element; keys and state as
-//            in attention_simt; rows [N], losses [2, N] f64 as rrd writes them; sums [splits, N];
+//            in attention_simt; rows [N], losses [2, N] f64 as rrd writes them, in which the KL
+//            of near rows is replaced; sums [splits, N];
 //            any_near: whether rrd found a near row, 0 after the launch; value [2] f32.
 // Passes     The last: attention, rrd, this. One launch. It returns at once if no row is near.
 // Grid       ⌈N/64⌉ × splits: 64 rows, whole tiles of 64 keys.
@@ -164,7 +165,8 @@ struct ThreadSums {
     }
 };
 
-// The exact KL of the near rows, which replaces that in `losses`, and the mean over all rows. The last block calls it.
+// The exact KL of the near rows, which replaces that in `losses`, and the mean over all rows. The
+// last block calls it.
 DEVICE void finish(const Arguments& arguments) {
     const uint32_t count = arguments.common.row_count, splits = gridDim.y;
     double total = 0;

@@ -166,8 +166,9 @@ impl<T: GpuElement> Evaluator<T> {
     ///
     /// # Errors
     /// [`Error::Length`] and [`Error::ForeignMemory`] name the argument. [`Error::Missing`] if the
-    /// problem has a queue, weights or lists. Nothing has been launched after these errors. [`Error::Cuda`] if the
-    /// driver refuses a launch. A fault on the GPU becomes an error when you wait for the stream.
+    /// problem has a queue, weights or lists. Nothing has been launched after these errors.
+    /// [`Error::Cuda`] if the driver refuses a launch. A fault on the GPU becomes an error when you
+    /// wait for the stream.
     pub fn launch(
         &mut self,
         student: &impl DevicePtr<T>,
@@ -208,8 +209,9 @@ impl<T: GpuElement> Evaluator<T> {
     /// # Errors
     /// As [`launch`](Self::launch). [`Error::Missing`] and [`Error::Unexpected`] if the problem has
     /// weights or lists and the call has none, or the other way round, and for losses of rows that
-    /// the loss has not. A problem with a queue and weights is for [`RawEvaluator`]. [`Error::Dimension`] and [`Error::TooLarge`] for lists of other shapes or
-    /// checked for more classes.
+    /// the loss has not. A problem with a queue and weights is for [`RawEvaluator`].
+    /// [`Error::Dimension`] and [`Error::TooLarge`] for lists of other shapes or checked for more
+    /// classes.
     pub fn launch_with(
         &mut self,
         student: &impl DevicePtr<T>,
