@@ -21,6 +21,8 @@ pub struct Batch<'a, T: Element> {
     pub row_weights: Option<&'a [T::Real]>,
     /// `[N, k]`: the teacher's most likely classes, in place of its rows.
     pub top_k: Option<TopK<'a, T::Real>>,
+    /// `[N]`: which rows belong together.
+    pub labels: Option<&'a [u32]>,
 }
 
 impl<'a, T: Element> Batch<'a, T> {
@@ -33,6 +35,7 @@ impl<'a, T: Element> Batch<'a, T> {
             queue: None,
             row_weights: None,
             top_k: None,
+            labels: None,
         }
     }
 
@@ -44,6 +47,22 @@ impl<'a, T: Element> Batch<'a, T> {
         Batch {
             top_k: Some(top_k),
             ..Batch::new(student, teacher)
+        }
+    }
+
+    /// A batch of the student's rows alone, for losses that need no teacher: [`Clip`](crate::Clip),
+    /// [`SigLip`](crate::SigLip) and [`SupCon`](crate::SupCon).
+    #[must_use]
+    pub fn of_student(student: Rows<'a, T>) -> Self {
+        Batch::new(student, Rows::without_columns(student.len()))
+    }
+
+    /// The same rows, each with a label.
+    #[must_use]
+    pub fn with_labels(self, labels: &'a [u32]) -> Self {
+        Batch {
+            labels: Some(labels),
+            ..self
         }
     }
 
@@ -86,6 +105,7 @@ impl<'a, T: Element> Batch<'a, T> {
             queue,
             row_weights: self.row_weights.map(bytemuck::cast_slice),
             top_k: self.top_k.map(TopK::cast),
+            labels: self.labels,
         }
     }
 
@@ -99,6 +119,7 @@ impl<'a, T: Element> Batch<'a, T> {
             queue: self.queue.map(Queue::len),
             row_weights: self.row_weights.is_some(),
             top_k: self.top_k.map(|top_k| top_k.k()),
+            labels: self.labels.is_some(),
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::batch::Batch;
 use crate::device::Device;
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
-use crate::loss::{Family, Pairwise, Penalty};
+use crate::loss::{Family, Pairwise, Penalty, Towers};
 use crate::problem::Problem;
 use crate::queue::Queue;
 use crate::reference::Reference;
@@ -150,6 +150,7 @@ fn difference_error<T: Element>(
             Rows::new(&y, [shapes.rows, shapes.teacher_dim])?,
         );
         wide.queue = queue.as_ref();
+        wide.labels = batch.labels;
         wide.row_weights = weights.as_deref();
         if let (Some(top_k), Some(logarithms)) = (batch.top_k, &logarithms) {
             let shape = [shapes.rows, top_k.k()];
@@ -252,6 +253,12 @@ impl Unit {
             Family::Pairwise(_) => relations(normalize, 1.0),
             Family::Triplet(loss) => relations(normalize, loss.distance_weight + loss.angle_weight),
             Family::Contrastive(loss) => softmax_of_keys(loss.temperature, normalize),
+            Family::Towers(
+                Towers::Softmax { temperature, .. } | Towers::Labels { temperature },
+            ) => softmax_of_keys(temperature, normalize),
+            Family::Towers(Towers::Sigmoid { scale, .. }) => {
+                softmax_of_keys(1.0 / scale, normalize)
+            }
             Family::Logits(loss) => Unit {
                 student: larger(loss.student_temperature * (x.len() as f64).sqrt()),
                 loss: loss.student_temperature * loss.student_temperature,

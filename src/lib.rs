@@ -14,6 +14,9 @@
 //! | [`DarkRank`] | which rows are a row's nearest, and in which order | Chen et al., arXiv 1707.01220 |
 //! | [`Rrd`] | softmax similarities to a [`Queue`] of past teacher keys | Giakoumoglou & Stathaki, arXiv 2407.12073 |
 //! | [`InfoNce`] | the own teacher row with others, in-batch or with a queue | van den Oord et al., arXiv 1807.03748 |
+//! | [`Clip`] | two trained towers with one another, and with the teacher's | Radford et al., arXiv 2103.00020 |
+//! | [`SigLip`] | each pair of two trained towers alone | Zhai et al., arXiv 2303.15343 |
+//! | [`SupCon`] | rows of one label with all others | Khosla et al., arXiv 2004.11362 |
 //! | [`KdKl`] | softened logits | Hinton et al., arXiv 1503.02531 |
 //!
 //! # Example
@@ -126,9 +129,9 @@ pub use gpu::element::GpuElement;
 #[cfg(feature = "emulator")]
 pub use gpu::emulator::{ApproximationErrors, EmulatedGpu, Emulator};
 pub use loss::{
-    Contrastive, DarkRank, Divergence, Enqueue, Family, Gram, InfoNce, KdKl, Logits, Loss,
+    Clip, Contrastive, DarkRank, Divergence, Enqueue, Family, Gram, InfoNce, KdKl, Logits, Loss,
     Normalizer, Order, Pairwise, ParameterValue, Penalty, Pkt, QueueUse, Relation, Rkd, RkdAngle,
-    RkdDistance, Rrd, Sp, Spec, Target, Triplet,
+    RkdDistance, Rrd, SigLip, Sp, Spec, SupCon, Target, TeacherUse, Towers, Triplet,
 };
 pub use problem::{Evaluation, Problem, Terms, Value, WeightPrecision};
 pub use queue::{Queue, QueueState};

@@ -10,13 +10,16 @@ use crate::prefixes::Prefixes;
 use crate::shapes::Shapes;
 
 /// The most terms that a loss reports.
-pub(crate) const MOST_TERMS: usize = 2;
+pub(crate) const MOST_TERMS: usize = 3;
 
 /// The named terms that a loss reports in addition to its value, as [`Spec::terms`] lists them:
 ///
 /// - RRD: `kl`, the divergence KL(p‖q). It differs from the loss, a cross-entropy, by the entropy
 ///   of the teacher's distribution, and has the same gradient.
 /// - RKD: `distance` and `angle`, its two parts, not weighted.
+/// - CLIP: `hard` and `soft`, its two parts, not weighted.
+/// - CLIP and SupCon: `scale_gradient`, ∂L/∂(1/τ). SigLIP: `scale_gradient` and `bias_gradient`, ∂L/∂a
+///   and ∂L/∂b. The upstream factor does not scale them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Terms([Option<(&'static str, f64)>; MOST_TERMS]);
 

@@ -19,6 +19,8 @@ pub struct Shapes {
     /// k, where the teacher is the k most likely classes of each row and has no rows of its own:
     /// see [`TopK`](crate::TopK). D_t is then 0.
     pub top_k: Option<usize>,
+    /// Whether each row has a label.
+    pub labels: bool,
 }
 
 impl Shapes {
@@ -32,6 +34,7 @@ impl Shapes {
             queue: None,
             row_weights: false,
             top_k: None,
+            labels: false,
         }
     }
 
@@ -42,6 +45,15 @@ impl Shapes {
         Shapes {
             top_k: Some(k),
             ..Shapes::new(rows, student_dim, 0)
+        }
+    }
+
+    /// The same batch with a label for each row.
+    #[must_use]
+    pub const fn with_labels(self) -> Self {
+        Shapes {
+            labels: true,
+            ..self
         }
     }
 

@@ -9,6 +9,7 @@ mod pairwise;
 mod parallel;
 mod prefixes;
 mod sums;
+mod towers;
 mod triplet;
 
 use half::{bf16, f16};
@@ -145,6 +146,8 @@ fn evaluate_in_pool<T: Element>(
             contrastive::evaluate(&contrastive, problem, batch, row_losses, gradient)?
                 .map(|(loss, kl)| problem.value(loss, kl))
         }
+        Family::Towers(towers) => towers::evaluate(&towers, batch, upstream, gradient)?
+            .map(|(loss, terms)| problem.value(loss, terms)),
         Family::Logits(logits) => {
             let loss =
                 logits::evaluate(&logits, problem, batch, row_losses.as_deref_mut(), gradient)?;

@@ -20,7 +20,7 @@ pub(crate) use parameter::{Parameter, Range};
 pub(crate) use registry::for_each_loss;
 pub use spec::{
     Contrastive, Enqueue, Family, Logits, Normalizer, Pairwise, Penalty, QueueUse, Relation, Spec,
-    Target, Triplet,
+    Target, TeacherUse, Towers, Triplet,
 };
 
 use crate::checks::{at_most, not_empty, same};
@@ -157,6 +157,7 @@ impl Loss {
                 loss: spec.name,
             });
         }
+        self.validate_towers(&spec, shapes)?;
         if let Family::Pairwise(Pairwise {
             penalty: Penalty::Order { .. },
             ..
@@ -178,10 +179,60 @@ impl Loss {
         }
     }
 
+    /// Checks the labels, the halves, and that something is left to compare.
+    fn validate_towers(&self, spec: &Spec, shapes: &Shapes) -> Result<()> {
+        match (spec.labels, shapes.labels) {
+            (true, false) => {
+                return Err(Error::Missing {
+                    argument: "labels",
+                    expected: "a label for each row",
+                });
+            }
+            (false, true) => {
+                return Err(Error::Unexpected {
+                    argument: "labels",
+                    loss: spec.name,
+                });
+            }
+            (true, true) | (false, false) => {}
+        }
+        let Family::Towers(towers) = spec.family else {
+            return Ok(());
+        };
+        if towers.has_halves() && !shapes.rows.is_multiple_of(2) {
+            return Err(Error::Parameter {
+                argument: "rows",
+                expected: "an even number: two towers of as many rows each",
+                got: shapes.rows as f64,
+            });
+        }
+        match towers {
+            Towers::Softmax { hard_weight, .. }
+                if hard_weight == 0.0 && shapes.teacher_dim == 0 =>
+            {
+                Err(Error::Missing {
+                    argument: "teacher",
+                    expected: "a teacher, as the hard term has no weight",
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Checks the width of the teacher's rows, or its list of classes.
     fn validate_teacher(&self, spec: &Spec, shapes: &Shapes) -> Result<()> {
         let Some(k) = shapes.top_k else {
-            not_empty("teacher_dim", shapes.teacher_dim)?;
+            match spec.teacher {
+                TeacherUse::Required => not_empty("teacher_dim", shapes.teacher_dim)?,
+                TeacherUse::Optional => {}
+                TeacherUse::Never if shapes.teacher_dim == 0 => {}
+                TeacherUse::Never => {
+                    return Err(Error::Unexpected {
+                        argument: "teacher",
+                        loss: spec.name,
+                    });
+                }
+            }
             if spec.same_dim {
                 same("teacher_dim", shapes.student_dim, shapes.teacher_dim)?;
             }

@@ -33,6 +33,8 @@ pub(crate) enum Range {
     Temperature,
     /// From 0 to 1: α, β.
     Fraction,
+    /// Finite: a bias.
+    Finite,
 }
 
 impl Range {
@@ -48,6 +50,7 @@ impl Range {
                 (1e-30..=1e30).contains(&got),
                 "a finite number above 0 (from 1e-30 to 1e30)",
             ),
+            Range::Finite => (got.is_finite(), "a finite number"),
             Range::Fraction => ((0.0..=1.0).contains(&got), "a number from 0 to 1"),
         };
         if inside {

@@ -18,6 +18,9 @@ macro_rules! for_each_loss {
             dark_rank DarkRank "dark-rank" "The order of a row's neighbours: hard DarkRank." Never;
             rrd Rrd "rrd" "Relational representation distillation." Required;
             info_nce InfoNce "info-nce" "InfoNCE, in-batch or with a queue." Optional;
+            clip Clip "clip" "CLIP with two trained towers, hard and soft." Never;
+            sig_lip SigLip "siglip" "SigLIP: a sigmoid for each pair." Never;
+            sup_con SupCon "sup-con" "Supervised contrastive learning; NT-Xent." Never;
             kd_kl KdKl "kd-kl" "Hinton's distillation of logits." Never;
         }
     };

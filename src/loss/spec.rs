@@ -27,6 +27,10 @@ pub struct Spec {
     pub same_dim: bool,
     /// Whether the loss is evaluated with a queue of past teacher keys.
     pub queue: QueueUse,
+    /// Whether the loss is evaluated with a teacher's rows.
+    pub teacher: TeacherUse,
+    /// Whether rows have labels.
+    pub labels: bool,
     /// When the teacher's rows of the batch enter the queue; `Never` for a loss without one.
     pub enqueue: Enqueue,
     /// Whether the rows of student and teacher (and the keys of the queue) are L2-normalised
@@ -46,6 +50,8 @@ impl Spec {
             family,
             same_dim: false,
             queue: QueueUse::Never,
+            teacher: TeacherUse::Required,
+            labels: false,
             enqueue: Enqueue::Never,
             normalize: false,
             terms: &[],
@@ -96,6 +102,17 @@ pub enum QueueUse {
     Required,
 }
 
+/// Whether a loss is evaluated with a teacher's rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TeacherUse {
+    /// The loss is one against a teacher.
+    Required,
+    /// The loss leaves out what a teacher would add.
+    Optional,
+    /// The loss has no use for a teacher, and one is refused.
+    Never,
+}
+
 /// When a loss puts the teacher's rows of a batch into the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Enqueue {
@@ -119,6 +136,8 @@ pub enum Family {
     Contrastive(Contrastive),
     /// A softmax over classes for each row of logits: KD.
     Logits(Logits),
+    /// Rows that are compared with one another and all trained: CLIP, SigLIP, SupCon.
+    Towers(Towers),
 }
 
 /// The pairwise family: `L = 1/N² Σ_ij penalty( r_ij(X)/s(X), r_ij(Y)/s(Y) )`.
@@ -257,6 +276,47 @@ pub enum Target {
     OwnKey,
 }
 
+/// The towers family: similarities ⟨x̂_i, x̂_j⟩ of the student's rows with one another. The gradient
+/// reaches both rows of a pair.
+///
+/// All but `Labels` compare the first half of the rows with the second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Towers {
+    /// Softmaxes over the rows of the other half, both ways: CLIP.
+    Softmax {
+        /// τ of the student's softmaxes.
+        temperature: f64,
+        /// τ_t of the teacher's softmaxes.
+        teacher_temperature: f64,
+        /// Weight of the term whose target is the partner.
+        hard_weight: f64,
+        /// Weight of the term whose target is the teacher's softmax.
+        soft_weight: f64,
+    },
+    /// A sigmoid of each pair: SigLIP.
+    Sigmoid {
+        /// a
+        scale: f64,
+        /// b
+        bias: f64,
+    },
+    /// A softmax over all other rows, whose targets are those of the same label: SupCon.
+    Labels {
+        /// τ
+        temperature: f64,
+    },
+}
+
+impl Towers {
+    /// Whether the first half of the rows is compared with the second.
+    pub(crate) fn has_halves(&self) -> bool {
+        match self {
+            Towers::Softmax { .. } | Towers::Sigmoid { .. } => true,
+            Towers::Labels { .. } => false,
+        }
+    }
+}
+
 /// The logits family: the divergence of two softmaxes over classes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Logits {
@@ -279,7 +339,7 @@ impl Family {
     pub(crate) fn takes_row_weights(&self) -> bool {
         match self {
             Family::Contrastive(_) | Family::Logits(_) => true,
-            Family::Pairwise(_) | Family::Triplet(_) => false,
+            Family::Pairwise(_) | Family::Triplet(_) | Family::Towers(_) => false,
         }
     }
 
@@ -289,7 +349,7 @@ impl Family {
     pub fn has_row_losses(&self) -> bool {
         match self {
             Family::Contrastive(_) | Family::Logits(_) => true,
-            Family::Pairwise(_) | Family::Triplet(_) => false,
+            Family::Pairwise(_) | Family::Triplet(_) | Family::Towers(_) => false,
         }
     }
 }

@@ -62,10 +62,19 @@ impl Problem {
             same("teacher k", k, top_k.k())?;
             top_k.check(self.classes())?;
         }
+        agree(
+            "labels",
+            "the labels the problem was made for",
+            want.labels,
+            got.labels,
+        )?;
+        if let Some(labels) = batch.labels {
+            same("labels", want.rows, labels.len())?;
+        }
         if self.checked {
             match self.spec().family {
                 Family::Logits(loss) => check_logits(&loss, self.classes(), batch)?,
-                Family::Pairwise(_) | Family::Triplet(_) => {
+                Family::Pairwise(_) | Family::Triplet(_) | Family::Towers(_) => {
                     batch.student.check_finite("student")?;
                     batch.teacher.check_finite("teacher")?;
                 }

@@ -5,6 +5,7 @@
 //! but the parameters of the losses, and what an input stands for: a weight for a share of the mean
 //! (`row_weights.rs`), a list for a tail (`top_k.rs`). Each loss has a file of its own.
 
+mod clip;
 mod dark_rank;
 mod divergence;
 mod gram;
@@ -15,7 +16,9 @@ mod pkt;
 mod rkd_angle;
 mod rkd_distance;
 mod rrd;
+mod sig_lip;
 mod sp;
+mod sup_con;
 
 use half::{bf16, f16};
 
@@ -175,7 +178,7 @@ fn evaluate_rows<T: Element>(
 
     let epsilon = match problem.spec().family {
         Family::Pairwise(pairwise) => pairwise.norm_epsilon,
-        Family::Triplet(_) | Family::Contrastive(_) | Family::Logits(_) => 0.0,
+        Family::Triplet(_) | Family::Contrastive(_) | Family::Logits(_) | Family::Towers(_) => 0.0,
     };
     let norms = problem.spec().normalize.then(|| {
         teacher.normalize(epsilon);
@@ -184,7 +187,7 @@ fn evaluate_rows<T: Element>(
     let relates_distances = match problem.spec().family {
         Family::Pairwise(pairwise) => !pairwise.relation.is_of_directions(),
         Family::Triplet(_) => true,
-        Family::Contrastive(_) | Family::Logits(_) => false,
+        Family::Contrastive(_) | Family::Logits(_) | Family::Towers(_) => false,
     };
     if norms.is_some() && relates_distances {
         for rows in [&mut student, &mut teacher] {
@@ -209,6 +212,10 @@ fn evaluate_rows<T: Element>(
             let queue = queue.as_ref();
             info_nce::info_nce(loss, &student, &teacher, queue, &shares, &mut losses)
         }
+        Loss::Clip(loss) => clip::clip(loss, &student, (teacher.dim > 0).then_some(&teacher)),
+        Loss::SigLip(loss) => sig_lip::sig_lip(loss, &student),
+        // `Problem` lets no such batch through without labels.
+        Loss::SupCon(loss) => sup_con::sup_con(loss, &student, batch.labels.unwrap_or_default()),
         // Its rows may hold infinities, and have weights.
         Loss::KdKl(_) => unreachable!("evaluated above"),
     };
@@ -303,16 +310,24 @@ impl Matrix {
     }
 
     fn rows(&self) -> usize {
-        self.data.len() / self.dim
+        self.data.len() / self.dim.max(1)
     }
 
     fn row(&self, i: usize) -> &[f64] {
         &self.data[i * self.dim..][..self.dim]
     }
 
+    /// `rows` rows from `first` on.
+    fn part(&self, first: usize, rows: usize) -> Matrix {
+        Matrix {
+            data: self.data[first * self.dim..][..rows * self.dim].to_vec(),
+            dim: self.dim,
+        }
+    }
+
     /// Makes some of the rows zero.
     fn clear_rows(&mut self, is_cleared: impl Fn(usize) -> bool) {
-        for (i, row) in self.data.chunks_exact_mut(self.dim).enumerate() {
+        for (i, row) in self.data.chunks_exact_mut(self.dim.max(1)).enumerate() {
             if is_cleared(i) {
                 row.fill(0.0);
             }
@@ -326,7 +341,7 @@ impl Matrix {
     /// x ← x/(‖x‖ + ε) for each row; returns the norms ‖x‖. A zero row stays zero.
     fn normalize(&mut self, epsilon: f64) -> Vec<f64> {
         self.data
-            .chunks_exact_mut(self.dim)
+            .chunks_exact_mut(self.dim.max(1))
             .map(|row| {
                 // ‖x‖ as m·‖x/m‖, so that no square overflows or vanishes.
                 let m = row.iter().fold(0.0f64, |m, x| m.max(x.abs()));

@@ -278,9 +278,10 @@ impl Case {
         match self.loss.spec().family {
             Family::Logits(_) => (self.bytes::<f32>(), "B/s"),
             Family::Triplet(_) if self.triplets() > 0 => (self.triplets(), "triplet/s"),
-            Family::Pairwise(_) | Family::Triplet(_) | Family::Contrastive(_) => {
-                (self.flops(), "flop/s")
-            }
+            Family::Pairwise(_)
+            | Family::Triplet(_)
+            | Family::Contrastive(_)
+            | Family::Towers(_) => (self.flops(), "flop/s"),
         }
     }
 }

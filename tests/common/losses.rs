@@ -3,7 +3,7 @@
 use relata::{
     Contrastive, DarkRank, Device, Divergence, Element, Enqueue, Evaluation, Family, InfoNce, KdKl,
     Logits, Loss, Order, ParameterValue, Queue, QueueUse, Result, Rkd, RkdAngle, RkdDistance, Rows,
-    Rrd, Shapes, Target,
+    Rrd, Shapes, Target, Towers,
 };
 
 /// Whether the loss L2-normalises its rows first, so that their lengths do not count. PKT's ε makes
@@ -24,6 +24,13 @@ pub(crate) fn has_kl(loss: &Loss) -> bool {
 pub(crate) fn least_temperature(loss: &Loss) -> Option<f64> {
     match loss.spec().family {
         Family::Pairwise(_) | Family::Triplet(_) | Family::Logits(_) => None,
+        Family::Towers(Towers::Softmax {
+            temperature,
+            teacher_temperature,
+            ..
+        }) => Some(temperature.min(teacher_temperature)),
+        Family::Towers(Towers::Sigmoid { scale, .. }) => Some(1.0 / scale),
+        Family::Towers(Towers::Labels { temperature }) => Some(temperature),
         Family::Contrastive(Contrastive {
             temperature,
             target,
@@ -67,7 +74,11 @@ const FLOP_PER_CLASS: u64 = 14;
 pub(crate) fn triplets(loss: &Loss, rows: usize) -> u64 {
     match loss.spec().family {
         Family::Triplet(triplet) if triplet.angle_weight > 0.0 => (rows as u64).pow(3),
-        Family::Triplet(_) | Family::Pairwise(_) | Family::Contrastive(_) | Family::Logits(_) => 0,
+        Family::Triplet(_)
+        | Family::Pairwise(_)
+        | Family::Contrastive(_)
+        | Family::Logits(_)
+        | Family::Towers(_) => 0,
     }
 }
 
@@ -88,6 +99,13 @@ pub(crate) fn flops(loss: &Loss, shapes: Shapes) -> u64 {
             Target::OwnKey => 4 * n * keys * d,
         },
         Family::Logits(Logits { .. }) => FLOP_PER_CLASS * n * d,
+        // Products of each pair twice, of student and teacher, and two weighted rows: of n² pairs of
+        // two halves, or of all pairs.
+        Family::Towers(towers) => match towers {
+            Towers::Softmax { .. } => n * n / 4 * (8 * d + 4 * d_t),
+            Towers::Sigmoid { .. } => n * n / 4 * 6 * d,
+            Towers::Labels { .. } => n * n / 2 * 8 * d,
+        },
     }
 }
 

@@ -39,7 +39,7 @@ use crate::simd::{Lanes, dispatch};
 
 /// Keys in a chunk: their logits are formed before their exponentials. Sums start anew with each
 /// chunk, so that long sums round less.
-pub(super) const CHUNK: usize = 64;
+pub(in crate::cpu) const CHUNK: usize = 64;
 /// The largest number of parts of the keys, and the least number of keys in a part but the last.
 const PARTS: usize = 8;
 const PART: usize = 4096;
@@ -75,7 +75,7 @@ pub(super) fn attention_forward<R: Real>(
             *max = initial_max;
         }
         dispatch(Strip {
-            queries: &transpose(rows, first, lanes)?,
+            queries: &transpose(rows, first, lanes.min(rows.rows - first), lanes)?,
             keys: keys.part(p * part, keys.len.min((p + 1) * part)),
             left_out: except_own.then(|| first as isize - (p * part) as isize),
             per_temperature: R::from_f64(1.0 / temperature),
@@ -100,7 +100,7 @@ pub(super) fn part_len(keys: usize) -> usize {
 }
 
 /// Rows in a strip.
-pub(super) fn lanes_of_strip<R: Real>() -> usize {
+pub(in crate::cpu) fn lanes_of_strip<R: Real>() -> usize {
     STRIP * dispatch(Width::<R>(std::marker::PhantomData))
 }
 
@@ -116,10 +116,15 @@ impl<R: Lanes> WithSimd for Width<R> {
     }
 }
 
-/// Rows from `first` on as `[dim, lanes]`; rows beyond the last are zero.
-fn transpose<R: Real>(rows: &Embeddings<R>, first: usize, lanes: usize) -> Result<Buffer<R>> {
+/// `count` rows from `first` on as `[dim, lanes]`; lanes beyond them are zero.
+pub(in crate::cpu) fn transpose<R: Real>(
+    rows: &Embeddings<R>,
+    first: usize,
+    count: usize,
+    lanes: usize,
+) -> Result<Buffer<R>> {
     let mut out = Buffer::zeros(rows.dim * lanes)?;
-    for lane in 0..lanes.min(rows.rows - first) {
+    for lane in 0..count {
         for (d, &x) in rows.row(first + lane)[..rows.dim].iter().enumerate() {
             out[d * lanes + lane] = x;
         }

@@ -1,10 +1,10 @@
 //! Losses that compare queries with keys: RRD and InfoNCE.
 
-mod attention;
+pub(super) mod attention;
 mod divergence;
 mod info_nce;
 mod rrd;
-mod tiles;
+pub(super) mod tiles;
 
 use crate::batch::Batch;
 use crate::cpu::embeddings::{Embeddings, RowScaling};

@@ -15,7 +15,7 @@ use crate::element::Real;
 use crate::simd::unroll;
 
 /// Registers of rows in a strip.
-pub(super) const STRIP: usize = 4;
+pub(in crate::cpu) const STRIP: usize = 4;
 /// Keys, or elements of keys, in a tile, where there are 32 registers. Its sums are held in 16.
 const TILE: usize = 4;
 /// The same for 16 registers: 12 sums, 3 elements and one register of rows.
@@ -23,16 +23,16 @@ const NARROW_TILE: usize = 3;
 
 /// Keys, which are the values too: `[len, stride]`. The first `dim` columns count.
 #[derive(Clone, Copy)]
-pub(super) struct Keys<'a, R> {
-    pub(super) data: &'a [R],
-    pub(super) len: usize,
-    pub(super) dim: usize,
-    pub(super) stride: usize,
+pub(in crate::cpu) struct Keys<'a, R> {
+    pub(in crate::cpu) data: &'a [R],
+    pub(in crate::cpu) len: usize,
+    pub(in crate::cpu) dim: usize,
+    pub(in crate::cpu) stride: usize,
 }
 
 impl<'a, R> Keys<'a, R> {
     /// Keys from..to.
-    pub(super) fn part(self, from: usize, to: usize) -> Self {
+    pub(in crate::cpu) fn part(self, from: usize, to: usize) -> Self {
         Keys {
             data: &self.data[from * self.stride..to * self.stride],
             len: to - from,
@@ -43,7 +43,7 @@ impl<'a, R> Keys<'a, R> {
 
 /// ⟨row, key⟩ for all keys of a chunk, `[key, STRIP]`.
 #[inline(always)]
-pub(super) fn products<S: Simd, R: Real>(
+pub(in crate::cpu) fn products<S: Simd, R: Real>(
     s: S,
     queries: &[R::Of<S>],
     keys: Keys<'_, R>,
@@ -151,7 +151,7 @@ fn add_tile<S: Simd, R: Real, const T: usize>(
 
 /// weighted ← decay · weighted + Σ_k weights_k key_k, `[dim, STRIP]`.
 #[inline(always)]
-pub(super) fn gather<S: Simd, R: Real>(
+pub(in crate::cpu) fn gather<S: Simd, R: Real>(
     s: S,
     weights: &[R::Of<S>],
     keys: Keys<'_, R>,

@@ -1,0 +1,367 @@
+//! Losses of rows that are compared with one another and all trained: CLIP, SigLIP, SupCon.
+//!
+//! ```text
+//! for each strip of rows, in parallel:                    log_sums.rs
+//!     largest product and Σ exp over the other keys       of student and teacher
+//! for each row: its own pair, its losses                  in f64
+//! for each strip of rows, in parallel:                    gradient.rs
+//!     products once more, coefficients C_ij = C_ji        by both rows' log-sums
+//!     g_i = Σ_j C_ij x_j
+//! ```
+//!
+//! 1. A coefficient has what row i does to row j and what j does to i. Both need a log-sum of their
+//!    row, so there are two sweeps, and no matrix of rows × rows.
+//! 2. The own pair is kept apart: the partner in the other half, or the row itself, which is no key.
+//!    Near convergence it has almost all of the softmax, and the small rest is the loss.
+//! 3. The order of a product's sum does not depend on which row is the key. So both sweeps, and both
+//!    rows of a pair, see the same bits.
+
+mod gradient;
+mod log_sums;
+mod ops;
+
+use self::gradient::{Sums, sums_of_strips};
+use self::log_sums::{LogSums, log_sums};
+use self::ops::{FIELDS, Labels, Sigmoid, Softmax};
+use super::contrastive::tiles::Keys;
+use crate::batch::Batch;
+use crate::cpu::embeddings::{Embeddings, RowScaling};
+use crate::cpu::sums::dot;
+use crate::element::{Element, Real};
+use crate::error::Result;
+use crate::loss::Towers;
+
+/// The loss and its terms. `None` if an input is not finite.
+pub(super) fn evaluate<T: Element>(
+    loss: &Towers,
+    batch: Batch<'_, T>,
+    upstream: f64,
+    gradient: &mut [T::Real],
+) -> Result<Option<(f64, Vec<f64>)>> {
+    let scaling = RowScaling::Normalized { epsilon: 0.0 };
+    let x = Embeddings::<T::Real>::new(batch.student, scaling)?;
+    let y = match batch.teacher.dim() {
+        0 => None,
+        _ => Some(Embeddings::<T::Real>::new(batch.teacher, scaling)?),
+    };
+    if !(x.is_finite() && y.as_ref().is_none_or(Embeddings::is_finite)) {
+        return Ok(None);
+    }
+    let pass = Pass {
+        x: &x,
+        upstream,
+        halves: loss.has_halves(),
+    };
+    let value = match *loss {
+        Towers::Softmax {
+            temperature,
+            teacher_temperature,
+            hard_weight,
+            soft_weight,
+        } => pass.softmax(
+            y.as_ref().filter(|_| soft_weight > 0.0),
+            [temperature, teacher_temperature],
+            [hard_weight, soft_weight],
+            gradient,
+        )?,
+        Towers::Sigmoid { scale, bias } => pass.sigmoid(scale, bias, gradient)?,
+        Towers::Labels { temperature } => {
+            pass.labels(temperature, batch.labels.unwrap_or_default(), gradient)?
+        }
+    };
+    Ok(Some(value))
+}
+
+/// The rows of one batch, which are keys too.
+#[derive(Clone, Copy)]
+struct Pass<'a, R: Real> {
+    /// At length 1.
+    x: &'a Embeddings<R>,
+    upstream: f64,
+    /// Whether a row's keys are those of the other half, and not all rows.
+    halves: bool,
+}
+
+/// A run of rows and their keys.
+#[derive(Clone, Copy)]
+pub(super) struct Side {
+    first_row: usize,
+    rows: usize,
+    first_key: usize,
+    keys: usize,
+}
+
+impl Side {
+    fn keys_of<'a, R: Real>(&self, rows: &'a Embeddings<R>) -> Keys<'a, R> {
+        Keys {
+            data: &rows.data[self.first_key * rows.stride..],
+            len: self.keys,
+            dim: rows.dim,
+            stride: rows.stride,
+        }
+    }
+}
+
+impl<R: Real> Pass<'_, R> {
+    /// Rows and keys of the same number in their runs belong together.
+    fn sides(&self) -> Vec<Side> {
+        let all = self.x.rows;
+        let side = |first_row, first_key, rows| Side {
+            first_row,
+            rows,
+            first_key,
+            keys: rows,
+        };
+        if self.halves {
+            vec![side(0, all / 2, all / 2), side(all / 2, 0, all / 2)]
+        } else {
+            vec![side(0, 0, all)]
+        }
+    }
+
+    fn partner(&self, row: usize) -> usize {
+        let half = self.x.rows / 2;
+        match self.halves {
+            false => row,
+            true if row < half => row + half,
+            true => row - half,
+        }
+    }
+
+    fn softmax<G: Real>(
+        &self,
+        y: Option<&Embeddings<R>>,
+        [temperature, teacher_temperature]: [f64; 2],
+        [hard_weight, soft_weight]: [f64; 2],
+        gradient: &mut [G],
+    ) -> Result<(f64, Vec<f64>)> {
+        let rows = self.x.rows;
+        let student = self.with_partners(self.x, temperature)?;
+        let teacher = match y {
+            Some(y) => Some(self.with_partners(y, teacher_temperature)?),
+            None => None,
+        };
+        let soft = if teacher.is_some() { soft_weight } else { 0.0 };
+        let mut fields = vec![[R::ZERO; FIELDS]; rows];
+        for (i, fields) in fields.iter_mut().enumerate() {
+            fields[0] = R::from_f64(student[i].largest);
+            fields[1] = R::from_f64(student[i].excess);
+            if let Some(teacher) = &teacher {
+                fields[2] = R::from_f64(teacher[i].largest);
+                fields[3] = R::from_f64(teacher[i].excess);
+            }
+        }
+        let op = Softmax {
+            per_temperature: [1.0 / temperature, 1.0 / teacher_temperature].map(R::from_f64),
+            of_student: R::from_f64(hard_weight + soft),
+            of_teacher: R::from_f64(soft),
+        };
+        // What a row makes of its own pair, less than 0: nothing is subtracted where q is near 1.
+        let own: Vec<f64> = (0..rows)
+            .map(|i| {
+                let others = teacher.as_ref().map_or(0.0, |teacher| teacher[i].others);
+                soft * others - (hard_weight + soft) * student[i].others
+            })
+            .collect();
+        let factor = 0.5 / (rows / 2) as f64;
+        let sums = sums_of_strips(op, self.x, y.filter(|_| soft > 0.0), &self.sides(), &fields)?;
+        let along = self.write(&sums, factor / temperature, gradient, |i| {
+            own[i] + own[self.partner(i)]
+        })?;
+        let hard = factor * student.iter().map(|row| row.own_loss).sum::<f64>();
+        let soft_term = match &teacher {
+            None => 0.0,
+            Some(teacher) => {
+                let cross_entropy = |i: usize| {
+                    let (s, p_own) = (&student[i], 1.0 - teacher[i].others);
+                    s.excess + sums.moments[i][0] / temperature + p_own * s.own_below
+                };
+                factor * (0..rows).map(cross_entropy).sum::<f64>()
+            }
+        };
+        let value = hard_weight * hard + soft * soft_term;
+        // Each pair is in the sum of both of its rows.
+        Ok((value, vec![hard, soft_term, 0.5 * factor * along]))
+    }
+
+    /// The log-sums of all rows, and how their partner stands among them.
+    fn with_partners(&self, rows: &Embeddings<R>, temperature: f64) -> Result<Vec<WithPartner>> {
+        let mut all = Vec::with_capacity(rows.rows);
+        for side in self.sides() {
+            for (i, of_row) in log_sums(rows, side, temperature)?.into_iter().enumerate() {
+                let [row, partner] = [side.first_row + i, side.first_key + i].map(|i| rows.row(i));
+                all.push(WithPartner::new(
+                    of_row,
+                    dot(row, partner) / temperature,
+                    temperature,
+                ));
+            }
+        }
+        Ok(all)
+    }
+
+    fn sigmoid<G: Real>(
+        &self,
+        scale: f64,
+        bias: f64,
+        gradient: &mut [G],
+    ) -> Result<(f64, Vec<f64>)> {
+        let rows = self.x.rows;
+        let op = Sigmoid {
+            scale: R::from_f64(scale),
+            bias: R::from_f64(bias),
+        };
+        let fields = vec![[R::ZERO; FIELDS]; rows];
+        let sums = sums_of_strips(op, self.x, None, &self.sides(), &fields)?;
+        // The own pair: −log σ(l), and its slope −σ(−l).
+        let own: Vec<(f64, f64)> = (0..rows)
+            .map(|i| {
+                let product = dot(self.x.row(i), self.x.row(self.partner(i)));
+                let logit = scale * product + bias;
+                let decay = (-logit.abs()).exp();
+                let sigma = if logit > 0.0 { decay } else { 1.0 } / (1.0 + decay);
+                ((-logit).max(0.0) + decay.ln_1p(), -sigma)
+            })
+            .collect();
+        let pairs = (rows / 2) as f64;
+        let along = self.write(&sums, scale / pairs, gradient, |i| own[i].1)?;
+        // Each pair is in the sums of both of its rows.
+        let of_both = 0.5 / pairs;
+        let sum = |of: &dyn Fn(usize) -> f64| of_both * (0..rows).map(of).sum::<f64>();
+        let value = sum(&|i| sums.moments[i][0] + own[i].0);
+        let of_bias = sum(&|i| sums.moments[i][1] + own[i].1);
+        Ok((value, vec![of_both * along, of_bias]))
+    }
+
+    fn labels<G: Real>(
+        &self,
+        temperature: f64,
+        labels: &[u32],
+        gradient: &mut [G],
+    ) -> Result<(f64, Vec<f64>)> {
+        let rows = self.x.rows;
+        let (numbers, sizes) = numbered(labels);
+        let positives = |i: usize| sizes[numbers[i]] - 1;
+        let counted = (0..rows).filter(|&i| positives(i) > 0).count();
+        if counted == 0 {
+            gradient.fill(G::ZERO);
+            return Ok((0.0, vec![0.0]));
+        }
+        let [side] = self.sides()[..] else {
+            return Ok((0.0, vec![0.0]));
+        };
+        let of_rows = log_sums(self.x, side, temperature)?;
+        let excess: Vec<f64> = of_rows.iter().map(|row| row.sum.ln()).collect();
+        let mut fields = vec![[R::ZERO; FIELDS]; rows];
+        for (i, fields) in fields.iter_mut().enumerate() {
+            fields[0] = R::from_f64(of_rows[i].largest);
+            fields[1] = R::from_f64(excess[i]);
+            // Exact: there are fewer labels than f32 can count.
+            fields[2] = R::from_f64(numbers[i] as f64);
+            if positives(i) > 0 {
+                fields[3] = R::ONE;
+                fields[4] = R::from_f64(1.0 / positives(i) as f64);
+            }
+        }
+        let op = Labels {
+            per_temperature: R::from_f64(1.0 / temperature),
+        };
+        let sums = sums_of_strips(op, self.x, None, &[side], &fields)?;
+        let factor = 1.0 / counted as f64;
+        let along = self.write(&sums, factor / temperature, gradient, |_| 0.0)?;
+        let row_loss =
+            |i: usize| excess[i] + sums.moments[i][0] / temperature / positives(i) as f64;
+        let value = (0..rows)
+            .filter(|&i| positives(i) > 0)
+            .map(row_loss)
+            .sum::<f64>();
+        Ok((factor * value, vec![0.5 * factor * along]))
+    }
+
+    /// Writes the gradient, upstream · factor · (g_i + own_i x_partner) carried back to the rows as
+    /// they came. Returns Σ_i ⟨x_i, g_i⟩ with the own pair.
+    fn write<G: Real>(
+        &self,
+        sums: &Sums<R>,
+        factor: f64,
+        gradient: &mut [G],
+        own: impl Fn(usize) -> f64 + Sync,
+    ) -> Result<f64> {
+        let dim = self.x.dim;
+        let along: Vec<f64> =
+            crate::cpu::parallel::try_map_blocks(gradient, dim, &|i, out: &mut [G]| {
+                let partner = self.x.row(self.partner(i));
+                let coefficient = own(i);
+                let mut g = crate::cpu::buffer::Buffer::<R>::any(dim)?;
+                let of_row = &sums.weighted[i * dim..][..dim];
+                for ((g, &sum), &other) in g.iter_mut().zip(of_row).zip(partner) {
+                    *g = R::from_f64(sum.to_f64() + coefficient * other.to_f64());
+                }
+                self.x.write_gradient(i, self.upstream * factor, &g, out);
+                Ok(dot(&g, &self.x.row(i)[..dim]))
+            })?;
+        Ok(along.iter().sum())
+    }
+}
+
+/// A row's softmax over the other half, with its partner.
+struct WithPartner {
+    /// The largest product with another key.
+    largest: f64,
+    /// The log-sum over all keys less largest/τ; at least 0.
+    excess: f64,
+    /// The weight of all keys but the partner.
+    others: f64,
+    /// −log of the partner's weight.
+    own_loss: f64,
+    /// largest/τ less the partner's logit.
+    own_below: f64,
+}
+
+impl WithPartner {
+    fn new(row: LogSums, own: f64, temperature: f64) -> Self {
+        if row.sum == 0.0 {
+            // There is no other key.
+            return WithPartner {
+                largest: 0.0,
+                excess: own.max(0.0),
+                others: 0.0,
+                own_loss: 0.0,
+                own_below: -own.max(0.0),
+            };
+        }
+        let below = row.largest / temperature - own;
+        // The others' log-sum less the partner's logit.
+        let a = below + row.sum.ln();
+        let ratio = (-a.abs()).exp();
+        let (own_loss, others) = if a > 0.0 {
+            (a + ratio.ln_1p(), 1.0 / (1.0 + ratio))
+        } else {
+            (ratio.ln_1p(), ratio / (1.0 + ratio))
+        };
+        WithPartner {
+            largest: row.largest,
+            excess: (own_loss - below).max(0.0),
+            others,
+            own_loss,
+            own_below: below,
+        }
+    }
+}
+
+/// A number from 0 on for each label, and how many rows have each.
+fn numbered(labels: &[u32]) -> (Vec<usize>, Vec<usize>) {
+    let mut known = std::collections::HashMap::new();
+    let mut sizes = Vec::new();
+    let mut number = |&label: &u32| {
+        let next = known.len();
+        let number = *known.entry(label).or_insert(next);
+        if number == sizes.len() {
+            sizes.push(0);
+        }
+        sizes[number] += 1;
+        number
+    };
+    let numbers = labels.iter().map(&mut number).collect();
+    (numbers, sizes)
+}

@@ -1,0 +1,52 @@
+use super::divergence::divergence;
+use super::rrd::similarities;
+use super::{Matrix, dot};
+use crate::loss::Clip;
+use crate::problem::Value;
+
+/// L = hard_weight · hard + soft_weight · soft of both directions; x the student's rows at length 1,
+/// and y the teacher's if there is one.
+pub(super) fn clip(loss: &Clip, x: &Matrix, y: Option<&Matrix>) -> (Value, Vec<f64>) {
+    let n = x.rows() / 2;
+    let (mut hard, mut soft, mut scale_gradient) = (0.0, 0.0, 0.0);
+    let mut gradient = vec![0.0; x.data.len()];
+    // Row i of one tower, and the first row of the other.
+    for i in 0..2 * n {
+        let (first, own) = if i < n { (n, i) } else { (0, i - n) };
+        let others = x.part(first, n);
+        let logits = similarities(x.row(i), &others, loss.temperature);
+        // The hard target's logits: −∞ for all but the partner.
+        let mut partner = vec![f64::NEG_INFINITY; n];
+        partner[own] = 0.0;
+        let to_partner = divergence(&logits, &partner, |k| partner[k] - logits[k]);
+        hard -= 0.5 * to_partner.log_q[own] / n as f64;
+        let mut slopes: Vec<f64> = to_partner
+            .differences
+            .iter()
+            .map(|d| loss.hard_weight * d)
+            .collect();
+        if let Some(y) = y {
+            let targets = similarities(y.row(i), &y.part(first, n), loss.teacher_temperature);
+            let to_teacher = divergence(&logits, &targets, |k| targets[k] - logits[k]);
+            for k in 0..n {
+                soft -= 0.5 * to_teacher.p[k] * to_teacher.log_q[k] / n as f64;
+                slopes[k] += loss.soft_weight * to_teacher.differences[k];
+            }
+        }
+        for (k, slope) in slopes.iter().enumerate() {
+            let g = 0.5 * slope / (n as f64);
+            scale_gradient += g * dot(x.row(i), others.row(k));
+            for d in 0..x.dim {
+                gradient[i * x.dim + d] += g * others.row(k)[d] / loss.temperature;
+                gradient[(first + k) * x.dim + d] += g * x.row(i)[d] / loss.temperature;
+            }
+        }
+    }
+    let value = loss.hard_weight * hard + loss.soft_weight * soft;
+    let terms = [
+        ("hard", hard),
+        ("soft", soft),
+        ("scale_gradient", scale_gradient),
+    ];
+    (Value::with_terms(value, terms), gradient)
+}

@@ -1,0 +1,441 @@
+//! The losses of two trained towers and of labels.
+
+mod common;
+
+use common::compare::{assert_gradient, assert_loss, assert_zero};
+use common::{Input, cast};
+use relata::{
+    Batch, Clip, Cpu, DType, Device, Element, Error, Evaluation, Loss, Problem, Reference, Rows,
+    Shapes, SigLip, SupCon, check,
+};
+
+/// n or N, D, and D_t: the smallest, odd ones, and both sides of what a strip and a chunk hold.
+const SHAPES: [[usize; 3]; 9] = [
+    [1, 1, 1],
+    [1, 5, 3],
+    [2, 3, 7],
+    [5, 16, 4],
+    [17, 33, 20],
+    [64, 8, 8],
+    [65, 7, 130],
+    [130, 40, 3],
+    [200, 5, 5],
+];
+
+/// A loss, its rows for n of a shape, whether it has a teacher, and its labels.
+struct Case {
+    loss: Loss,
+    rows: usize,
+    teacher: bool,
+    labels: Option<Vec<u32>>,
+}
+
+fn cases(n: usize) -> Vec<Case> {
+    let towers = |loss: Loss, teacher| Case {
+        loss,
+        rows: 2 * n,
+        teacher,
+        labels: None,
+    };
+    let labelled = |labels: Vec<u32>| Case {
+        loss: SupCon { temperature: 0.2 }.into(),
+        rows: labels.len(),
+        teacher: false,
+        labels: Some(labels),
+    };
+    let clip = Clip::default();
+    vec![
+        towers(clip.into(), true),
+        towers(clip.into(), false),
+        towers(
+            Clip {
+                hard_weight: 0.0,
+                soft_weight: 0.75,
+                teacher_temperature: 0.02,
+                ..clip
+            }
+            .into(),
+            true,
+        ),
+        towers(
+            Clip {
+                temperature: 0.01,
+                hard_weight: 0.25,
+                ..clip
+            }
+            .into(),
+            true,
+        ),
+        towers(
+            Clip {
+                soft_weight: 0.0,
+                ..clip
+            }
+            .into(),
+            true,
+        ),
+        towers(SigLip::default().into(), false),
+        towers(
+            SigLip {
+                scale: 3.0,
+                bias: 0.5,
+            }
+            .into(),
+            false,
+        ),
+        labelled((0..n as u32).map(|i| i % 3).collect()),
+        labelled((0..n as u32).map(|i| i / 2).collect()),
+        labelled((0..2 * n as u32).map(|i| i % n as u32).collect()),
+        labelled((0..n as u32).map(|i| u32::MAX - i * i).collect()),
+    ]
+}
+
+struct Inputs<T> {
+    student: Vec<T>,
+    teacher: Vec<T>,
+}
+
+fn inputs<T: Element>(case: &Case, [_, dim, teacher_dim]: [usize; 3]) -> Inputs<T> {
+    let shapes = Shapes::new(case.rows, dim, if case.teacher { teacher_dim } else { 0 });
+    let input = Input::normal((case.rows * dim) as u64, shapes);
+    Inputs {
+        student: cast(&input.student),
+        teacher: cast(&input.teacher),
+    }
+}
+
+impl<T: Element> Inputs<T> {
+    fn batch<'a>(&'a self, case: &'a Case) -> Batch<'a, T> {
+        let rows = |data: &'a [T]| Rows::new(data, [case.rows, data.len() / case.rows]);
+        let student = rows(&self.student).expect("whole rows");
+        let mut batch = Batch::of_student(student);
+        if case.teacher {
+            batch.teacher = rows(&self.teacher).expect("whole rows");
+        }
+        batch.labels = case.labels.as_deref();
+        batch
+    }
+
+    fn evaluate<D: Device<T>>(&self, device: &D, case: &Case) -> Evaluation<D::Gradient> {
+        let batch = self.batch(case);
+        let problem = Problem::new(case.loss, batch.shapes()).expect("accepted");
+        let problem = problem.with_upstream(0.75);
+        problem.evaluate(device, batch).expect("evaluates")
+    }
+}
+
+fn assert_devices_agree<T: Element, D: Device<T>>(device: &D) {
+    let within = match D::Gradient::DTYPE {
+        DType::F64 => 1e-12,
+        _ => 5e-6,
+    };
+    for shape in SHAPES {
+        for case in cases(shape[0]) {
+            let label = format!("{}, {:?}, {shape:?}", device.name(), case.loss);
+            let inputs = inputs::<T>(&case, shape);
+            let want = inputs.evaluate(&Reference, &case);
+            let got = inputs.evaluate(device, &case);
+            assert_loss(&label, got.loss, want.loss, within);
+            for ((name, got), (_, want)) in got.terms.iter().zip(want.terms.iter()) {
+                let unit = want.abs().max(1e-2);
+                assert!(
+                    (got - want).abs() <= 4.0 * within * unit,
+                    "{label} {name}: {got} {want}"
+                );
+            }
+            assert_gradient(&label, &got.gradient, &want.gradient, shape[1], within);
+        }
+    }
+}
+
+#[test]
+fn every_device_agrees_with_the_reference() {
+    fn on_the_host<T: Element>() {
+        assert_devices_agree::<T, _>(&Cpu);
+    }
+    common::for_every_dtype!(on_the_host());
+}
+
+/// The formulas as the papers print them, from nothing of this crate.
+#[test]
+fn losses_are_as_printed() {
+    for shape in SHAPES {
+        for case in cases(shape[0]) {
+            let inputs = inputs::<f64>(&case, shape);
+            let of = |data: &[f64]| -> Vec<Vec<f64>> {
+                data.chunks(data.len() / case.rows).map(unit).collect()
+            };
+            let (x, y) = (of(&inputs.student), of(&inputs.teacher));
+            let got = inputs.evaluate(&Reference, &case);
+            let want = printed(&case, &x, &y);
+            assert_loss(&format!("{:?}, {shape:?}", case.loss), got.loss, want, 1e-9);
+        }
+    }
+}
+
+fn unit(row: &[f64]) -> Vec<f64> {
+    let length = row.iter().map(|x| x * x).sum::<f64>().sqrt();
+    row.iter().map(|x| x / length).collect()
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn softmax(logits: &[f64]) -> Vec<f64> {
+    let most = logits.iter().fold(f64::NEG_INFINITY, |m, &l| m.max(l));
+    let sum: f64 = logits.iter().map(|l| (l - most).exp()).sum();
+    logits.iter().map(|l| (l - most).exp() / sum).collect()
+}
+
+fn printed(case: &Case, x: &[Vec<f64>], y: &[Vec<f64>]) -> f64 {
+    let n = case.rows / 2;
+    let log_softmax = |logits: &[f64]| {
+        let most = logits.iter().fold(f64::NEG_INFINITY, |m, &l| m.max(l));
+        let sum: f64 = logits.iter().map(|l| (l - most).exp()).sum();
+        logits
+            .iter()
+            .map(|l| l - most - sum.ln())
+            .collect::<Vec<_>>()
+    };
+    match case.loss {
+        Loss::Clip(clip) => {
+            let logits =
+                |rows: &[Vec<f64>], [from, to]: [usize; 2], i: usize, t: f64| -> Vec<f64> {
+                    (0..n)
+                        .map(|j| dot(&rows[from + i], &rows[to + j]) / t)
+                        .collect()
+                };
+            let (mut hard, mut soft) = (0.0, 0.0);
+            for direction in [[0, n], [n, 0]] {
+                for i in 0..n {
+                    let log_q = log_softmax(&logits(x, direction, i, clip.temperature));
+                    hard -= log_q[i] / (2 * n) as f64;
+                    if case.teacher {
+                        let p = softmax(&logits(y, direction, i, clip.teacher_temperature));
+                        soft -= dot(&p, &log_q) / (2 * n) as f64;
+                    }
+                }
+            }
+            clip.hard_weight * hard + clip.soft_weight * soft
+        }
+        Loss::SigLip(sig_lip) => {
+            let term = |i: usize, j: usize| {
+                let z = if i == j { 1.0 } else { -1.0 };
+                let logit = z * (sig_lip.scale * dot(&x[i], &x[n + j]) + sig_lip.bias);
+                -(1.0 / (1.0 + (-logit).exp())).ln()
+            };
+            (0..n * n).map(|at| term(at / n, at % n)).sum::<f64>() / n as f64
+        }
+        Loss::SupCon(sup_con) => {
+            let labels = case.labels.as_ref().expect("labels");
+            let mut losses = Vec::new();
+            for i in 0..case.rows {
+                let others: Vec<usize> = (0..case.rows).filter(|&k| k != i).collect();
+                let logits: Vec<f64> = others
+                    .iter()
+                    .map(|&k| dot(&x[i], &x[k]) / sup_con.temperature)
+                    .collect();
+                let log_q = log_softmax(&logits);
+                let of_label: Vec<f64> = others
+                    .iter()
+                    .zip(&log_q)
+                    .filter(|&(&k, _)| labels[k] == labels[i])
+                    .map(|(_, &log_q)| log_q)
+                    .collect();
+                if !of_label.is_empty() {
+                    losses.push(-of_label.iter().sum::<f64>() / of_label.len() as f64);
+                }
+            }
+            losses.iter().sum::<f64>() / losses.len().max(1) as f64
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn central_differences_agree() {
+    for shape in [[1, 5, 3], [5, 16, 4], [17, 33, 20]] {
+        for case in cases(shape[0]) {
+            let inputs = inputs::<f64>(&case, shape);
+            let batch = inputs.batch(&case);
+            let problem = Problem::new(case.loss, batch.shapes()).expect("accepted");
+            let report = check(&problem, &Cpu, batch).expect("evaluates");
+            assert!(report.passed(), "{:?} {shape:?}: {report}", case.loss);
+        }
+    }
+}
+
+/// ∂L/∂(1/τ), ∂L/∂a and ∂L/∂b are differences of losses.
+#[test]
+fn parameters_have_gradients() {
+    let shape = [17, 33, 20];
+    for case in cases(shape[0]) {
+        let inputs = inputs::<f64>(&case, shape);
+        let at = |name: &str, step: f64| {
+            let number = |loss: &Loss, name: &str| match loss.parameter(name) {
+                Some(relata::ParameterValue::Number(number)) => number,
+                _ => panic!("{name}"),
+            };
+            let (parameter, value) = match (name, case.loss) {
+                ("bias_gradient", loss) => ("bias", number(&loss, "bias") + step),
+                (_, Loss::SigLip(sig_lip)) => ("scale", sig_lip.scale + step),
+                (_, loss) => (
+                    "temperature",
+                    1.0 / (1.0 / number(&loss, "temperature") + step),
+                ),
+            };
+            let value = relata::ParameterValue::Number(value);
+            let loss = case
+                .loss
+                .with_parameter(parameter, value)
+                .expect("a parameter");
+            let moved = Case {
+                loss,
+                rows: case.rows,
+                teacher: case.teacher,
+                labels: case.labels.clone(),
+            };
+            inputs.evaluate(&Reference, &moved).loss
+        };
+        for device in [true, false] {
+            let got = if device {
+                inputs.evaluate(&Cpu, &case)
+            } else {
+                inputs.evaluate(&Reference, &case)
+            };
+            for (name, got) in got
+                .terms
+                .iter()
+                .filter(|(name, _)| name.ends_with("gradient"))
+            {
+                let want = (at(name, 1e-4) - at(name, -1e-4)) / 2e-4;
+                assert!(
+                    (got - want).abs() < 1e-7 * (1.0 + want.abs()),
+                    "{:?} {name}: {got} {want}",
+                    case.loss
+                );
+            }
+        }
+    }
+}
+
+/// Rows in the other order of towers have the other gradient.
+#[test]
+fn towers_can_be_exchanged() {
+    let shape = [17, 8, 5];
+    for case in cases(shape[0]).into_iter().take(7) {
+        let there = inputs::<f32>(&case, shape);
+        let exchanged = |rows: &[f32]| {
+            let (first, second) = rows.split_at(rows.len() / 2);
+            [second, first].concat()
+        };
+        let back = Inputs {
+            student: exchanged(&there.student),
+            teacher: exchanged(&there.teacher),
+        };
+        let (there, back) = (there.evaluate(&Cpu, &case), back.evaluate(&Cpu, &case));
+        assert_loss("loss", back.loss, there.loss, 1e-6);
+        let want: Vec<f64> = exchanged(&there.gradient)
+            .iter()
+            .map(|&g| f64::from(g))
+            .collect();
+        assert_gradient("gradient", &back.gradient, &want, 8, 1e-6);
+    }
+}
+
+#[test]
+fn rows_without_a_direction_have_no_gradient() {
+    let shape = [5, 16, 4];
+    for case in cases(shape[0]) {
+        let mut inputs = inputs::<f32>(&case, shape);
+        inputs.student[32..48].fill(0.0);
+        if case.teacher {
+            inputs.teacher[8..12].fill(0.0);
+        }
+        let want = inputs.evaluate(&Reference, &case);
+        let got = inputs.evaluate(&Cpu, &case);
+        assert_loss("loss", got.loss, want.loss, 5e-6);
+        assert_gradient("gradient", &got.gradient, &want.gradient, 16, 5e-6);
+        assert_zero("gradient", &got.gradient[32..48]);
+    }
+}
+
+#[test]
+fn what_is_not_finite_makes_all_nan() {
+    let shape = [5, 16, 4];
+    for case in cases(shape[0]) {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut inputs = inputs::<f32>(&case, shape);
+            inputs.student[3] = bad;
+            for loss in [
+                inputs.evaluate(&Reference, &case).loss,
+                inputs.evaluate(&Cpu, &case).loss,
+            ] {
+                assert!(loss.is_nan(), "{:?}", case.loss);
+            }
+        }
+    }
+}
+
+#[test]
+fn errors_name_the_argument() {
+    let problem = |loss: Loss, shapes| Problem::new(loss, shapes).err();
+    let (clip, sig_lip, sup_con) = (Clip::default(), SigLip::default(), SupCon::default());
+    let odd = Error::Parameter {
+        argument: "rows",
+        expected: "an even number: two towers of as many rows each",
+        got: 3.0,
+    };
+    assert_eq!(
+        problem(clip.into(), Shapes::new(3, 2, 2)),
+        Some(odd.clone())
+    );
+    assert_eq!(problem(sig_lip.into(), Shapes::new(3, 2, 0)), Some(odd));
+    let unexpected = |argument, loss| Some(Error::Unexpected { argument, loss });
+    assert_eq!(
+        problem(sig_lip.into(), Shapes::new(4, 2, 2)),
+        unexpected("teacher", "siglip")
+    );
+    let labelled = Shapes::new(4, 2, 2).with_labels();
+    assert_eq!(
+        problem(sup_con.into(), labelled),
+        unexpected("teacher", "sup-con")
+    );
+    assert_eq!(problem(clip.into(), labelled), unexpected("labels", "clip"));
+    assert_eq!(
+        problem(sup_con.into(), Shapes::new(4, 2, 0)),
+        Some(Error::Missing {
+            argument: "labels",
+            expected: "a label for each row"
+        })
+    );
+    let soft = Clip {
+        hard_weight: 0.0,
+        ..clip
+    };
+    assert!(matches!(
+        problem(soft.into(), Shapes::new(4, 2, 0)),
+        Some(Error::Missing {
+            argument: "teacher",
+            ..
+        })
+    ));
+    assert!(matches!(
+        problem(relata::Gram::default().into(), Shapes::new(4, 2, 0)),
+        Some(Error::Empty {
+            argument: "teacher_dim"
+        })
+    ));
+    let rows = Rows::new(&[1.0f32; 8], [4, 2]).expect("rows");
+    let batch = Batch::of_student(rows).with_labels(&[1, 2, 1]);
+    let problem = Problem::new(sup_con, batch.shapes()).expect("accepted");
+    assert_eq!(
+        problem.evaluate(&Cpu, batch).err(),
+        Some(Error::Dimension {
+            argument: "labels",
+            expected: 4,
+            got: 3
+        })
+    );
+}
