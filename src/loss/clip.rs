@@ -15,7 +15,7 @@ use super::{Family, Parameter, Range, Spec, TeacherUse, Towers};
 ///
 /// CE is the mean over rows of the cross-entropy. Student `[2n, D]`, teacher `[2n, D_t]` of any
 /// width, or none: then the soft term is left out. The gradient is that of both towers. The terms
-/// `hard` and `soft` are not weighted, and `scale_gradient` is ∂L/∂(1/τ), not scaled by the
+/// `hard` and `soft` are not weighted (`soft` is 0 without its weight), and `scale_gradient` is ∂L/∂(1/τ), not scaled by the
 /// upstream factor. A row of zeros has no direction: its similarities are 0 and so is its gradient.
 ///
 /// Radford et al., arXiv 2103.00020; the soft term as in open_clip's `DistillClipLoss`, whose two

@@ -25,7 +25,7 @@ pub(super) fn clip(loss: &Clip, x: &Matrix, y: Option<&Matrix>) -> (Value, Vec<f
             .iter()
             .map(|d| loss.hard_weight * d)
             .collect();
-        if let Some(y) = y {
+        if let Some(y) = y.filter(|_| loss.soft_weight > 0.0) {
             let targets = similarities(y.row(i), &y.part(first, n), loss.teacher_temperature);
             let to_teacher = divergence(&logits, &targets, |k| targets[k] - logits[k]);
             for k in 0..n {
