@@ -39,6 +39,10 @@ pub(crate) fn evaluate<T: GpuElement, M: Machine>(
         None => None,
         Some(weights) => Some(Uploaded::new(machine, "row_weights", reals(weights))?),
     };
+    let labels = match batch.labels {
+        None => None,
+        Some(labels) => Some(Uploaded::new(machine, "labels", labels)?),
+    };
     let mut losses = vec![0.0f32; row_losses.as_deref().map_or(0, <[f64]>::len)];
     let of_rows = match &row_losses {
         None => None,
@@ -56,6 +60,7 @@ pub(crate) fn evaluate<T: GpuElement, M: Machine>(
         student: student.address,
         teacher: teacher.address,
         teacher_classes: classes.as_ref().map_or(0, |classes| classes.address),
+        labels: labels.as_ref().map_or(0, |labels| labels.address),
         row_weights: weights.as_ref().map_or(0, |weights| weights.address),
         queue: queue
             .as_ref()

@@ -335,6 +335,14 @@ kernels! {
     ROW_SHARES: super::row_shares::Arguments, 1024 => once relata_row_shares;
     /// A weighted mean of a plain one, and the losses of rows: a block for a row.
     WEIGH_ROWS: super::row_shares::WeighArguments, 256 => once relata_weigh_rows;
+    /// Towers: the log-sums of rows over a split of their keys.
+    TOWERS_LOG_SUMS: super::towers::LogSumArguments, 256 => once relata_towers_log_sums;
+    /// Towers: what each row brings to its pairs, a warp for a row.
+    TOWERS_ROWS: super::towers::RowArguments, 256 => once relata_towers_rows;
+    /// Towers: the keys under the coefficients of pairs.
+    TOWERS_GRADIENT: super::towers::GradientArguments, 256 => once relata_towers_gradient;
+    /// Towers: the gradient of a row as it came, and the loss: a block for a row.
+    TOWERS_FINISH: super::towers::FinishArguments, 256 => once relata_towers_finish;
     /// softmax(x/τ) of every row: a block for a row.
     SOFTMAX: super::logits::SoftmaxArguments, 256 => by GpuDType {
         F32: relata_softmax_f32,

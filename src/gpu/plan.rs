@@ -3,7 +3,7 @@
 use super::groups::Groups;
 use super::machine::{Launcher, Limits};
 use super::workspace::Layout;
-use super::{contrastive, logits, pairwise, queue, triplet};
+use super::{contrastive, logits, pairwise, queue, towers, triplet};
 use crate::error::{Error, Result};
 use crate::gpu::element::GpuDType;
 use crate::loss::Family;
@@ -18,6 +18,8 @@ pub(crate) struct Addresses {
     pub(crate) teacher: u64,
     /// `[N, k]` u32, the classes of such a teacher; else 0.
     pub(crate) teacher_classes: u64,
+    /// `[N]` u32, the rows' labels; 0 where they have none.
+    pub(crate) labels: u64,
     /// `[N]` f32, the rows' weights; 0 where they have none.
     pub(crate) row_weights: u64,
     /// `[capacity, pitch]` and the ring's state; 0 where the loss has no queue.
@@ -54,6 +56,7 @@ enum Passes {
     Pairwise(pairwise::Plan),
     Contrastive(contrastive::Plan),
     Logits(logits::Plan),
+    Towers(towers::Plan),
 }
 
 impl Plan {
@@ -75,6 +78,9 @@ impl Plan {
             }
             Family::Contrastive(loss) => {
                 Passes::Contrastive(contrastive::Plan::new(&loss, problem, dtype, limits, at)?)
+            }
+            Family::Towers(loss) => {
+                Passes::Towers(towers::Plan::new(loss, problem, dtype, limits, at)?)
             }
             Family::Logits(loss) => {
                 Passes::Logits(logits::Plan::new(&loss, problem, dtype, limits, at)?)
@@ -101,9 +107,10 @@ impl Plan {
                 passes: Passes::Triplet(plan.with_upstream(problem.of_group().upstream())),
                 ..*self
             }),
-            Passes::Pairwise(_) | Passes::Contrastive(_) | Passes::Logits(_) => {
-                Self::new(problem, dtype, limits)
-            }
+            Passes::Pairwise(_)
+            | Passes::Contrastive(_)
+            | Passes::Logits(_)
+            | Passes::Towers(_) => Self::new(problem, dtype, limits),
         }
     }
 
@@ -130,6 +137,7 @@ impl Plan {
             Passes::Pairwise(plan) => plan.launch(launcher, at),
             Passes::Contrastive(plan) => plan.launch(launcher, at),
             Passes::Logits(plan) => plan.launch(launcher, at),
+            Passes::Towers(plan) => plan.launch(launcher, at),
         }
     }
 }

@@ -88,6 +88,18 @@ pub(crate) mod logits {
     pub(crate) const REDUCTIONS: usize = 1024;
 }
 
+/// Towers: kernels/towers_log_sums.cu, towers_rows.cu and towers_gradient.cu.
+pub(crate) mod towers {
+    /// Rows and keys of a tile. Fixed by `TILE` in kernels/common/towers.cuh.
+    pub(crate) const TILE: usize = 64;
+    /// Columns of the gradient of a block. Fixed by `COLUMNS`.
+    pub(crate) const COLUMNS: usize = 128;
+    /// Rows of a block of towers_rows. Fixed by its 8 warps.
+    pub(crate) const ROWS_PER_BLOCK: usize = 8;
+    /// Blocks of a multiprocessor: `Resident` in the kernels' headers.
+    pub(crate) const BLOCKS: usize = 2;
+}
+
 /// The order of pairs: kernels/pairwise_order.cu.
 pub(crate) mod order {
     /// Pairs of a block. Fixed by `OWN`.

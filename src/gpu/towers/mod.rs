@@ -1,0 +1,265 @@
+//! The towers family on a GPU: CLIP, SigLIP and SupCon.
+//!
+//! | pass | kernel | launches |
+//! |---|---|---|
+//! | x/‖x‖ | normalize | 1 |
+//! | log-sums of each row over its keys | towers_log_sums | 1, but for a sigmoid |
+//! | what a row brings to its pairs; its own pair | towers_rows | 1 |
+//! | coefficients of pairs, and the keys under them | towers_gradient | 1 |
+//! | the way back through x/‖x‖, and the loss | towers_finish | 1 |
+//!
+//! No matrix of rows × rows exists. The first and the third sweep compute each product, once from
+//! either of its rows: a block has a tile of rows, and owns their sums.
+
+mod arguments;
+
+use self::arguments::{Compared, Record, Stat};
+pub(crate) use self::arguments::{
+    FinishArguments, GradientArguments, LogSumArguments, RowArguments,
+};
+use super::kernels::{TOWERS_FINISH, TOWERS_GRADIENT, TOWERS_LOG_SUMS, TOWERS_ROWS};
+use super::machine::{Launcher, Limits};
+use super::normalize;
+use super::plan::{Addresses, grid_size, grid_size_y};
+use super::tuning::towers::{BLOCKS, COLUMNS, ROWS_PER_BLOCK, TILE};
+use super::workspace::{Layout, Region};
+use crate::error::Result;
+use crate::gpu::element::GpuDType;
+use crate::loss::Towers;
+use crate::problem::Problem;
+
+/// The kernels' `Kind`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+enum Kind {
+    Softmax = 0,
+    Sigmoid = 1,
+    Labels = 2,
+}
+
+/// The counters of the workspace.
+mod counters {
+    pub(super) const ROWS: usize = 0;
+    pub(super) const FINISH: usize = 1;
+}
+
+/// What the passes are launched with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Plan {
+    dtype: GpuDType,
+    loss: Towers,
+    upstream: f64,
+    rows: usize,
+    /// Of student and teacher; the teacher's is 0 if it does not count.
+    dims: [usize; 2],
+    /// Tiles of rows, of all sides.
+    tiles: u32,
+    splits: u32,
+    columns: u32,
+    normalized: [Region; 2],
+    norms: Region,
+    stats: Region,
+    records: Region,
+    losses: Region,
+    counted: Region,
+    sums: Region,
+    moments: Region,
+    partials: Region,
+}
+
+impl Plan {
+    pub(crate) fn new(
+        loss: Towers,
+        problem: &Problem,
+        dtype: GpuDType,
+        limits: Limits,
+        layout: &mut Layout,
+    ) -> Result<Self> {
+        let shapes = problem.shapes();
+        let (n, dim) = (shapes.rows, shapes.student_dim);
+        grid_size("rows", n)?;
+        let teacher_dim = match loss {
+            Towers::Softmax { soft_weight, .. } if soft_weight > 0.0 => shapes.teacher_dim,
+            _ => 0,
+        };
+        let sides = if loss.has_halves() { 2 } else { 1 };
+        let of_side = (n / sides).div_ceil(TILE);
+        let columns = grid_size_y("student_dim", dim, COLUMNS)?;
+        // As many splits of the keys as give every multiprocessor its blocks.
+        let wanted = (BLOCKS * limits.multiprocessors as usize).div_ceil(sides * of_side);
+        let splits = wanted.clamp(1, of_side.max(1));
+        let sets = if teacher_dim > 0 { 2 } else { 1 };
+        let has_log_sums = !matches!(loss, Towers::Sigmoid { .. });
+        Ok(Plan {
+            dtype,
+            loss,
+            upstream: problem.upstream(),
+            rows: n,
+            dims: [dim, teacher_dim],
+            tiles: grid_size("rows", sides * of_side)?,
+            splits: grid_size("splits", splits)?,
+            columns,
+            normalized: [
+                layout.push::<f32>(&[n, dim])?,
+                layout.push::<f32>(&[n, teacher_dim])?,
+            ],
+            norms: layout.push::<f32>(&[n])?,
+            stats: layout.push::<Stat>(&[if has_log_sums { sets } else { 0 }, splits, n])?,
+            records: layout.push::<Record>(&[n])?,
+            losses: layout.push::<f64>(&[2, n])?,
+            counted: layout.push::<f64>(&[1])?,
+            sums: layout.push::<f32>(&[splits, n, dim])?,
+            moments: layout.push::<f64>(&[2, splits, n])?,
+            partials: layout.push::<f64>(&[3, n])?,
+        })
+    }
+
+    /// Launches all passes.
+    pub(crate) fn launch(&self, launcher: &mut impl Launcher, at: &Addresses) -> Result<()> {
+        let region = |region: Region| region.at(at.workspace);
+        let [student, teacher] = self.normalized.map(region);
+        let has_teacher = self.dims[1] > 0;
+        let matrices = [
+            normalize::Matrix {
+                rows: at.student,
+                dim: self.dims[0],
+                pitch: self.dims[0],
+                normalized: student,
+                norms: region(self.norms),
+            },
+            normalize::Matrix {
+                rows: at.teacher,
+                dim: self.dims[1],
+                pitch: self.dims[1],
+                normalized: teacher,
+                norms: 0,
+            },
+        ];
+        let matrices = &matrices[..if has_teacher { 2 } else { 1 }];
+        normalize::launch(launcher, self.dtype, self.rows, matrices, 0.0)?;
+
+        let rows = [student, if has_teacher { teacher } else { 0 }];
+        let dim = self.dims.map(|dim| dim as u32);
+        let compared = Compared {
+            rows: self.rows as u32,
+            halves: self.loss.has_halves().into(),
+        };
+        let (kind, temperature) = self.kind();
+        let scale = temperature.map(|t| (std::f64::consts::LOG2_E / t) as f32);
+        if kind != Kind::Sigmoid {
+            let arguments = LogSumArguments {
+                rows,
+                stats: region(self.stats),
+                compared,
+                dim,
+                scale,
+            };
+            let sets = if has_teacher { 2 } else { 1 };
+            TOWERS_LOG_SUMS.launch(launcher, [self.tiles, self.splits, sets], 0, &arguments)?;
+        }
+        let [hard_weight, soft_weight, sigmoid_scale, bias] = self.numbers(has_teacher);
+        let (of_student, of_teacher) = ((hard_weight + soft_weight) as f32, soft_weight as f32);
+        let arguments = RowArguments {
+            rows,
+            stats: region(self.stats),
+            labels: at.labels,
+            records: region(self.records),
+            losses: region(self.losses),
+            counted: region(self.counted),
+            counter: Layout::counter(counters::ROWS).at(at.workspace),
+            temperature,
+            compared,
+            dim,
+            scale,
+            of_student,
+            of_teacher,
+            splits: self.splits,
+            kind: kind as u32,
+            sigmoid_scale: sigmoid_scale as f32,
+            bias: bias as f32,
+        };
+        let blocks = grid_size("rows", self.rows.div_ceil(ROWS_PER_BLOCK))?;
+        TOWERS_ROWS.launch(launcher, [blocks, 1, 1], 0, &arguments)?;
+        let arguments = GradientArguments {
+            rows,
+            records: region(self.records),
+            sums: region(self.sums),
+            moments: region(self.moments),
+            compared,
+            dim,
+            scale,
+            of_student,
+            of_teacher,
+            sigmoid_scale: sigmoid_scale as f32,
+            bias: bias as f32,
+            kind: kind as u32,
+            padding: 0,
+        };
+        let grid = [self.tiles, self.splits, self.columns];
+        TOWERS_GRADIENT.launch(launcher, grid, 0, &arguments)?;
+
+        let per_temperature = 1.0 / temperature[0];
+        let pairs = (self.rows / 2) as f64;
+        let (factor, gradient_factor, along_factor) = match kind {
+            Kind::Softmax => (0.5 / pairs, 0.5 / pairs * per_temperature, 0.5),
+            // Each pair is in the sums of both of its rows.
+            Kind::Sigmoid => (0.5 / pairs, sigmoid_scale / pairs, 1.0),
+            Kind::Labels => (1.0, per_temperature, 0.5),
+        };
+        let arguments = FinishArguments {
+            rows: student,
+            norms: region(self.norms),
+            records: region(self.records),
+            sums: region(self.sums),
+            moments: region(self.moments),
+            losses: region(self.losses),
+            counted: region(self.counted),
+            partials: region(self.partials),
+            gradient: at.gradient,
+            value: at.value,
+            counter: Layout::counter(counters::FINISH).at(at.workspace),
+            per_temperature,
+            factor,
+            gradient_factor: self.upstream * gradient_factor,
+            along_factor,
+            compared,
+            dim: dim[0],
+            splits: self.splits,
+            kind: kind as u32,
+            hard_weight: hard_weight as f32,
+            soft_weight: soft_weight as f32,
+            has_teacher: has_teacher.into(),
+        };
+        let blocks = grid_size("rows", self.rows)?;
+        TOWERS_FINISH.launch(launcher, [blocks, 1, 1], 0, &arguments)
+    }
+
+    /// The kernels' kind, and the temperatures of student and teacher.
+    fn kind(&self) -> (Kind, [f64; 2]) {
+        match self.loss {
+            Towers::Softmax {
+                temperature,
+                teacher_temperature,
+                ..
+            } => (Kind::Softmax, [temperature, teacher_temperature]),
+            Towers::Sigmoid { .. } => (Kind::Sigmoid, [1.0; 2]),
+            Towers::Labels { temperature } => (Kind::Labels, [temperature; 2]),
+        }
+    }
+
+    /// The hard weight, the soft one, a and b; 0 where the loss has none.
+    fn numbers(&self, has_teacher: bool) -> [f64; 4] {
+        match self.loss {
+            Towers::Softmax {
+                hard_weight,
+                soft_weight,
+                ..
+            } => {
+                let soft = if has_teacher { soft_weight } else { 0.0 };
+                [hard_weight, soft, 0.0, 0.0]
+            }
+            Towers::Sigmoid { scale, bias } => [0.0, 0.0, scale, bias],
+            Towers::Labels { .. } => [0.0; 4],
+        }
+    }
+}
