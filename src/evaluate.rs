@@ -137,12 +137,13 @@ impl Loss {
     /// the queue: it would spoil every loss until it leaves the queue again.
     ///
     /// ```
-    /// use relata::{Cpu, Loss, Queue, QueueUse, Rows};
+    /// use relata::{Cpu, Loss, Queue, QueueUse, Rows, TeacherUse};
     /// # fn main() -> relata::Result<()> {
     /// let (student, teacher) = ([0.0f32, 1.0, 1.0, 1.0], [0.0f32, 2.0, 3.0, 0.0]);
     /// let [student, teacher] = [Rows::new(&student, [2, 2])?, Rows::new(&teacher, [2, 2])?];
     /// let mut queue = Queue::new(100, 2)?;
-    /// for loss in Loss::all() {
+    /// let against_teacher = |loss: &Loss| loss.spec().teacher == TeacherUse::Required;
+    /// for loss in Loss::all().into_iter().filter(against_teacher) {
     ///     let evaluation = match loss.spec().queue {
     ///         QueueUse::Required => loss.evaluate_with_queue(&Cpu, student, teacher, &mut queue)?,
     ///         QueueUse::Optional | QueueUse::Never => loss.evaluate(&Cpu, student, teacher)?,

@@ -57,7 +57,7 @@ fn rkd_of_a_batch_of_one_is_zero_and_every_loss_is_finite() {
             assert_eq!(got.loss, 0.0, "{loss}");
             assert!(got.gradient.iter().all(|g| g.to_f64() == 0.0), "{loss}");
         }
-        for loss in Loss::all() {
+        for loss in common::losses::against_teachers() {
             let got = evaluate::<T, _>(device, loss, &numbers(D, 1.0), &numbers(D, 2.0), D);
             assert!(finite(&got), "{loss}");
         }
@@ -75,7 +75,7 @@ fn losses_of_duplicates_are_finite_and_agree_with_the_reference() {
                     rows.copy_within(0..D, 3 * D);
                 }
             }
-            for loss in Loss::all() {
+            for loss in common::losses::against_teachers() {
                 let got = evaluate::<T, _>(device, loss, &x, &y, D);
                 let want = evaluate::<T, _>(&Reference, loss, &x, &y, D);
                 assert!(finite(&got), "{loss}");
@@ -238,7 +238,7 @@ fn losses_of_inputs_that_are_not_finite_are_nan() {
     fn assert_nan<T: Element, Dev: Device<T>>(device: &Dev) {
         for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             for at in [0, 2 * D + 3, N * D - 1] {
-                for loss in Loss::all() {
+                for loss in common::losses::against_teachers() {
                     let family = loss.spec().family;
                     if bad < 0.0 && matches!(family, Family::Logits(_)) {
                         continue; // tests/masked_logits.rs
@@ -254,7 +254,9 @@ fn losses_of_inputs_that_are_not_finite_are_nan() {
                         let mut nan = got.gradient.iter().map(|g| g.to_f64().is_nan());
                         // A row of queries or logits has a gradient of its own.
                         let reached = match family {
-                            Family::Pairwise(_) | Family::Triplet(_) => nan.all(|nan| nan),
+                            Family::Pairwise(_) | Family::Triplet(_) | Family::Towers(_) => {
+                                nan.all(|nan| nan)
+                            }
                             Family::Contrastive(_) | Family::Logits(_) => nan.any(|nan| nan),
                         };
                         assert!(reached, "{label}: the gradient hides it");
@@ -345,7 +347,7 @@ fn rrd_and_info_nce_give_a_zero_row_no_gradient() {
 #[test]
 fn losses_are_finite_if_squares_overflow_f16() {
     let x: Vec<f64> = numbers(N * D, 1.0).iter().map(|x| x * 3000.0).collect();
-    for loss in Loss::all() {
+    for loss in common::losses::against_teachers() {
         let got = evaluate::<f16, _>(&Cpu, loss, &x, &numbers(N * D, 2.0), D);
         assert!(finite(&got), "{loss}");
         #[cfg(feature = "emulator")]

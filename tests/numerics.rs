@@ -120,7 +120,10 @@ fn relational(device: &impl Device<f32, Gradient = f32>, shape: [usize; 3]) {
             }
             let seeds = match loss.spec().family {
                 Family::Triplet(_) => ANGLE_SEEDS,
-                Family::Pairwise(_) | Family::Contrastive(_) | Family::Logits(_) => SEEDS,
+                Family::Pairwise(_)
+                | Family::Contrastive(_)
+                | Family::Logits(_)
+                | Family::Towers(_) => SEEDS,
             };
             let unit = if loss.spec().normalize {
                 " of unit rows"

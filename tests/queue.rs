@@ -547,7 +547,7 @@ fn loss_enum_evaluates_as_the_loss_itself_does() {
     let [x, y] = [(); 2].map(|()| cast::<f32>(&random.normals(15)));
     let (student, teacher) = (rows(&x, 3), rows(&y, 3));
     let start = filled(6);
-    for loss in Loss::all() {
+    for loss in common::losses::against_teachers() {
         let mut queue = start.clone();
         let with = loss.evaluate_with_queue(&Cpu, student, teacher, &mut queue);
         let without = loss.evaluate(&Cpu, student, teacher);

@@ -456,7 +456,7 @@ fn errors_name_the_argument() {
     }
     let top_k = TopK::new(&[0, 1, 3, 2], &fine, [2, 2]).expect("lists");
     let batch = Batch::of_top_k(student, top_k);
-    for loss in relata::Loss::all() {
+    for loss in common::losses::against_teachers() {
         let mut shapes = batch.shapes();
         shapes.queue = (loss.spec().queue == relata::QueueUse::Required).then_some(4);
         let result = Problem::new(loss, shapes);

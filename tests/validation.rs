@@ -468,7 +468,7 @@ fn problems_refuse_a_parameter_out_of_range() {
 #[test]
 fn checked_mode_names_the_first_bad_element() {
     fn assert_names<T: Element>() {
-        for loss in Loss::all() {
+        for loss in common::losses::against_teachers() {
             for shapes in shapes_of(&loss, [5, 3, 3, 4]) {
                 for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
                     // Logits of −∞ mask classes: tests/masked_logits.rs.
@@ -536,6 +536,9 @@ fn loss_names_parse_and_unknown_names_are_refused() {
             "dark-rank",
             "rrd",
             "info-nce",
+            "clip",
+            "siglip",
+            "sup-con",
             "kd-kl"
         ]
     );
@@ -552,7 +555,7 @@ fn loss_names_parse_and_unknown_names_are_refused() {
         assert_eq!(error, want);
     }
     let text = "loss: expected one of rkd-distance, rkd-angle, rkd, sp, gram, pkt, order, \
-                dark-rank, rrd, info-nce, kd-kl, got \"dist\"";
+                dark-rank, rrd, info-nce, clip, siglip, sup-con, kd-kl, got \"dist\"";
     assert_eq!(refused("dist".parse::<Loss>()).to_string(), text);
 }
 
@@ -611,7 +614,7 @@ fn prefixes_have_to_fit_the_loss_and_the_rows() {
     let many: Vec<usize> = (1..=17).collect();
     let want = too_large("number of prefixes", 16, 17);
     assert_eq!(with_prefixes(gram(), &many), want);
-    for loss in Loss::all() {
+    for loss in common::losses::against_teachers() {
         let mut shapes = Shapes::new(4, 20, 20);
         if loss.spec().queue == QueueUse::Required {
             shapes = shapes.with_queue(4);
@@ -631,7 +634,7 @@ fn prefixes_have_to_fit_the_loss_and_the_rows() {
 
 #[test]
 fn groups_have_to_fit_the_loss_and_the_rows() {
-    for loss in Loss::all() {
+    for loss in common::losses::against_teachers() {
         let mut shapes = Shapes::new(12, 5, 5);
         if loss.spec().queue == QueueUse::Required {
             shapes = shapes.with_queue(4);

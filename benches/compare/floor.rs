@@ -1,6 +1,6 @@
 //! What bounds a loss on a CPU: its products at the rate of PyTorch's sgemm, and its exponentials.
 
-use relata::{Family, Target};
+use relata::{Family, Target, Towers};
 
 use crate::cases::Case;
 
@@ -44,6 +44,19 @@ impl Floor {
                 exponentials: 0,
                 shape: [n.min(MOST), d, n.min(MOST)],
             }),
+            // Both sweeps of a side form the products of all pairs, and weights of each.
+            Family::Towers(towers) => {
+                let (keys, softmaxes) = match towers {
+                    Towers::Softmax { .. } => (n / 2, 6),
+                    Towers::Sigmoid { .. } => (n / 2, 1),
+                    Towers::Labels { .. } => (n, 3),
+                };
+                Some(Floor {
+                    flops: case.flops(),
+                    exponentials: softmaxes * rows * keys as u64,
+                    shape: [n.min(MOST), d, keys.min(MOST)],
+                })
+            }
             Family::Pairwise(_) | Family::Triplet(_) | Family::Logits(_) => None,
         }
     }

@@ -97,6 +97,7 @@ impl Gpu {
             Family::Contrastive(_) if dtype == DType::F32 => {
                 Some(case.flops() as f64 / 2.0 / self.fp32)
             }
+            Family::Towers(_) => Some(case.flops() as f64 / 2.0 / self.fp32),
             Family::Contrastive(_) => self.tensor.map(|tensor| case.flops() as f64 / tensor),
             Family::Logits(_) => Some((2.0 * element + 4.0) * n * d / self.bandwidth),
         };

@@ -121,7 +121,7 @@ impl Sources {
                 })
                 | Family::Triplet(_) => &digits.triples,
                 Family::Pairwise(_) => &digits.embedding,
-                Family::Contrastive(_) => &digits.projection,
+                Family::Contrastive(_) | Family::Towers(_) => &digits.projection,
                 Family::Logits(_) => &digits.logits,
             },
         };

@@ -43,9 +43,10 @@ impl<'a> Parts<'a> {
     /// another, so groups of a file are rows of logits as any others.
     fn new(options: &'a Options, loss: &Loss, inputs: &Inputs) -> Self {
         let of_files = match loss.spec().family {
-            Family::Pairwise(_) | Family::Triplet(_) | Family::Contrastive(_) => {
-                inputs.student.groups
-            }
+            Family::Pairwise(_)
+            | Family::Triplet(_)
+            | Family::Contrastive(_)
+            | Family::Towers(_) => inputs.student.groups,
             Family::Logits(_) => None,
         };
         Parts {
@@ -144,7 +145,10 @@ fn reference_products(loss: &Loss, parts: Parts, inputs: &Inputs) -> f64 {
                 penalty: Penalty::Order { .. },
                 ..
             }) => 8.0 * rows.powi(4),
-            Family::Pairwise(_) | Family::Contrastive(_) | Family::Logits(_) => 0.0,
+            Family::Pairwise(_)
+            | Family::Contrastive(_)
+            | Family::Logits(_)
+            | Family::Towers(_) => 0.0,
         }
 }
 

@@ -332,6 +332,7 @@ impl<T: GpuElement> Evaluator<T> {
             teacher,
             teacher_classes,
             row_weights,
+            labels: 0,
             queue: queue_address,
             gradient,
             value,
@@ -377,6 +378,12 @@ impl<T: GpuElement> Evaluator<T> {
         };
         agree("top_k", shapes.top_k.is_some(), lists.is_some())?;
         agree("row_weights", shapes.row_weights, of_rows.weights.is_some())?;
+        if shapes.labels {
+            return Err(Error::Missing {
+                argument: "labels",
+                expected: "RawEvaluator, whose buffers have them",
+            });
+        }
         if let (Some(k), Some(lists)) = (shapes.top_k, lists) {
             lists.fits(problem, k, &self.stream)?;
         }

@@ -23,13 +23,15 @@ use crate::problem::Problem;
 pub struct Buffers {
     /// The student's rows, `[N, D]`.
     pub student: u64,
-    /// The teacher's rows, `[N, D_t]`. If the problem's teacher is a list of classes
+    /// The teacher's rows, `[N, D_t]`, or 0 if the problem has no teacher. If the problem's teacher is a list of classes
     /// ([`TopK`](crate::TopK)), the logarithms of their probabilities, `[N, k]` f32.
     pub teacher: u64,
     /// The classes of such a list, `[N, k]` u32, or 0 if the problem has none.
     pub teacher_classes: u64,
     /// The weights of the rows, `[N]` f32, or 0 if the problem has none.
     pub row_weights: u64,
+    /// The labels of the rows, `[N]` u32, or 0 if the problem has none.
+    pub labels: u64,
     /// The memory of the problem's [`RawQueue`], or 0 if it has none.
     pub queue: u64,
     /// The gradient, `[N, D]` f32. It is overwritten.
@@ -198,6 +200,7 @@ impl RawEvaluator {
             teacher: buffers.teacher,
             teacher_classes: buffers.teacher_classes,
             row_weights: buffers.row_weights,
+            labels: buffers.labels,
             queue,
             gradient: buffers.gradient,
             value: buffers.value,
@@ -213,10 +216,11 @@ impl RawEvaluator {
     }
 
     /// What a problem may have beside rows and a queue: whether it has, and where.
-    fn extras(&self, buffers: &Buffers) -> [(&'static str, bool, u64); 2] {
+    fn extras(&self, buffers: &Buffers) -> [(&'static str, bool, u64); 3] {
         let shapes = self.problem.shapes();
         [
             ("row_weights", shapes.row_weights, buffers.row_weights),
+            ("labels", shapes.labels, buffers.labels),
             (
                 "teacher_classes",
                 shapes.top_k.is_some(),
@@ -272,7 +276,12 @@ impl RawEvaluator {
             ("value", buffers.value, 4),
             ("workspace", buffers.workspace, 256),
         ];
-        for (argument, address, alignment) in always.into_iter().chain(queue).chain(sometimes) {
+        let shapes = self.problem.shapes();
+        let has_teacher = shapes.teacher_dim > 0 || shapes.top_k.is_some();
+        let always = always
+            .into_iter()
+            .filter(|&(argument, ..)| has_teacher || argument != "teacher");
+        for (argument, address, alignment) in always.chain(queue).chain(sometimes) {
             let foreign = |got| Error::ForeignMemory { argument, got };
             if !address.is_multiple_of(alignment) {
                 let got = format!("{address:#x}, which is no multiple of {alignment}");
