@@ -10,7 +10,7 @@
 //            128 columns compute the products again.
 // Block      256 threads. Products: 4 rows x 4 keys a thread, as in common/pair_tile.cuh. Sums: rows
 //            4r .. 4r + 3 and columns 4c .. 4c + 3, 64 + 4c .. 64 + 4c + 3, with r = t / 16, c = t % 16.
-// Shared     34 KiB: both sides of a product; then coefficients, [key][row], 18 KiB, and 32 keys × 128
+// Shared     38 or 42 KiB: the moments of the threads; both sides of a product; then coefficients, [key][row], 18 KiB, and 32 keys × 128
 //            columns, 16 KiB.
 // Registers  at most 128.
 // Work       N² (D + D_t)/2 FMA of products for each 128 columns and N² D/2 of sums, where halves are
@@ -47,11 +47,9 @@ struct Arguments {
     float of_teacher;
     float sigmoid_scale;
     float bias;
-    uint32_t kind;
-    uint32_t padding;
 };
 ARGUMENTS(Arguments, rows, records, sums, moments, compared, dim, scale, of_student, of_teacher,
-          sigmoid_scale, bias, kind, padding);
+          sigmoid_scale, bias);
 
 // What a pair gives.
 struct Pair {
@@ -64,9 +62,10 @@ DEVICE float weight(const Record& record, unsigned set, float product, float sca
     return exp2_fast(fmaf(product - record.largest[set], scale, -record.excess[set]));
 }
 
+template <Kind KIND>
 DEVICE Pair pair_of(const Arguments& arguments, const Record& row, const Record& key, float student,
                     float teacher) {
-    if (arguments.kind == SIGMOID) {
+    if constexpr (KIND == SIGMOID) {
         const float logit = fmaf(arguments.sigmoid_scale, student, arguments.bias);
         const float decay = exp2_fast(-fabsf(logit) * LOG2_E);
         const float sigma = (logit > 0 ? 1.0f : decay) / (1 + decay);
@@ -75,7 +74,7 @@ DEVICE Pair pair_of(const Arguments& arguments, const Record& row, const Record&
     const float scale = arguments.scale[0];
     const float q = weight(row, 0, student, scale), back = weight(key, 0, student, scale);
     const float below = row.largest[0] - student;
-    if (arguments.kind == LABELS) {
+    if constexpr (KIND == LABELS) {
         const bool same = row.label == key.label;
         const float target = same ? row.per_target + key.per_target : 0;
         // The log-sum of a row that does not count may be anything.
@@ -130,6 +129,7 @@ DEVICE void add_values(const Arguments& arguments, uint32_t first_key, uint32_t 
     }
 }
 
+template <Kind KIND>
 DEVICE void gradient(const Arguments& arguments) {
     SHARED_ARRAY(float, shared, pair_tile::SHARED<float>);
     const uint32_t n = arguments.compared.rows, dim = arguments.dim[0];
@@ -138,15 +138,19 @@ DEVICE void gradient(const Arguments& arguments) {
     const unsigned ti = threadIdx.x / 16 * PER, tj = threadIdx.x % 16 * PER;
     const uint32_t row = side.first_row + ti;
 
+    constexpr unsigned MOMENTS = KIND == SIGMOID ? 2 : 1;
+    // Each thread's own: registers are scarce.
+    SHARED_ARRAY(float, moments, MOMENTS * PER * THREADS);
+    UNROLL
+    for (unsigned i = 0; i < MOMENTS * PER; i++) moments[i * THREADS + threadIdx.x] = 0;
     float sums[4][8] = {};
-    double moments[PER][2] = {};
     for (uint32_t first = side.first_key; first < side.end_key; first += TILE) {
         // Products
         float student[PER][PER], teacher[PER][PER] = {};
         block_barrier();
         pair_tile::sums<PER, pair_tile::Product>(arguments.rows[0], n, dim, side.first_row, first,
                                                  shared, student);
-        if (arguments.rows[1] != nullptr) {
+        if (KIND == SOFTMAX && arguments.rows[1] != nullptr) {
             block_barrier();
             pair_tile::sums<PER, pair_tile::Product>(arguments.rows[1], n, arguments.dim[1],
                                                      side.first_row, first, shared, teacher);
@@ -163,7 +167,7 @@ DEVICE void gradient(const Arguments& arguments) {
                 const uint32_t key = first + tj + b;
                 float coefficient = 0;
                 if (is_row && key < side.end_key && key != row + a + side.own) {
-                    const Pair pair = pair_of(arguments, of_row, arguments.records[key],
+                    const Pair pair = pair_of<KIND>(arguments, of_row, arguments.records[key],
                                               student[a][b], teacher[a][b]);
                     coefficient = pair.coefficient;
                     added[0] += pair.moments[0];
@@ -171,8 +175,9 @@ DEVICE void gradient(const Arguments& arguments) {
                 }
                 shared[(tj + b) * WEIGHT_STRIDE + ti + a] = coefficient;
             }
-            moments[a][0] += added[0];
-            moments[a][1] += added[1];
+            UNROLL
+            for (unsigned m = 0; m < MOMENTS; m++)
+                moments[(m * PER + a) * THREADS + threadIdx.x] += added[m];
         }
         // Sums
         add_values(arguments, first, side.end_key, column, shared, shared + WEIGHTS, sums);
@@ -183,8 +188,8 @@ DEVICE void gradient(const Arguments& arguments) {
     UNROLL
     for (unsigned a = 0; a < PER; a++) {
         UNROLL
-        for (unsigned m = 0; m < 2; m++) {
-            double sum = moments[a][m];
+        for (unsigned m = 0; m < MOMENTS; m++) {
+            double sum = moments[(m * PER + a) * THREADS + threadIdx.x];
             UNROLL
             for (unsigned mask = 8; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
             if (blockIdx.z == 0 && tj == 0 && row + a < side.end_row)
@@ -202,4 +207,6 @@ DEVICE void gradient(const Arguments& arguments) {
 
 }  // namespace
 
-EXPORT_KERNEL(relata_towers_gradient, THREADS, 2, Arguments, gradient);
+EXPORT_KERNEL(relata_towers_gradient_softmax, THREADS, 2, Arguments, gradient<SOFTMAX>);
+EXPORT_KERNEL(relata_towers_gradient_sigmoid, THREADS, 2, Arguments, gradient<SIGMOID>);
+EXPORT_KERNEL(relata_towers_gradient_labels, THREADS, 2, Arguments, gradient<LABELS>);

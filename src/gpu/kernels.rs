@@ -10,6 +10,7 @@ use std::marker::PhantomData;
 use super::arguments::ArgumentType;
 use super::element::{GpuDType, KeyType};
 use super::machine::{Launch, Launcher};
+use super::towers::Kind as TowersKind;
 use crate::error::Result;
 
 /// What the emulator knows of a kernel. Mirrors `emulator::Kernel` in emulator/emulator.h.
@@ -340,7 +341,11 @@ kernels! {
     /// Towers: what each row brings to its pairs, a warp for a row.
     TOWERS_ROWS: super::towers::RowArguments, 256 => once relata_towers_rows;
     /// Towers: the keys under the coefficients of pairs.
-    TOWERS_GRADIENT: super::towers::GradientArguments, 256 => once relata_towers_gradient;
+    TOWERS_GRADIENT: super::towers::GradientArguments, 256 => by TowersKind {
+        Softmax: relata_towers_gradient_softmax,
+        Sigmoid: relata_towers_gradient_sigmoid,
+        Labels: relata_towers_gradient_labels,
+    };
     /// Towers: the gradient of a row as it came, and the loss: a block for a row.
     TOWERS_FINISH: super::towers::FinishArguments, 256 => once relata_towers_finish;
     /// softmax(x/τ) of every row: a block for a row.

@@ -68,8 +68,6 @@ kernel_arguments! {
         pub(super) of_teacher: f32,
         pub(super) sigmoid_scale: f32,
         pub(super) bias: f32,
-        pub(super) kind: u32,
-        pub(super) padding: u32,
     }
 
     /// Mirrors `Arguments` in kernels/towers_finish.cu.

@@ -31,7 +31,7 @@ use crate::problem::Problem;
 /// The kernels' `Kind`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-enum Kind {
+pub(crate) enum Kind {
     Softmax = 0,
     Sigmoid = 1,
     Labels = 2,
@@ -192,11 +192,11 @@ impl Plan {
             of_teacher,
             sigmoid_scale: sigmoid_scale as f32,
             bias: bias as f32,
-            kind: kind as u32,
-            padding: 0,
         };
         let grid = [self.tiles, self.splits, self.columns];
-        TOWERS_GRADIENT.launch(launcher, grid, 0, &arguments)?;
+        TOWERS_GRADIENT
+            .of(kind)
+            .launch(launcher, grid, 0, &arguments)?;
 
         let per_temperature = 1.0 / temperature[0];
         let pairs = (self.rows / 2) as f64;
