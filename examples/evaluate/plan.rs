@@ -170,7 +170,10 @@ fn select(options: &Options, sources: &Sources) -> Result<Vec<Loss>> {
     let named = options.losses();
     let all = named.is_empty();
     let mut selected = Vec::new();
-    for loss in if all { Loss::all() } else { named } {
+    // Losses of trained towers need files of their own.
+    let against_teacher = |loss: &Loss| !matches!(loss.spec().family, Family::Towers(_));
+    let known = Loss::all().into_iter().filter(against_teacher);
+    for loss in if all { known.collect() } else { named } {
         let loss = configure(loss, options);
         let inputs = sources.inputs(&loss);
         match check_shapes(&loss, Parts::new(options, &loss, &inputs), &inputs) {
