@@ -10,12 +10,14 @@
 //            128 columns compute the products again.
 // Block      256 threads. Products: 4 rows x 4 keys a thread, as in common/pair_tile.cuh. Sums: rows
 //            4r .. 4r + 3 and columns 4c .. 4c + 3, 64 + 4c .. 64 + 4c + 3, with r = t / 16, c = t % 16.
-// Shared     38 or 42 KiB: the moments of the threads; both sides of a product; then coefficients, [key][row], 18 KiB, and 32 keys × 128
-//            columns, 16 KiB.
+// Shared     35 KiB: both sides of a product; then coefficients, [key][row], 18 KiB, and 32 keys × 128
+//            columns, 16 KiB. CLIP has 12 KiB more, for three quarters of the teacher's products: two
+//            blocks fit into 100 KiB.
 // Registers  at most 128.
 // Work       N² (D + D_t)/2 FMA of products for each 128 columns and N² D/2 of sums, where halves are
 //            compared; twice that else. 2 exponentials a pair of the student and 2 of the teacher.
 // Floor      FP32 issue.
+// Resident   relata_towers_gradient_softmax 2 of 256 threads and 0 bytes
 // Numerics   32 dimensions, and the keys of a tile, are summed in f32, then added.
 // Order      Fixed: by key, by tile; the last pass adds up the splits in order.
 // Reference  src/cpu/towers/gradient.rs and ops.rs.
@@ -32,6 +34,8 @@ constexpr unsigned VALUES = 32;
 // Eight more than the rows, as in attention_simt.cu.
 constexpr unsigned WEIGHT_STRIDE = TILE + 8;
 constexpr unsigned WEIGHTS = TILE * WEIGHT_STRIDE;
+// All but the first row of a thread's products of the teacher.
+constexpr unsigned PARKED = (PER - 1) * PER * THREADS;
 static_assert(WEIGHTS + VALUES * COLUMNS <= pair_tile::SHARED<float>, "both uses of shared memory");
 
 // Mirrored in src/gpu/towers/arguments.rs.
@@ -133,30 +137,48 @@ template <Kind KIND>
 DEVICE void gradient(const Arguments& arguments) {
     SHARED_ARRAY(float, shared, pair_tile::SHARED<float>);
     const uint32_t n = arguments.compared.rows, dim = arguments.dim[0];
-    const Side side = side_of_block(arguments.compared);
+    // Registers are scarce: these are in shared memory, and so are the moments and most of the
+    // teacher's products while the student's are formed.
+    SHARED_ARRAY(Side, sides, 1);
+    if (threadIdx.x == 0) sides[0] = side_of_block(arguments.compared);
+    block_barrier();
+    const Side& side = sides[0];
     const uint32_t column = blockIdx.z * COLUMNS;
-    const unsigned ti = threadIdx.x / 16 * PER, tj = threadIdx.x % 16 * PER;
-    const uint32_t row = side.first_row + ti;
+    const unsigned lane = threadIdx.x % 16, ti = threadIdx.x / 16 * PER, tj = lane * PER;
+    SHARED_ARRAY(float, parked, KIND == SOFTMAX ? PARKED : 1);
 
     constexpr unsigned MOMENTS = KIND == SIGMOID ? 2 : 1;
-    // Each thread's own: registers are scarce.
-    SHARED_ARRAY(float, moments, MOMENTS * PER * THREADS);
-    UNROLL
-    for (unsigned i = 0; i < MOMENTS * PER; i++) moments[i * THREADS + threadIdx.x] = 0;
+    // Each row's are one thread's own.
+    SHARED_ARRAY(double, moments, MOMENTS * TILE);
+    if (lane < PER) {
+        UNROLL
+        for (unsigned m = 0; m < MOMENTS; m++) moments[m * TILE + ti + lane] = 0;
+    }
     float sums[4][8] = {};
     for (uint32_t first = side.first_key; first < side.end_key; first += TILE) {
         // Products
-        float student[PER][PER], teacher[PER][PER] = {};
+        float student[PER][PER], teacher[PER] = {};
+        if constexpr (KIND == SOFTMAX) {
+            if (arguments.rows[1] != nullptr) {
+                float products[PER][PER];
+                block_barrier();
+                pair_tile::sums<PER, pair_tile::Product>(arguments.rows[1], n, arguments.dim[1],
+                                                         side.first_row, first, shared, products);
+                UNROLL
+                for (unsigned b = 0; b < PER; b++) {
+                    teacher[b] = products[0][b];
+                    UNROLL
+                    for (unsigned a = 1; a < PER; a++)
+                        parked[((a - 1) * PER + b) * THREADS + threadIdx.x] = products[a][b];
+                }
+            }
+        }
         block_barrier();
         pair_tile::sums<PER, pair_tile::Product>(arguments.rows[0], n, dim, side.first_row, first,
                                                  shared, student);
-        if (KIND == SOFTMAX && arguments.rows[1] != nullptr) {
-            block_barrier();
-            pair_tile::sums<PER, pair_tile::Product>(arguments.rows[1], n, arguments.dim[1],
-                                                     side.first_row, first, shared, teacher);
-        }
         block_barrier();
         // Coefficients
+        const uint32_t row = side.first_row + ti;
         UNROLL
         for (unsigned a = 0; a < PER; a++) {
             const bool is_row = row + a < side.end_row;
@@ -167,8 +189,11 @@ DEVICE void gradient(const Arguments& arguments) {
                 const uint32_t key = first + tj + b;
                 float coefficient = 0;
                 if (is_row && key < side.end_key && key != row + a + side.own) {
+                    float of_teacher = teacher[b];
+                    if (KIND == SOFTMAX && a > 0)
+                        of_teacher = parked[((a - 1) * PER + b) * THREADS + threadIdx.x];
                     const Pair pair = pair_of<KIND>(arguments, of_row, arguments.records[key],
-                                              student[a][b], teacher[a][b]);
+                                                    student[a][b], of_teacher);
                     coefficient = pair.coefficient;
                     added[0] += pair.moments[0];
                     added[1] += pair.moments[1];
@@ -176,30 +201,31 @@ DEVICE void gradient(const Arguments& arguments) {
                 shared[(tj + b) * WEIGHT_STRIDE + ti + a] = coefficient;
             }
             UNROLL
-            for (unsigned m = 0; m < MOMENTS; m++)
-                moments[(m * PER + a) * THREADS + threadIdx.x] += added[m];
+            for (unsigned m = 0; m < MOMENTS; m++) {
+                const float of_row = sum_of_row(added[m]);
+                if (lane == a) moments[m * TILE + ti + a] += of_row;
+            }
         }
         // Sums
         add_values(arguments, first, side.end_key, column, shared, shared + WEIGHTS, sums);
     }
 
     // Store
+    const uint32_t row = side.first_row + ti;
     const uint64_t split = static_cast<uint64_t>(blockIdx.y) * n;
+    if (blockIdx.z == 0 && lane < PER && row + lane < side.end_row) {
+        UNROLL
+        for (unsigned m = 0; m < MOMENTS; m++)
+            arguments.moments[(m * static_cast<uint64_t>(gridDim.y) + blockIdx.y) * n + row + lane] =
+                moments[m * TILE + ti + lane];
+    }
     UNROLL
     for (unsigned a = 0; a < PER; a++) {
-        UNROLL
-        for (unsigned m = 0; m < MOMENTS; m++) {
-            double sum = moments[(m * PER + a) * THREADS + threadIdx.x];
-            UNROLL
-            for (unsigned mask = 8; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
-            if (blockIdx.z == 0 && tj == 0 && row + a < side.end_row)
-                arguments.moments[(m * static_cast<uint64_t>(gridDim.y) + blockIdx.y) * n + row + a] = sum;
-        }
         if (row + a >= side.end_row) continue;
         float* to = arguments.sums + (split + row + a) * dim;
         UNROLL
         for (unsigned j = 0; j < 8; j++) {
-            const uint32_t d = column + 64 * (j / 4) + 4 * (threadIdx.x % 16) + j % 4;
+            const uint32_t d = column + 64 * (j / 4) + 4 * lane + j % 4;
             if (d < dim) to[d] = sums[a][j];
         }
     }
