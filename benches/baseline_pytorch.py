@@ -9,14 +9,16 @@ Two ways to run it:
     them on normal random numbers with the losses' default parameters and prints CSV.
 
 A loss and its backward pass are timed; the gradient goes to the student only, the teacher is a
-constant. All is float32 unless a request says otherwise, and the memory is what an evaluation adds to
+constant. The student's rows of CLIP and SigLIP are both towers, one after the other, and their scales
+and biases have gradients too. All is float32 unless a request says otherwise, and the memory is what an evaluation adds to
 that of a process that has its inputs. On a GPU an evaluation is timed by events.
 
 Sources: RKD and DarkRank, github.com/lenscloth/RKD (metric/loss.py, metric/utils.py); RRD,
 github.com/giakoumoglou/distillers (RRD.py), without its copies of the queue; InfoNCE as in MoCo,
 github.com/facebookresearch/moco; KD, SP and PKT as in RepDistiller, github.com/HobbitLong/RepDistiller;
 Gram as in DINOv3, github.com/facebookresearch/dinov3; the order of pairs as in RAG-Retrieval,
-github.com/NovaSearch-Team/RAG-Retrieval (model_distill.py).
+github.com/NovaSearch-Team/RAG-Retrieval (model_distill.py); CLIP, its distillation and SigLIP as in
+github.com/mlfoundations/open_clip (loss.py); SupCon as in github.com/HobbitLong/SupContrast (losses.py).
 """
 
 import argparse
@@ -191,6 +193,48 @@ def kd_kl(x, y, queue, p):
     return value * t * t
 
 
+def learned(number, x):
+    """As a parameter of the model has it."""
+    return torch.tensor(number, dtype=x.dtype, device=x.device, requires_grad=True)
+
+
+def soft_cross_entropy(teacher, student):
+    return -(teacher.softmax(dim=1) * student.log_softmax(dim=1)).sum(dim=1).mean(dim=0)
+
+
+def clip(x, y, queue, p):
+    images, texts = x.chunk(2)
+    logits = learned(1 / p["temperature"], x) * images @ texts.T
+    target = torch.arange(len(images), device=x.device)
+    loss = p["hard_weight"] * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    if y is None:
+        return loss
+    images, texts = y.chunk(2)
+    with torch.no_grad():
+        teacher = images @ texts.T / p["teacher_temperature"]
+    soft = soft_cross_entropy(teacher, logits) + soft_cross_entropy(teacher.T, logits.T)
+    return loss + p["soft_weight"] * soft / 2
+
+
+def siglip(x, y, queue, p):
+    images, texts = x.chunk(2)
+    logits = learned(p["scale"], x) * images @ texts.T + learned(p["bias"], x)
+    labels = 2 * torch.eye(len(images), dtype=x.dtype, device=x.device) - 1
+    return -F.logsigmoid(labels * logits).sum() / len(images)
+
+
+def sup_con(x, labels, queue, p):
+    """The labels come in the teacher's place. Rows without others of their label do not count."""
+    others = 1 - torch.eye(len(x), dtype=x.dtype, device=x.device)
+    mask = (labels == labels.T).to(x.dtype) * others
+    logits = learned(1 / p["temperature"], x) * x @ x.T
+    logits = logits - logits.max(dim=1, keepdim=True)[0].detach()
+    log_prob = logits - torch.log((torch.exp(logits) * others).sum(1, keepdim=True))
+    positives = mask.sum(1)
+    means = (mask * log_prob).sum(1) / positives.clamp(min=1)
+    return -means.sum() / (positives > 0).sum().clamp(min=1)
+
+
 LOSSES = {
     "rkd-distance": rkd_distance,
     "rkd-angle": rkd_angle,
@@ -203,6 +247,9 @@ LOSSES = {
     "rrd": rrd,
     "info-nce": info_nce,
     "kd-kl": kd_kl,
+    "clip": clip,
+    "siglip": siglip,
+    "sup-con": sup_con,
 }
 
 DEFAULTS = {
@@ -223,6 +270,15 @@ DEFAULTS = {
         "beta": 0.5,
         "alpha": 0.1,
     },
+    "clip": {
+        "temperature": 0.07,
+        "teacher_temperature": 0.07,
+        "hard_weight": 1.0,
+        "soft_weight": 1.0,
+        "normalize": True,
+    },
+    "siglip": {"scale": 10.0, "bias": -10.0, "normalize": True},
+    "sup-con": {"temperature": 0.07, "normalize": True},
 }
 
 
@@ -232,8 +288,9 @@ def whole(loss, p, groups=1):
 
     def evaluate(x, y, queue):
         if p.get("normalize"):
-            with torch.no_grad():
-                y = F.normalize(y, dim=1)
+            if y is not None and loss != "sup-con":
+                with torch.no_grad():
+                    y = F.normalize(y, dim=1)
             x = F.normalize(x, dim=1)
         if groups == 1:
             return function(x, y, queue, p)
@@ -275,7 +332,9 @@ class Case:
         self.device = torch.device(args.device)
 
         def place(tensor):
-            return None if tensor is None else tensor.to(self.device, dtype, copy=True)
+            if tensor is None:
+                return None
+            return tensor.to(self.device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
 
         self.batches = [(place(student).requires_grad_(), place(teacher), place(queue)) for _ in range(copies)]
         self.turns = 0
@@ -400,7 +459,12 @@ def warm_up(args):
     x = torch.randn(8, 8)
     for loss in LOSSES:
         queue = x if loss in ("rrd", "info-nce") else None
-        Case(loss, DEFAULTS[loss], x.clone(), x.flip(0), queue, args).evaluate()
+        teacher = None if loss == "siglip" else labels_of(8, 4) if loss == "sup-con" else x.flip(0)
+        Case(loss, DEFAULTS[loss], x.clone(), teacher, queue, args).evaluate()
+
+
+def labels_of(rows, labels):
+    return (torch.arange(rows) % labels).unsqueeze(1)
 
 
 # -- the worker ---------------------------------------------------------------------------------------
@@ -421,6 +485,8 @@ def save(tensor, path):
 
 def open_case(request, args):
     arrays = [load(request[name]) for name in ("student", "teacher", "queue")]
+    if request.get("labels"):
+        arrays[1] = torch.tensor(request["labels"]).unsqueeze(1)
     dtype = DTYPES[request.get("dtype", "f32")]
     copies, groups = request.get("copies", 1), request.get("groups", 1)
     return Case(request["loss"], request["parameters"], *arrays, args, dtype, copies, groups)
@@ -471,21 +537,34 @@ def device_name(args):
 
 # -- alone --------------------------------------------------------------------------------------------
 
-NAME = re.compile(r"(?P<loss>[a-z-]+)-(?P<rows>\d+)x(?P<dim>\d+)(-groups-(?P<groups>\d+))?(-k(?P<queue>\d+))?(?P<own>-own)?")
+NAME = re.compile(
+    r"(?P<loss>[a-z-]+)-(?P<rows>\d+)x(?P<dim>\d+)(-groups-(?P<groups>\d+))?(-k(?P<queue>\d+))?(?P<own>-own)?"
+    r"(-labels-(?P<labels>\d+))?(?P<alone>-alone)?"
+)
 
 
 def parse_case(name):
     match = NAME.fullmatch(name)
-    if not match or match["loss"] not in LOSSES or (match["loss"] == "rrd" and not match["queue"]):
+    if not match or match["loss"] not in LOSSES or not_whole(match):
         names = ", ".join(LOSSES)
-        sys.exit(f"case: expected LOSS-NxD[-groups-B][-kK[-own]] with LOSS one of {names}, got {name!r}")
+        form = "LOSS-NxD[-groups-B][-kK[-own]][-labels-L][-alone]"
+        sys.exit(f"case: expected {form} with LOSS one of {names}, got {name!r}")
     return match
+
+
+def not_whole(match):
+    """RRD needs a queue, and SupCon labels."""
+    return match["loss"] == "rrd" and not match["queue"] or match["loss"] == "sup-con" and not match["labels"]
 
 
 def random_case(match, args):
     torch.manual_seed(0)
     rows, dim = int(match["rows"]), int(match["dim"])
     student, teacher, queue = torch.randn(rows, dim), torch.randn(rows, dim), None
+    if match["alone"] or match["loss"] == "siglip":
+        teacher = None
+    if match["labels"]:
+        teacher = labels_of(rows, int(match["labels"]))
     if match["queue"]:
         queue = F.normalize(torch.randn(int(match["queue"]), dim), dim=1)
         if match["own"]:

@@ -1,14 +1,14 @@
 //! The values and gradients of the official code in f64. `golden.json` says where its mathematics
-//! were used instead. Nineteen cases are losses of this crate. One is a loss made of its
-//! building blocks, and so are two of the nineteen once more.
+//! were used instead. Twenty-four cases are losses of this crate. One is a loss made of its
+//! building blocks, and so are two of the others once more.
 
 mod common;
 
 use common::compare::{assert_gradient, assert_loss, norm};
 use relata::{
-    Batch, Cpu, DarkRank, Device, Divergence, Gram, InfoNce, KdKl, Loss, Order, Pkt, Problem,
-    Queue, Reference, Relation, Rkd, RkdAngle, RkdDistance, Rows, Rrd, Sp, relation_matrix,
-    softmax,
+    Batch, Clip, Cpu, DarkRank, Device, Divergence, Gram, InfoNce, KdKl, Loss, Order, Pkt, Problem,
+    Queue, Reference, Relation, Rkd, RkdAngle, RkdDistance, Rows, Rrd, SigLip, Sp, SupCon,
+    relation_matrix, softmax,
 };
 use serde_json::Value;
 
@@ -69,7 +69,6 @@ fn assert_golden(case: &str, loss: impl Into<Loss>, student: &str, teacher: &str
     let loss = loss.into();
     let golden = Golden::load();
     let (student, teacher) = (golden.input(student), golden.input(teacher));
-    let (value, gradient) = golden.case(case);
     let queue = queue.then(|| {
         let keys = golden.input("queue");
         let mut queue = Queue::<f64>::new(keys.rows().len(), keys.dim).expect("a queue");
@@ -78,14 +77,35 @@ fn assert_golden(case: &str, loss: impl Into<Loss>, student: &str, teacher: &str
     });
     let mut batch = Batch::new(student.rows(), teacher.rows());
     batch.queue = queue.as_ref();
+    assert_golden_batch(&golden, case, loss, batch);
+}
+
+/// The same for any batch, and for the gradients of the loss's parameters where the case has them.
+fn assert_golden_batch(golden: &Golden, case: &str, loss: Loss, batch: Batch<'_, f64>) {
+    let (value, gradient) = golden.case(case);
+    let dim = batch.student.dim();
     let problem = Problem::new(loss, batch.shapes()).expect("shapes that fit");
 
     let reference = problem.evaluate(&Reference, batch).expect("a valid batch");
     assert_loss(case, reference.loss, value, 1e-12);
-    assert_gradient(case, &reference.gradient, &gradient, student.dim, 1e-11);
+    assert_gradient(case, &reference.gradient, &gradient, dim, 1e-11);
     let cpu = problem.evaluate(&Cpu, batch).expect("a valid batch");
     assert_loss(case, cpu.loss, value, 1e-10);
-    assert_gradient(case, &cpu.gradient, &gradient, student.dim, 1e-10);
+    assert_gradient(case, &cpu.gradient, &gradient, dim, 1e-10);
+
+    let Some(of_parameters) = golden.0["cases"][case]["parameter_gradients"].as_array() else {
+        return;
+    };
+    for evaluated in [reference.terms, cpu.terms] {
+        let got = evaluated
+            .iter()
+            .filter(|(name, _)| name.ends_with("_gradient"));
+        let got: Vec<f64> = got.map(|(_, value)| value).collect();
+        assert_eq!(got.len(), of_parameters.len(), "{case}");
+        for (got, want) in got.iter().zip(of_parameters) {
+            assert_loss(case, *got, want.as_f64().expect("a number"), 1e-10);
+        }
+    }
 }
 
 #[test]
@@ -156,6 +176,44 @@ fn dark_rank_gives_the_golden_values() {
 }
 
 #[test]
+fn clip_gives_the_golden_values() {
+    let golden = Golden::load();
+    let (student, teacher) = (golden.input("student"), golden.input("teacher"));
+    let clip = Clip::default();
+    let weighted = Clip {
+        temperature: 0.05,
+        teacher_temperature: 0.1,
+        hard_weight: 0.25,
+        soft_weight: 0.75,
+    };
+    let alone = Batch::of_student(student.rows());
+    let taught = Batch::new(student.rows(), teacher.rows());
+    for (case, loss, batch) in [
+        ("clip_t0.07", clip, alone),
+        ("clip_t0.07_soft", clip, taught),
+        ("clip_t0.05_tt0.1_hard0.25_soft0.75", weighted, taught),
+    ] {
+        assert_golden_batch(&golden, case, loss.into(), batch);
+    }
+}
+
+#[test]
+fn sig_lip_gives_the_golden_values() {
+    let golden = Golden::load();
+    let student = golden.input("student");
+    let batch = Batch::of_student(student.rows());
+    assert_golden_batch(&golden, "siglip_a10_b-10", SigLip::default().into(), batch);
+}
+
+#[test]
+fn sup_con_gives_the_golden_values() {
+    let golden = Golden::load();
+    let student = golden.input("student");
+    let batch = Batch::of_student(student.rows()).with_labels(&[0, 1, 0, 1, 1, 0]);
+    assert_golden_batch(&golden, "supcon_t0.07", SupCon::default().into(), batch);
+}
+
+#[test]
 fn kd_gives_the_golden_values() {
     assert_golden(
         "kd_T4",
@@ -216,7 +274,7 @@ fn every_golden_case_has_a_test() {
     for name in cases.keys() {
         assert!(source.contains(&format!("\"{name}\"")), "{name}");
     }
-    assert_eq!(cases.len(), 20);
+    assert_eq!(cases.len(), 25);
 }
 
 // Losses from the crate's building blocks: SP, PKT, and one that it does not have.

@@ -114,7 +114,7 @@ fn gradients_agree_with_differences_for_every_loss_and_option() {
 
 #[test]
 fn gradients_scale_with_the_upstream() {
-    for loss in common::losses::against_teachers() {
+    for loss in Loss::all() {
         for shapes in shapes_of(&loss, [5, 4, 6, 9]) {
             let input = input(&loss, 11, shapes);
             let once = assert_gradients(&input.problem(loss), &input);

@@ -70,7 +70,7 @@ fn relational() -> impl Strategy<Value = Input> {
 
 /// Any loss with a batch that it accepts.
 fn any_loss() -> impl Strategy<Value = (Loss, Input)> {
-    let loss = prop::sample::select(losses::losses());
+    let loss = prop::sample::select(losses::losses_against_teachers());
     let sizes = (1..10usize, 1..9usize, 1..9usize, 1..20usize);
     (loss, sizes, any::<prop::sample::Index>(), any::<u64>()).prop_map(
         |(loss, (n, d, d_t, k), which, seed)| {

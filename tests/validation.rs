@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::losses::{losses, rkd_losses, shapes_of};
+use common::losses::{losses_against_teachers as losses, rkd_losses, shapes_of};
 use common::{Input, for_every_dtype};
 use relata::{
     Batch, Cpu, DType, DarkRank, Divergence, Element, Error, Family, InfoNce, KdKl, Loss, Order,

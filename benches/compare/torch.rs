@@ -39,6 +39,7 @@ pub(crate) struct Files {
     folder: TempDir,
     student: Value,
     teacher: Value,
+    labels: Value,
     queue: Value,
 }
 
@@ -52,7 +53,11 @@ impl Files {
         };
         Ok(Files {
             student: write("student", &inputs.student, case.student_dim)?,
-            teacher: write("teacher", &inputs.teacher, case.teacher_dim)?,
+            teacher: match case.teacher_dim {
+                0 => Value::Null,
+                dim => write("teacher", &inputs.teacher, dim)?,
+            },
+            labels: json!(inputs.labels),
             queue: match &inputs.queue {
                 Some(queue) => write("queue", queue.keys(), queue.dim())?,
                 None => Value::Null,
@@ -126,6 +131,7 @@ impl Torch {
             "groups": case.groups,
             "student": files.student,
             "teacher": files.teacher,
+            "labels": files.labels,
             "queue": files.queue,
             "dtype": dtype,
             "copies": copies,

@@ -19,7 +19,7 @@ pub(super) fn clip(loss: &Clip, x: &Matrix, y: Option<&Matrix>) -> (Value, Vec<f
         let mut partner = vec![f64::NEG_INFINITY; n];
         partner[own] = 0.0;
         let to_partner = divergence(&logits, &partner, |k| partner[k] - logits[k]);
-        hard -= 0.5 * to_partner.log_q[own] / n as f64;
+        hard += 0.5 * cross_entropy(&logits, own) / n as f64;
         let mut slopes: Vec<f64> = to_partner
             .differences
             .iter()
@@ -49,4 +49,20 @@ pub(super) fn clip(loss: &Clip, x: &Matrix, y: Option<&Matrix>) -> (Value, Vec<f
         ("scale_gradient", scale_gradient),
     ];
     (Value::with_terms(value, terms), gradient)
+}
+
+/// −log softmax(logits)[own], from how far the other logits are above the own one: no digit is lost
+/// where the own one has nearly all of the weight.
+fn cross_entropy(logits: &[f64], own: usize) -> f64 {
+    let mut others: Vec<f64> = logits.iter().map(|l| l - logits[own]).collect();
+    others.remove(own);
+    let max = others.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = others.iter().map(|l| (l - max).exp()).sum();
+    // Of no others −∞ and 0.
+    let log_sum = if others.is_empty() {
+        max
+    } else {
+        max + sum.ln()
+    };
+    log_sum.max(0.0) + (-log_sum.abs()).exp().ln_1p()
 }

@@ -46,11 +46,15 @@ pub(crate) struct Case {
     /// deviates from the defaults, for example `rrd-256x128-k16384-own`.
     pub(crate) name: String,
     pub(crate) loss: Loss,
+    /// Of towers, both halves.
     pub(crate) rows: usize,
     pub(crate) student_dim: usize,
+    /// 0 without a teacher.
     pub(crate) teacher_dim: usize,
     /// Into how many groups the rows are divided; 1 if all of them are compared with one another.
     pub(crate) groups: usize,
+    /// How many labels the rows have, in turns, where the loss takes labels.
+    pub(crate) labels: Option<usize>,
     /// The queue's capacity, where the loss has a queue.
     pub(crate) queue: Option<usize>,
     /// How many keys of earlier batches have entered the queue: fewer than its capacity fill it in
@@ -70,6 +74,7 @@ pub(crate) struct Inputs<T: Element> {
     pub(crate) problem: Problem,
     pub(crate) student: Vec<T>,
     pub(crate) teacher: Vec<T>,
+    pub(crate) labels: Option<Vec<u32>>,
     pub(crate) queue: Option<Queue<T::Real>>,
 }
 
@@ -86,9 +91,10 @@ impl<T: Element> Inputs<T> {
             rows(&self.student, shapes.student_dim),
             rows(&self.teacher, shapes.teacher_dim),
         );
-        match &self.queue {
-            Some(queue) => batch.with_queue(queue),
-            None => batch,
+        Batch {
+            labels: self.labels.as_deref(),
+            queue: self.queue.as_ref(),
+            ..batch
         }
     }
 }
@@ -140,10 +146,10 @@ pub(crate) fn of_every_kernel() -> Vec<Case> {
 
 impl Case {
     pub(crate) fn shapes(&self) -> Shapes {
-        let shapes = Shapes::new(self.rows, self.student_dim, self.teacher_dim);
-        match self.keys() {
-            Some(keys) => shapes.with_queue(keys),
-            None => shapes,
+        Shapes {
+            labels: self.labels.is_some(),
+            queue: self.keys(),
+            ..Shapes::new(self.rows, self.student_dim, self.teacher_dim)
         }
     }
 
@@ -179,6 +185,9 @@ impl Case {
         Inputs {
             problem: self.problem(),
             student: self.student(),
+            labels: self
+                .labels
+                .map(|labels| (0..self.rows).map(|row| (row % labels) as u32).collect()),
             queue: self.filled_queue(&teacher),
             teacher,
         }

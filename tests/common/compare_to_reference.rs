@@ -10,7 +10,7 @@ use super::compare::{assert_gradient, assert_loss, norm, relative_error};
 use super::losses;
 use super::order;
 use super::tolerances::{
-    ROUNDING_OF_WEIGHTS, Tolerance, conditioning, conditioning_of_dim, kl_budget,
+    ROUNDING_OF_WEIGHTS, Tolerance, conditioning, conditioning_of_dim, kl_budget, parameter_budget,
     rounding_of_weights, tolerance,
 };
 
@@ -139,6 +139,10 @@ impl<'a, T: Element, D: Device<T>> Comparison<'a, T, D> {
                 let budget = kl_budget(loss, T::DTYPE, within.loss, want.loss);
                 let right = (got - want_term).abs() <= budget;
                 assert!(right, "{name}: KL {got:e}, want {want_term:e}");
+            } else if term.ends_with("_gradient") {
+                let budget = parameter_budget(within.gradient, want_term);
+                let right = (got - want_term).abs() <= budget;
+                assert!(right, "{name}, {term}: {got:e}, want {want_term:e}");
             } else {
                 assert_loss(&format!("{name}, {term}"), got, want_term, within.loss);
             }

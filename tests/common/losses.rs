@@ -1,9 +1,9 @@
 //! All that tests and benchmarks ask about a loss, from its spec.
 
 use relata::{
-    Contrastive, DarkRank, Device, Divergence, Element, Enqueue, Evaluation, Family, InfoNce, KdKl,
-    Logits, Loss, Order, ParameterValue, Queue, QueueUse, Result, Rkd, RkdAngle, RkdDistance, Rows,
-    Rrd, Shapes, Target, Towers,
+    Clip, Contrastive, DarkRank, Device, Divergence, Element, Enqueue, Evaluation, Family, InfoNce,
+    KdKl, Logits, Loss, Order, ParameterValue, Queue, QueueUse, Result, Rkd, RkdAngle, RkdDistance,
+    Rows, Rrd, Shapes, SigLip, SupCon, Target, Towers,
 };
 
 /// Whether the loss L2-normalises its rows first, so that their lengths do not count. PKT's ε makes
@@ -114,11 +114,25 @@ pub(crate) fn flops(loss: &Loss, shapes: Shapes) -> u64 {
 pub(crate) fn shapes_of(loss: &Loss, [n, d, d_t, k]: [usize; 4]) -> Vec<Shapes> {
     let spec = loss.spec();
     let shapes = Shapes::new(n, d, if spec.same_dim { d } else { d_t });
+    if let Family::Towers(towers) = spec.family {
+        let alone = Shapes::new(n, d, 0);
+        return match towers {
+            Towers::Softmax { .. } => [shapes, alone].map(even).to_vec(),
+            Towers::Sigmoid { .. } => vec![even(alone)],
+            Towers::Labels { .. } => vec![alone.with_labels()],
+        };
+    }
     match spec.queue {
         QueueUse::Never => vec![shapes],
         QueueUse::Optional => vec![shapes, shapes.with_queue(k)],
         QueueUse::Required => vec![shapes.with_queue(k)],
     }
+}
+
+/// The same for two towers of as many rows each.
+fn even(shapes: Shapes) -> Shapes {
+    let rows = shapes.rows.next_multiple_of(2);
+    Shapes { rows, ..shapes }
 }
 
 /// The three RKD losses with the parameters of `rkd`: distance, angle, and both.
@@ -168,8 +182,31 @@ pub(crate) fn against_teachers() -> Vec<Loss> {
     losses
 }
 
-/// Every loss against a teacher with every option off its default at least once.
+/// Every loss with every option off its default at least once.
 pub(crate) fn losses() -> Vec<Loss> {
+    let towers: [Loss; 6] = [
+        Clip::default().into(),
+        Clip {
+            temperature: 0.2,
+            teacher_temperature: 0.1,
+            hard_weight: 0.25,
+            soft_weight: 3.0,
+        }
+        .into(),
+        SigLip::default().into(),
+        SigLip {
+            scale: 2.0,
+            bias: 0.5,
+        }
+        .into(),
+        SupCon::default().into(),
+        SupCon { temperature: 0.5 }.into(),
+    ];
+    [losses_against_teachers(), towers.to_vec()].concat()
+}
+
+/// The same without those of rows that are all trained.
+pub(crate) fn losses_against_teachers() -> Vec<Loss> {
     let mut losses = against_teachers();
     for (delta, normalize) in [(1.0, true), (0.2, false), (0.2, true)] {
         losses.extend(rkd_losses(Rkd {

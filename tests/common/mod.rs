@@ -82,6 +82,8 @@ impl Input {
             problem: *problem,
             student: cast(&self.student),
             teacher: cast(&self.teacher),
+            labels: (self.shapes.labels)
+                .then(|| (0..self.shapes.rows as u32).map(|row| row % 3).collect()),
             queue: self
                 .queue::<T>()
                 .map(|queue| queue.with_normalize(problem.spec().normalize)),

@@ -118,10 +118,17 @@ pub(crate) fn tolerance(loss: &Loss, dtype: DType) -> Tolerance {
             (Target::OwnKey, true) => tolerance_of(5e-14, 5e-14 + 1e-16 / temperature),
             (Target::OwnKey, false) => tolerance_of(1e-6, 1e-6 + 1e-8 / temperature),
         },
+        // As above: what divides the products magnifies their rounding.
+        Family::Towers(_) => {
+            let tau = losses::least_temperature(loss).expect("a temperature");
+            if wide {
+                tolerance_of(5e-14, 1e-13 + 1e-16 / tau)
+            } else {
+                tolerance_of(1e-6, 2e-6 + 1e-8 / tau)
+            }
+        }
         // At a high T both softmaxes are nearly flat. The divergence falls as 1/T² and the
         // difference of probabilities as 1/T, but rounding does not fall.
-        // tests/towers.rs has their own.
-        Family::Towers(_) => tolerance_of(5e-6, 5e-6),
         Family::Logits(logits) => {
             let t = logits.student_temperature.max(1.0);
             if wide {
@@ -183,6 +190,13 @@ pub(crate) fn kl_budget(loss: &Loss, dtype: DType, within: f64, value: f64) -> f
         _ => panic!("which ε has {dtype}? Add an arm"),
     };
     2.0 * within * value + epsilon / tau
+}
+
+/// By how much the gradient of a parameter may be off, if a gradient may be off by `within`,
+/// relative. It is a sum of products of rows under slopes, of which the largest are about 1, and
+/// cancels.
+pub(crate) fn parameter_budget(within: f64, value: f64) -> f64 {
+    within * value.abs().max(1.0)
 }
 
 /// What rounding the keys to f16 changes. Each element changes by 2^-13 or so of itself. Each logit

@@ -1,8 +1,8 @@
 //! The table itself.
 
 use relata::{
-    DarkRank, Divergence, Gram, InfoNce, KdKl, Loss, Order, Pkt, Rkd, RkdAngle, RkdDistance, Rrd,
-    Sp,
+    Clip, DarkRank, Divergence, Gram, InfoNce, KdKl, Loss, Order, Pkt, Rkd, RkdAngle, RkdDistance,
+    Rrd, SigLip, Sp, SupCon,
 };
 
 use super::losses::{divergences, rkd_losses};
@@ -88,6 +88,7 @@ pub(super) fn all() -> Vec<Case> {
     rrd(&mut cases);
     info_nce(&mut cases);
     kd_kl(&mut cases);
+    towers(&mut cases);
     timed(&mut cases);
     cases
 }
@@ -134,13 +135,7 @@ fn similarities(cases: &mut Vec<Case>) {
     let data = DEGENERATE.iter();
     cases.extend(data.map(|&(label, data)| case(sp, 33, 16).data(data).label(label)));
 
-    // Cosines of rows that are all alike are 1, and rounding is all that a gradient has.
-    let alike = |data| matches!(data, Data::Offset { .. } | Data::Identical);
-    let data = || {
-        DEGENERATE
-            .into_iter()
-            .filter(move |&(_, data)| !alike(data))
-    };
+    let data = || DEGENERATE.into_iter().filter(|&(_, data)| !alike(data));
     let clamped = Loss::from(Gram { clamp: true });
     for (loss, option) in [
         (Gram::default().into(), ""),
@@ -173,6 +168,11 @@ fn similarities(cases: &mut Vec<Case>) {
     cases.push(case(wide, 17, 33).teacher_dim(130).label("margin-0.5"));
     let none = Loss::from(Order { margin: 0.0 });
     cases.push(case(none, 33, 16).label("margin-0"));
+}
+
+/// Cosines of rows that are all alike are 1, and rounding is all that a gradient has.
+fn alike(data: Data) -> bool {
+    matches!(data, Data::Offset { .. } | Data::Identical)
 }
 
 fn rankings(cases: &mut Vec<Case>) {
@@ -237,7 +237,7 @@ pub(super) fn many_rows() -> Vec<Case> {
 }
 
 /// One small case of each kind that has kernels of its own.
-pub(super) const OF_EVERY_KERNEL: [&str; 23] = [
+pub(super) const OF_EVERY_KERNEL: [&str; 27] = [
     "rkd-33x16",
     "rkd-17x16-to-7-delta-0.5-normalize",
     "rkd-distance-17x33-to-130",
@@ -261,6 +261,10 @@ pub(super) const OF_EVERY_KERNEL: [&str; 23] = [
     "kd-kl-17x16",
     "kd-kl-2x20011",
     "kd-kl-17x16-js",
+    "clip-34x33-to-130",
+    "clip-34x16-alone",
+    "siglip-34x16",
+    "sup-con-17x16-labels-6",
 ];
 
 fn rrd(cases: &mut Vec<Case>) {
@@ -343,6 +347,63 @@ fn kd_kl(cases: &mut Vec<Case>) {
     }
 }
 
+fn towers(cases: &mut Vec<Case>) {
+    let clip = Loss::from(Clip::default());
+    cases.extend(RELATIONAL.map(|[n, d, t]| case(clip, 2 * n, d).teacher_dim(t)));
+    cases.extend(SQUARE.map(|[n, d]| case(clip, 2 * n, d).alone()));
+    let weights = |hard_weight, soft_weight| Clip {
+        hard_weight,
+        soft_weight,
+        ..Clip::default()
+    };
+    let taus = |temperature, teacher_temperature| Clip {
+        temperature,
+        teacher_temperature,
+        ..Clip::default()
+    };
+    for (loss, label) in [
+        (weights(0.0, 1.0), "soft"),
+        (weights(1.0, 0.0), "hard"),
+        (weights(0.25, 0.75), "weights-0.25-0.75"),
+        (taus(0.01, 0.07), "tau-0.01-0.07"),
+        (taus(0.07, 0.01), "tau-0.07-0.01"),
+        (taus(1.0, 1e3), "tau-1-1e3"),
+    ] {
+        cases.push(case(loss.into(), 34, 33).teacher_dim(130).label(label));
+    }
+    let sig_lip = |scale, bias| Loss::from(SigLip { scale, bias });
+    let usual = Loss::from(SigLip::default());
+    cases.extend(SQUARE.map(|[n, d]| case(usual, 2 * n, d).without_teacher()));
+    for (scale, bias) in [(100.0, -10.0), (1.0, 0.0), (3.0, 0.5)] {
+        let case = case(sig_lip(scale, bias), 34, 33).without_teacher();
+        cases.push(case.label(&format!("scale-{scale}-bias-{bias}")));
+    }
+    let sup_con = Loss::from(SupCon::default());
+    for [n, d] in SQUARE {
+        // Labels of one row each, of some, and of all.
+        for labels in [n.div_ceil(3), n, 1] {
+            let case = case(sup_con, n, d).labels(labels);
+            if !cases.contains(&case) {
+                cases.push(case);
+            }
+        }
+    }
+    for temperature in [0.01, 0.5] {
+        let loss = Loss::from(SupCon { temperature });
+        let label = format!("tau-{temperature}");
+        cases.push(case(loss, 34, 33).labels(17).label(&label));
+    }
+    let alone = |data| !matches!(data, Data::Teacher | Data::NearTeacher { .. });
+    for (label, data) in DEGENERATE.into_iter().filter(|&(_, data)| !alike(data)) {
+        cases.push(case(clip, 66, 16).data(data).label(label));
+        if alone(data) {
+            let case = |loss| case(loss, 66, 16).data(data);
+            cases.push(case(usual).without_teacher().label(label));
+            cases.push(case(sup_con).labels(33).label(label));
+        }
+    }
+}
+
 /// Sizes that trainers use. RRD comes twice: with a queue of past keys alone, and, as is the
 /// crate's default, with the batch's own keys in it.
 fn timed(cases: &mut Vec<Case>) {
@@ -388,6 +449,14 @@ fn timed(cases: &mut Vec<Case>) {
                 .bench(),
         );
     }
+    let clip = Loss::from(Clip::default());
+    cases.push(case(clip, 2048, 128).bench());
+    cases.push(case(clip, 2048, 128).alone().bench());
+    cases.push(case(clip, 1024, 512).bench());
+    let sig_lip = Loss::from(SigLip::default());
+    cases.push(case(sig_lip, 2048, 128).without_teacher().bench());
+    let sup_con = Loss::from(SupCon::default());
+    cases.push(case(sup_con, 1024, 128).labels(512).bench());
     // Only a GPU is quick enough for these.
     let rrd = |n: usize, d: usize| case(Rrd::default().into(), n, d).queue(65_536, 65_536, false);
     let large = [
@@ -408,6 +477,7 @@ fn case(loss: Loss, rows: usize, dim: usize) -> Case {
         student_dim: dim,
         teacher_dim: dim,
         groups: 1,
+        labels: None,
         queue: None,
         past_keys: 0,
         own_keys: false,
@@ -432,6 +502,22 @@ impl Case {
         } else {
             self.label(&format!("to-{dim}"))
         }
+    }
+
+    /// A loss that can do without a teacher does.
+    fn alone(self) -> Self {
+        self.without_teacher().label("alone")
+    }
+
+    /// A loss that has none.
+    fn without_teacher(mut self) -> Self {
+        self.teacher_dim = 0;
+        self
+    }
+
+    fn labels(mut self, labels: usize) -> Self {
+        self.labels = Some(labels);
+        self.without_teacher().label(&format!("labels-{labels}"))
     }
 
     fn groups(mut self, groups: usize) -> Self {
