@@ -35,22 +35,30 @@ where
 {
     let name = loss.name();
     let queue = queue.map(|queue| queue.host::<T>(name)).transpose()?;
+    let run = |batch: Batch<'_, T>| {
+        if let Some(queue) = queue {
+            let evaluation = loss.evaluate_with_queue(&Cpu, batch.student, batch.teacher, queue);
+            return evaluation.or_candle(name);
+        }
+        let mut problem = Problem::new(loss, batch.shapes()).or_candle(name)?;
+        if let Some(widths) = prefixes {
+            problem = problem.with_prefixes(widths).or_candle(name)?;
+        }
+        let problem = inputs.grouped(problem).or_candle(name)?;
+        problem.evaluate(&Cpu, batch).or_candle(name)
+    };
     let evaluation = on_host(&inputs.student, |student| {
-        on_host(&inputs.teacher, |teacher| {
-            let student = Rows::<T>::new(student, inputs.student_shape).or_candle(name)?;
-            let teacher = Rows::<T>::new(teacher, inputs.teacher_shape).or_candle(name)?;
-            if let Some(queue) = queue {
-                let evaluation = loss.evaluate_with_queue(&Cpu, student, teacher, queue);
-                return evaluation.or_candle(name);
-            }
-            let batch = Batch::new(student, teacher);
-            let mut problem = Problem::new(loss, batch.shapes()).or_candle(name)?;
-            if let Some(widths) = prefixes {
-                problem = problem.with_prefixes(widths).or_candle(name)?;
-            }
-            let problem = inputs.grouped(problem).or_candle(name)?;
-            problem.evaluate(&Cpu, batch).or_candle(name)
-        })
+        let student = Rows::<T>::new(student, inputs.student_shape).or_candle(name)?;
+        match (&inputs.teacher, &inputs.labels) {
+            (Some(teacher), _) => on_host(teacher, |teacher| {
+                let teacher = Rows::new(teacher, inputs.teacher_shape).or_candle(name)?;
+                run(Batch::new(student, teacher))
+            }),
+            (None, Some(labels)) => on_host(labels, |labels| {
+                run(Batch::of_student(student).with_labels(labels))
+            }),
+            (None, None) => run(Batch::of_student(student)),
+        }
     })?;
     let terms = evaluation.terms.iter().map(|(_, value)| value);
     let value = [evaluation.loss].into_iter().chain(terms);

@@ -6,16 +6,18 @@ use std::cell::RefCell;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::cuda_backend::CudaDType;
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, CudaView, DeviceRepr};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaSlice, CudaStream, CudaView, DevicePtr, DevicePtrMut, DeviceRepr,
+};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Error, Result, Storage, Tensor, WithDType};
 use half::{bf16, f16};
-use relata::cuda::Evaluator;
+use relata::cuda::{Buffers, Evaluator, RawEvaluator};
 use relata::{GpuElement, Loss, Problem, Shapes};
 
 use crate::error::OrCandle;
 use crate::inputs::{Inputs, unsupported};
-use crate::node::Evaluated;
+use crate::node::{Again, Evaluated};
 use crate::queue::{Keys, Queue};
 
 /// A type of embeddings on a GPU.
@@ -43,12 +45,13 @@ pub(crate) fn evaluate(
     queue: Option<&mut Queue>,
     prefixes: Option<&[usize]>,
     loss: Loss,
+    again: Again,
     device: &CudaDevice,
 ) -> Result<Evaluated> {
     match inputs.student.dtype() {
-        DType::F32 => evaluate_as::<f32>(inputs, queue, prefixes, loss, device),
-        DType::F16 => evaluate_as::<f16>(inputs, queue, prefixes, loss, device),
-        DType::BF16 => evaluate_as::<bf16>(inputs, queue, prefixes, loss, device),
+        DType::F32 => evaluate_as::<f32>(inputs, queue, prefixes, loss, again, device),
+        DType::F16 => evaluate_as::<f16>(inputs, queue, prefixes, loss, again, device),
+        DType::BF16 => evaluate_as::<bf16>(inputs, queue, prefixes, loss, again, device),
         dtype => Err(unsupported(dtype, loss.name())),
     }
 }
@@ -58,13 +61,14 @@ fn evaluate_as<T: CudaElement>(
     queue: Option<&mut Queue>,
     prefixes: Option<&[usize]>,
     loss: Loss,
+    again: Again,
     device: &CudaDevice,
 ) -> Result<Evaluated> {
     let name = loss.name();
-    let ([rows, dim], [_, teacher_dim]) = (inputs.student_shape, inputs.teacher_shape);
+    let [rows, dim] = inputs.student_shape;
     let shapes = Shapes {
         queue: queue.as_ref().map(|queue| queue.capacity()),
-        ..Shapes::new(rows, dim, teacher_dim)
+        ..inputs.shapes()
     };
     let spec = loss.spec();
     let mut problem = Problem::new(loss, shapes).or_candle(name)?;
@@ -88,7 +92,11 @@ fn evaluate_as<T: CudaElement>(
     let mut gradient = overwritten(device, rows * dim)?;
     let mut value = overwritten(device, relata::cuda::VALUE_LEN)?;
     on_gpu(&inputs.student, |student| {
-        on_gpu(&inputs.teacher, |teacher| {
+        let evaluate = |teacher: CudaView<'_, T>| {
+            if again == Again::No || inputs.labels.is_some() {
+                let results = (&mut gradient, &mut value);
+                return once(&problem, device, [&student, &teacher], inputs, results);
+            }
             let evaluate = |evaluator: &mut Evaluator<T>| match queue {
                 None => evaluator.launch(&student, &teacher, &mut gradient, &mut value),
                 Some(queue) => evaluator.launch_with_queue(
@@ -100,7 +108,11 @@ fn evaluate_as<T: CudaElement>(
                 ),
             };
             with_evaluator(&device.cuda_stream(), &problem, evaluate).or_candle(name)
-        })
+        };
+        match &inputs.teacher {
+            Some(teacher) => on_gpu(teacher, evaluate),
+            None => evaluate(student.slice(..0)),
+        }
     })?;
     let storage = |slice| Storage::Cuda(CudaStorage::wrap_cuda_slice(slice, device.clone()));
     Ok(Evaluated {
@@ -114,6 +126,56 @@ fn evaluate_as<T: CudaElement>(
     })
 }
 
+/// Evaluates a problem that no later step has again, or one with labels, which [`Evaluator`] does not
+/// take. The workspace comes from the memory that the driver keeps for the stream, and goes back
+/// there. `inputs` are those of student and teacher.
+#[allow(unsafe_code, reason = "passes addresses to the raw evaluator")]
+fn once<T: CudaElement>(
+    problem: &Problem,
+    device: &CudaDevice,
+    [student, teacher]: [&CudaView<'_, T>; 2],
+    inputs: &Inputs,
+    (gradient, value): (&mut CudaSlice<f32>, &mut CudaSlice<f32>),
+) -> Result<()> {
+    let name = problem.loss().name();
+    let stream = device.cuda_stream();
+    stream.context().bind_to_thread().map_err(Error::wrap)?;
+    let evaluator = RawEvaluator::new::<T>(problem).or_candle(name)?;
+    // SAFETY: any bits are a u8. Below, the evaluator prepares the workspace before it uses it.
+    let mut workspace = unsafe { device.alloc::<u8>(evaluator.workspace_bytes()) }?;
+    let handle = stream.cu_stream().cast();
+    let mut launch = |labels: u64| {
+        // While these guards live, other streams wait for the launches.
+        let (student, _read_student) = student.device_ptr(&stream);
+        let (teacher, _read_teacher) = teacher.device_ptr(&stream);
+        let (gradient, _written_gradient) = gradient.device_ptr_mut(&stream);
+        let (value, _written_value) = value.device_ptr_mut(&stream);
+        let (workspace, _written_workspace) = workspace.device_ptr_mut(&stream);
+        let buffers = Buffers {
+            student,
+            teacher,
+            labels,
+            gradient,
+            value,
+            workspace,
+            ..Buffers::default()
+        };
+        // SAFETY: the workspace has this length. Memory and stream are of the context bound above.
+        unsafe { evaluator.initialize(workspace, handle) }.or_candle(name)?;
+        // SAFETY: the views are contiguous and of the shapes that the problem was made of; any u32 is
+        // a label. What is written is borrowed mutably, so it overlaps nothing, and the workspace is
+        // this call's own. cudarc frees memory only after the launches that use it.
+        unsafe { evaluator.launch(&buffers, handle) }.or_candle(name)
+    };
+    match &inputs.labels {
+        None => launch(0),
+        Some(labels) => on_gpu(labels, |labels: CudaView<'_, u32>| {
+            let (labels, _read_labels) = labels.device_ptr(&stream);
+            launch(labels)
+        }),
+    }
+}
+
 /// Memory for a result. Its content is undefined until the evaluation has run.
 #[allow(unsafe_code, reason = "memory that nothing has written")]
 fn overwritten(device: &CudaDevice, len: usize) -> Result<CudaSlice<f32>> {
@@ -124,7 +186,7 @@ fn overwritten(device: &CudaDevice, len: usize) -> Result<CudaSlice<f32>> {
 }
 
 /// The elements of a contiguous tensor, at any offset in its storage.
-pub(crate) fn on_gpu<T: CudaElement, R>(
+pub(crate) fn on_gpu<T: CudaDType, R>(
     tensor: &Tensor,
     read: impl FnOnce(CudaView<'_, T>) -> Result<R>,
 ) -> Result<R> {

@@ -1,20 +1,24 @@
-//! Student and teacher in the form that an evaluation takes.
+//! Student, teacher and labels in the form that an evaluation takes.
 
 use candle_core::{DType, Device, Error, Result, Tensor};
+#[cfg(feature = "cuda")]
+use relata::Shapes;
 use relata::{Problem, Spec};
 
 use crate::error::OrCandle;
 
-/// Two matrices, contiguous, of one dtype on one device. The tensors have the shapes that they came
-/// with.
+/// One matrix or two, contiguous, of one dtype on one device. The tensors have the shapes that they
+/// came with.
 pub(crate) struct Inputs {
     /// In the graph.
     pub(crate) student: Tensor,
-    /// Outside the graph.
-    pub(crate) teacher: Tensor,
+    /// Outside the graph. Losses of towers may have none.
+    pub(crate) teacher: Option<Tensor>,
+    /// `[N]` u32, contiguous, on the same device.
+    pub(crate) labels: Option<Tensor>,
     /// N and D.
     pub(crate) student_shape: [usize; 2],
-    /// N and D_t.
+    /// N and D_t, which is 0 without a teacher.
     pub(crate) teacher_shape: [usize; 2],
     /// The groups that a third dimension makes of the rows.
     groups: Option<usize>,
@@ -57,11 +61,42 @@ impl Inputs {
         }
         Ok(Inputs {
             student: student.contiguous()?,
-            teacher: teacher.detach().contiguous()?,
+            teacher: Some(teacher.detach().contiguous()?),
+            labels: None,
             student_shape,
             teacher_shape,
             groups,
         })
+    }
+
+    /// A batch of the student's rows alone, with labels or without.
+    ///
+    /// # Errors
+    /// Candle's own for ranks, on behalf of the loss.
+    pub(crate) fn of_student(
+        student: &Tensor,
+        labels: Option<Tensor>,
+        spec: &Spec,
+    ) -> Result<Self> {
+        let (student_shape, groups) = shape(student, "student", spec)?;
+        Ok(Inputs {
+            student: student.contiguous()?,
+            teacher: None,
+            labels,
+            student_shape,
+            teacher_shape: [student_shape[0], 0],
+            groups,
+        })
+    }
+
+    /// The sizes of the batch, without a queue.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn shapes(&self) -> Shapes {
+        let ([rows, dim], [_, teacher_dim]) = (self.student_shape, self.teacher_shape);
+        Shapes {
+            labels: self.labels.is_some(),
+            ..Shapes::new(rows, dim, teacher_dim)
+        }
     }
 
     /// `problem` with the groups of the inputs, if they have any.

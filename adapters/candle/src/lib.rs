@@ -24,6 +24,8 @@
 //! - The dtype is f64 (on the CPU), f32, f16 or bf16. The loss is f64 for f64, and f32 for all
 //!   others.
 //! - Only the student gets a gradient. The teacher is a constant, whether it is detached or not.
+//! - [`clip`] and [`siglip`] train two towers, and both get a gradient. Those of their functions that
+//!   end in `_with_scale` also learn the scale, and the bias. [`sup_con`] trains all rows of a batch.
 //! - For half types the gradient is kept in f32. The upstream factor multiplies in f32 and the
 //!   rounding comes last, so loss scaling saves small gradients.
 //! - Errors are candle's: its own variants for dtypes, devices, ranks and leading dimensions.
@@ -39,11 +41,12 @@ mod node;
 mod queue;
 mod rows;
 mod terms;
+mod towers;
 
 use candle_core::{Result, Tensor};
 pub use relata::{
-    DarkRank, Divergence, Enqueue, Gram, InfoNce, KdKl, Loss, Order, Pkt, Rkd, RkdAngle,
-    RkdDistance, Rrd, Sp, WeightPrecision,
+    Clip, DarkRank, Divergence, Enqueue, Gram, InfoNce, KdKl, Loss, Order, Pkt, Rkd, RkdAngle,
+    RkdDistance, Rrd, SigLip, Sp, SupCon, WeightPrecision,
 };
 
 pub use self::error::cause;
@@ -52,6 +55,9 @@ pub use self::gpu::release_workspaces;
 pub use self::queue::Queue;
 pub use self::rows::Teacher;
 pub use self::terms::Terms;
+pub use self::towers::{
+    clip, clip_with_scale, siglip, siglip_with_scale, sup_con, sup_con_with_scale,
+};
 
 /// A loss without a queue, or InfoNCE within the batch.
 ///

@@ -31,12 +31,34 @@ pub(crate) fn fused(
     prefixes: Option<&[usize]>,
     loss: Loss,
 ) -> Result<(Tensor, Terms)> {
+    let inputs = Inputs::new(student, teacher, &loss.spec())?;
+    fused_inputs(&inputs, queue, prefixes, loss, Again::Yes)
+}
+
+/// Whether a later step has the same problem, so that on a GPU the plan and the workspace are worth
+/// keeping.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Again {
+    Yes,
+    /// A parameter is learned, and is another number in each step.
+    No,
+}
+
+/// As [`fused`].
+pub(crate) fn fused_inputs(
+    inputs: &Inputs,
+    queue: Option<&mut Queue>,
+    prefixes: Option<&[usize]>,
+    loss: Loss,
+    again: Again,
+) -> Result<(Tensor, Terms)> {
     let spec = loss.spec();
-    let inputs = Inputs::new(student, teacher, &spec)?;
-    let Evaluated { value, gradient } = match student.device() {
-        Device::Cpu => cpu::evaluate(&inputs, queue, prefixes, loss),
+    #[cfg(not(feature = "cuda"))]
+    let _ = again;
+    let Evaluated { value, gradient } = match inputs.student.device() {
+        Device::Cpu => cpu::evaluate(inputs, queue, prefixes, loss),
         #[cfg(feature = "cuda")]
-        Device::Cuda(gpu) => gpu::evaluate(&inputs, queue, prefixes, loss, gpu),
+        Device::Cuda(gpu) => gpu::evaluate(inputs, queue, prefixes, loss, again, gpu),
         device => Err(no_kernels(device, spec.name)),
     }?;
     let evaluated = Evaluated { value, gradient };

@@ -2,7 +2,7 @@
 //! it was.
 
 use candle_core::{DType, Device, Error, Result, Tensor};
-use relata::QueueUse;
+use relata::{QueueUse, TeacherUse};
 use relata_candle::{
     Enqueue, InfoNce, KdKl, Loss, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp, cause, info_nce,
     info_nce_with_queue, kd_kl, loss, loss_with_queue, rkd, rkd_angle, rkd_distance, rrd, sp,
@@ -321,7 +321,8 @@ fn a_cause_behind_context() {
     assert!(cause(&Error::msg("something else")).is_none());
 }
 
-/// The loss's spec says whether it takes a queue and how the queue stores its keys.
+/// The loss's spec says whether it takes a queue, how the queue stores its keys, and whether the loss
+/// takes a teacher at all.
 #[test]
 fn queues_that_are_not_for_the_loss() {
     let rows = zeros((4, 3), DType::F32);
@@ -329,6 +330,16 @@ fn queues_that_are_not_for_the_loss() {
         let spec = kind.spec();
         let without = loss(&rows, &rows, kind);
         let with = loss_with_queue(&rows, &rows, &mut queue(3), kind);
+        if spec.teacher == TeacherUse::Never {
+            for error in [without, with].map(|result| result.expect_err("refused")) {
+                let expected = relata::Error::Unexpected {
+                    argument: "teacher",
+                    loss: spec.name,
+                };
+                assert_eq!(cause(&error), Some(&expected));
+            }
+            continue;
+        }
         match spec.queue {
             QueueUse::Never => assert!(matches!(
                 cause(&with.expect_err("refused")),

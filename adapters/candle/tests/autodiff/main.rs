@@ -13,6 +13,7 @@ mod prefixes;
 mod rows;
 mod steps;
 mod terms;
+mod towers;
 mod views;
 
 use candle_core::{DType, Device, Result, Tensor, Var};

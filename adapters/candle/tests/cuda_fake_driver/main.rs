@@ -5,8 +5,10 @@ mod support;
 
 use candle_core::{DType, Device, Error, Result, Tensor, Var};
 use relata_candle::{
-    Enqueue, Gram, InfoNce, KdKl, Queue, Rkd, RkdAngle, Rrd, Sp, WeightPrecision, cause, kd_kl,
-    loss, loss_and_terms, loss_and_terms_with_queue, release_workspaces, rkd, rkd_angle, rrd, sp,
+    Clip, Enqueue, Gram, InfoNce, KdKl, Queue, Rkd, RkdAngle, Rrd, SigLip, Sp, SupCon,
+    WeightPrecision, cause, clip, clip_with_scale, kd_kl, loss, loss_and_terms,
+    loss_and_terms_with_queue, release_workspaces, rkd, rkd_angle, rrd, siglip, siglip_with_scale,
+    sp, sup_con, sup_con_with_scale,
 };
 
 use crate::support::FakeDriver;
@@ -125,6 +127,87 @@ fn terms_are_copied_when_they_are_read() -> Result<()> {
     assert_eq!(count(&calls, "cuMemcpyDtoH"), 2, "{calls:#?}");
     assert!(names(&none)?.is_empty());
     assert!(fake_driver.calls().is_empty());
+    Ok(())
+}
+
+/// Towers are joined on the GPU. A learned scale is read to the host in the forward pass; its gradient
+/// stays on the GPU.
+#[test]
+fn towers_are_launches_and_a_learned_number_is_one_copy() -> Result<()> {
+    let Some(fake_driver) = FakeDriver::found() else {
+        return Ok(());
+    };
+    let device = &fake_driver.device;
+    let images = Var::zeros((ROWS, DIM), DType::F32, device)?;
+    let texts = Var::zeros((ROWS, DIM), DType::F32, device)?;
+    let teacher = Tensor::zeros((ROWS, 2 * DIM), DType::F32, device)?;
+    let labels = Tensor::zeros(ROWS, DType::U32, device)?;
+    // The memory of a fake driver holds what was copied there.
+    let number = |number: f32| Var::from_tensor(&Tensor::new(number, device)?);
+    let (scale, bias) = (number(8.)?, number(-2.)?);
+    let (both, loss) = (Some((&teacher, &teacher)), Clip::default());
+    let losses: [(&str, [usize; 2], &dyn Fn() -> Result<Tensor>); 7] = [
+        ("clip", [0, 2], &|| clip(&images, &texts, None, loss)),
+        ("clip, teacher", [0, 2], &|| {
+            clip(&images, &texts, both, loss)
+        }),
+        ("siglip", [0, 2], &|| {
+            siglip(&images, &texts, SigLip::default())
+        }),
+        ("sup-con", [0, 1], &|| {
+            sup_con(&images, &labels, SupCon::default())
+        }),
+        ("clip, scale", [1, 3], &|| {
+            clip_with_scale(&images, &texts, both, &scale, loss)
+        }),
+        ("siglip, scale", [2, 4], &|| {
+            siglip_with_scale(&images, &texts, &scale, &bias)
+        }),
+        ("sup-con, scale", [1, 2], &|| {
+            sup_con_with_scale(&images, &labels, &scale)
+        }),
+    ];
+    for (name, [copies, leaves], loss) in losses {
+        loss()?;
+        fake_driver.calls();
+        let value = loss()?;
+        let calls = fake_driver.calls();
+        assert_eq!(count(&calls, "cuMemcpyDtoH"), copies, "{name}: {calls:#?}");
+        let waits = count(&calls, "cuStreamSynchronize") + count(&calls, "cuCtxSynchronize");
+        assert!(waits <= copies, "{name}: {calls:#?}");
+        let towers = kernels(&calls)
+            .iter()
+            .filter(|name| name.starts_with("towers_"))
+            .count();
+        assert!(towers > 0, "{name}: {calls:#?}");
+        let elsewhere = |call: &&String| call.contains("stream ") && !call.contains(STREAM);
+        assert_eq!(calls.iter().find(elsewhere), None, "{name}");
+
+        let gradients = value.backward()?;
+        let calls = fake_driver.calls();
+        assert_eq!(count(&calls, "cuMemcpyDtoH"), 0, "{name}: {calls:#?}");
+        assert_eq!(
+            count(&calls, "cuStreamSynchronize"),
+            0,
+            "{name}: {calls:#?}"
+        );
+        let reached = [&images, &texts, &scale, &bias];
+        let reached = reached.into_iter().filter_map(|leaf| {
+            let gradient = gradients.get(leaf)?;
+            assert!(gradient.device().is_cuda() && gradient.dims() == leaf.dims());
+            Some(())
+        });
+        assert_eq!(reached.count(), leaves, "{name}");
+    }
+
+    let signed = labels.to_dtype(DType::I64)?;
+    let error = sup_con(&images, &signed, SupCon::default()).expect_err("refused");
+    assert!(
+        error
+            .to_string()
+            .contains("sup-con: labels: expected u32 on a GPU"),
+        "{error}"
+    );
     Ok(())
 }
 

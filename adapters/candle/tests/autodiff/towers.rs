@@ -1,0 +1,583 @@
+//! Losses of two trained towers and of labels, against candle's autodiff of the official code's
+//! formulas: the gradients of both towers, of the scale and of the bias.
+
+use candle_core::{D, DType, Device, Error, Result, Tensor, Var};
+use relata_candle::{
+    Clip, SigLip, SupCon, cause, clip, clip_with_scale, loss, siglip, siglip_with_scale, sup_con,
+    sup_con_with_scale,
+};
+
+use crate::cases::numbers;
+use crate::formulas::{log_softmax, unit};
+use crate::{F32, assert_close, devices, gradients};
+
+const SCALE: f64 = 7.5;
+const BIAS: f64 = -2.5;
+
+/// What the losses are functions of.
+struct Batch {
+    images: Tensor,
+    texts: Tensor,
+    /// Of the teacher: images, then texts.
+    teacher: [Tensor; 2],
+    /// Of both towers' rows.
+    labels: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+}
+
+impl Batch {
+    fn rows(&self) -> Result<Tensor> {
+        Tensor::cat(&[&self.images, &self.texts], 0)
+    }
+
+    fn teacher(&self) -> Option<(&Tensor, &Tensor)> {
+        let [images, texts] = &self.teacher;
+        Some((images, texts))
+    }
+}
+
+type Function = Box<dyn Fn(&Batch) -> Result<Tensor>>;
+
+struct Case {
+    name: &'static str,
+    /// How many of scale and bias get a gradient.
+    learned: usize,
+    fused: Function,
+    formula: Function,
+}
+
+fn case(
+    name: &'static str,
+    learned: usize,
+    fused: impl Fn(&Batch) -> Result<Tensor> + 'static,
+    formula: impl Fn(&Batch) -> Result<Tensor> + 'static,
+) -> Case {
+    let (fused, formula) = (Box::new(fused), Box::new(formula));
+    Case {
+        name,
+        learned,
+        fused,
+        formula,
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let plain = Clip {
+        temperature: 0.2,
+        ..Clip::default()
+    };
+    let distil = Clip {
+        teacher_temperature: 0.3,
+        hard_weight: 0.25,
+        soft_weight: 0.75,
+        ..plain
+    };
+    let soft = Clip {
+        hard_weight: 0.,
+        ..distil
+    };
+    let (fixed, sup) = (
+        SigLip {
+            scale: 3.,
+            bias: -1.,
+        },
+        SupCon { temperature: 0.2 },
+    );
+    let number = |batch: &Batch, number: f64| Tensor::new(number, batch.images.device());
+    vec![
+        case(
+            "clip",
+            0,
+            move |it| clip(&it.images, &it.texts, None, plain),
+            move |it| clip_formula(it, &number(it, 1. / 0.2)?, [1., 0.], 1.),
+        ),
+        case(
+            "clip, teacher",
+            0,
+            move |it| clip(&it.images, &it.texts, it.teacher(), distil),
+            move |it| clip_formula(it, &number(it, 1. / 0.2)?, [0.25, 0.75], 0.3),
+        ),
+        case(
+            "clip, soft alone",
+            0,
+            move |it| clip(&it.images, &it.texts, it.teacher(), soft),
+            move |it| clip_formula(it, &number(it, 1. / 0.2)?, [0., 0.75], 0.3),
+        ),
+        case(
+            "clip, learned",
+            1,
+            move |it| clip_with_scale(&it.images, &it.texts, None, &it.scale, plain),
+            move |it| clip_formula(it, &it.scale, [1., 0.], 1.),
+        ),
+        case(
+            "clip, teacher, learned",
+            1,
+            move |it| clip_with_scale(&it.images, &it.texts, it.teacher(), &it.scale, distil),
+            move |it| clip_formula(it, &it.scale, [0.25, 0.75], 0.3),
+        ),
+        case(
+            "siglip",
+            0,
+            move |it| siglip(&it.images, &it.texts, fixed),
+            move |it| siglip_formula(it, &number(it, 3.)?, &number(it, -1.)?),
+        ),
+        case(
+            "siglip, learned",
+            2,
+            |it| siglip_with_scale(&it.images, &it.texts, &it.scale, &it.bias),
+            |it| siglip_formula(it, &it.scale, &it.bias),
+        ),
+        case(
+            "sup-con",
+            0,
+            move |it| sup_con(&it.rows()?, &it.labels, sup),
+            move |it| sup_con_formula(it, &number(it, 1. / 0.2)?),
+        ),
+        case(
+            "sup-con, learned",
+            1,
+            |it| sup_con_with_scale(&it.rows()?, &it.labels, &it.scale),
+            |it| sup_con_formula(it, &it.scale),
+        ),
+    ]
+}
+
+/// open_clip's `ClipLoss` and `DistillClipLoss`: the products, the mean of both directions'
+/// cross-entropies with the partner, and the same with the teacher's softmax.
+fn clip_formula(it: &Batch, scale: &Tensor, weights: [f64; 2], of_teacher: f64) -> Result<Tensor> {
+    let products = |a: &Tensor, b: &Tensor| unit(a)?.matmul(&unit(b)?.t()?);
+    let student = products(&it.images, &it.texts)?.broadcast_mul(&scale.reshape(())?)?;
+    let teacher = (products(&it.teacher[0], &it.teacher[1])? / of_teacher)?;
+    let partner = eye(&student)?;
+    let n = student.dim(0)? as f64;
+    let mut sum = student.zeros_like()?.sum_all()?;
+    for (student, teacher) in [
+        (student.clone(), teacher.clone()),
+        (student.t()?, teacher.t()?),
+    ] {
+        let log_q = log_softmax(&student)?;
+        let hard = (&log_q * &partner)?.sum_all()?.neg()?;
+        let soft = (log_softmax(&teacher)?.exp()? * log_q)?.sum_all()?.neg()?;
+        let [hard, soft] = [(hard * weights[0])?, (soft * weights[1])?];
+        sum = ((sum + hard)? + soft)?;
+    }
+    sum / (2. * n)
+}
+
+/// big_vision's `sigmoid_loss`.
+fn siglip_formula(it: &Batch, scale: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let products = unit(&it.images)?.matmul(&unit(&it.texts)?.t()?)?;
+    let logits = products.broadcast_mul(&scale.reshape(())?)?;
+    let logits = logits.broadcast_add(&bias.reshape(())?)?;
+    let signs = ((eye(&logits)? * 2.)? - 1.)?;
+    // −log σ(u) = log(1 + exp(−u))
+    let costs = ((logits * signs)?.neg()?.exp()? + 1.)?.log()?;
+    costs.sum_all()? / it.images.dim(0)? as f64
+}
+
+/// `SupConLoss` of the paper's authors, without the rows that have no positive.
+fn sup_con_formula(it: &Batch, scale: &Tensor) -> Result<Tensor> {
+    let rows = unit(&it.rows()?)?;
+    let logits = rows
+        .matmul(&rows.t()?)?
+        .broadcast_mul(&scale.reshape(())?)?;
+    let others = (1. - eye(&logits)?)?;
+    let sums = (logits.exp()? * &others)?.sum_keepdim(1)?;
+    let log_p = logits.broadcast_sub(&sums.log()?)?;
+    let labels = it.labels.to_dtype(DType::F64)?;
+    let same = labels.unsqueeze(0)?.broadcast_eq(&labels.unsqueeze(1)?)?;
+    let positives = (same.to_dtype(DType::F64)? * others)?;
+    let counts = positives.sum(D::Minus1)?;
+    let anchors = counts.gt(0f64)?.to_dtype(DType::F64)?;
+    let means = ((log_p * positives)?.sum(1)? / counts.maximum(1f64)?)?;
+    (means.neg()?.sum_all()? / anchors.sum_all()?)?.reshape(())
+}
+
+fn eye(square: &Tensor) -> Result<Tensor> {
+    Tensor::eye(square.dim(0)?, square.dtype(), square.device())
+}
+
+/// The tensors of towers `[n, D]` that are views of the leaves, and the leaves.
+fn leaves(n: usize, dim: usize, are_views: bool, held: DType) -> Result<[Tensor; 4]> {
+    let shapes = if are_views {
+        [(dim, n), (n + 3, dim + 4)]
+    } else {
+        [(n, dim); 2]
+    };
+    let held = |x: Tensor| x.to_dtype(held)?.to_dtype(DType::F64);
+    Ok([
+        held(numbers(shapes[0], 1)?)?,
+        held(numbers(shapes[1], 2)?)?,
+        Tensor::new(SCALE, &Device::Cpu)?,
+        Tensor::new(&[BIAS], &Device::Cpu)?,
+    ])
+}
+
+/// The value of a loss in a graph, and the gradients of images, texts and what is learned.
+fn evaluate(
+    function: &Function,
+    learned: usize,
+    [n, dim, teacher_dim]: [usize; 3],
+    are_views: bool,
+    [held, dtype]: [DType; 2],
+    device: &Device,
+) -> Result<(Tensor, Vec<Tensor>)> {
+    let to = |x: &Tensor| x.to_dtype(dtype)?.to_device(device);
+    let variables = leaves(n, dim, are_views, held)?;
+    let variables = variables.iter().map(|x| Var::from_tensor(&to(x)?));
+    let variables: Vec<Var> = variables.collect::<Result<_>>()?;
+    let [images, texts, scale, bias] = &variables[..] else {
+        unreachable!()
+    };
+    let (images, texts) = if are_views {
+        (images.t()?, texts.narrow(0, 2, n)?.narrow(1, 3, dim)?)
+    } else {
+        (images.as_tensor().clone(), texts.as_tensor().clone())
+    };
+    // The last row is alone.
+    let labels: Vec<u32> = (0..2 * n as u32).map(|i| i % n as u32 / 2).collect();
+    let labels = [&labels[..2 * n - 1], &[u32::MAX]].concat();
+    let teacher = |seed| to(&numbers((n, teacher_dim), seed)?.to_dtype(held)?);
+    let batch = Batch {
+        images,
+        texts,
+        teacher: [teacher(3)?, teacher(4)?],
+        labels: Tensor::new(labels, device)?,
+        scale: scale.as_tensor().clone(),
+        bias: bias.as_tensor().clone(),
+    };
+    let value = function(&batch)?;
+    // An upstream factor that depends on the loss, and the loss twice.
+    let graph = ((&value * -2.5)? - value.sqr()?)?;
+    let of: Vec<&Var> = variables.iter().take(2 + learned).collect();
+    let others = graph.backward()?;
+    for constant in &variables[2 + learned..] {
+        assert!(others.get(constant).is_none());
+    }
+    Ok((value, gradients(&graph, &of)?))
+}
+
+#[track_caller]
+fn check(shape: [usize; 3], are_views: bool, dtype: DType, tolerance: f64) -> Result<()> {
+    for case in cases() {
+        let label = format!("{}, {shape:?}, views {are_views}, {dtype:?}", case.name);
+        let of = |function: &Function, dtypes, device: &Device| {
+            evaluate(function, case.learned, shape, are_views, dtypes, device)
+        };
+        let (want, want_gradients) = of(&case.formula, [dtype, DType::F64], &Device::Cpu)?;
+        for device in devices::computing(dtype) {
+            let (got, got_gradients) = of(&case.fused, [dtype, dtype], &device)?;
+            assert_eq!(got.rank(), 0);
+            assert_close(&format!("{label}: loss"), &got, &want, tolerance)?;
+            let names = ["images", "texts", "scale", "bias"];
+            for ((name, got), want) in names.iter().zip(&got_gradients).zip(&want_gradients) {
+                assert_close(&format!("{label}: {name}"), got, want, tolerance)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn gradients_of_both_towers_and_of_what_is_learned() -> Result<()> {
+    for shape in [[2, 3, 7], [7, 5, 5], [13, 33, 4], [33, 17, 40]] {
+        check(shape, false, DType::F64, 1e-9)?;
+        check(shape, false, DType::F32, F32)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn views_of_both_towers() -> Result<()> {
+    for shape in [[9, 6, 3], [9, 6, 8]] {
+        check(shape, true, DType::F64, 1e-9)?;
+        check(shape, true, DType::F32, F32)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn towers_of_half_types() -> Result<()> {
+    for (dtype, tolerance) in [(DType::F16, 1e-3), (DType::BF16, 4e-3)] {
+        check([7, 5, 5], false, dtype, tolerance)?;
+        check([19, 21, 8], true, dtype, tolerance)?;
+    }
+    Ok(())
+}
+
+/// A tower against itself gets both parts of the gradient; the teacher is a constant; and towers that
+/// are frozen leave the scale its gradient.
+#[test]
+fn what_is_shared_and_what_is_frozen() -> Result<()> {
+    let both = Var::from_tensor(&numbers((6, 4), 1)?)?;
+    let scale = Var::new(&[[SCALE]], &Device::Cpu)?;
+    let teacher = numbers((6, 5), 2)?;
+    let batch = |images: &Tensor, teacher: &Tensor| -> Result<Batch> {
+        Ok(Batch {
+            images: images.clone(),
+            texts: images.sin()?,
+            teacher: [teacher.clone(), teacher.cos()?],
+            labels: Tensor::new(0u32, &Device::Cpu)?,
+            scale: scale.as_tensor().clone(),
+            bias: scale.as_tensor().clone(),
+        })
+    };
+    let fused = |it: &Batch| {
+        clip_with_scale(
+            &it.images,
+            &it.texts,
+            it.teacher(),
+            &it.scale,
+            Clip::default(),
+        )
+    };
+    let formula = |it: &Batch| clip_formula(it, &it.scale, [1., 1.], 0.07);
+    let it = batch(&both, &teacher)?;
+    let variables = [&both, &scale];
+    let want = gradients(&formula(&it)?, &variables)?;
+    for (got, want) in gradients(&fused(&it)?, &variables)?.iter().zip(&want) {
+        assert_close("shared", got, want, 1e-9)?;
+    }
+
+    let frozen = fused(&batch(&both.detach(), &both)?)?.backward()?;
+    assert!(frozen.get(&both).is_none());
+    let (got, of_scale) = (frozen.get(&scale).expect("a gradient"), 1);
+    let want = &gradients(&formula(&batch(&both, &both.detach())?)?, &variables)?[of_scale];
+    assert_close("frozen", got, want, 1e-9)
+}
+
+/// A scale that is learned has the bits of a scale that is fixed, and labels of i64 those of u32.
+#[test]
+fn the_same_loss_by_another_way_has_the_same_bits() -> Result<()> {
+    let rows = |seed| Var::from_tensor(&numbers((6, 4), seed)?.to_dtype(DType::F32)?);
+    let (a, b) = (rows(1)?, rows(2)?);
+    let number = |number: f32| Tensor::new(number, &Device::Cpu);
+    let labels = Tensor::new(&[0u32, 1, 0, 2, 1, 2], &Device::Cpu)?;
+    let signed = labels.to_dtype(DType::I64)?;
+    let temperature = 0.125;
+    let (of_clip, of_labels) = (
+        Clip {
+            temperature,
+            ..Clip::default()
+        },
+        SupCon { temperature },
+    );
+    let (scale, bias) = (number(8.)?, number(-2.)?);
+    let of_pairs = SigLip {
+        scale: 8.,
+        bias: -2.,
+    };
+    let both = Some((b.as_tensor(), a.as_tensor()));
+    let stacked = Tensor::cat(&[a.as_tensor(), &b], 0)?;
+    let crossed = Tensor::cat(&[b.as_tensor(), &a], 0)?;
+    for (got, want) in [
+        (
+            clip_with_scale(&a, &b, both, &scale, of_clip)?,
+            clip(&a, &b, both, of_clip)?,
+        ),
+        (
+            loss(&stacked, &crossed, of_clip)?,
+            clip(&a, &b, both, of_clip)?,
+        ),
+        (
+            siglip_with_scale(&a, &b, &scale, &bias)?,
+            siglip(&a, &b, of_pairs)?,
+        ),
+        (
+            sup_con_with_scale(&a, &labels, &scale)?,
+            sup_con(&a, &labels, of_labels)?,
+        ),
+        (
+            sup_con(&a, &signed, of_labels)?,
+            sup_con(&a, &labels, of_labels)?,
+        ),
+        (
+            sup_con(&a, &labels.flip(&[0])?.flip(&[0])?, of_labels)?,
+            sup_con(&a, &labels, of_labels)?,
+        ),
+    ] {
+        assert_eq!(got.to_scalar::<f32>()?, want.to_scalar::<f32>()?);
+        let of = |loss: &Tensor| gradients(loss, &[&a])?[0].flatten_all()?.to_vec1::<f64>();
+        assert_eq!(of(&got)?, of(&want)?);
+    }
+    Ok(())
+}
+
+/// The error without its context, and without the backtrace that `RUST_BACKTRACE` adds.
+fn bare(error: &Error) -> &Error {
+    match error {
+        Error::WithBacktrace { inner, .. } | Error::Context { inner, .. } => bare(inner),
+        error => error,
+    }
+}
+
+fn zeros(shape: impl Into<candle_core::Shape>, dtype: DType) -> Result<Tensor> {
+    Tensor::zeros(shape, dtype, &Device::Cpu)
+}
+
+#[test]
+fn sizes_that_do_not_fit_are_refused() -> Result<()> {
+    let of = |rows, dim| zeros((rows, dim), DType::F32);
+    let (a, wide, long) = (of(4, 3)?, of(4, 5)?, of(5, 3)?);
+    let clip_of = |images: &Tensor, texts: &Tensor, teacher: Option<(&Tensor, &Tensor)>| {
+        clip(images, texts, teacher, Clip::default())
+    };
+    let labels = |len| zeros(len, DType::U32);
+    let two = Tensor::new(&[1f32, 2.], &Device::Cpu)?;
+    let dimension = |argument, expected, got| relata::Error::Dimension {
+        argument,
+        expected,
+        got,
+    };
+    let length = |argument, expected, got| relata::Error::Length {
+        argument,
+        expected,
+        got,
+    };
+    for (result, expected) in [
+        (clip_of(&a, &long, None), dimension("texts rows", 4, 5)),
+        (clip_of(&a, &wide, None), dimension("texts_dim", 3, 5)),
+        (
+            siglip(&a, &wide, SigLip::default()),
+            dimension("texts_dim", 3, 5),
+        ),
+        (
+            clip_of(&a, &a, Some((&long, &long))),
+            dimension("teacher images rows", 4, 5),
+        ),
+        (
+            clip_of(&a, &a, Some((&a, &long))),
+            dimension("teacher texts rows", 4, 5),
+        ),
+        (
+            clip_of(&a, &a, Some((&a, &wide))),
+            dimension("teacher texts_dim", 3, 5),
+        ),
+        (
+            sup_con(&a, &labels(3)?, SupCon::default()),
+            length("labels", 4, 3),
+        ),
+        (
+            clip_with_scale(&a, &a, None, &two, Clip::default()),
+            length("scale", 1, 2),
+        ),
+        (
+            siglip_with_scale(&a, &a, &two.get(0)?, &two),
+            length("bias", 1, 2),
+        ),
+        (
+            clip_of(&of(0, 3)?, &of(0, 3)?, None),
+            relata::Error::Empty { argument: "rows" },
+        ),
+    ] {
+        let error = result.expect_err("refused");
+        assert_eq!(cause(&error), Some(&expected), "{error}");
+    }
+    for (result, argument) in [
+        (clip_of(&a.unsqueeze(0)?, &a, None), "clip: images"),
+        (siglip(&a, &a.get(0)?, SigLip::default()), "siglip: texts"),
+        (
+            clip_of(&a, &a, Some((&a, &a.get(0)?))),
+            "clip: teacher texts",
+        ),
+        (
+            sup_con(&a.get(0)?, &labels(4)?, SupCon::default()),
+            "sup-con: rows",
+        ),
+        (
+            sup_con(&a, &labels(4)?.unsqueeze(1)?, SupCon::default()),
+            "sup-con: labels",
+        ),
+    ] {
+        let error = result.expect_err("refused");
+        let is_rank = matches!(bare(&error), Error::UnexpectedNumberOfDims { .. });
+        assert!(is_rank && error.to_string().contains(argument), "{error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn numbers_and_types_that_do_not_fit_are_refused() -> Result<()> {
+    let a = zeros((4, 3), DType::F32)?;
+    let labels = zeros(4, DType::U32)?;
+    let (of_clip, of_labels) = (Clip::default(), SupCon::default());
+    for scale in [0f32, -1., f32::NAN, f32::INFINITY] {
+        let scale = Tensor::new(scale, &Device::Cpu)?;
+        for result in [
+            clip_with_scale(&a, &a, None, &scale, of_clip),
+            siglip_with_scale(&a, &a, &scale, &Tensor::new(0f32, &Device::Cpu)?),
+            sup_con_with_scale(&a, &labels, &scale),
+        ] {
+            let error = result.expect_err("refused");
+            let Some(relata::Error::Parameter {
+                argument: "scale", ..
+            }) = cause(&error)
+            else {
+                panic!("{error}");
+            };
+        }
+    }
+    let one = Tensor::new(1f32, &Device::Cpu)?;
+    let bias = (&one / 0.)?;
+    let error = siglip_with_scale(&a, &a, &one, &bias).expect_err("refused");
+    let Some(relata::Error::Parameter {
+        argument: "bias", ..
+    }) = cause(&error)
+    else {
+        panic!("{error}");
+    };
+    for bad in [-1i64, 1 << 32] {
+        let labels = Tensor::new(&[0, 1, bad, 1], &Device::Cpu)?;
+        let error = sup_con(&a, &labels, of_labels).expect_err("refused");
+        let expected = relata::Error::Parameter {
+            argument: "labels",
+            expected: "labels from 0 to 2^32 - 1",
+            got: bad as f64,
+        };
+        assert_eq!(cause(&error), Some(&expected));
+    }
+
+    let half = zeros((4, 3), DType::F16)?;
+    for (result, argument) in [
+        (clip(&a, &half, None, of_clip), "clip: texts"),
+        (
+            clip(&a, &a, Some((&a, &half)), of_clip),
+            "clip: teacher texts",
+        ),
+        (clip(&a, &a, Some((&half, &half)), of_clip), "clip"),
+    ] {
+        let error = result.expect_err("refused");
+        let is_type = matches!(bare(&error), Error::DTypeMismatchBinaryOp { .. });
+        assert!(is_type && error.to_string().contains(argument), "{error}");
+    }
+    let whole = zeros((), DType::I64)?;
+    for (result, argument) in [
+        (
+            sup_con(&a, &zeros(4, DType::F32)?, of_labels),
+            "sup-con: labels",
+        ),
+        (
+            clip_with_scale(&a, &a, None, &whole, of_clip),
+            "clip: scale",
+        ),
+        (siglip_with_scale(&a, &a, &one, &whole), "siglip: bias"),
+        (
+            siglip(
+                &labels_as_rows(&labels)?,
+                &labels_as_rows(&labels)?,
+                SigLip::default(),
+            ),
+            "siglip",
+        ),
+    ] {
+        let error = result.expect_err("refused");
+        let is_type = matches!(bare(&error), Error::UnsupportedDTypeForOp(..));
+        assert!(is_type && error.to_string().contains(argument), "{error}");
+    }
+    Ok(())
+}
+
+fn labels_as_rows(labels: &Tensor) -> Result<Tensor> {
+    labels.reshape((2, 2))
+}
