@@ -24,11 +24,19 @@
 //! - The loss is a tensor of one element, f64 for f64 and f32 for all others.
 //! - The upstream factor multiplies the gradient in the loss's type. The rounding to the student's
 //!   type comes last.
+//! - [`clip`] and [`siglip`] train two towers, and both get a gradient. Those of their functions that
+//!   end in `_with_scale` also learn the scale, and the bias. [`sup_con`] trains all rows of a batch.
+
+mod towers;
 
 use burn_tensor::{DType, DataError, FloatDType, Tensor, TensorData, bf16, f16};
 use relata::{Batch, Cpu, Element, Evaluation, Family, Loss, Problem, Queue, Rows};
 
 pub use relata::Terms;
+
+pub use self::towers::{
+    clip, clip_with_scale, siglip, siglip_with_scale, sup_con, sup_con_with_scale,
+};
 
 /// Why there is no loss.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +73,16 @@ pub enum Error {
         expected: String,
         /// What came.
         got: Vec<usize>,
+    },
+    /// A tensor on another device than the one that it is to be joined with.
+    #[error("{argument}: expected {expected}, got {got}")]
+    Device {
+        /// The tensor at fault.
+        argument: &'static str,
+        /// What was expected.
+        expected: String,
+        /// What came.
+        got: String,
     },
 }
 
@@ -108,15 +126,8 @@ pub fn loss_and_terms<const R: usize>(
     loss: impl Into<Loss>,
 ) -> Result<(Tensor<1>, Terms)> {
     let loss = loss.into();
-    let inputs = Inputs::read(student, teacher, &loss)?;
-    let evaluated = match inputs.student.dtype() {
-        DType::F64 => inputs.evaluate::<f64>(None, loss)?,
-        DType::F32 => inputs.evaluate::<f32>(None, loss)?,
-        DType::F16 => inputs.evaluate::<f16>(None, loss)?,
-        DType::BF16 => inputs.evaluate::<bf16>(None, loss)?,
-        got => return Err(no_such_dtype(got)),
-    };
-    Ok(evaluated.in_graph_of(student))
+    let inputs = Inputs::read(student, Some(teacher), &loss)?;
+    inputs.fused(student, loss)
 }
 
 /// As [`loss_with_queue`], with the loss's named [`Terms`] from the same evaluation.
@@ -130,7 +141,7 @@ pub fn loss_and_terms_with_queue(
     loss: impl Into<Loss>,
 ) -> Result<(Tensor<1>, Terms)> {
     let loss = loss.into();
-    let inputs = Inputs::read(student, teacher, &loss)?;
+    let inputs = Inputs::read(student, Some(teacher), &loss)?;
     let evaluated = match inputs.student.dtype() {
         DType::F32 => inputs.evaluate::<f32>(Some(queue), loss)?,
         DType::F16 => inputs.evaluate::<f16>(Some(queue), loss)?,
@@ -180,19 +191,44 @@ pub trait Forward: Into<Loss> + Copy {
 
 impl<L: Into<Loss> + Copy> Forward for L {}
 
-/// Student and teacher on the host.
+/// Student, teacher and labels on the host.
 struct Inputs {
     student: TensorData,
-    teacher: TensorData,
+    /// Losses of towers may have none.
+    teacher: Option<TensorData>,
+    labels: Option<Vec<u32>>,
     student_shape: [usize; 2],
+    /// Of width 0 without a teacher.
     teacher_shape: [usize; 2],
     /// The groups that a third dimension makes of the rows.
     groups: Option<usize>,
 }
 
 impl Inputs {
-    fn read<const R: usize>(student: &Tensor<R>, teacher: &Tensor<R>, loss: &Loss) -> Result<Self> {
+    fn read<const R: usize>(
+        student: &Tensor<R>,
+        teacher: Option<&Tensor<R>>,
+        loss: &Loss,
+    ) -> Result<Self> {
         let (student_shape, groups) = matrix("student", &student.dims(), loss)?;
+        let unreadable = |argument| {
+            move |why: burn_tensor::ExecutionError| Error::Unreadable {
+                argument,
+                why: format!("{why:?}"),
+            }
+        };
+        let read =
+            |argument, tensor: &Tensor<R>| tensor.try_to_data().map_err(unreadable(argument));
+        let Some(teacher) = teacher else {
+            return Ok(Inputs {
+                student: read("student", student)?,
+                teacher: None,
+                labels: None,
+                student_shape,
+                teacher_shape: [student_shape[0], 0],
+                groups,
+            });
+        };
         let (teacher_shape, _) = matrix("teacher", &teacher.dims(), loss)?;
         // Of matrices relata compares the numbers of rows.
         if R > 2 && student.dims()[..R - 1] != teacher.dims()[..R - 1] {
@@ -209,22 +245,29 @@ impl Inputs {
                 got: teacher.dtype(),
             });
         }
-        let unreadable = |argument| {
-            move |why: burn_tensor::ExecutionError| Error::Unreadable {
-                argument,
-                why: format!("{why:?}"),
-            }
-        };
         Ok(Inputs {
-            student: student.try_to_data().map_err(unreadable("student"))?,
-            teacher: teacher.try_to_data().map_err(unreadable("teacher"))?,
+            student: read("student", student)?,
+            teacher: Some(read("teacher", teacher)?),
+            labels: None,
             student_shape,
             teacher_shape,
             groups,
         })
     }
 
-    fn rows<T: Element + burn_tensor::Element>(&self) -> Result<[Rows<'_, T>; 2]> {
+    /// The loss in the graph of `student`, of which these are the inputs, and its terms.
+    fn fused<const R: usize>(&self, student: &Tensor<R>, loss: Loss) -> Result<(Tensor<1>, Terms)> {
+        let evaluated = match self.student.dtype() {
+            DType::F64 => self.evaluate::<f64>(None, loss)?,
+            DType::F32 => self.evaluate::<f32>(None, loss)?,
+            DType::F16 => self.evaluate::<f16>(None, loss)?,
+            DType::BF16 => self.evaluate::<bf16>(None, loss)?,
+            got => return Err(no_such_dtype(got)),
+        };
+        Ok(evaluated.in_graph_of(student))
+    }
+
+    fn batch<T: Element + burn_tensor::Element>(&self) -> Result<Batch<'_, T>> {
         let unreadable = |argument| {
             move |why: DataError| Error::Unreadable {
                 argument,
@@ -232,21 +275,27 @@ impl Inputs {
             }
         };
         let student = self.student.as_slice().map_err(unreadable("student"))?;
-        let teacher = self.teacher.as_slice().map_err(unreadable("teacher"))?;
-        Ok([
-            Rows::new(student, self.student_shape)?,
-            Rows::new(teacher, self.teacher_shape)?,
-        ])
+        let student = Rows::new(student, self.student_shape)?;
+        let batch = match &self.teacher {
+            None => Batch::of_student(student),
+            Some(teacher) => {
+                let teacher = teacher.as_slice().map_err(unreadable("teacher"))?;
+                Batch::new(student, Rows::new(teacher, self.teacher_shape)?)
+            }
+        };
+        Ok(Batch {
+            labels: self.labels.as_deref(),
+            ..batch
+        })
     }
 
     fn evaluate<T>(&self, queue: Option<&mut Queue<T::Real>>, loss: Loss) -> Result<Evaluated>
     where
         T: Element<Real: burn_tensor::Element> + burn_tensor::Element,
     {
-        let [student, teacher] = self.rows::<T>()?;
+        let batch = self.batch::<T>()?;
         let evaluation = match queue {
             None => {
-                let batch = Batch::new(student, teacher);
                 let problem = Problem::new(loss, batch.shapes())?;
                 let problem = match self.groups {
                     Some(groups) => problem.with_groups(groups)?,
@@ -254,7 +303,7 @@ impl Inputs {
                 };
                 problem.evaluate(&Cpu, batch)?
             }
-            Some(queue) => loss.evaluate_with_queue(&Cpu, student, teacher, queue)?,
+            Some(queue) => loss.evaluate_with_queue(&Cpu, batch.student, batch.teacher, queue)?,
         };
         Ok(self.evaluated(evaluation))
     }
@@ -286,7 +335,7 @@ fn matrix(
     spec.rows_of(shape).ok_or_else(|| {
         let expected = match spec.family {
             Family::Pairwise(_) | Family::Triplet(_) => "[N, D] or [B, N, D]",
-            Family::Contrastive(_) => "[N, D]",
+            Family::Contrastive(_) | Family::Towers(_) => "[N, D]",
             Family::Logits(_) => "[N, C] or [B, T, V]",
         };
         Error::Shape {

@@ -1,6 +1,8 @@
 //! Compares gradients through the adapter with burn's autodiff of the formulas, in f64 on burn's
 //! CPU backend.
 
+mod towers;
+
 use burn_tensor::activation::{log_softmax, relu};
 use burn_tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 use relata::{
@@ -13,12 +15,12 @@ use relata_burn::{
 
 type Formula = fn(Tensor<2>, Tensor<2>) -> Tensor<1>;
 
-fn device() -> Device {
+pub(crate) fn device() -> Device {
     Device::flex().autodiff()
 }
 
 /// f64 numbers from −1 to 1, the same in every run.
-fn numbers(shape: [usize; 2], seed: u32) -> Tensor<2> {
+pub(crate) fn numbers(shape: [usize; 2], seed: u32) -> Tensor<2> {
     let number =
         |i: usize| ((i as f64 + 1.) * 12.9898 + f64::from(seed) * 78.233).sin() * 43758.5453;
     let numbers: Vec<f64> = (0..shape[0] * shape[1])
@@ -132,7 +134,7 @@ fn cosines(x: Tensor<2>) -> Tensor<2> {
     unit.clone().matmul(unit.transpose())
 }
 
-fn unit(x: Tensor<2>) -> Tensor<2> {
+pub(crate) fn unit(x: Tensor<2>) -> Tensor<2> {
     x.clone() / (x.clone() * x).sum_dim(1).sqrt()
 }
 
@@ -185,12 +187,12 @@ fn kd_of(divergence: Divergence) -> Loss {
     loss.into()
 }
 
-fn wide(tensor: impl Into<TensorData>) -> Vec<f64> {
+pub(crate) fn wide(tensor: impl Into<TensorData>) -> Vec<f64> {
     tensor.into().iter::<f64>().collect()
 }
 
 #[track_caller]
-fn assert_close(label: &str, got: &[f64], want: &[f64], tolerance: f64) {
+pub(crate) fn assert_close(label: &str, got: &[f64], want: &[f64], tolerance: f64) {
     assert_eq!(got.len(), want.len(), "{label}");
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
     let off = norm(&mut got.iter().zip(want).map(|(a, b)| a - b)) / norm(&mut want.iter().copied());

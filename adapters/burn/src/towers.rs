@@ -1,0 +1,258 @@
+//! Losses of two trained towers and of labels. The student's rows are both towers, one after the
+//! other: burn's `cat` joins them, and its backward pass divides the gradient.
+
+use burn_tensor::{Int, Tensor};
+use relata::{Clip, Loss, SigLip, SupCon, Terms};
+
+use crate::{Error, Inputs, Result};
+
+/// CLIP of two towers `[n, D]`, hard and soft: see [`Clip`]. The gradient reaches both. The teacher's
+/// towers, images and texts, are `[n, D_t]`. Without them the soft term is left out.
+///
+/// ```
+/// # use burn_tensor::{Device, Distribution, Tensor};
+/// # fn main() -> Result<(), relata_burn::Error> {
+/// # let device = Device::flex().autodiff();
+/// # let random = || Tensor::<2>::random([8, 32], Distribution::Default, &device);
+/// let (images, texts) = (random().require_grad(), random().require_grad());
+/// let teacher = (&random(), &random());
+/// let loss = relata_burn::clip(&images, &texts, Some(teacher), relata::Clip::default())?;
+/// let gradients = loss.backward();
+/// assert!(images.grad(&gradients).is_some() && texts.grad(&gradients).is_some());
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// [`Error`], naming what does not fit.
+pub fn clip(
+    images: &Tensor<2>,
+    texts: &Tensor<2>,
+    teacher: Option<(&Tensor<2>, &Tensor<2>)>,
+    loss: Clip,
+) -> Result<Tensor<1>> {
+    Ok(evaluate_clip(images, texts, teacher, loss)?.0)
+}
+
+/// [`clip`] with a learned `scale`, 1/τ: a tensor of one number, which gets a gradient too. It takes
+/// the place of `loss.temperature`. open_clip learns the logarithm of it, so there `scale` is
+/// `logit_scale.exp()`. The scale is read to the host, as the towers are.
+///
+/// # Errors
+/// As [`clip`]; a scale that is no single number above 0.
+pub fn clip_with_scale(
+    images: &Tensor<2>,
+    texts: &Tensor<2>,
+    teacher: Option<(&Tensor<2>, &Tensor<2>)>,
+    scale: &Tensor<1>,
+    loss: Clip,
+) -> Result<Tensor<1>> {
+    let loss = Clip {
+        temperature: temperature(scale, images)?,
+        ..loss
+    };
+    let (value, terms) = evaluate_clip(images, texts, teacher, loss)?;
+    Ok(learned(value, scale, &terms, "scale_gradient"))
+}
+
+fn evaluate_clip(
+    images: &Tensor<2>,
+    texts: &Tensor<2>,
+    teacher: Option<(&Tensor<2>, &Tensor<2>)>,
+    loss: Clip,
+) -> Result<(Tensor<1>, Terms)> {
+    let loss = Loss::from(loss);
+    let student = stacked([("images", images), ("texts", texts)])?;
+    let teacher = match teacher {
+        None => None,
+        Some((of_images, of_texts)) => {
+            let rows = [images.dims()[0], of_images.dims()[0]];
+            same("teacher images rows", rows)?;
+            let towers = [("teacher images", of_images), ("teacher texts", of_texts)];
+            Some(stacked(towers)?)
+        }
+    };
+    Inputs::read(&student, teacher.as_ref(), &loss)?.fused(&student, loss)
+}
+
+/// SigLIP of two towers `[n, D]`: see [`SigLip`]. The gradient reaches both.
+///
+/// # Errors
+/// As [`clip`].
+pub fn siglip(images: &Tensor<2>, texts: &Tensor<2>, loss: SigLip) -> Result<Tensor<1>> {
+    Ok(evaluate_siglip(images, texts, loss)?.0)
+}
+
+/// [`siglip`] with a learned `scale`, a, and a learned `bias`, b: tensors of one number, which get
+/// gradients too. The authors learn the logarithm of a.
+///
+/// # Errors
+/// As [`clip_with_scale`]; a bias that is no single finite number.
+pub fn siglip_with_scale(
+    images: &Tensor<2>,
+    texts: &Tensor<2>,
+    scale: &Tensor<1>,
+    bias: &Tensor<1>,
+) -> Result<Tensor<1>> {
+    let loss = SigLip {
+        scale: number("scale", scale, images)?,
+        bias: number("bias", bias, images)?,
+    };
+    let (value, terms) = evaluate_siglip(images, texts, loss)?;
+    let value = learned(value, scale, &terms, "scale_gradient");
+    Ok(learned(value, bias, &terms, "bias_gradient"))
+}
+
+fn evaluate_siglip(
+    images: &Tensor<2>,
+    texts: &Tensor<2>,
+    loss: SigLip,
+) -> Result<(Tensor<1>, Terms)> {
+    let loss = Loss::from(loss);
+    let student = stacked([("images", images), ("texts", texts)])?;
+    Inputs::read(&student, None, &loss)?.fused(&student, loss)
+}
+
+/// Supervised contrastive learning of rows `[N, D]` with labels `[N]`: see [`SupCon`]. NT-Xent is this
+/// with a label for each sample, which its views share.
+///
+/// # Errors
+/// As [`clip`]; labels that are not one for each row, or not from 0 to 2³² − 1.
+pub fn sup_con(rows: &Tensor<2>, labels: &Tensor<1, Int>, loss: SupCon) -> Result<Tensor<1>> {
+    Ok(evaluate_sup_con(rows, labels, loss)?.0)
+}
+
+/// [`sup_con`] with a learned `scale`, 1/τ, as in [`clip_with_scale`].
+///
+/// # Errors
+/// As [`sup_con`] and [`clip_with_scale`].
+pub fn sup_con_with_scale(
+    rows: &Tensor<2>,
+    labels: &Tensor<1, Int>,
+    scale: &Tensor<1>,
+) -> Result<Tensor<1>> {
+    let temperature = temperature(scale, rows)?;
+    let (value, terms) = evaluate_sup_con(rows, labels, SupCon { temperature })?;
+    Ok(learned(value, scale, &terms, "scale_gradient"))
+}
+
+fn evaluate_sup_con(
+    rows: &Tensor<2>,
+    labels: &Tensor<1, Int>,
+    loss: SupCon,
+) -> Result<(Tensor<1>, Terms)> {
+    let argument = "labels";
+    let [expected, got] = [rows.dims()[0], labels.dims()[0]];
+    if expected != got {
+        return Err(Error::Relata(relata::Error::Length {
+            argument,
+            expected,
+            got,
+        }));
+    }
+    let data = labels.try_to_data().map_err(|why| Error::Unreadable {
+        argument,
+        why: format!("{why:?}"),
+    })?;
+    let label = |label: i64| {
+        u32::try_from(label).map_err(|_| relata::Error::Parameter {
+            argument,
+            expected: "labels from 0 to 2^32 - 1",
+            got: label as f64,
+        })
+    };
+    let labels: relata::Result<Vec<u32>> = data.iter::<i64>().map(label).collect();
+    let loss = Loss::from(loss);
+    let inputs = Inputs {
+        labels: Some(labels?),
+        ..Inputs::read(rows, None, &loss)?
+    };
+    inputs.fused(rows, loss)
+}
+
+/// Two towers of one shape as the rows of one batch.
+fn stacked(towers: [(&'static str, &Tensor<2>); 2]) -> Result<Tensor<2>> {
+    let [(_, first), (argument, second)] = towers;
+    if first.dims() != second.dims() {
+        return Err(Error::Shape {
+            argument,
+            expected: format!("the other tower's shape, {:?}", first.dims()),
+            got: second.dims().to_vec(),
+        });
+    }
+    if first.dtype() != second.dtype() {
+        return Err(Error::DType {
+            argument,
+            expected: format!("the other tower's, {:?}", first.dtype()),
+            got: second.dtype(),
+        });
+    }
+    same_device(argument, first, second)?;
+    Ok(Tensor::cat(vec![first.clone(), second.clone()], 0))
+}
+
+fn same(argument: &'static str, [expected, got]: [usize; 2]) -> Result<()> {
+    if expected == got {
+        return Ok(());
+    }
+    Err(Error::Relata(relata::Error::Dimension {
+        argument,
+        expected,
+        got,
+    }))
+}
+
+fn same_device<const R: usize>(
+    argument: &'static str,
+    tower: &Tensor<2>,
+    other: &Tensor<R>,
+) -> Result<()> {
+    let [expected, got] = [tower.device(), other.device()];
+    if expected == got {
+        return Ok(());
+    }
+    Err(Error::Device {
+        argument,
+        expected: format!("{expected:?}"),
+        got: format!("{got:?}"),
+    })
+}
+
+/// τ of a scale.
+fn temperature(scale: &Tensor<1>, tower: &Tensor<2>) -> Result<f64> {
+    let argument = "scale";
+    let got = number(argument, scale, tower)?;
+    if got.is_finite() && got > 0.0 {
+        return Ok(1.0 / got);
+    }
+    Err(Error::Relata(relata::Error::Parameter {
+        argument,
+        expected: "a finite number above 0",
+        got,
+    }))
+}
+
+/// The number in a tensor of one.
+fn number(argument: &'static str, tensor: &Tensor<1>, tower: &Tensor<2>) -> Result<f64> {
+    same_device(argument, tower, tensor)?;
+    let data = tensor.try_to_data().map_err(|why| Error::Unreadable {
+        argument,
+        why: format!("{why:?}"),
+    })?;
+    let numbers: Vec<f64> = data.iter::<f64>().collect();
+    match numbers[..] {
+        [number] => Ok(number),
+        _ => Err(Error::Relata(relata::Error::Length {
+            argument,
+            expected: 1,
+            got: numbers.len(),
+        })),
+    }
+}
+
+/// `value` as a function of `parameter` too. The term of this name is the derivative.
+fn learned(value: Tensor<1>, parameter: &Tensor<1>, terms: &Terms, name: &str) -> Tensor<1> {
+    let parameter = parameter.clone().cast(value.dtype());
+    let zero = parameter.clone() - parameter.detach();
+    // A loss without the term has no such parameter.
+    value + zero * terms.get(name).unwrap_or(0.0)
+}
