@@ -43,7 +43,9 @@ fn evaluate_as<T: GpuElement>(inputs: &Inputs, problem: &Problem) -> Result<Eval
 
     let buffers = Buffers {
         student: address(&inputs.student),
-        teacher: address(&inputs.teacher),
+        // 0 for what is not there.
+        teacher: inputs.teacher.as_ref().map_or(0, address),
+        labels: inputs.labels.as_ref().map_or(0, address),
         gradient: address(&gradient),
         value: address(&value),
         workspace: address(&workspace),
@@ -55,8 +57,8 @@ fn evaluate_as<T: GpuElement>(inputs: &Inputs, problem: &Problem) -> Result<Eval
     let stream = null_mut();
     // SAFETY: memory of this length in the current context, as just checked, and a stream of it.
     unsafe { evaluator.initialize(buffers.workspace, stream) }?;
-    // SAFETY: contiguous matrices of T of the problem's shapes, and new tensors of the right
-    // lengths that overlap nothing. libtorch reuses freed memory in the stream's order, so the
+    // SAFETY: contiguous matrices of T of the problem's shapes, labels of which any bits will do, and
+    // new tensors of the right lengths that overlap nothing. libtorch reuses freed memory in the stream's order, so the
     // workspace may be freed at once.
     unsafe { evaluator.launch(&buffers, stream) }?;
     Ok(Evaluated { value, gradient })

@@ -18,9 +18,15 @@ pub(crate) fn evaluate(inputs: &Inputs, problem: &Problem) -> Result<Evaluated> 
 }
 
 fn evaluate_as<T: Kinded<Real: Kinded>>(inputs: &Inputs, problem: &Problem) -> Result<Evaluated> {
-    let [student, teacher] = rows::<T>(inputs)?;
-    let evaluation = problem.evaluate(&Cpu, Batch::new(student, teacher))?;
-    evaluated(inputs, &evaluation)
+    let labels = inputs.labels.as_ref().map(Vec::<i32>::try_from);
+    let labels: Option<Vec<u32>> = labels
+        .transpose()?
+        .map(|labels| labels.into_iter().map(i32::cast_unsigned).collect());
+    let batch = Batch {
+        labels: labels.as_deref(),
+        ..batch::<T>(inputs)?
+    };
+    evaluated(inputs, &problem.evaluate(&Cpu, batch)?)
 }
 
 pub(crate) fn evaluate_with_queue(
@@ -41,8 +47,8 @@ fn evaluate_with_queue_as<T: Kinded + Element<Real = f32>>(
     queue: &mut Queue<f32>,
     loss: Loss,
 ) -> Result<Evaluated> {
-    let [student, teacher] = rows::<T>(inputs)?;
-    let evaluation = loss.evaluate_with_queue(&Cpu, student, teacher, queue)?;
+    let batch = batch::<T>(inputs)?;
+    let evaluation = loss.evaluate_with_queue(&Cpu, batch.student, batch.teacher, queue)?;
     evaluated(inputs, &evaluation)
 }
 
@@ -60,17 +66,21 @@ fn evaluated<R: Kinded>(inputs: &Inputs, evaluation: &Evaluation<R>) -> Result<E
 trait Kinded: Element + tch::kind::Element {}
 impl<T: Element + tch::kind::Element> Kinded for T {}
 
-fn rows<T: Kinded>(inputs: &Inputs) -> Result<[Rows<'_, T>; 2]> {
+fn batch<T: Kinded>(inputs: &Inputs) -> Result<Batch<'_, T>> {
     // SAFETY: contiguous, on the CPU, and T was chosen by its kind. It is detached from its graph,
     // not from its memory, but nothing writes there while the caller lends it: no other function of
     // tch's is called.
     let student = unsafe { elements(&inputs.student) };
+    let student = Rows::new(student, inputs.student_shape)?;
+    let Some(teacher) = &inputs.teacher else {
+        return Ok(Batch::of_student(student));
+    };
     // SAFETY: as above.
-    let teacher = unsafe { elements(&inputs.teacher) };
-    Ok([
-        Rows::new(student, inputs.student_shape)?,
+    let teacher = unsafe { elements(teacher) };
+    Ok(Batch::new(
+        student,
         Rows::new(teacher, inputs.teacher_shape)?,
-    ])
+    ))
 }
 
 /// # Safety

@@ -24,13 +24,20 @@
 //! - The loss is a scalar, f64 for f64 and f32 for all others. The teacher is a constant.
 //! - The upstream factor multiplies the gradient in the loss's type. The rounding to the student's
 //!   type comes last.
+//! - [`clip`] and [`siglip`] train two towers, and both get a gradient. Those of their functions that
+//!   end in `_with_scale` also learn the scale, and the bias. [`sup_con`] trains all rows of a batch.
 
 #[cfg(feature = "cuda")]
 mod gpu;
 mod host;
+mod towers;
 
 use relata::{Family, Loss, Problem, Queue, Shapes, Spec};
 use tch::{Device, Kind, TchError, Tensor};
+
+pub use self::towers::{
+    clip, clip_with_scale, siglip, siglip_with_scale, sup_con, sup_con_with_scale,
+};
 
 /// Why there is no loss.
 #[derive(Debug, thiserror::Error)]
@@ -91,18 +98,7 @@ pub fn loss_and_terms(
     loss: impl Into<Loss>,
 ) -> Result<(Tensor, Terms)> {
     let loss = loss.into();
-    let inputs = Inputs::new(student, teacher, &loss.spec())?;
-    let mut problem = Problem::new(loss, inputs.shapes())?;
-    if let Some(groups) = inputs.groups {
-        problem = problem.with_groups(groups)?;
-    }
-    let evaluated = match inputs.student.device() {
-        Device::Cpu => host::evaluate(&inputs, &problem)?,
-        #[cfg(feature = "cuda")]
-        Device::Cuda(_) => gpu::evaluate(&inputs, &problem)?,
-        device => return Err(no_kernels(device)),
-    };
-    evaluated.in_graph_of(student, &problem.spec())
+    Inputs::new(student, teacher, &loss.spec())?.fused(student, loss)
 }
 
 /// As [`loss_with_queue`], with the loss's named terms from the same evaluation.
@@ -157,12 +153,16 @@ impl Terms {
     }
 }
 
-/// Two contiguous matrices of one kind on one device, outside of any graph. The tensors have the
-/// shapes that they came with.
+/// One contiguous matrix or two, of one kind on one device, outside of any graph. The tensors have
+/// the shapes that they came with.
 struct Inputs {
     student: Tensor,
-    teacher: Tensor,
+    /// Losses of towers may have none.
+    teacher: Option<Tensor>,
+    /// `[N]` i32, contiguous, on the same device: the bits of u32.
+    labels: Option<Tensor>,
     student_shape: [usize; 2],
+    /// Of width 0 without a teacher.
     teacher_shape: [usize; 2],
     /// The groups that a third dimension makes of the rows.
     groups: Option<usize>,
@@ -200,16 +200,48 @@ impl Inputs {
         }
         Ok(Inputs {
             student: student.f_detach()?.f_contiguous()?,
-            teacher: teacher.f_detach()?.f_contiguous()?,
+            teacher: Some(teacher.f_detach()?.f_contiguous()?),
+            labels: None,
             student_shape,
             teacher_shape,
             groups,
         })
     }
 
+    /// A batch of the student's rows alone, with labels or without.
+    fn of_student(student: &Tensor, labels: Option<Tensor>, spec: &Spec) -> Result<Self> {
+        let (student_shape, groups) = shape("student", student, spec)?;
+        Ok(Inputs {
+            student: student.f_detach()?.f_contiguous()?,
+            teacher: None,
+            labels,
+            student_shape,
+            teacher_shape: [student_shape[0], 0],
+            groups,
+        })
+    }
+
     fn shapes(&self) -> Shapes {
         let [rows, dim] = self.student_shape;
-        Shapes::new(rows, dim, self.teacher_shape[1])
+        Shapes {
+            labels: self.labels.is_some(),
+            ..Shapes::new(rows, dim, self.teacher_shape[1])
+        }
+    }
+
+    /// The loss in the graph of `student`, of which these are the inputs, and its terms.
+    fn fused(&self, student: &Tensor, loss: Loss) -> Result<(Tensor, Terms)> {
+        let mut problem = Problem::new(loss, self.shapes())?;
+        if let Some(groups) = self.groups {
+            problem = problem.with_groups(groups)?;
+        }
+        let evaluated = match self.student.device() {
+            Device::Cpu => host::evaluate(self, &problem)?,
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => gpu::evaluate(self, &problem)?,
+            device => return Err(no_kernels(device)),
+        };
+        evaluated.in_graph_of(student, &problem.spec())
     }
 }
 
@@ -225,7 +257,7 @@ fn shape(
         argument,
         expected: match spec.family {
             Family::Pairwise(_) | Family::Triplet(_) => "a matrix, or groups [B, N, D]",
-            Family::Contrastive(_) => "a matrix",
+            Family::Contrastive(_) | Family::Towers(_) => "a matrix",
             Family::Logits(_) => "a matrix, or logits [B, T, V]",
         },
         got: format!("the shape {:?}", tensor.size()),

@@ -1,13 +1,15 @@
 //! Compares gradients through the adapter with libtorch's autodiff of the formulas. Needs libtorch.
 #![cfg(not(feature = "doc-only"))]
 
+mod towers;
+
 use relata::{KdKl, Queue, Rkd, RkdAngle, RkdDistance, Rrd, Sp};
 use relata_tch::{Error, loss, loss_and_terms, loss_and_terms_with_queue, loss_with_queue};
 use tch::{Device, Kind, Tensor};
 
-const F32: f64 = 1e-5;
+pub(crate) const F32: f64 = 1e-5;
 
-fn numbers(shape: [i64; 2], seed: i64) -> Tensor {
+pub(crate) fn numbers(shape: [i64; 2], seed: i64) -> Tensor {
     tch::manual_seed(seed);
     Tensor::randn(shape, (Kind::Double, Device::Cpu))
 }
@@ -27,7 +29,7 @@ fn edges(rows: &Tensor) -> (Tensor, Tensor) {
     (differences, lengths)
 }
 
-fn eye(rows: &Tensor) -> Tensor {
+pub(crate) fn eye(rows: &Tensor) -> Tensor {
     Tensor::eye(rows.size()[0], (Kind::Double, Device::Cpu))
 }
 
@@ -55,7 +57,7 @@ fn sp(x: &Tensor, y: &Tensor) -> Tensor {
     (&differences * &differences).mean(Kind::Double)
 }
 
-fn unit(x: &Tensor) -> Tensor {
+pub(crate) fn unit(x: &Tensor) -> Tensor {
     x / x.norm_scalaropt_dim(2, [1], true)
 }
 
@@ -65,7 +67,7 @@ fn kd(x: &Tensor, y: &Tensor) -> Tensor {
     (log_p.exp() * (log_p - log_q)).sum(Kind::Double) * 16. / x.size()[0] as f64
 }
 
-fn relative(got: &Tensor, want: &Tensor) -> f64 {
+pub(crate) fn relative(got: &Tensor, want: &Tensor) -> f64 {
     let off = (got.to_kind(Kind::Double) - want).norm() / want.norm();
     off.double_value(&[])
 }
