@@ -10,6 +10,9 @@ use tch::{Device, Kind, Tensor};
 pub(crate) const F32: f64 = 1e-5;
 
 pub(crate) fn numbers(shape: [i64; 2], seed: i64) -> Tensor {
+    // libtorch has one generator for all tests, which run at the same time.
+    static SEEDED: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _seeded = SEEDED.lock().expect("no test panics here");
     tch::manual_seed(seed);
     Tensor::randn(shape, (Kind::Double, Device::Cpu))
 }

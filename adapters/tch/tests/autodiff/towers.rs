@@ -149,34 +149,55 @@ const CASES: [(&str, usize, Fused, Formula); 8] = [
     ),
 ];
 
+/// Images and texts, the teacher's, and whether the first two are to be viewed as other matrices.
+struct Numbers {
+    towers: [Tensor; 2],
+    teacher: [Tensor; 2],
+    are_views: bool,
+}
+
+impl Numbers {
+    fn new([n, dim, teacher_dim]: [i64; 3], are_views: bool) -> Self {
+        let shapes = match are_views {
+            true => [[dim, n], [n + 3, dim + 4]],
+            false => [[n, dim]; 2],
+        };
+        Numbers {
+            towers: [numbers(shapes[0], 1), numbers(shapes[1], 2)],
+            teacher: [3, 4].map(|seed| numbers([n, teacher_dim], seed)),
+            are_views,
+        }
+    }
+}
+
 /// The value of a loss, and its gradients in a graph, of leaves of `kind` that hold numbers of `held`.
 fn evaluate(
     function: &dyn Fn(&Batch) -> Tensor,
     learned: usize,
-    [n, dim, teacher_dim]: [i64; 3],
-    are_views: bool,
+    numbers: &Numbers,
     [held, kind]: [Kind; 2],
 ) -> Vec<Tensor> {
-    let to = |x: Tensor| x.to_kind(held).to_kind(kind).detach();
-    let leaf = |x: Tensor| to(x).set_requires_grad(true);
-    let shapes = match are_views {
-        true => [[dim, n], [n + 3, dim + 4]],
-        false => [[n, dim]; 2],
-    };
-    let (a, b) = (leaf(numbers(shapes[0], 1)), leaf(numbers(shapes[1], 2)));
-    let (images, texts) = match are_views {
-        true => (a.tr(), b.narrow(0, 2, n).narrow(1, 3, dim)),
+    let to = |x: &Tensor| x.to_kind(held).to_kind(kind).detach();
+    let leaf = |x: &Tensor| to(x).copy().set_requires_grad(true);
+    let [a, b] = numbers.towers.each_ref().map(leaf);
+    let teacher = numbers.teacher.each_ref().map(to);
+    let n = teacher[0].size()[0];
+    let (images, texts) = match numbers.are_views {
+        true => {
+            let dim = a.size()[0];
+            (a.tr(), b.narrow(0, 2, n).narrow(1, 3, dim))
+        }
         false => (a.shallow_clone(), b.shallow_clone()),
     };
-    let scale = leaf(Tensor::from(SCALE));
-    let bias = leaf(Tensor::from_slice(&[BIAS]));
+    let scale = leaf(&Tensor::from(SCALE));
+    let bias = leaf(&Tensor::from_slice(&[BIAS]));
     // The last row is alone.
     let mut labels: Vec<i64> = (0..2 * n).map(|i| i % n / 2).collect();
     labels[2 * n as usize - 1] = u32::MAX.into();
     let batch = Batch {
         images,
         texts,
-        teacher: [3, 4].map(|seed| to(numbers([n, teacher_dim], seed))),
+        teacher,
         labels: Tensor::from_slice(&labels),
         scale: scale.shallow_clone(),
         bias: bias.shallow_clone(),
@@ -203,6 +224,7 @@ fn gradients_of_both_towers_and_of_what_is_learned() {
         ([9, 6, 3], true),
         ([9, 6, 8], true),
     ] {
+        let numbers = Numbers::new(shape, are_views);
         for (name, learned, fused, formula) in CASES {
             for (kind, tolerance) in [
                 (Kind::Double, 1e-9),
@@ -211,7 +233,7 @@ fn gradients_of_both_towers_and_of_what_is_learned() {
                 (Kind::BFloat16, 1e-2),
             ] {
                 let of = |function: &dyn Fn(&Batch) -> Tensor, computed| {
-                    evaluate(function, learned, shape, are_views, [kind, computed])
+                    evaluate(function, learned, &numbers, [kind, computed])
                 };
                 let got = of(&|it| fused(it).expect("a loss"), kind);
                 let want = of(&formula, Kind::Double);
