@@ -146,7 +146,9 @@ fn towers_are_launches_and_a_learned_number_is_one_copy() -> Result<()> {
     let number = |number: f32| Var::from_tensor(&Tensor::new(number, device)?);
     let (scale, bias) = (number(8.)?, number(-2.)?);
     let (both, loss) = (Some((&teacher, &teacher)), Clip::default());
-    let losses: [(&str, [usize; 2], &dyn Fn() -> Result<Tensor>); 7] = [
+    // Numbers that are copied, and leaves that get a gradient.
+    type Case<'a> = (&'a str, [usize; 2], &'a dyn Fn() -> Result<Tensor>);
+    let losses: [Case<'_>; 7] = [
         ("clip", [0, 2], &|| clip(&images, &texts, None, loss)),
         ("clip, teacher", [0, 2], &|| {
             clip(&images, &texts, both, loss)
