@@ -134,8 +134,11 @@ DEVICE void towers_finish(const Arguments& arguments) {
         double sum = own * other[d];
         for (uint32_t s = 0; s < arguments.splits; s++)
             sum += arguments.sums[(static_cast<uint64_t>(s) * n + row) * dim + d];
-        gradient[d] = static_cast<float>(sum);
-        along = fma(sum, static_cast<double>(x[d]), along);
+        // The same rounded sum in both, so that what is along the row cancels: of rows of one
+        // element that is all.
+        const auto rounded = static_cast<float>(sum);
+        gradient[d] = rounded;
+        along = fma(static_cast<double>(rounded), static_cast<double>(x[d]), along);
     }
     along = block_reduce<THREADS>(along, Sum());
     // Carry the gradient back to the row as it came
