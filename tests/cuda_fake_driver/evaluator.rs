@@ -2,7 +2,7 @@
 
 use relata::cuda::cudarc::driver::{CudaContext, CudaSlice, DevicePtr, sys::CUstream};
 use relata::cuda::{Evaluator, OfRows, Teacher, TopK, VALUE_LEN};
-use relata::{Error, Gram, KdKl, Shapes};
+use relata::{Error, Gram, KdKl, Shapes, SigLip, SupCon};
 
 use crate::fake_driver::{actions, calls, with_fake_driver};
 use crate::{CLASSES, ROWS, problem, stream};
@@ -270,6 +270,7 @@ with_fake_driver!(weights_and_lists_are_launches_alone, [], {
         let of_rows = OfRows {
             weights: Some(&weights),
             losses: with_losses.then_some(&mut losses as _),
+            labels: None,
         };
         let teacher = Teacher::TopK(&mut lists);
         let launched = evaluator.launch_with(&student, teacher, of_rows, &mut gradient, &mut value);
@@ -319,15 +320,16 @@ with_fake_driver!(weights_and_lists_that_do_not_fit_are_refused, [], {
     let mut value = stream.alloc_zeros::<f32>(VALUE_LEN).expect("memory");
     let weighted = OfRows {
         weights: Some(&weights),
-        losses: None,
+        ..OfRows::default()
     };
     let shortly = OfRows {
         weights: Some(&short),
-        losses: None,
+        ..OfRows::default()
     };
     let longer = OfRows {
         weights: Some(&weights),
         losses: Some(&mut losses),
+        labels: None,
     };
     let other_stream = stream.context().new_stream().expect("a stream");
     let (classes, logarithms) = ([1, 0].repeat(ROWS), [-1.0f32; 2 * ROWS]);
@@ -386,7 +388,7 @@ with_fake_driver!(weights_and_lists_that_do_not_fit_are_refused, [], {
             Teacher::TopK(&mut more_classes),
             OfRows {
                 weights: Some(&weights),
-                losses: None,
+                ..OfRows::default()
             },
             below(CLASSES, CLASSES + 1),
         ),
@@ -395,7 +397,7 @@ with_fake_driver!(weights_and_lists_that_do_not_fit_are_refused, [], {
             Teacher::TopK(&mut elsewhere),
             OfRows {
                 weights: Some(&weights),
-                losses: None,
+                ..OfRows::default()
             },
             Error::ForeignMemory {
                 argument: "top_k",
@@ -407,7 +409,7 @@ with_fake_driver!(weights_and_lists_that_do_not_fit_are_refused, [], {
             Teacher::Rows(&student),
             OfRows {
                 weights: Some(&short),
-                losses: None,
+                ..OfRows::default()
             },
             length("row_weights", ROWS - 1),
         ),
@@ -428,4 +430,100 @@ with_fake_driver!(weights_and_lists_that_do_not_fit_are_refused, [], {
             .iter()
             .any(|call| call.starts_with("cuLaunchKernel"))
     );
+});
+
+with_fake_driver!(labels_are_launches_alone_and_take_no_teacher, [], {
+    let stream = stream();
+    let labelled = SupCon::default().problem(Shapes::new(ROWS, CLASSES, 0).with_labels());
+    let labelled = labelled.expect("shapes that fit");
+    let mut evaluator = Evaluator::<f32>::new(&stream, &labelled).expect("an evaluator");
+    let student = stream.alloc_zeros::<f32>(LEN).expect("memory");
+    let labels = stream.alloc_zeros::<u32>(ROWS).expect("memory");
+    let short = stream.alloc_zeros::<u32>(ROWS - 1).expect("memory");
+    let mut gradient = stream.alloc_zeros::<f32>(LEN).expect("memory");
+    let mut value = stream.alloc_zeros::<f32>(VALUE_LEN).expect("memory");
+    let of = |labels| OfRows {
+        labels: Some(labels),
+        ..OfRows::default()
+    };
+    calls();
+    let mut launches = Vec::new();
+    for _ in 0..2 {
+        let launched = evaluator.launch_with(
+            &student,
+            Teacher::None,
+            of(&labels),
+            &mut gradient,
+            &mut value,
+        );
+        launched.expect("launches");
+        launches.push(actions(calls()));
+    }
+    let kernels: Vec<_> = launches[0]
+        .iter()
+        .filter_map(|call| call.strip_prefix("cuLaunchKernel ")?.split(' ').next())
+        .collect();
+    assert_eq!(
+        kernels,
+        [
+            "relata_normalize_f32",
+            "relata_towers_log_sums",
+            "relata_towers_rows",
+            "relata_towers_gradient_labels",
+            "relata_towers_finish",
+        ]
+    );
+    assert_eq!(launches[0].len(), kernels.len(), "{launches:#?}");
+    assert_eq!(launches[0], launches[1]);
+
+    let missing = |argument| Error::Missing {
+        argument,
+        expected: "launch_with, with what the problem has",
+    };
+    let unexpected = |argument, loss| Error::Unexpected { argument, loss };
+    let pairs = SigLip::default().problem(Shapes::new(ROWS - 1, CLASSES, 0));
+    let pairs = pairs.expect("shapes that fit");
+    let against_teacher = problem();
+    for (problem, teacher, of_rows, error) in [
+        (
+            &labelled,
+            Teacher::None,
+            OfRows::default(),
+            missing("labels"),
+        ),
+        (
+            &labelled,
+            Teacher::Rows(&student),
+            of(&labels),
+            unexpected("teacher", "sup-con"),
+        ),
+        (
+            &labelled,
+            Teacher::None,
+            of(&short),
+            Error::Length {
+                argument: "labels",
+                expected: ROWS,
+                got: ROWS - 1,
+            },
+        ),
+        (
+            &pairs,
+            Teacher::None,
+            of(&short),
+            unexpected("labels", "siglip"),
+        ),
+        (
+            &against_teacher,
+            Teacher::None,
+            OfRows::default(),
+            missing("teacher"),
+        ),
+    ] {
+        let mut evaluator = Evaluator::<f32>::new(&stream, problem).expect("an evaluator");
+        calls();
+        let refused = evaluator.launch_with(&student, teacher, of_rows, &mut gradient, &mut value);
+        assert_eq!(refused, Err(error));
+        assert_eq!(calls(), [""; 0]);
+    }
 });

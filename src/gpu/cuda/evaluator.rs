@@ -27,6 +27,8 @@ pub enum Teacher<'a, T> {
     Rows(&'a dyn DevicePtr<T>),
     /// Lists of classes.
     TopK(&'a mut TopK),
+    /// None, for a problem without a teacher.
+    None,
 }
 
 impl<T> fmt::Debug for Teacher<'_, T> {
@@ -34,6 +36,7 @@ impl<T> fmt::Debug for Teacher<'_, T> {
         match self {
             Teacher::Rows(rows) => f.debug_tuple("Rows").field(&rows.len()).finish(),
             Teacher::TopK(lists) => f.debug_tuple("TopK").field(lists).finish(),
+            Teacher::None => f.write_str("None"),
         }
     }
 }
@@ -47,6 +50,8 @@ pub struct OfRows<'a> {
     /// `[N]`: where the loss of each row goes, for a loss that is a mean of losses of rows. It is
     /// overwritten.
     pub losses: Option<&'a mut dyn DevicePtrMut<f32>>,
+    /// `[N]`: the labels, if the problem has them. Rows of equal labels belong together.
+    pub labels: Option<&'a dyn DevicePtr<u32>>,
 }
 
 impl fmt::Debug for OfRows<'_> {
@@ -54,6 +59,7 @@ impl fmt::Debug for OfRows<'_> {
         f.debug_struct("OfRows")
             .field("weights", &self.weights.map(|weights| weights.len()))
             .field("losses", &self.losses.as_ref().map(|losses| losses.len()))
+            .field("labels", &self.labels.map(|labels| labels.len()))
             .finish()
     }
 }
@@ -64,7 +70,8 @@ impl fmt::Debug for OfRows<'_> {
 /// consists of kernel launches alone: it allocates nothing, copies nothing and does not wait.
 ///
 /// [`launch`](Self::launch) takes rows of student and teacher. [`launch_with`](Self::launch_with) also
-/// takes weights of rows and a teacher that is a list of classes, and writes the losses of rows.
+/// takes weights and labels of rows, and a teacher that is a list of classes or none, and writes the
+/// losses of rows.
 ///
 /// ```no_run
 /// use relata::cuda::{Evaluator, cudarc::driver::CudaContext};
@@ -166,7 +173,8 @@ impl<T: GpuElement> Evaluator<T> {
     ///
     /// # Errors
     /// [`Error::Length`] and [`Error::ForeignMemory`] name the argument. [`Error::Missing`] if the
-    /// problem has a queue, weights or lists. Nothing has been launched after these errors.
+    /// problem has a queue, weights, lists or labels. [`Error::Unexpected`] if it has no teacher.
+    /// Nothing has been launched after these errors.
     /// [`Error::Cuda`] if the driver refuses a launch. A fault on the GPU becomes an error when you
     /// wait for the stream.
     pub fn launch(
@@ -186,7 +194,7 @@ impl<T: GpuElement> Evaluator<T> {
     }
 
     /// As [`launch`](Self::launch), with what a batch may have beside rows: a teacher that is a list
-    /// of classes, weights of rows, and losses of rows.
+    /// of classes or none, weights, labels and losses of rows.
     ///
     /// ```no_run
     /// use relata::cuda::{Evaluator, OfRows, Teacher, TopK, VALUE_LEN, cudarc::driver::CudaContext};
@@ -201,15 +209,15 @@ impl<T: GpuElement> Evaluator<T> {
     /// let mut lists = TopK::new(&stream, lists, 1000)?;
     /// let (student, weights) = (stream.alloc_zeros(2 * 1000)?, stream.clone_htod(&[1f32, 0.])?);
     /// let (mut gradient, mut value) = (stream.alloc_zeros(2 * 1000)?, stream.alloc_zeros(VALUE_LEN)?);
-    /// let of_rows = OfRows { weights: Some(&weights), losses: None };
+    /// let of_rows = OfRows { weights: Some(&weights), ..OfRows::default() };
     /// evaluator.launch_with(&student, Teacher::TopK(&mut lists), of_rows, &mut gradient, &mut value)?;
     /// # Ok(()) }
     /// ```
     ///
     /// # Errors
     /// As [`launch`](Self::launch). [`Error::Missing`] and [`Error::Unexpected`] if the problem has
-    /// weights or lists and the call has none, or the other way round, and for losses of rows that
-    /// the loss has not. A problem with a queue and weights is for [`RawEvaluator`].
+    /// weights, lists, labels or a teacher and the call has none, or the other way round, and for
+    /// losses of rows that the loss has not. A problem with a queue and weights is for [`RawEvaluator`].
     /// [`Error::Dimension`] and [`Error::TooLarge`] for lists of other shapes or checked for more
     /// classes.
     pub fn launch_with(
@@ -287,6 +295,9 @@ impl<T: GpuElement> Evaluator<T> {
         if let Some(losses) = &of_rows.losses {
             check("row_losses", &**losses, shapes.rows, stream)?;
         }
+        if let Some(labels) = of_rows.labels {
+            check("labels", labels, shapes.rows, stream)?;
+        }
         check(
             "gradient",
             gradient,
@@ -310,6 +321,7 @@ impl<T: GpuElement> Evaluator<T> {
                 let [log_probabilities, classes] = lists.bind()?;
                 (log_probabilities, classes, None)
             }
+            Teacher::None => (0, 0, None),
         };
         let (row_weights, _read_weights) = match of_rows.weights {
             Some(weights) => {
@@ -325,6 +337,13 @@ impl<T: GpuElement> Evaluator<T> {
             }
             None => (0, None),
         };
+        let (labels, _read_labels) = match of_rows.labels {
+            Some(labels) => {
+                let (address, guard) = labels.device_ptr(stream);
+                (address, Some(guard))
+            }
+            None => (0, None),
+        };
         let (gradient, _written_gradient) = gradient.device_ptr_mut(stream);
         let (value, _written_value) = value.device_ptr_mut(stream);
         let buffers = Buffers {
@@ -332,7 +351,7 @@ impl<T: GpuElement> Evaluator<T> {
             teacher,
             teacher_classes,
             row_weights,
-            labels: 0,
+            labels,
             queue: queue_address,
             gradient,
             value,
@@ -357,7 +376,7 @@ impl<T: GpuElement> Evaluator<T> {
         Ok(())
     }
 
-    /// Refuses weights, lists and losses of rows that the problem has not, or the lack of them.
+    /// Refuses what comes beside the student's rows and the problem has not, or the lack of it.
     fn check_extras(&self, teacher: &Teacher<'_, T>, of_rows: &OfRows<'_>) -> Result<()> {
         let (problem, shapes) = (self.problem(), self.problem().shapes());
         let loss = problem.loss().name();
@@ -373,17 +392,14 @@ impl<T: GpuElement> Evaluator<T> {
             (true, true) | (false, false) => Ok(()),
         };
         let lists = match teacher {
-            Teacher::Rows(_) => None,
+            Teacher::Rows(_) | Teacher::None => None,
             Teacher::TopK(lists) => Some(lists),
         };
+        let has_teacher = shapes.top_k.is_some() || shapes.teacher_dim > 0;
+        agree("teacher", has_teacher, !matches!(teacher, Teacher::None))?;
         agree("top_k", shapes.top_k.is_some(), lists.is_some())?;
         agree("row_weights", shapes.row_weights, of_rows.weights.is_some())?;
-        if shapes.labels {
-            return Err(Error::Missing {
-                argument: "labels",
-                expected: "RawEvaluator, whose buffers have them",
-            });
-        }
+        agree("labels", shapes.labels, of_rows.labels.is_some())?;
         if let (Some(k), Some(lists)) = (shapes.top_k, lists) {
             lists.fits(problem, k, &self.stream)?;
         }
