@@ -2,45 +2,66 @@
 
 use std::path::{Path, PathBuf};
 
-use relata::{Family, Loss, Pairwise, Penalty, QueueUse};
+use relata::{Family, Loss, Pairwise, Penalty, QueueUse, Shapes};
 
 use crate::failure::{Failure, Result};
-use crate::files::{self, Holds, Matrix};
+use crate::files::{self, Holds, Labels, Matrix};
 use crate::options::Options;
+use crate::teacher::Teacher;
 
 /// What one loss is evaluated on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Inputs<'a> {
     pub(crate) student: &'a Matrix,
     pub(crate) teacher: &'a Teacher,
+    /// The second tower of a loss that compares two.
+    pub(crate) second: Option<&'a Pair>,
     /// Past teacher keys, the oldest first, for a loss that takes a queue.
     pub(crate) keys: Option<&'a Matrix>,
     /// One column: what each row counts for.
     pub(crate) row_weights: Option<&'a Matrix>,
+    /// For each row, which others it belongs to.
+    pub(crate) labels: Option<&'a Labels>,
 }
 
-/// What the student is compared with.
-#[derive(Debug)]
-pub(crate) enum Teacher {
-    /// `--teacher`
-    Rows(Matrix),
-    /// `--teacher-ids` and `--teacher-log-probs`
-    TopK(TopClasses),
-}
+impl<'a> Inputs<'a> {
+    /// The rows of a batch: those of both towers, one after the other, where there are two.
+    pub(crate) fn batch_rows(&self) -> usize {
+        self.student.rows * if self.second.is_some() { 2 } else { 1 }
+    }
 
-/// Of each row, the most likely classes.
-#[derive(Debug)]
-pub(crate) struct TopClasses {
-    /// The classes as the file has them.
-    pub(crate) ids: Matrix,
-    /// The same; 0 where the file has no class because it has no probability.
-    pub(crate) classes: Vec<u32>,
-    pub(crate) log_probs: Matrix,
+    pub(crate) fn has_teacher(&self) -> bool {
+        self.teacher.matrix().dim > 0
+    }
+
+    /// The second tower's student.
+    pub(crate) fn second_student(&self) -> Option<&'a Matrix> {
+        self.second.map(|second| &second.student)
+    }
+
+    /// The second tower's teacher.
+    pub(crate) fn second_teacher(&self) -> Option<&'a Matrix> {
+        self.second.map(|second| second.teacher.matrix())
+    }
+
+    /// The sizes of a batch, without its queue.
+    pub(crate) fn shapes(&self) -> Shapes {
+        let (rows, dim) = (self.batch_rows(), self.student.dim);
+        let shapes = match self.teacher {
+            Teacher::Rows(teacher) => Shapes::new(rows, dim, teacher.dim),
+            Teacher::TopK(top) => Shapes::of_top_k(rows, dim, top.ids.dim),
+        };
+        Shapes {
+            row_weights: self.row_weights.is_some(),
+            labels: self.labels.is_some(),
+            ..shapes
+        }
+    }
 }
 
 /// A student and the teacher of the same samples.
 #[derive(Debug)]
-struct Pair {
+pub(crate) struct Pair {
     student: Matrix,
     teacher: Teacher,
 }
@@ -53,6 +74,10 @@ pub(crate) struct Sources {
     queue: Option<Matrix>,
     /// `--row-weights`.
     row_weights: Option<Matrix>,
+    /// `--student-keys` and `--teacher-keys`.
+    second: Option<Pair>,
+    /// `--labels`.
+    labels: Option<Labels>,
 }
 
 #[derive(Debug)]
@@ -81,6 +106,14 @@ impl Sources {
             Some(student) => Pairs::Files(Box::new(Pair::load(student, options)?)),
             None => Pairs::Digits(Box::new(Digits::load(options.asks_for_reference())?)),
         };
+        let (second, labels) = match &pairs {
+            Pairs::Files(first) => (
+                first.load_second(options)?,
+                first.student.load_labels(options)?,
+            ),
+            // The command line asks for files beside these.
+            Pairs::Digits(_) => (None, None),
+        };
         let read = |argument, path: &Option<PathBuf>, holds| {
             let path = path.as_deref();
             path.map(|path| files::read(argument, path, holds))
@@ -107,6 +140,8 @@ impl Sources {
             pairs,
             queue,
             row_weights,
+            second,
+            labels,
         })
     }
 
@@ -130,6 +165,8 @@ impl Sources {
             teacher: &pair.teacher,
             keys: self.keys(loss),
             row_weights: self.row_weights.as_ref(),
+            second: self.second.as_ref(),
+            labels: self.labels.as_ref(),
         }
     }
 
@@ -144,8 +181,42 @@ impl Sources {
 }
 
 impl Matrix {
+    /// Refuses groups, where rows of all groups are compared.
+    fn without_groups(&self) -> Result<()> {
+        match self.groups {
+            None => Ok(()),
+            Some(groups) => {
+                let why = format!("expected dimensions [rows, dim], got {groups} groups of rows");
+                Err(Failure::refused(&self.origin, why))
+            }
+        }
+    }
+
+    /// Reads a label for each row, if the options name a file of them.
+    fn load_labels(&self, options: &Options) -> Result<Option<Labels>> {
+        let Some(path) = &options.towers.labels else {
+            return Ok(None);
+        };
+        self.without_groups()?;
+        let mut labels = files::read_labels("--labels", path)?;
+        if let Some(rows) = options.rows {
+            check_enough(rows, labels.ids.len(), &labels.origin)?;
+            labels.ids.truncate(rows);
+        }
+        if labels.ids.len() != self.rows {
+            let why = format!(
+                "expected {} labels, one for each row of {}, got {}",
+                self.rows,
+                self.origin,
+                labels.ids.len()
+            );
+            return Err(Failure::refused(&labels.origin, why));
+        }
+        Ok(Some(labels))
+    }
+
     /// Drops the rows from `rows` on.
-    fn keep_first(&mut self, rows: usize) -> Result<()> {
+    pub(crate) fn keep_first(&mut self, rows: usize) -> Result<()> {
         if self.groups.is_some() {
             let why = format!(
                 "expected a file of dimensions [N, D], got {}, of [B, N, D]",
@@ -153,99 +224,20 @@ impl Matrix {
             );
             return Err(Failure::refused("--rows", why));
         }
-        if rows > self.rows {
-            let why = format!(
-                "expected at most {}, as {} has, got {rows}",
-                self.rows, self.origin
-            );
-            return Err(Failure::refused("--rows", why));
-        }
+        check_enough(rows, self.rows, &self.origin)?;
         self.rows = rows;
         self.values.truncate(rows * self.dim);
         Ok(())
     }
 }
 
-impl Teacher {
-    fn load(options: &Options) -> Result<Self> {
-        // One of both has come: the command line asks for it.
-        match (&options.teacher_ids, &options.teacher_log_probs) {
-            (Some(ids), Some(log_probs)) => TopClasses::load(ids, log_probs).map(Teacher::TopK),
-            _ => Teacher::of_rows(options.teacher.as_deref().unwrap_or(Path::new(""))),
-        }
+/// Refuses to take the first `rows` of fewer.
+fn check_enough(rows: usize, most: usize, origin: &str) -> Result<()> {
+    if rows <= most {
+        return Ok(());
     }
-
-    fn of_rows(path: &Path) -> Result<Self> {
-        files::read("--teacher", path, Holds::Rows).map(Teacher::Rows)
-    }
-
-    /// Drops the rows from `rows` on.
-    fn keep_first(&mut self, rows: usize) -> Result<()> {
-        match self {
-            Teacher::Rows(teacher) => teacher.keep_first(rows),
-            Teacher::TopK(top) => {
-                top.ids.keep_first(rows)?;
-                top.log_probs.keep_first(rows)?;
-                top.classes.truncate(rows * top.ids.dim);
-                Ok(())
-            }
-        }
-    }
-
-    /// The rows or their lists: both have as many columns as a row has entries.
-    pub(crate) fn matrix(&self) -> &Matrix {
-        match self {
-            Teacher::Rows(rows) => rows,
-            Teacher::TopK(top) => &top.ids,
-        }
-    }
-}
-
-impl TopClasses {
-    fn load(ids: &Path, log_probs: &Path) -> Result<Self> {
-        let ids = files::read("--teacher-ids", ids, Holds::Classes)?;
-        let log_probs = files::read("--teacher-log-probs", log_probs, Holds::Rows)?;
-        check_rows(&ids, &log_probs)?;
-        if ids.dim != log_probs.dim {
-            let why = format!(
-                "expected {} classes a row, as {} has, got {}",
-                ids.dim, ids.origin, log_probs.dim
-            );
-            return Err(Failure::refused(&log_probs.origin, why));
-        }
-        let mut top = TopClasses {
-            classes: Vec::new(),
-            ids,
-            log_probs,
-        };
-        top.check_below(f64::from(u32::MAX) + 1.0, "2^32")?;
-        let class = |(at, &id): (usize, &f64)| if top.is_listed(at) { id as u32 } else { 0 };
-        top.classes = top.ids.values.iter().enumerate().map(class).collect();
-        Ok(top)
-    }
-
-    /// Whether an entry has a probability. Where a row has fewer classes, files hold any number.
-    fn is_listed(&self, at: usize) -> bool {
-        self.log_probs.values[at] != f64::NEG_INFINITY
-    }
-
-    /// Refuses what is no class below `classes`, which `described` says in words.
-    pub(crate) fn check_below(&self, classes: f64, described: &str) -> Result<()> {
-        let ids = &self.ids;
-        let mut entries = ids.values.iter().enumerate();
-        let wrong = entries.find(|&(at, &id)| self.is_listed(at) && !(0.0..classes).contains(&id));
-        match wrong {
-            None => Ok(()),
-            Some((at, id)) => {
-                let (row, column) = (at / ids.dim, at % ids.dim);
-                let why = format!(
-                    "expected classes from 0 and below {described}, got {id} at row {row}, column \
-                     {column}; an entry of log-probability -inf is left out"
-                );
-                Err(Failure::refused(&ids.origin, why))
-            }
-        }
-    }
+    let why = format!("expected at most {most}, as {origin} has, got {rows}");
+    Err(Failure::refused("--rows", why))
 }
 
 /// Refuses weights that are negative or not finite.
@@ -277,14 +269,55 @@ pub(crate) fn check_rows(first: &Matrix, other: &Matrix) -> Result<()> {
     Err(Failure::refused(&other.origin, why))
 }
 
+/// Refuses rows of another width than those of the first tower.
+fn check_width(first: &Matrix, second: &Matrix) -> Result<()> {
+    if first.dim == second.dim {
+        return Ok(());
+    }
+    let why = format!(
+        "expected rows of {} elements, as {} has, got {}",
+        first.dim, first.origin, second.dim
+    );
+    Err(Failure::refused(&second.origin, why))
+}
+
 impl Pair {
     fn load(student: &Path, options: &Options) -> Result<Self> {
-        let mut student = files::read("--student", student, Holds::Rows)?;
-        let mut teacher = Teacher::load(options)?;
+        let student = files::read("--student", student, Holds::Rows)?;
+        Pair::cut(student, Teacher::load(options)?, options)
+    }
+
+    /// Reads the second tower, if the options name one: `self` is the first.
+    fn load_second(&self, options: &Options) -> Result<Option<Self>> {
+        let towers = &options.towers;
+        let Some(student) = &towers.student_keys else {
+            return Ok(None);
+        };
+        let student = files::read("--student-keys", student, Holds::Rows)?;
+        let teacher = Teacher::of_rows("--teacher-keys", towers.teacher_keys.as_deref())?;
+        for student in [&self.student, &student] {
+            student.without_groups()?;
+        }
+        let second = Pair::cut(student, teacher, options)?;
+        check_rows(&self.student, &second.student)?;
+        check_width(&self.student, &second.student)?;
+        check_width(self.teacher.matrix(), second.teacher.matrix())?;
+        Ok(Some(second))
+    }
+
+    /// The first rows, of as many as are asked for.
+    fn cut(mut student: Matrix, teacher: Option<Teacher>, options: &Options) -> Result<Self> {
         if let Some(rows) = options.rows {
             student.keep_first(rows)?;
-            teacher.keep_first(rows)?;
         }
+        let teacher = match (teacher, options.rows) {
+            (None, _) => Teacher::none_for(&student),
+            (Some(teacher), None) => teacher,
+            (Some(mut teacher), Some(rows)) => {
+                teacher.keep_first(rows)?;
+                teacher
+            }
+        };
         Pair::new(student, teacher)
     }
 

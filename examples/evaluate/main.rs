@@ -9,6 +9,7 @@
 mod devices;
 mod failure;
 mod files;
+mod finite;
 mod inputs;
 mod measure;
 mod options;
@@ -16,6 +17,8 @@ mod out_file;
 mod output;
 mod plan;
 mod report;
+mod teacher;
+mod towers;
 
 use std::process::ExitCode;
 
@@ -40,6 +43,7 @@ fn run() -> Result<()> {
     // Whatever can be refused is refused before anything is computed.
     options.check_devices()?;
     options.check_divergence()?;
+    towers::check(&options)?;
     let files = options.out_files()?;
     let sources = Sources::load(&options)?;
     let jobs = plan::plan(&options, &sources)?;
@@ -82,7 +86,8 @@ fn report_table(
     output::print_line(&table.finish(options))
 }
 
-/// Writes what was asked for, in the shape of the student's file.
+/// Writes what was asked for, in the shape of the student's file. Of two towers each has a file for
+/// its half of the gradient.
 fn write(files: &OutFiles, job: &Job, measured: &Measurement) -> Result<()> {
     let student = job.inputs.student;
     let mut shape = match student.groups {
@@ -93,12 +98,16 @@ fn write(files: &OutFiles, job: &Job, measured: &Measurement) -> Result<()> {
         file.write(&shape, measured.row_losses.iter().copied())?;
     }
     shape.push(student.dim);
-    match &files.gradient {
-        None => Ok(()),
-        Some(file) if job.device.is_reference() => {
-            file.write(&shape, measured.gradient.iter().copied())
+    let (first, second) = measured.gradient.split_at(student.rows * student.dim);
+    for (file, gradient) in [(&files.gradient, first), (&files.gradient_keys, second)] {
+        match file {
+            None => {}
+            Some(file) if job.device.is_reference() => {
+                file.write(&shape, gradient.iter().copied())?;
+            }
+            #[allow(clippy::cast_possible_truncation)] // f32 is what the file is to hold
+            Some(file) => file.write(&shape, gradient.iter().map(|&g| g as f32))?,
         }
-        #[allow(clippy::cast_possible_truncation)] // f32 is what the file is to hold
-        Some(file) => file.write(&shape, measured.gradient.iter().map(|&g| g as f32)),
     }
+    Ok(())
 }

@@ -12,9 +12,10 @@ use relata::{
 use crate::devices::DeviceKind;
 use crate::failure::{Failure, Result};
 use crate::files::Matrix;
-use crate::inputs::Teacher;
+use crate::finite::{real, round};
 use crate::output::spinner;
-use crate::plan::{Job, Parts, QueueSetup, real, round};
+use crate::plan::{Job, Parts, QueueSetup};
+use crate::teacher::Teacher;
 
 /// What evaluating a loss on a device gave.
 #[derive(Debug)]
@@ -22,7 +23,7 @@ pub(crate) struct Measurement {
     pub(crate) value: f64,
     /// The loss's named terms.
     pub(crate) terms: Terms,
-    /// `[N, D]`; f64 holds every device's values exactly.
+    /// `[N, D]`, or of two towers `[2N, D]`; f64 holds every device's values exactly.
     pub(crate) gradient: Vec<f64>,
     /// `[N]`, or empty if they were not asked for.
     pub(crate) row_losses: Vec<f64>,
@@ -172,9 +173,12 @@ fn widest_same(job: &Job) -> DType {
         Teacher::TopK(top) => exact(&top.log_probs, real(job.dtype)),
     };
     let of_weights = |weights| exact(weights, real(job.dtype));
+    let of_second = |matrix| exact(matrix, job.dtype);
     if QueueSetup::of(&job.loss, inputs.keys).is_none()
         && exact(inputs.student, job.dtype)
         && of_teacher
+        && inputs.second_student().is_none_or(of_second)
+        && inputs.second_teacher().is_none_or(of_second)
         && inputs.row_weights.is_none_or(of_weights)
     {
         DType::F64
@@ -198,6 +202,7 @@ struct Rounded<'a, T: Element> {
     log_probs: Vec<T::Real>,
     classes: Option<&'a [u32]>,
     row_weights: Option<Vec<T::Real>>,
+    labels: Option<&'a [u32]>,
     /// As the loss is to see it, so that every repetition sees the same.
     queue: Option<Queue<T::Real>>,
     /// The teacher is not finite, and was to be enqueued before the loss: no queue takes it.
@@ -206,9 +211,11 @@ struct Rounded<'a, T: Element> {
 
 impl<'a, T: Element> Rounded<'a, T> {
     fn new(job: &Job<'a>) -> relata::Result<Self> {
-        let (student, teacher) = (job.inputs.student, job.inputs.teacher.matrix());
-        let (rows, log_probs, classes) = match job.inputs.teacher {
-            Teacher::Rows(rows) => (elements(rows), Vec::new(), None),
+        let inputs = &job.inputs;
+        let (student, teacher) = (inputs.student, inputs.teacher.matrix());
+        let rows = inputs.batch_rows();
+        let (teacher_rows, log_probs, classes) = match inputs.teacher {
+            Teacher::Rows(rows) => (both_towers(rows, inputs.second_teacher()), Vec::new(), None),
             Teacher::TopK(top) => (Vec::new(), elements(&top.log_probs), Some(&top.classes[..])),
         };
         let mut rounded = Rounded {
@@ -216,13 +223,14 @@ impl<'a, T: Element> Rounded<'a, T> {
             parts: job.parts,
             weights: job.weights,
             per_row: job.per_row,
-            student: elements(student),
-            student_shape: [student.rows, student.dim],
-            teacher: rows,
-            teacher_shape: [teacher.rows, teacher.dim],
+            student: both_towers(student, inputs.second_student()),
+            student_shape: [rows, student.dim],
+            teacher: teacher_rows,
+            teacher_shape: [rows, teacher.dim],
             log_probs,
             classes,
-            row_weights: job.inputs.row_weights.map(elements),
+            row_weights: inputs.row_weights.map(elements),
+            labels: inputs.labels.map(|labels| &labels.ids[..]),
             queue: None,
             keys_refused: false,
         };
@@ -262,6 +270,7 @@ impl<'a, T: Element> Rounded<'a, T> {
         };
         batch.queue = self.queue.as_ref();
         batch.row_weights = self.row_weights.as_deref();
+        batch.labels = self.labels;
         Ok(batch)
     }
 
@@ -329,6 +338,13 @@ impl<'a, T: Element> Rounded<'a, T> {
 
 fn elements<T: Element>(matrix: &Matrix) -> Vec<T> {
     matrix.values.iter().map(|&x| T::from_f64(x)).collect()
+}
+
+/// The rows of the first tower, and then those of the second, as the library takes them.
+fn both_towers<T: Element>(first: &Matrix, second: Option<&Matrix>) -> Vec<T> {
+    let mut rows = elements(first);
+    rows.extend(second.into_iter().flat_map(elements::<T>));
+    rows
 }
 
 /// The value, and the median of repeated evaluations after a warm-up: at least 3 and at most 100 of

@@ -2,33 +2,36 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Parser};
+use clap::Parser;
 use relata::{DType, Divergence, Enqueue, Loss, ParameterValue, WeightPrecision};
 
 use crate::devices::DeviceKind;
 use crate::failure::{Failure, Result};
 use crate::out_file::OutFile;
+use crate::towers::TowerOptions;
 
 /// Evaluates distillation losses of a student against a teacher, and their gradients with respect
 /// to the student.
 ///
-/// Without files it runs on the real embeddings in examples/data. Prints a table, or with --json
-/// one object a line. Files are .npy (f16, f32, f64; C order) or .safetensors (F16, BF16, F32, F64;
-/// as FILE.safetensors:TENSOR, where a file with one tensor may leave the name out).
+/// Without files it runs on the real embeddings in examples/data. The losses of two towers and of
+/// labels (clip, siglip, sup-con) need files of their own and run where --loss names them. Prints a
+/// table, or with --json one object a line. Files are .npy (f16, f32, f64; C order) or .safetensors
+/// (F16, BF16, F32, F64; as FILE.safetensors:TENSOR, where a file with one tensor may leave the name
+/// out).
 #[derive(Debug, Parser)]
 #[command(name = "evaluate", version, after_help = AFTER_HELP)]
-#[command(group = ArgGroup::new("teachers").args(["teacher", "teacher_ids"]))]
 pub(crate) struct Options {
     /// Student's embeddings [N, D] (or logits). Those of shape [B, N, D] are B groups of N rows: see
     /// --groups
-    #[arg(long, value_name = "F", requires = "teachers")]
+    #[arg(long, value_name = "F")]
     pub(crate) student: Option<PathBuf>,
-    /// Teacher's embeddings [N, D_t] or [B, N, D_t] (or logits)
+    /// Teacher's embeddings [N, D_t] or [B, N, D_t] (or logits). clip can do without; siglip and sup-con
+    /// take none
     #[arg(long, value_name = "F", requires = "student")]
     pub(crate) teacher: Option<PathBuf>,
     /// In place of --teacher, in kd-kl: the teacher's k most likely classes of each row, integers
     /// [N, k] or [B, N, k]. All other classes count as one: see --no-tail
-    #[arg(long, value_name = "F", requires_all = ["student", "teacher_log_probs"])]
+    #[arg(long, value_name = "F", requires_all = ["student", "teacher_log_probs"], conflicts_with = "teacher")]
     pub(crate) teacher_ids: Option<PathBuf>,
     /// The logarithms of their probabilities, floats of the same shape. A class of -inf is left out
     #[arg(long, value_name = "F", requires = "teacher_ids")]
@@ -37,6 +40,8 @@ pub(crate) struct Options {
     /// is the weighted mean of the rows'. A row of weight 0 may hold anything
     #[arg(long, value_name = "F")]
     pub(crate) row_weights: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) towers: TowerOptions,
     /// Take the first N rows of all files, but those of --queue [default: all]
     #[arg(long, value_name = "N", requires = "student")]
     pub(crate) rows: Option<usize>,
@@ -102,11 +107,11 @@ pub(crate) struct Options {
     /// Student's temperature in rrd and kd-kl [default: 0.1 and 4]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     student_temperature: Option<f64>,
-    /// Teacher's temperature in rrd and kd-kl [default: 0.02 and 4]
+    /// Teacher's temperature in rrd, clip and kd-kl [default: 0.02, 0.07 and 4]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     teacher_temperature: Option<f64>,
-    /// Temperature in info-nce and kd-kl, where it is that of student and teacher [default: 0.07
-    /// and 4]
+    /// Temperature in info-nce, clip (the student's), sup-con and kd-kl, where it is that of student
+    /// and teacher [default: 0.07, and 4 in kd-kl]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     temperature: Option<f64>,
     /// Divergence in kd-kl: forward, reverse, js, skew or skew-reverse [default: forward]
@@ -124,7 +129,7 @@ pub(crate) struct Options {
     /// emulator: split (two f16) or half (one, a third less work) [default: split]
     #[arg(long, value_name = "HOW", value_parser = parse_weights)]
     pub(crate) weights: Option<WeightPrecision>,
-    /// Write the gradient, of the student's shape, to this .npy file: f64 for the reference, else f32. Takes one
+    /// Write the gradient, of the shape of --student, to this .npy file: f64 for the reference, else f32. Takes one
     /// --loss and one --device
     #[arg(long, value_name = "OUT.npy")]
     gradient: Option<PathBuf>,
@@ -244,7 +249,7 @@ impl Options {
             ),
             ("--no-tail", "tail", flag(self.no_tail, false)),
         ];
-        let given = all.into_iter();
+        let given = all.into_iter().chain(self.towers.parameters());
         given
             .filter_map(|(option, name, value)| Some((option, name, value?)))
             .collect()
@@ -301,15 +306,22 @@ impl Options {
         };
         let files = OutFiles {
             gradient: open("--gradient", &self.gradient)?,
+            gradient_keys: open("--gradient-keys", &self.towers.gradient_keys)?,
             row_losses: open("--per-row", &self.per_row)?,
         };
-        match (&files.gradient, &files.row_losses) {
-            (Some(gradient), Some(row_losses)) if gradient.is(row_losses) => Err(Failure::refused(
-                "--per-row",
-                "expected another file than that of --gradient, got the same",
-            )),
-            _ => Ok(files),
+        let others = [
+            ("--gradient-keys", &files.gradient_keys),
+            ("--per-row", &files.row_losses),
+        ];
+        for (argument, file) in others {
+            if let (Some(gradient), Some(file)) = (&files.gradient, file)
+                && gradient.is(file)
+            {
+                let why = "expected another file than that of --gradient, got the same";
+                return Err(Failure::refused(argument, why));
+            }
         }
+        Ok(files)
     }
 
     /// Refuses more than one loss on one device, where the results of one are written.
@@ -334,13 +346,14 @@ impl Options {
 #[derive(Debug)]
 pub(crate) struct OutFiles {
     pub(crate) gradient: Option<OutFile>,
+    pub(crate) gradient_keys: Option<OutFile>,
     pub(crate) row_losses: Option<OutFile>,
 }
 
 fn loss_help() -> String {
     let names: Vec<_> = Loss::all().iter().map(Loss::name).collect();
     format!(
-        "A loss: {}; may be repeated [default: all that the shapes allow]",
+        "A loss: {}; may be repeated [default: all against a teacher that the shapes allow]",
         names.join(", ")
     )
 }

@@ -1,17 +1,17 @@
 //! What to evaluate where: every check that needs no computing.
 
-use std::collections::BTreeSet;
-
 use relata::{
-    DType, Element, Enqueue, Error, Family, Loss, Pairwise, ParameterValue, Penalty, Problem,
-    QueueUse, Rrd, Shapes, WeightPrecision,
+    DType, Enqueue, Error, Family, Loss, Pairwise, ParameterValue, Penalty, Problem, QueueUse, Rrd,
+    WeightPrecision,
 };
 
 use crate::devices::DeviceKind;
 use crate::failure::{Failure, Result, say};
 use crate::files::Matrix;
-use crate::inputs::{Inputs, Sources, Teacher, check_rows};
+use crate::finite::check_finite;
+use crate::inputs::{Inputs, Sources, check_rows};
 use crate::options::Options;
+use crate::teacher::Teacher;
 
 /// One loss on one device.
 #[derive(Clone, Copy, Debug)]
@@ -120,7 +120,7 @@ pub(crate) fn plan<'a>(options: &'a Options, sources: &'a Sources) -> Result<Vec
     Ok(jobs)
 }
 
-fn is_of_logits(loss: &Loss) -> bool {
+pub(crate) fn is_of_logits(loss: &Loss) -> bool {
     matches!(loss.spec().family, Family::Logits(_))
 }
 
@@ -204,6 +204,10 @@ fn advised(loss: &Loss, why: &Error) -> String {
         Error::Unexpected {
             argument: "top_k", ..
         } => format!("{why}; kd-kl does"),
+        Error::Missing {
+            argument: "teacher",
+            ..
+        } => format!("{why}; --teacher and --teacher-keys name it"),
         Error::Dimension {
             argument: "teacher_dim",
             ..
@@ -228,7 +232,7 @@ fn check_rows_and_classes(loss: &Loss, inputs: &Inputs) -> Result<()> {
 }
 
 /// How many columns of the student a loss reads.
-fn compared(loss: &Loss, student: &Matrix) -> usize {
+pub(crate) fn compared(loss: &Loss, student: &Matrix) -> usize {
     match loss.parameter("classes") {
         Some(ParameterValue::Count(classes)) if classes > 0 => classes,
         _ => student.dim,
@@ -297,11 +301,7 @@ impl QueueSetup {
 /// The library's checks of parameters and shapes, made before anything is computed.
 fn check_shapes(loss: &Loss, parts: Parts, inputs: &Inputs) -> relata::Result<()> {
     let (student, keys) = (inputs.student, inputs.keys);
-    let mut shapes = match inputs.teacher {
-        Teacher::Rows(teacher) => Shapes::new(student.rows, student.dim, teacher.dim),
-        Teacher::TopK(top) => Shapes::of_top_k(student.rows, student.dim, top.ids.dim),
-    };
-    shapes.row_weights = inputs.row_weights.is_some();
+    let mut shapes = inputs.shapes();
     if let Some(queue) = QueueSetup::of(loss, keys) {
         let stored = keys.map_or(0, |keys| keys.rows);
         shapes = shapes.with_queue(queue.len(stored, student.rows));
@@ -336,6 +336,8 @@ fn note_unused(options: &Options, sources: &Sources, losses: &[Loss]) {
                     "enqueue" => with_queue(loss),
                     // Without a list no class is left out.
                     "tail" => options.teacher_ids.is_some(),
+                    // Without a teacher clip has no soft term.
+                    "soft_weight" | "teacher_temperature" => sources.inputs(loss).has_teacher(),
                     _ => true,
                 }
         });
@@ -347,142 +349,5 @@ fn note_unused(options: &Options, sources: &Sources, losses: &[Loss]) {
         note("--weights", &|loss| {
             matches!(loss.spec().family, Family::Contrastive(_))
         });
-    }
-}
-
-/// NaN and infinities: a queue never holds them; student and teacher may, which makes the loss NaN
-/// and is worth a warning, unless they are to be refused.
-fn check_finite<'a>(options: &Options, jobs: &[Job<'a>]) -> Result<()> {
-    let mut warnings = BTreeSet::new();
-    for job in jobs {
-        // Logits of −∞ mask classes. The loss itself knows which of them are wrong.
-        let may_mask = is_of_logits(&job.loss);
-        let inputs = &job.inputs;
-        let read = Read {
-            dtype: job.dtype,
-            columns: compared(&job.loss, inputs.student),
-            may_mask,
-            row_weights: inputs.row_weights,
-        };
-        let teacher = match inputs.teacher {
-            // A teacher's row that is a key of other rows is read whatever its own weight.
-            Teacher::Rows(rows) => {
-                let setup = QueueSetup::of(&job.loss, inputs.keys);
-                let is_no_key = setup.is_some_and(|queue| queue.enqueue != Enqueue::Before);
-                let row_weights = inputs.row_weights.filter(|_| may_mask || is_no_key);
-                (
-                    rows,
-                    Read {
-                        row_weights,
-                        ..read
-                    },
-                )
-            }
-            // Each entry of a list counts, and is of the reals of the elements.
-            Teacher::TopK(top) => {
-                let columns = top.log_probs.dim;
-                let dtype = real(job.dtype);
-                let of_list = Read {
-                    dtype,
-                    columns,
-                    ..read
-                };
-                (&top.log_probs, of_list)
-            }
-        };
-        let all_of = |keys: &'a Matrix| {
-            let columns = keys.dim;
-            (
-                keys,
-                Read {
-                    columns,
-                    row_weights: None,
-                    ..read
-                },
-            )
-        };
-        for (of, refused) in [
-            (Some((inputs.student, read)), options.checked),
-            (Some(teacher), options.checked),
-            (inputs.keys.map(all_of), true),
-        ] {
-            let Some((matrix, why)) =
-                of.and_then(|(matrix, read)| Some((matrix, read.not_finite(matrix)?)))
-            else {
-                continue;
-            };
-            let why = format!("{}: expected finite values, got {why}", matrix.origin);
-            if refused {
-                return Err(Failure::Refused(why));
-            }
-            warnings.insert(format!("{why}; the loss is NaN"));
-        }
-    }
-    for warning in warnings {
-        say("warning", &warning);
-    }
-    Ok(())
-}
-
-/// What a loss reads of a matrix.
-#[derive(Clone, Copy)]
-struct Read<'a> {
-    /// What its elements are rounded to.
-    dtype: DType,
-    /// The first so many.
-    columns: usize,
-    /// Whether −∞ has a meaning.
-    may_mask: bool,
-    /// A row of weight 0 is not read.
-    row_weights: Option<&'a Matrix>,
-}
-
-impl Read<'_> {
-    /// Where `matrix` first holds a NaN or an infinity once it is rounded, in words.
-    fn not_finite(self, matrix: &Matrix) -> Option<String> {
-        let rounded = |value: f64| round(value, self.dtype);
-        let counts = |row: usize| {
-            let weight = self.row_weights.map_or(1.0, |weights| weights.values[row]);
-            round(weight, real(self.dtype)) != 0.0
-        };
-        let is_wrong = |value: f64| {
-            let value = rounded(value);
-            !(value.is_finite() || self.may_mask && value == f64::NEG_INFINITY)
-        };
-        let mut elements = matrix.values.iter().enumerate().map(|(at, &value)| {
-            let (row, column) = (at / matrix.dim, at % matrix.dim);
-            (row, column, value)
-        });
-        let (row, column, value) = elements.find(|&(row, column, value)| {
-            is_wrong(value) && column < self.columns && counts(row)
-        })?;
-        let place = format!("at row {row}, column {column}");
-        Some(if value.is_finite() {
-            let (rounded, dtype) = (rounded(value), self.dtype);
-            format!("{value} {place}, which is {rounded} as {dtype}")
-        } else {
-            format!("{value} {place}")
-        })
-    }
-}
-
-/// The type of the weights and the logarithms that come with elements of type `dtype`.
-pub(crate) fn real(dtype: DType) -> DType {
-    match dtype {
-        DType::F64 => DType::F64,
-        _ => DType::F32,
-    }
-}
-
-/// The nearest value that `dtype` has.
-pub(crate) fn round(value: f64, dtype: DType) -> f64 {
-    fn through<T: Element>(value: f64) -> f64 {
-        T::from_f64(value).to_f64()
-    }
-    match dtype {
-        DType::F32 => through::<f32>(value),
-        DType::F16 => through::<half::f16>(value),
-        DType::BF16 => through::<half::bf16>(value),
-        _ => value,
     }
 }

@@ -2,10 +2,11 @@
 
 use comfy_table::{CellAlignment, LineStyle, TableStyle, presets};
 
-use crate::inputs::{DIGITS_FOR_TRIPLES, Teacher};
+use crate::inputs::DIGITS_FOR_TRIPLES;
 use crate::measure::{Deviation, Measurement};
 use crate::options::Options;
 use crate::plan::{Job, QueueSetup};
+use crate::teacher::Teacher;
 
 /// One object on one line, its keys in a fixed order.
 pub(crate) fn json(job: &Job, measured: &Measurement) -> String {
@@ -15,11 +16,13 @@ pub(crate) fn json(job: &Job, measured: &Measurement) -> String {
         ("dtype", string(job.dtype.name())),
         ("rows", job.inputs.student.rows.to_string()),
         ("student_dim", job.inputs.student.dim.to_string()),
-        match job.inputs.teacher {
+    ];
+    if job.inputs.has_teacher() {
+        fields.push(match job.inputs.teacher {
             Teacher::Rows(rows) => ("teacher_dim", rows.dim.to_string()),
             Teacher::TopK(top) => ("teacher_k", top.ids.dim.to_string()),
-        },
-    ];
+        });
+    }
     if job.parts.groups() > 1 {
         fields.push(("groups", job.parts.groups().to_string()));
     }
@@ -72,9 +75,10 @@ const HEADER: [&str; 10] = [
 const STYLE: TableStyle = presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none());
 
 const LEGEND: &str = "\
-rows x dims: N x D of the student, after B x where there are groups; /D_t of the teacher, or /top k of its
-classes, +K keys in the queue's file.
-terms: rrd's KL(p||q); the two parts of rkd, not weighted.
+rows x dims: N x D of the student, after B x where there are groups, or of each tower in clip and siglip; /D_t
+of the teacher, or /top k of its classes, +K keys in the queue's file.
+terms: rrd's KL(p||q); the two parts of rkd and of clip, not weighted; the derivatives of the loss by its scale
+(1/temperature in clip and sup-con) and its bias.
 loss dev. |L - L_ref|/|L_ref| and gradient dev. |g - g_ref|/|g_ref|: from the reference, in f64, on inputs
 rounded to the same dtype; - where it is not among the devices. time: loss and gradient, the median of
 repeated evaluations.";
@@ -147,14 +151,15 @@ fn terms(measured: &Measurement) -> String {
 fn sizes(job: &Job) -> String {
     let student = job.inputs.student;
     let teacher = match job.inputs.teacher {
-        Teacher::Rows(rows) => rows.dim.to_string(),
-        Teacher::TopK(top) => format!("top {}", top.ids.dim),
+        Teacher::Rows(_) if !job.inputs.has_teacher() => String::new(),
+        Teacher::Rows(rows) => format!("/{}", rows.dim),
+        Teacher::TopK(top) => format!("/top {}", top.ids.dim),
     };
     let rows = match job.parts.groups() {
         1 => student.rows.to_string(),
         groups => format!("{groups} x {}", student.rows / groups),
     };
-    let sizes = format!("{rows} x {}/{teacher}", student.dim);
+    let sizes = format!("{rows} x {}{teacher}", student.dim);
     match (QueueSetup::of(&job.loss, job.inputs.keys), job.inputs.keys) {
         (Some(_), keys) => format!("{sizes} +{}", keys.map_or(0, |keys| keys.rows)),
         (None, _) => sizes,

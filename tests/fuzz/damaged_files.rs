@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use crate::common::Random;
 use crate::failure::Failure;
-use crate::files::{Holds, read};
+use crate::files::{Holds, read, read_labels};
 use crate::long_enough;
 
 fn below(random: &mut Random, count: usize) -> usize {
@@ -44,6 +44,7 @@ fn corpus() -> Vec<(&'static str, Vec<u8>)> {
         ("npy", npy("<f2", "(4, 1)", 8)),
         ("npy", npy("|V2", "(4, 1)", 8)),
         ("npy", npy("<f4", "(2, 3, 1)", 24)),
+        ("npy", npy("<i8", "(3,)", 24)),
         (
             "safetensors",
             safetensors(
@@ -108,16 +109,19 @@ fn damage(file: &mut Vec<u8>, random: &mut Random) {
 #[test]
 fn damaged_files_are_read_or_refused() {
     let folder = tempfile::tempdir().expect("a folder for files");
-    let (mut read_whole, mut refused) = (0u64, 0u64);
+    let (mut read_whole, mut labels_read, mut refused) = (0u64, 0u64, 0u64);
     let begin = Instant::now();
     let corpus = corpus();
     for (ending, file) in &corpus {
         let path = folder.path().join(format!("valid.{ending}"));
         fs::write(&path, file).expect("a file");
         let whole = read("--student", &named(&path, ending, "a"), Holds::Rows);
+        let labels = read_labels("--labels", &named(&path, ending, "a"));
         // `|V2` is no type of number.
-        let is_number = !file.windows(3).any(|part| part == b"|V2");
-        assert_eq!(whole.is_ok(), is_number, "{ending}: {whole:?}");
+        let has = |descr: &[u8]| file.windows(3).any(|part| part == descr);
+        let is_of_floats = !has(b"|V2") && !has(b"<i8");
+        assert_eq!(whole.is_ok(), is_of_floats, "{ending}: {whole:?}");
+        assert_eq!(labels.is_ok(), has(b"<i8"), "{ending}: {labels:?}");
     }
     for seed in (0..).take_while(|_| !long_enough(begin)) {
         let mut random = Random::new(seed);
@@ -127,6 +131,20 @@ fn damaged_files_are_read_or_refused() {
         fs::write(&path, &file).expect("a file");
         let tensor = one_of(&mut random, &["a", "b", "", "\u{1f4a5}"]);
         let holds = [Holds::Rows, Holds::Classes, Holds::Weights][below(&mut random, 3)];
+        match read_labels("--labels", &named(&path, ending, tensor)) {
+            Ok(labels) => {
+                assert!(labels.origin.starts_with("--labels"), "seed {seed}");
+                assert!(
+                    labels.ids.len() <= file.len(),
+                    "seed {seed}: more labels than bytes"
+                );
+                labels_read += 1;
+            }
+            Err(Failure::Refused(why)) => {
+                assert!(why.starts_with("--labels"), "seed {seed}: {why}");
+            }
+            Err(Failure::Quiet) => panic!("seed {seed}: no reason"),
+        }
         match read("--student", &named(&path, ending, tensor), holds) {
             Ok(matrix) => {
                 assert!(matrix.origin.starts_with("--student"), "seed {seed}");
@@ -152,7 +170,7 @@ fn damaged_files_are_read_or_refused() {
             Err(Failure::Quiet) => panic!("seed {seed}: no reason"),
         }
     }
-    println!("{read_whole} damaged files read, {refused} refused");
+    println!("{read_whole} damaged files read, {labels_read} as labels, {refused} refused");
     assert!(read_whole > 0 && refused > 0, "the damage is of one kind");
 }
 

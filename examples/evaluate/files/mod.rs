@@ -5,6 +5,7 @@
 mod npy;
 mod safetensors;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::Read;
@@ -37,6 +38,8 @@ pub(crate) enum Holds {
     Classes,
     /// A float for each row, `[rows]` or `[groups, n]`: a matrix of one column.
     Weights,
+    /// An integer for each row, `[rows]`.
+    Labels,
 }
 
 /// How a file stores a number.
@@ -59,7 +62,10 @@ impl Stored {
     }
 
     fn is(self, holds: Holds) -> bool {
-        matches!(self, Stored::Float(_)) == (holds != Holds::Classes)
+        match holds {
+            Holds::Rows | Holds::Weights => matches!(self, Stored::Float(_)),
+            Holds::Classes | Holds::Labels => !matches!(self, Stored::Float(_)),
+        }
     }
 }
 
@@ -87,7 +93,7 @@ struct Layout {
 /// `FILE.safetensors:TENSOR`.
 pub(crate) fn read(argument: &str, path: &Path, holds: Holds) -> Result<Matrix> {
     let origin = format!("{argument} {}", path.display());
-    match read_named(path, holds) {
+    match read_named(path, holds, decode) {
         Ok((
             Layout {
                 shape: [rows, dim],
@@ -106,7 +112,43 @@ pub(crate) fn read(argument: &str, path: &Path, holds: Holds) -> Result<Matrix> 
     }
 }
 
-fn read_named(path: &Path, holds: Holds) -> Parsed<(Layout, Vec<f64>)> {
+/// The labels of rows.
+#[derive(Debug)]
+pub(crate) struct Labels {
+    /// The argument and the file they came from, for messages.
+    pub(crate) origin: String,
+    /// In place of the file's integers, of any sign and size: equal where those are equal.
+    pub(crate) ids: Vec<u32>,
+}
+
+/// Reads the labels that `argument` names, from a file as [`read`] takes it.
+pub(crate) fn read_labels(argument: &str, path: &Path) -> Result<Labels> {
+    let origin = format!("{argument} {}", path.display());
+    let ids = read_named(path, Holds::Labels, decode_bits).and_then(|(_, labels)| ids(&labels));
+    match ids {
+        Ok(ids) => Ok(Labels { origin, ids }),
+        Err(why) => Err(Failure::refused(origin, why)),
+    }
+}
+
+/// For each label the number of others that came before it first did.
+fn ids(labels: &[u64]) -> Parsed<Vec<u32>> {
+    let mut known = HashMap::new();
+    let mut ids = Vec::new();
+    for &label in labels {
+        let new = known.len();
+        let id = u32::try_from(*known.entry(label).or_insert(new));
+        ids.push(
+            id.map_err(|_| format!("expected at most 2^32 different labels, got {}", new + 1))?,
+        );
+    }
+    Ok(ids)
+}
+
+/// Appends the elements in some bytes, a whole number of them.
+type Decode<V> = fn(&[u8], Stored, &mut Vec<V>);
+
+fn read_named<V>(path: &Path, holds: Holds, decode: Decode<V>) -> Parsed<(Layout, Vec<V>)> {
     let (path, tensor) = split_tensor(path);
     let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
     let is_npy = extension == "npy";
@@ -119,7 +161,7 @@ fn read_named(path: &Path, holds: Holds) -> Parsed<(Layout, Vec<f64>)> {
     } else {
         safetensors::find_matrix(&mut file, len, tensor.as_deref(), holds)?
     };
-    let values = read_values(&mut file, &layout)?;
+    let values = read_values(&mut file, &layout, decode)?;
     Ok((layout, values))
 }
 
@@ -156,13 +198,14 @@ impl Layout {
         let (groups, rows, dim) = match (holds, shape) {
             (Holds::Rows | Holds::Classes, &[rows, dim]) => (None, rows, dim),
             (Holds::Rows | Holds::Classes, &[groups, rows, dim]) => (Some(groups), rows, dim),
-            (Holds::Weights, &[rows]) => (None, rows, 1),
+            (Holds::Weights | Holds::Labels, &[rows]) => (None, rows, 1),
             (Holds::Weights, &[groups, rows]) => (Some(groups), rows, 1),
             _ => {
                 let expected = match holds {
                     Holds::Rows => "[rows, dim] or [groups, rows, dim]",
                     Holds::Classes => "[rows, k] or [groups, rows, k]",
                     Holds::Weights => "[rows] or [groups, rows]",
+                    Holds::Labels => "[rows]",
                 };
                 return Err(format!(
                     "expected dimensions {expected}, got shape {shape:?}"
@@ -202,7 +245,7 @@ fn too_large(bytes: u64) -> String {
 }
 
 /// The elements of a matrix from where `file` stands, little-endian, in rows.
-fn read_values(file: &mut File, layout: &Layout) -> Parsed<Vec<f64>> {
+fn read_values<V>(file: &mut File, layout: &Layout, decode: Decode<V>) -> Parsed<Vec<V>> {
     let [rows, dim] = layout.shape;
     // The product was compared with the length of the file.
     let count = rows * dim;
@@ -254,10 +297,22 @@ fn decode(bytes: &[u8], stored: Stored, values: &mut Vec<f64>) {
     }
 }
 
-/// An integer of at most 8 bytes.
-fn decode_integer(bytes: &[u8], is_signed: bool) -> f64 {
+/// The same of integers, as their bits: f64 does not tell all large ones apart.
+fn decode_bits(bytes: &[u8], stored: Stored, values: &mut Vec<u64>) {
+    let integers = bytes.chunks_exact(stored.bytes() as usize);
+    values.extend(integers.map(|integer| u64::from_le_bytes(widened(integer))));
+}
+
+/// At most 8 bytes, followed by zeros.
+fn widened(bytes: &[u8]) -> [u8; 8] {
     let mut wide = [0; 8];
     wide[..bytes.len()].copy_from_slice(bytes);
+    wide
+}
+
+/// An integer of at most 8 bytes.
+fn decode_integer(bytes: &[u8], is_signed: bool) -> f64 {
+    let wide = widened(bytes);
     if is_signed {
         // To the top and back again, which repeats the sign.
         let unused = 64 - 8 * bytes.len();

@@ -164,7 +164,7 @@ impl<'a> Cursor<'a> {
             Holds::Rows | Holds::Weights => {
                 "expected dtype f16, f32 or f64, little-endian (<f2, <f4, <f8), got"
             }
-            Holds::Classes => {
+            Holds::Classes | Holds::Labels => {
                 "expected dtype i8 to i64 or u8 to u64, little-endian (|i1, <i2, <i4, <i8, |u1, <u2, \
                  <u4, <u8), got"
             }

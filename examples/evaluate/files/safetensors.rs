@@ -41,7 +41,7 @@ pub(super) fn find_matrix(
     let Some(stored) = stored.filter(|stored| stored.is(holds)) else {
         let expected = match holds {
             Holds::Rows | Holds::Weights => "F16, BF16, F32 or F64",
-            Holds::Classes => "I8 to I64 or U8 to U64",
+            Holds::Classes | Holds::Labels => "I8 to I64 or U8 to U64",
         };
         return Err(format!(
             "expected {expected}, got {} in {name:?}",
