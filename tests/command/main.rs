@@ -11,4 +11,5 @@ mod refusals;
 mod report;
 mod row_options;
 mod support;
+mod towers;
 mod values;

@@ -113,7 +113,8 @@ fn bad_arguments_are_refused() {
         ("--loss", "--loss"),
         (
             "--loss triplet",
-            "expected one of rkd-distance, rkd-angle, rkd, sp, gram, pkt, order, dark-rank, rrd, info-nce, kd-kl",
+            "expected one of rkd-distance, rkd-angle, rkd, sp, gram, pkt, order, dark-rank, rrd, info-nce, clip, \
+             siglip, sup-con, kd-kl",
         ),
         ("--device tpu", "expected one of reference, cpu"),
         ("--dtype f8", "expected one of f64, f32, f16, bf16"),

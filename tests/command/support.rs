@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use crate::example;
 
+/// Those against a teacher, which run where none is named.
 pub(crate) const LOSSES: [&str; 11] = [
     "rkd-distance",
     "rkd-angle",
