@@ -205,7 +205,8 @@ impl<T: GpuElement> Evaluator<T> {
     /// let problem = KdKl::new(1.0).problem(Shapes::of_top_k(2, 1000, 1).with_row_weights())?;
     /// let mut evaluator = Evaluator::<f32>::new(&stream, &problem)?;
     ///
-    /// let lists = relata::TopK::new(&[7, 3], &[0.5f32.ln(); 2], [2, 1])?;
+    /// let log_probabilities = [0.5f32.ln(); 2];
+    /// let lists = relata::TopK::new(&[7, 3], &log_probabilities, [2, 1])?;
     /// let mut lists = TopK::new(&stream, lists, 1000)?;
     /// let (student, weights) = (stream.alloc_zeros(2 * 1000)?, stream.clone_htod(&[1f32, 0.])?);
     /// let (mut gradient, mut value) = (stream.alloc_zeros(2 * 1000)?, stream.alloc_zeros(VALUE_LEN)?);
