@@ -203,21 +203,21 @@ def soft_cross_entropy(teacher, student):
 
 
 def clip(x, y, queue, p):
-    images, texts = x.chunk(2)
+    images, texts = F.normalize(x, dim=1).chunk(2)
     logits = learned(1 / p["temperature"], x) * images @ texts.T
     target = torch.arange(len(images), device=x.device)
     loss = p["hard_weight"] * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
     if y is None:
         return loss
-    images, texts = y.chunk(2)
     with torch.no_grad():
+        images, texts = F.normalize(y, dim=1).chunk(2)
         teacher = images @ texts.T / p["teacher_temperature"]
     soft = soft_cross_entropy(teacher, logits) + soft_cross_entropy(teacher.T, logits.T)
     return loss + p["soft_weight"] * soft / 2
 
 
 def siglip(x, y, queue, p):
-    images, texts = x.chunk(2)
+    images, texts = F.normalize(x, dim=1).chunk(2)
     logits = learned(p["scale"], x) * images @ texts.T + learned(p["bias"], x)
     labels = 2 * torch.eye(len(images), dtype=x.dtype, device=x.device) - 1
     return -F.logsigmoid(labels * logits).sum() / len(images)
@@ -225,6 +225,7 @@ def siglip(x, y, queue, p):
 
 def sup_con(x, labels, queue, p):
     """The labels come in the teacher's place. Rows without others of their label do not count."""
+    x = F.normalize(x, dim=1)
     others = 1 - torch.eye(len(x), dtype=x.dtype, device=x.device)
     mask = (labels == labels.T).to(x.dtype) * others
     logits = learned(1 / p["temperature"], x) * x @ x.T
@@ -275,10 +276,9 @@ DEFAULTS = {
         "teacher_temperature": 0.07,
         "hard_weight": 1.0,
         "soft_weight": 1.0,
-        "normalize": True,
     },
-    "siglip": {"scale": 10.0, "bias": -10.0, "normalize": True},
-    "sup-con": {"temperature": 0.07, "normalize": True},
+    "siglip": {"scale": 10.0, "bias": -10.0},
+    "sup-con": {"temperature": 0.07},
 }
 
 
@@ -288,9 +288,8 @@ def whole(loss, p, groups=1):
 
     def evaluate(x, y, queue):
         if p.get("normalize"):
-            if y is not None and loss != "sup-con":
-                with torch.no_grad():
-                    y = F.normalize(y, dim=1)
+            with torch.no_grad():
+                y = F.normalize(y, dim=1)
             x = F.normalize(x, dim=1)
         if groups == 1:
             return function(x, y, queue, p)
