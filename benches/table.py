@@ -22,7 +22,6 @@ NONE = "n/a"
 # What the README shows of a results file of `compare`.
 HEADLINES = [
     "rkd-distance-512x512",
-    "rkd-angle-128x512",
     "rkd-angle-512x512",
     "rrd-256x128-k16384-own",
     "info-nce-256x128-k16384",
