@@ -12,7 +12,7 @@ use candle_core::cuda_backend::cudarc::driver::{
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Error, Result, Storage, Tensor, WithDType};
 use half::{bf16, f16};
-use relata::cuda::{Buffers, Evaluator, RawEvaluator};
+use relata::cuda::{Buffers, Evaluator, OfRows, RawEvaluator, Teacher};
 use relata::{GpuElement, Loss, Problem, Shapes};
 
 use crate::error::OrCandle;
@@ -92,17 +92,22 @@ fn evaluate_as<T: CudaElement>(
     let mut gradient = overwritten(device, rows * dim)?;
     let mut value = overwritten(device, relata::cuda::VALUE_LEN)?;
     on_gpu(&inputs.student, |student| {
-        let evaluate = |teacher: CudaView<'_, T>| {
+        let evaluate = |teacher: Option<CudaView<'_, T>>| {
             if again == Again::No || inputs.labels.is_some() {
                 let results = (&mut gradient, &mut value);
+                let teacher = teacher.unwrap_or_else(|| student.slice(..0));
                 return once(&problem, device, [&student, &teacher], inputs, results);
             }
-            let evaluate = |evaluator: &mut Evaluator<T>| match queue {
-                None => evaluator.launch(&student, &teacher, &mut gradient, &mut value),
-                Some(queue) => evaluator.launch_with_queue(
+            let evaluate = |evaluator: &mut Evaluator<T>| match (&teacher, queue) {
+                (Some(teacher), Some(queue)) => {
+                    evaluator.launch_with_queue(&student, teacher, queue, &mut gradient, &mut value)
+                }
+                (teacher, _) => evaluator.launch_with(
                     &student,
-                    &teacher,
-                    queue,
+                    teacher
+                        .as_ref()
+                        .map_or(Teacher::None, |teacher| Teacher::Rows(teacher)),
+                    OfRows::default(),
                     &mut gradient,
                     &mut value,
                 ),
@@ -110,8 +115,8 @@ fn evaluate_as<T: CudaElement>(
             with_evaluator(&device.cuda_stream(), &problem, evaluate).or_candle(name)
         };
         match &inputs.teacher {
-            Some(teacher) => on_gpu(teacher, evaluate),
-            None => evaluate(student.slice(..0)),
+            Some(teacher) => on_gpu(teacher, |teacher| evaluate(Some(teacher))),
+            None => evaluate(None),
         }
     })?;
     let storage = |slice| Storage::Cuda(CudaStorage::wrap_cuda_slice(slice, device.clone()));
@@ -126,8 +131,7 @@ fn evaluate_as<T: CudaElement>(
     })
 }
 
-/// Evaluates a problem that no later step has again, or one with labels, which [`Evaluator`] does not
-/// take. The workspace comes from the memory that the driver keeps for the stream, and goes back
+/// Evaluates a problem that no later step has again, or one with labels. The workspace comes from the memory that the driver keeps for the stream, and goes back
 /// there. `inputs` are those of student and teacher.
 #[allow(unsafe_code, reason = "passes addresses to the raw evaluator")]
 fn once<T: CudaElement>(
