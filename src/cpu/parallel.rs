@@ -61,11 +61,11 @@ pub(super) fn try_map<V: Send>(
 
 /// The results of `body(a, b)` for each element a of `left` and its partner b in `right`. The
 /// first of `left` and the last of `right` are partners, and so on inwards.
-pub(super) fn try_map_partners<T: Send>(
+pub(super) fn try_map_partners<T: Send, V: Send>(
     left: &mut [T],
     right: &mut [T],
-    body: &(dyn Fn(&mut T, &mut T) -> Result<f64> + Sync),
-) -> Result<Vec<f64>> {
+    body: &(dyn Fn(&mut T, &mut T) -> Result<V> + Sync),
+) -> Result<Vec<V>> {
     left.par_iter_mut()
         .zip(right.par_iter_mut().rev())
         .map(|(a, b)| body(a, b))

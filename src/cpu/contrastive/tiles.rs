@@ -94,11 +94,11 @@ fn products_tile<S: Simd, R: Real, const T: usize>(
     let (pairs, last) = queries.split_at(keys.dim / 2 * 2 * STRIP);
     for (pair, queries) in pairs.chunks_exact(2 * STRIP).enumerate() {
         let (first, second) = queries.split_at(STRIP);
-        add_tile::<S, R, T>(s, column(&key, 2 * pair), first, &mut sum);
-        add_tile::<S, R, T>(s, column(&key, 2 * pair + 1), second, &mut sum);
+        add_tile::<S, R, T, STRIP>(s, column(&key, 2 * pair), first, &mut sum);
+        add_tile::<S, R, T, STRIP>(s, column(&key, 2 * pair + 1), second, &mut sum);
     }
     if !last.is_empty() {
-        add_tile::<S, R, T>(s, column(&key, keys.dim - 1), last, &mut sum);
+        add_tile::<S, R, T, STRIP>(s, column(&key, keys.dim - 1), last, &mut sum);
     }
     let out = &mut out[..T * STRIP];
     unroll::<T>(
@@ -126,18 +126,18 @@ fn column<R: Real, const T: usize>(keys: &[&[R]; T], d: usize) -> [R; T] {
 /// sum_tw += elements_t rows_w. With few registers all elements are held and one register of rows
 /// at a time: so nothing is written to memory.
 #[inline(always)]
-fn add_tile<S: Simd, R: Real, const T: usize>(
+fn add_tile<S: Simd, R: Real, const T: usize, const W: usize>(
     s: S,
     elements: [R; T],
     rows: &[R::Of<S>],
-    sum: &mut [[R::Of<S>; STRIP]; T],
+    sum: &mut [[R::Of<S>; W]; T],
 ) {
     let mut splat = [R::splat(s, R::ZERO); T];
     unroll::<T>(
         #[inline(always)]
         |t| splat[t] = R::splat(s, elements[t]),
     );
-    unroll::<STRIP>(
+    unroll::<W>(
         #[inline(always)]
         |w| {
             let row = rows[w];
@@ -204,12 +204,12 @@ fn gather_tile<S: Simd, R: Real, const T: usize>(
     for (weights, elements) in pairs.chunks_exact(2 * STRIP).zip(elements) {
         let (first, second) = elements.split_at(keys.stride);
         let (weights, next_weights) = weights.split_at(STRIP);
-        add_tile::<S, R, T>(s, first_of(first), weights, &mut sum);
-        add_tile::<S, R, T>(s, first_of(second), next_weights, &mut sum);
+        add_tile::<S, R, T, STRIP>(s, first_of(first), weights, &mut sum);
+        add_tile::<S, R, T, STRIP>(s, first_of(second), next_weights, &mut sum);
     }
     if !last.is_empty() {
         let key = &keys.data[whole * keys.stride + d..];
-        add_tile::<S, R, T>(s, first_of(key), last, &mut sum);
+        add_tile::<S, R, T, STRIP>(s, first_of(key), last, &mut sum);
     }
     let out = &mut weighted[d * STRIP..][..T * STRIP];
     unroll::<T>(
@@ -221,6 +221,119 @@ fn gather_tile<S: Simd, R: Real, const T: usize>(
             );
         },
     );
+}
+
+/// Weights of rows of `inputs` in the sums for rows of `out`, both ways of lying in memory.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) enum WeightsOf<'a, R> {
+    /// `[out, lanes]`: the weights of an output follow each other.
+    Outputs(&'a [R], usize),
+    /// `[inputs, lanes]`: the weights of an input do.
+    Inputs(&'a [R], usize),
+}
+
+/// out_o ← out_o + Σ_i weight_oi input_i, for `count` outputs; `out` is `[count, stride]` as the
+/// inputs are.
+#[inline(always)]
+pub(in crate::cpu) fn add_rows<S: Simd, R: Real>(
+    s: S,
+    weights: WeightsOf<'_, R>,
+    inputs: Keys<'_, R>,
+    count: usize,
+    out: &mut [R],
+) {
+    if S::REGISTER_COUNT < 32 {
+        add_rows_by::<S, R, NARROW_TILE>(s, weights, inputs, count, out);
+    } else {
+        add_rows_by::<S, R, TILE>(s, weights, inputs, count, out);
+    }
+}
+
+/// In tiles of `T` outputs.
+#[inline(always)]
+fn add_rows_by<S: Simd, R: Real, const T: usize>(
+    s: S,
+    weights: WeightsOf<'_, R>,
+    inputs: Keys<'_, R>,
+    count: usize,
+    out: &mut [R],
+) {
+    let whole = count / T * T;
+    for o in (0..whole).step_by(T) {
+        add_rows_of::<S, R, T>(s, weights, inputs, o, out);
+    }
+    match count - whole {
+        0 => {}
+        1 => add_rows_of::<S, R, 1>(s, weights, inputs, whole, out),
+        2 => add_rows_of::<S, R, 2>(s, weights, inputs, whole, out),
+        _ => add_rows_of::<S, R, 3>(s, weights, inputs, whole, out),
+    }
+}
+
+/// Outputs o..o + T, in tiles of `STRIP` registers of their elements.
+#[inline(always)]
+fn add_rows_of<S: Simd, R: Real, const T: usize>(
+    s: S,
+    weights: WeightsOf<'_, R>,
+    inputs: Keys<'_, R>,
+    o: usize,
+    out: &mut [R],
+) {
+    let width = R::width::<S>();
+    let registers = inputs.dim.div_ceil(width);
+    let whole = registers / STRIP * STRIP;
+    let out = &mut out[o * inputs.stride..];
+    for w in (0..whole).step_by(STRIP) {
+        add_rows_tile::<S, R, T, STRIP>(s, weights, inputs, o, w * width, out);
+    }
+    let d = whole * width;
+    match registers - whole {
+        0 => {}
+        1 => add_rows_tile::<S, R, T, 1>(s, weights, inputs, o, d, out),
+        2 => add_rows_tile::<S, R, T, 2>(s, weights, inputs, o, d, out),
+        _ => add_rows_tile::<S, R, T, 3>(s, weights, inputs, o, d, out),
+    }
+}
+
+#[inline(always)]
+fn add_rows_tile<S: Simd, R: Real, const T: usize, const W: usize>(
+    s: S,
+    weights: WeightsOf<'_, R>,
+    inputs: Keys<'_, R>,
+    o: usize,
+    d: usize,
+    out: &mut [R],
+) {
+    let len = W * R::width::<S>();
+    let mut sum = [[R::splat(s, R::ZERO); W]; T];
+    let rows = inputs.data[d..].chunks(inputs.stride).take(inputs.len);
+    match weights {
+        WeightsOf::Outputs(data, lanes) => {
+            let mut of: [&[R]; T] = [&[]; T];
+            for (t, of) in of.iter_mut().enumerate() {
+                *of = &data[(o + t) * lanes..][..inputs.len];
+            }
+            for (i, row) in rows.enumerate() {
+                add_tile::<S, R, T, W>(s, column(&of, i), R::vectors::<S>(&row[..len]), &mut sum);
+            }
+        }
+        WeightsOf::Inputs(data, lanes) => {
+            for (row, weights) in rows.zip(data[o..].chunks(lanes)) {
+                add_tile::<S, R, T, W>(
+                    s,
+                    first_of(weights),
+                    R::vectors::<S>(&row[..len]),
+                    &mut sum,
+                );
+            }
+        }
+    }
+    for (t, sum) in sum.iter().enumerate() {
+        let out = R::vectors_mut::<S>(&mut out[t * inputs.stride + d..][..len]);
+        for (out, &sum) in out.iter_mut().zip(sum) {
+            *out = R::vadd(s, *out, sum);
+        }
+    }
 }
 
 /// The first elements of a slice.

@@ -1,110 +1,128 @@
-//! The second sweep: coefficients of pairs, and the mean of the keys under them.
+//! The second sweep: coefficients of pairs, and the rows under them.
+
+use std::iter::Sum;
 
 use pulp::{Simd, WithSimd};
 
-use super::Side;
 use super::ops::{FIELDS, PairOp};
+use super::strips::{Compared, Strips, keys_of, own_lane};
 use crate::cpu::buffer::Buffer;
-use crate::cpu::contrastive::attention::{CHUNK, lanes_of_strip, transpose};
-use crate::cpu::contrastive::tiles::{Keys, STRIP, gather, products};
+use crate::cpu::contrastive::attention::CHUNK;
+use crate::cpu::contrastive::tiles::{Keys, STRIP, WeightsOf, add_rows, products};
 use crate::cpu::embeddings::Embeddings;
-use crate::cpu::parallel::try_map;
+use crate::cpu::pairwise::pairs::Block;
 use crate::element::Real;
 use crate::error::Result;
 use crate::simd::dispatch;
 
-/// Of each row over its keys but the own one.
-pub(super) struct Sums<R: Real> {
-    /// Σ_j C_ij x_j, `[N, dim]`.
-    pub(super) weighted: Buffer<R>,
-    /// Sums of the moments.
-    pub(super) moments: Vec<[f64; 2]>,
-}
+/// Sums of what pairs add to the loss.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Moments(pub(super) [f64; 2]);
 
-/// The sums of all rows. `fields` are those of the rows, `y` the teacher's rows if its products count.
-pub(super) fn sums_of_strips<R: Real>(
-    op: impl PairOp<R>,
-    x: &Embeddings<R>,
-    y: Option<&Embeddings<R>>,
-    sides: &[Side],
-    fields: &[[R; FIELDS]],
-) -> Result<Sums<R>> {
-    let lanes = lanes_of_strip::<R>();
-    let mut weighted = Buffer::any(x.rows.saturating_mul(x.dim))?;
-    let mut moments = Vec::with_capacity(x.rows);
-    for side in sides {
-        let strips = try_map(side.rows.div_ceil(lanes), &|strip| {
-            let first = strip * lanes;
-            let count = lanes.min(side.rows - first);
-            let mut rows = Buffer::<R>::zeros(FIELDS * lanes)?;
-            for lane in 0..count {
-                for (f, &field) in fields[side.first_row + first + lane].iter().enumerate() {
-                    rows[f * lanes + lane] = field;
-                }
-            }
-            let queries = |of: &Embeddings<R>| transpose(of, side.first_row + first, count, lanes);
-            let teacher = y.map(queries).transpose()?;
-            dispatch(Strip {
-                op,
-                queries: &queries(x)?,
-                keys: side.keys_of(x),
-                teacher: teacher
-                    .as_deref()
-                    .zip(y)
-                    .map(|(rows, y)| (rows, side.keys_of(y))),
-                own: first,
-                rows: &rows,
-                fields: &fields[side.first_key..][..side.keys],
-            })
-        })?;
-        for (strip, (sums, of_lanes)) in strips.iter().enumerate() {
-            let first = strip * lanes;
-            for lane in 0..lanes.min(side.rows - first) {
-                let row = side.first_row + first + lane;
-                for (d, out) in weighted[row * x.dim..][..x.dim].iter_mut().enumerate() {
-                    *out = sums[d * lanes + lane];
-                }
-                moments.push(of_lanes[lane]);
-            }
-        }
+impl Sum for Moments {
+    fn sum<I: Iterator<Item = Self>>(moments: I) -> Self {
+        moments.fold(Moments::default(), |Moments(a), Moments(b)| {
+            Moments([a[0] + b[0], a[1] + b[1]])
+        })
     }
-    Ok(Sums { weighted, moments })
 }
 
-struct Strip<'a, R: Real, O> {
+/// The rows of student and teacher, and the first half of each in strips.
+#[derive(Clone, Copy)]
+pub(super) struct Side<'a, R: Real> {
+    pub(super) rows: &'a Embeddings<R>,
+    pub(super) strips: &'a Strips<R>,
+}
+
+/// Σ_j C_ij x_j of each row over its keys but the own one, `[N, stride]`, and the sums of the moments
+/// over all pairs. `fields` are those of the rows.
+pub(super) fn weighted_rows<R: Real>(
+    op: impl PairOp<R>,
+    student: Side<'_, R>,
+    teacher: Option<Side<'_, R>>,
+    compared: Compared,
+    fields: &[[R; FIELDS]],
+) -> Result<(Buffer<R>, Moments)> {
+    let x = student.rows;
+    let lanes = student.strips.lanes;
+    let mut sums = Buffer::zeros(x.rows.saturating_mul(x.stride))?;
+    let moments = compared.for_all_meetings(&mut sums, x.stride, |a, mut b| {
+        let alone = b.is_none();
+        let (first, len) = b.as_ref().map_or((a.first, a.rows), |b| (b.first, b.rows));
+        let first_key = compared.first_key(first);
+        let mut moments = Moments::default();
+        for strip in (0..a.rows).step_by(lanes) {
+            let count = lanes.min(a.rows - strip);
+            let first_row = a.first + strip;
+            let mut of_lanes = Buffer::<R>::zeros(FIELDS * lanes)?;
+            for (lane, fields) in fields[first_row..][..count].iter().enumerate() {
+                for (f, &field) in fields.iter().enumerate() {
+                    of_lanes[f * lanes + lane] = field;
+                }
+            }
+            let is_own = alone || compared.halves;
+            let met = dispatch(Meeting {
+                op,
+                queries: student.strips.strip(first_row),
+                rows: keys_of(x, first_row, count),
+                keys: keys_of(x, first_key, len),
+                teacher: teacher.map(|of| {
+                    let keys = keys_of(of.rows, first_key, len);
+                    (of.strips.strip(first_row), keys)
+                }),
+                own: is_own.then(|| first_row as isize - first as isize),
+                of_lanes: &of_lanes,
+                fields: &fields[first_key..][..len],
+                of_rows: &mut a.data[strip * x.stride..][..count * x.stride],
+                of_keys: b.as_mut().map(|b: &mut &mut Block<'_, R>| &mut *b.data),
+            })?;
+            moments = [moments, met].into_iter().sum();
+        }
+        // A block alone has met each of its pairs twice.
+        let factor = if alone { 0.5 } else { 1.0 };
+        Ok(Moments(moments.0.map(|moment| factor * moment)))
+    })?;
+    Ok((sums, moments))
+}
+
+/// A strip of rows with a block of keys.
+struct Meeting<'a, R: Real, O> {
     op: O,
     /// `[dim, lanes]`
     queries: &'a [R],
+    /// The same rows as they lie in memory.
+    rows: Keys<'a, R>,
     keys: Keys<'a, R>,
-    /// The same of the teacher.
+    /// Queries and keys of the teacher.
     teacher: Option<(&'a [R], Keys<'a, R>)>,
     /// The key that the first lane leaves out. Each next lane leaves out the next key.
-    own: usize,
+    own: Option<isize>,
     /// `[FIELDS, lanes]`
-    rows: &'a [R],
+    of_lanes: &'a [R],
     /// Of the keys.
     fields: &'a [[R; FIELDS]],
+    /// The sums of the rows, `[count, stride]`.
+    of_rows: &'a mut [R],
+    /// The sums of the keys, unless the keys are the same block: then each key has its turn as a row.
+    of_keys: Option<&'a mut [R]>,
 }
 
-impl<R: Real, O: PairOp<R>> WithSimd for Strip<'_, R, O> {
-    /// The weighted keys, `[dim, lanes]`, and the moments of each lane.
-    type Output = Result<(Buffer<R>, Vec<[f64; 2]>)>;
+impl<R: Real, O: PairOp<R>> WithSimd for Meeting<'_, R, O> {
+    type Output = Result<Moments>;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, s: S) -> Self::Output {
+    fn with_simd<S: Simd>(mut self, s: S) -> Result<Moments> {
         let lanes = STRIP * R::width::<S>();
+        let count = self.rows.len;
         let queries = R::vectors::<S>(self.queries);
-        let rows = R::vectors::<S>(self.rows);
-        let mut of_student = Buffer::<R>::any(CHUNK * lanes)?;
-        let mut of_teacher = Buffer::<R>::zeros(if self.teacher.is_some() {
-            CHUNK * lanes
-        } else {
-            0
-        })?;
+        let of_lanes = R::vectors::<S>(self.of_lanes);
+        let chunk_len = CHUNK.min(self.keys.len);
+        let mut of_student = Buffer::<R>::any(chunk_len * lanes)?;
+        let of_teacher = if self.teacher.is_some() { chunk_len } else { 0 };
+        let mut of_teacher = Buffer::<R>::any(of_teacher * lanes)?;
         let mut by_lane = Buffer::<R>::any(2 * lanes)?;
-        let mut moments = vec![[0.0; 2]; lanes];
-        let mut weighted = Buffer::<R>::zeros(self.keys.dim * lanes)?;
-        let (zero, one) = (R::splat(s, R::ZERO), R::splat(s, R::ONE));
+        let mut moments = Moments::default();
+        let zero = R::splat(s, R::ZERO);
         for from in (0..self.keys.len).step_by(CHUNK) {
             let to = self.keys.len.min(from + CHUNK);
             let chunk = self.keys.part(from, to);
@@ -117,19 +135,20 @@ impl<R: Real, O: PairOp<R>> WithSimd for Strip<'_, R, O> {
                 products::<S, R>(s, queries, keys.part(from, to), R::vectors_mut::<S>(out));
                 teacher = out;
             }
+
+            // Coefficients
             let teacher = R::vectors::<S>(teacher);
-            let student_vectors = R::vectors_mut::<S>(student);
+            let vectors = R::vectors_mut::<S>(student);
             let mut sums = [[zero; STRIP]; 2];
-            for (k, products) in student_vectors.chunks_exact_mut(STRIP).enumerate() {
+            for (k, products) in vectors.chunks_exact_mut(STRIP).enumerate() {
                 let key = self.fields[from + k].map(|field| R::splat(s, field));
-                // In one of the lanes at most, the key is the row's own.
-                let own = (from + k).wrapping_sub(self.own);
+                let own = own_lane(self.own, from + k, count);
                 for (w, product) in products.iter_mut().enumerate() {
                     let of_teacher = teacher.get(k * STRIP + w).copied().unwrap_or(zero);
-                    let row = std::array::from_fn(|f| rows[f * STRIP + w]);
+                    let row = std::array::from_fn(|f| of_lanes[f * STRIP + w]);
                     let mut pair = self.op.pair::<S>(s, [*product, of_teacher], row, key);
-                    if own / R::width::<S>() == w {
-                        let keep = keep_others::<S, R>(s, own % R::width::<S>(), one);
+                    if let Some(own) = own.filter(|own| own / R::width::<S>() == w) {
+                        let keep = keep_others::<S, R>(s, own % R::width::<S>());
                         pair.coefficient = R::vmul(s, pair.coefficient, keep);
                         pair.moments = pair.moments.map(|moment| R::vmul(s, moment, keep));
                     }
@@ -140,30 +159,30 @@ impl<R: Real, O: PairOp<R>> WithSimd for Strip<'_, R, O> {
                 }
             }
             let vectors = R::vectors_mut::<S>(&mut by_lane);
-            for m in 0..2 {
-                vectors[m * STRIP..][..STRIP].copy_from_slice(&sums[m]);
+            for (m, sums) in sums.iter().enumerate() {
+                vectors[m * STRIP..][..STRIP].copy_from_slice(sums);
             }
-            for (lane, moments) in moments.iter_mut().enumerate() {
-                moments[0] += by_lane[lane].to_f64();
-                moments[1] += by_lane[lanes + lane].to_f64();
+            for (moment, by_lane) in moments.0.iter_mut().zip(by_lane.chunks_exact(lanes)) {
+                *moment += by_lane[..count].iter().map(|m| m.to_f64()).sum::<f64>();
             }
-            let weights = R::vectors::<S>(student);
-            gather::<S, R>(
-                s,
-                weights,
-                chunk,
-                [one; STRIP],
-                R::vectors_mut::<S>(&mut weighted),
-            );
+
+            // Sums
+            let weights = WeightsOf::Inputs(student, lanes);
+            add_rows::<S, R>(s, weights, chunk, count, self.of_rows);
+            if let Some(of_keys) = &mut self.of_keys {
+                let out = &mut of_keys[from * chunk.stride..to * chunk.stride];
+                let weights = WeightsOf::Outputs(student, lanes);
+                add_rows::<S, R>(s, weights, self.rows, chunk.len, out);
+            }
         }
-        Ok((weighted, moments))
+        Ok(moments)
     }
 }
 
 /// 1 in all lanes but one, which is 0.
 #[inline(always)]
-fn keep_others<S: Simd, R: Real>(_: S, lane: usize, one: R::Of<S>) -> R::Of<S> {
-    let mut keep = one;
+fn keep_others<S: Simd, R: Real>(s: S, lane: usize) -> R::Of<S> {
+    let mut keep = R::splat(s, R::ONE);
     let lanes: &mut [R] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut keep));
     lanes[lane] = R::ZERO;
     keep

@@ -2,12 +2,12 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::Side;
+use super::strips::{Compared, Strips, keys_of, own_lane};
 use crate::cpu::buffer::Buffer;
-use crate::cpu::contrastive::attention::{CHUNK, lanes_of_strip, transpose};
+use crate::cpu::contrastive::attention::CHUNK;
 use crate::cpu::contrastive::tiles::{Keys, STRIP, products};
 use crate::cpu::embeddings::Embeddings;
-use crate::cpu::parallel::try_map;
+use crate::cpu::pairwise::pairs::Block;
 use crate::element::Real;
 use crate::error::Result;
 use crate::simd::dispatch;
@@ -21,93 +21,144 @@ pub(super) struct LogSums {
     pub(super) sum: f64,
 }
 
-/// Of all rows of a side.
-pub(super) fn log_sums<R: Real>(
-    rows: &Embeddings<R>,
-    side: Side,
-    temperature: f64,
-) -> Result<Vec<LogSums>> {
-    let lanes = lanes_of_strip::<R>();
-    let strips = try_map(side.rows.div_ceil(lanes), &|strip| {
-        let first = strip * lanes;
-        let count = lanes.min(side.rows - first);
-        dispatch(Strip {
-            queries: &transpose(rows, side.first_row + first, count, lanes)?,
-            keys: side.keys_of(rows),
-            own: first,
-            per_temperature: R::from_f64(1.0 / temperature),
-            count,
-        })
-    })?;
-    Ok(strips.concat())
+impl LogSums {
+    /// Of the keys so far, and of others whose largest product and sum these are. `per_temperature`
+    /// is 1/τ.
+    fn add(&mut self, largest: f64, sum: f64, lowest: f64, per_temperature: f64) {
+        // The first key may be the own one, which weighs nothing.
+        if largest == lowest {
+            return;
+        }
+        let decay = ((self.largest - largest) * per_temperature).exp();
+        self.sum = self.sum * decay + sum;
+        self.largest = largest;
+    }
 }
 
-struct Strip<'a, R: Real> {
+/// Of all rows.
+pub(super) fn log_sums<R: Real>(
+    rows: &Embeddings<R>,
+    strips: &Strips<R>,
+    compared: Compared,
+    temperature: f64,
+) -> Result<Vec<LogSums>> {
+    let nothing = LogSums {
+        largest: R::LOWEST.to_f64(),
+        sum: 0.0,
+    };
+    let mut all = vec![nothing; compared.rows];
+    compared.for_all_meetings(&mut all, 1, |a, mut b| {
+        let alone = b.is_none();
+        let (first, len) = b.as_ref().map_or((a.first, a.rows), |b| (b.first, b.rows));
+        for strip in (0..a.rows).step_by(strips.lanes) {
+            let count = strips.lanes.min(a.rows - strip);
+            let is_own = alone || compared.halves;
+            dispatch(Meeting {
+                queries: strips.strip(a.first + strip),
+                keys: keys_of(rows, compared.first_key(first), len),
+                own: is_own.then(|| (a.first + strip) as isize - first as isize),
+                per_temperature: R::from_f64(1.0 / temperature),
+                of_rows: &mut a.data[strip..strip + count],
+                of_keys: b
+                    .as_mut()
+                    .map(|b: &mut &mut Block<'_, LogSums>| &mut *b.data),
+            })?;
+        }
+        Ok(0.0)
+    })?;
+    Ok(all)
+}
+
+/// A strip of rows with a block of keys.
+struct Meeting<'a, R: Real> {
     /// `[dim, lanes]`
     queries: &'a [R],
     keys: Keys<'a, R>,
     /// The key that the first lane leaves out. Each next lane leaves out the next key.
-    own: usize,
+    own: Option<isize>,
     per_temperature: R,
-    /// Lanes that are rows.
-    count: usize,
+    /// One for each lane that is a row.
+    of_rows: &'a mut [LogSums],
+    of_keys: Option<&'a mut [LogSums]>,
 }
 
-impl<R: Real> WithSimd for Strip<'_, R> {
-    type Output = Result<Vec<LogSums>>;
+impl<R: Real> WithSimd for Meeting<'_, R> {
+    type Output = Result<()>;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, s: S) -> Self::Output {
+    fn with_simd<S: Simd>(mut self, s: S) -> Result<()> {
         let lanes = STRIP * R::width::<S>();
+        let count = self.of_rows.len();
         let queries = R::vectors::<S>(self.queries);
-        let per_temperature = R::splat(s, self.per_temperature);
-        let mut buffer = Buffer::<R>::any(CHUNK * lanes)?;
-        let mut by_lane = Buffer::<R>::any(3 * lanes)?;
-        let mut sums = vec![0.0; lanes];
-        let mut largest = [R::splat(s, R::LOWEST); STRIP];
+        let mut buffer = Buffer::<R>::any(CHUNK.min(self.keys.len) * lanes)?;
+        let mut by_lane = Buffer::<R>::any(2 * lanes)?;
+        let per_temperature = self.per_temperature.to_f64();
+        let lowest = R::LOWEST.to_f64();
         for from in (0..self.keys.len).step_by(CHUNK) {
             let chunk = self.keys.part(from, self.keys.len.min(from + CHUNK));
             let logits = &mut buffer[..chunk.len * lanes];
             products::<S, R>(s, queries, chunk, R::vectors_mut::<S>(logits));
-            for lane in 0..lanes {
-                let own = (self.own + lane).wrapping_sub(from);
-                if own < chunk.len {
-                    logits[own * lanes + lane] = R::LOWEST;
+            for (k, logits) in logits.chunks_exact_mut(lanes).enumerate() {
+                if let Some(lane) = own_lane(self.own, from + k, count) {
+                    logits[lane] = R::LOWEST;
                 }
+                logits[count..].fill(R::LOWEST);
             }
             let logits = R::vectors::<S>(logits);
-            let before = largest;
+
+            // The rows
+            let (maxima, sums) = by_lane.split_at_mut(lanes);
+            maxima.fill(R::LOWEST);
+            for (max, of_row) in maxima.iter_mut().zip(&*self.of_rows) {
+                *max = R::from_f64(of_row.largest);
+            }
+            let maxima = R::vectors_mut::<S>(maxima);
             for logits in logits.chunks_exact(STRIP) {
-                for (largest, &logit) in largest.iter_mut().zip(logits) {
-                    *largest = R::vmax(s, *largest, logit);
+                for (max, &logit) in maxima.iter_mut().zip(logits) {
+                    *max = R::vmax(s, *max, logit);
                 }
             }
-            let mut sum = [R::splat(s, R::ZERO); STRIP];
+            let sum = R::vectors_mut::<S>(sums);
+            sum.fill(R::splat(s, R::ZERO));
             for logits in logits.chunks_exact(STRIP) {
                 for w in 0..STRIP {
-                    let below = R::vmul(s, per_temperature, R::vsub(s, logits[w], largest[w]));
-                    sum[w] = R::vadd(s, sum[w], R::vexp(s, below));
+                    sum[w] = R::vadd(s, sum[w], self.weight(s, logits[w], maxima[w]));
                 }
             }
-            let vectors = R::vectors_mut::<S>(&mut by_lane);
-            for w in 0..STRIP {
-                let decay = R::vmul(s, per_temperature, R::vsub(s, before[w], largest[w]));
-                vectors[w] = R::vexp(s, decay);
-                vectors[STRIP + w] = sum[w];
-                vectors[2 * STRIP + w] = largest[w];
+            for (lane, of_row) in self.of_rows.iter_mut().enumerate() {
+                let [max, sum] = [by_lane[lane], by_lane[lanes + lane]].map(R::to_f64);
+                of_row.add(max, sum, lowest, per_temperature);
             }
-            for (lane, total) in sums.iter_mut().enumerate() {
-                let [decay, sum] = [by_lane[lane], by_lane[lanes + lane]].map(R::to_f64);
-                // The first key may be the own one, which weighs nothing.
-                let none_yet = by_lane[2 * lanes + lane] == R::LOWEST;
-                *total = if none_yet { 0.0 } else { *total * decay + sum };
+
+            // The keys
+            let Some(of_keys) = self.of_keys.take() else {
+                continue;
+            };
+            for (of_key, logits) in of_keys[from..].iter_mut().zip(logits.chunks_exact(STRIP)) {
+                let mut max = R::splat(s, R::from_f64(of_key.largest));
+                for &logit in logits {
+                    max = R::vmax(s, max, logit);
+                }
+                let largest = R::reduce_max(s, max);
+                let max = R::splat(s, largest);
+                let mut sum = R::splat(s, R::ZERO);
+                for &logit in logits {
+                    sum = R::vadd(s, sum, self.weight(s, logit, max));
+                }
+                let sum = R::reduce_sum(s, sum).to_f64();
+                of_key.add(largest.to_f64(), sum, lowest, per_temperature);
             }
+            self.of_keys = Some(of_keys);
         }
-        let last = &by_lane[2 * lanes..];
-        let of_lane = |lane: usize| LogSums {
-            largest: last[lane].to_f64(),
-            sum: sums[lane],
-        };
-        Ok((0..self.count).map(of_lane).collect())
+        Ok(())
+    }
+}
+
+impl<R: Real> Meeting<'_, R> {
+    /// exp((logit − max)/τ)
+    #[inline(always)]
+    fn weight<S: Simd>(&self, s: S, logit: R::Of<S>, max: R::Of<S>) -> R::Of<S> {
+        let per_temperature = R::splat(s, self.per_temperature);
+        R::vexp(s, R::vmul(s, per_temperature, R::vsub(s, logit, max)))
     }
 }

@@ -1,29 +1,31 @@
 //! Losses of rows that are compared with one another and all trained: CLIP, SigLIP, SupCon.
 //!
 //! ```text
-//! for each strip of rows, in parallel:                    log_sums.rs
-//!     largest product and Σ exp over the other keys       of student and teacher
+//! for each two blocks of rows that meet, in parallel:     log_sums.rs
+//!     largest product and Σ exp, of rows and of keys      of student and teacher
 //! for each row: its own pair, its losses                  in f64
-//! for each strip of rows, in parallel:                    gradient.rs
+//! for each two blocks of rows that meet, in parallel:     gradient.rs
 //!     products once more, coefficients C_ij = C_ji        by both rows' log-sums
-//!     g_i = Σ_j C_ij x_j
+//!     g_i += C_ij x_j        g_j += C_ij x_i
 //! ```
 //!
 //! 1. A coefficient has what row i does to row j and what j does to i. Both need a log-sum of their
 //!    row, so there are two sweeps, and no matrix of rows × rows.
 //! 2. The own pair is kept apart: the partner in the other half, or the row itself, which is no key.
 //!    Near convergence it has almost all of the softmax, and the small rest is the loss.
-//! 3. The order of a product's sum does not depend on which row is the key. So both sweeps, and both
-//!    rows of a pair, see the same bits.
+//! 3. Blocks meet in rounds in which no two meetings share a block (cpu/pairwise/pairs.rs). So each
+//!    product serves both of its rows, a meeting owns what it adds to, and the order of all sums is
+//!    fixed.
 
 mod gradient;
 mod log_sums;
 mod ops;
+mod strips;
 
-use self::gradient::{Sums, sums_of_strips};
+use self::gradient::{Side, weighted_rows};
 use self::log_sums::{LogSums, log_sums};
 use self::ops::{FIELDS, Labels, Sigmoid, Softmax};
-use super::contrastive::tiles::Keys;
+use self::strips::{Compared, Strips};
 use crate::batch::Batch;
 use crate::cpu::embeddings::{Embeddings, RowScaling};
 use crate::cpu::sums::dot;
@@ -47,10 +49,15 @@ pub(super) fn evaluate<T: Element>(
     if !(x.is_finite() && y.as_ref().is_none_or(Embeddings::is_finite)) {
         return Ok(None);
     }
+    let compared = Compared {
+        rows: x.rows,
+        halves: loss.has_halves(),
+    };
     let pass = Pass {
         x: &x,
+        strips: Strips::new(&x, compared)?,
+        compared,
         upstream,
-        halves: loss.has_halves(),
     };
     let value = match *loss {
         Towers::Softmax {
@@ -73,61 +80,15 @@ pub(super) fn evaluate<T: Element>(
 }
 
 /// The rows of one batch, which are keys too.
-#[derive(Clone, Copy)]
 struct Pass<'a, R: Real> {
     /// At length 1.
     x: &'a Embeddings<R>,
+    strips: Strips<R>,
+    compared: Compared,
     upstream: f64,
-    /// Whether a row's keys are those of the other half, and not all rows.
-    halves: bool,
-}
-
-/// A run of rows and their keys.
-#[derive(Clone, Copy)]
-pub(super) struct Side {
-    first_row: usize,
-    rows: usize,
-    first_key: usize,
-    keys: usize,
-}
-
-impl Side {
-    fn keys_of<'a, R: Real>(&self, rows: &'a Embeddings<R>) -> Keys<'a, R> {
-        Keys {
-            data: &rows.data[self.first_key * rows.stride..],
-            len: self.keys,
-            dim: rows.dim,
-            stride: rows.stride,
-        }
-    }
 }
 
 impl<R: Real> Pass<'_, R> {
-    /// Rows and keys of the same number in their runs belong together.
-    fn sides(&self) -> Vec<Side> {
-        let all = self.x.rows;
-        let side = |first_row, first_key, rows| Side {
-            first_row,
-            rows,
-            first_key,
-            keys: rows,
-        };
-        if self.halves {
-            vec![side(0, all / 2, all / 2), side(all / 2, 0, all / 2)]
-        } else {
-            vec![side(0, 0, all)]
-        }
-    }
-
-    fn partner(&self, row: usize) -> usize {
-        let half = self.x.rows / 2;
-        match self.halves {
-            false => row,
-            true if row < half => row + half,
-            true => row - half,
-        }
-    }
-
     fn softmax<G: Real>(
         &self,
         y: Option<&Embeddings<R>>,
@@ -136,11 +97,12 @@ impl<R: Real> Pass<'_, R> {
         gradient: &mut [G],
     ) -> Result<(f64, Vec<f64>)> {
         let rows = self.x.rows;
-        let student = self.with_partners(self.x, temperature)?;
-        let teacher = match y {
-            Some(y) => Some(self.with_partners(y, teacher_temperature)?),
-            None => None,
-        };
+        let student = self.with_partners(self.student(), temperature)?;
+        let strips = y.map(|y| Strips::new(y, self.compared)).transpose()?;
+        let side = y.zip(strips.as_ref());
+        let side = side.map(|(rows, strips)| Side { rows, strips });
+        let teacher = side.map(|side| self.with_partners(side, teacher_temperature));
+        let teacher = teacher.transpose()?;
         let soft = if teacher.is_some() { soft_weight } else { 0.0 };
         let mut fields = vec![[R::ZERO; FIELDS]; rows];
         for (i, fields) in fields.iter_mut().enumerate() {
@@ -164,9 +126,9 @@ impl<R: Real> Pass<'_, R> {
             })
             .collect();
         let factor = 0.5 / (rows / 2) as f64;
-        let sums = sums_of_strips(op, self.x, y.filter(|_| soft > 0.0), &self.sides(), &fields)?;
+        let (sums, moments) = weighted_rows(op, self.student(), side, self.compared, &fields)?;
         let along = self.write(&sums, factor / temperature, gradient, |i| {
-            own[i] + own[self.partner(i)]
+            own[i] + own[self.compared.partner(i)]
         })?;
         let hard = factor * student.iter().map(|row| row.own_loss).sum::<f64>();
         let soft_term = match &teacher {
@@ -174,9 +136,10 @@ impl<R: Real> Pass<'_, R> {
             Some(teacher) => {
                 let cross_entropy = |i: usize| {
                     let (s, p_own) = (&student[i], 1.0 - teacher[i].others);
-                    s.excess + sums.moments[i][0] / temperature + p_own * s.own_below
+                    s.excess + p_own * s.own_below
                 };
-                factor * (0..rows).map(cross_entropy).sum::<f64>()
+                let of_rows = (0..rows).map(cross_entropy).sum::<f64>();
+                factor * (of_rows + moments.0[0] / temperature)
             }
         };
         let value = hard_weight * hard + soft * soft_term;
@@ -184,20 +147,21 @@ impl<R: Real> Pass<'_, R> {
         Ok((value, vec![hard, soft_term, 0.5 * factor * along]))
     }
 
-    /// The log-sums of all rows, and how their partner stands among them.
-    fn with_partners(&self, rows: &Embeddings<R>, temperature: f64) -> Result<Vec<WithPartner>> {
-        let mut all = Vec::with_capacity(rows.rows);
-        for side in self.sides() {
-            for (i, of_row) in log_sums(rows, side, temperature)?.into_iter().enumerate() {
-                let [row, partner] = [side.first_row + i, side.first_key + i].map(|i| rows.row(i));
-                all.push(WithPartner::new(
-                    of_row,
-                    dot(row, partner) / temperature,
-                    temperature,
-                ));
-            }
+    fn student(&self) -> Side<'_, R> {
+        Side {
+            rows: self.x,
+            strips: &self.strips,
         }
-        Ok(all)
+    }
+
+    /// The log-sums of all rows, and how their partner stands among them.
+    fn with_partners(&self, of: Side<'_, R>, temperature: f64) -> Result<Vec<WithPartner>> {
+        let all = log_sums(of.rows, of.strips, self.compared, temperature)?;
+        let with_partner = |(i, of_row)| {
+            let [row, partner] = [i, self.compared.partner(i)].map(|i| of.rows.row(i));
+            WithPartner::new(of_row, dot(row, partner) / temperature, temperature)
+        };
+        Ok(all.into_iter().enumerate().map(with_partner).collect())
     }
 
     fn sigmoid<G: Real>(
@@ -212,11 +176,11 @@ impl<R: Real> Pass<'_, R> {
             bias: R::from_f64(bias),
         };
         let fields = vec![[R::ZERO; FIELDS]; rows];
-        let sums = sums_of_strips(op, self.x, None, &self.sides(), &fields)?;
+        let (sums, moments) = weighted_rows(op, self.student(), None, self.compared, &fields)?;
         // The own pair: −log σ(l), and its slope −σ(−l).
         let own: Vec<(f64, f64)> = (0..rows)
             .map(|i| {
-                let product = dot(self.x.row(i), self.x.row(self.partner(i)));
+                let product = dot(self.x.row(i), self.x.row(self.compared.partner(i)));
                 let logit = scale * product + bias;
                 let decay = (-logit.abs()).exp();
                 let sigma = if logit > 0.0 { decay } else { 1.0 } / (1.0 + decay);
@@ -225,12 +189,11 @@ impl<R: Real> Pass<'_, R> {
             .collect();
         let pairs = (rows / 2) as f64;
         let along = self.write(&sums, scale / pairs, gradient, |i| own[i].1)?;
-        // Each pair is in the sums of both of its rows.
-        let of_both = 0.5 / pairs;
-        let sum = |of: &dyn Fn(usize) -> f64| of_both * (0..rows).map(of).sum::<f64>();
-        let value = sum(&|i| sums.moments[i][0] + own[i].0);
-        let of_bias = sum(&|i| sums.moments[i][1] + own[i].1);
-        Ok((value, vec![of_both * along, of_bias]))
+        let [losses, slopes] = moments.0;
+        // Each own pair is that of two rows, and so is each pair along them.
+        let value = losses + 0.5 * own.iter().map(|own| own.0).sum::<f64>();
+        let of_bias = slopes + 0.5 * own.iter().map(|own| own.1).sum::<f64>();
+        Ok((value / pairs, vec![0.5 * along / pairs, of_bias / pairs]))
     }
 
     fn labels<G: Real>(
@@ -247,10 +210,7 @@ impl<R: Real> Pass<'_, R> {
             gradient.fill(G::ZERO);
             return Ok((0.0, vec![0.0]));
         }
-        let [side] = self.sides()[..] else {
-            return Ok((0.0, vec![0.0]));
-        };
-        let of_rows = log_sums(self.x, side, temperature)?;
+        let of_rows = log_sums(self.x, &self.strips, self.compared, temperature)?;
         let excess: Vec<f64> = of_rows.iter().map(|row| row.sum.ln()).collect();
         let mut fields = vec![[R::ZERO; FIELDS]; rows];
         for (i, fields) in fields.iter_mut().enumerate() {
@@ -266,15 +226,12 @@ impl<R: Real> Pass<'_, R> {
         let op = Labels {
             per_temperature: R::from_f64(1.0 / temperature),
         };
-        let sums = sums_of_strips(op, self.x, None, &[side], &fields)?;
+        let (sums, moments) = weighted_rows(op, self.student(), None, self.compared, &fields)?;
         let factor = 1.0 / counted as f64;
         let along = self.write(&sums, factor / temperature, gradient, |_| 0.0)?;
-        let row_loss =
-            |i: usize| excess[i] + sums.moments[i][0] / temperature / positives(i) as f64;
-        let value = (0..rows)
-            .filter(|&i| positives(i) > 0)
-            .map(row_loss)
-            .sum::<f64>();
+        let counts = |&i: &usize| positives(i) > 0;
+        let log_sums: f64 = (0..rows).filter(counts).map(|i| excess[i]).sum();
+        let value = log_sums + moments.0[0] / temperature;
         Ok((factor * value, vec![0.5 * factor * along]))
     }
 
@@ -282,7 +239,7 @@ impl<R: Real> Pass<'_, R> {
     /// they came. Returns Σ_i ⟨x_i, g_i⟩ with the own pair.
     fn write<G: Real>(
         &self,
-        sums: &Sums<R>,
+        sums: &[R],
         factor: f64,
         gradient: &mut [G],
         own: impl Fn(usize) -> f64 + Sync,
@@ -290,10 +247,10 @@ impl<R: Real> Pass<'_, R> {
         let dim = self.x.dim;
         let along: Vec<f64> =
             crate::cpu::parallel::try_map_blocks(gradient, dim, &|i, out: &mut [G]| {
-                let partner = self.x.row(self.partner(i));
+                let partner = self.x.row(self.compared.partner(i));
                 let coefficient = own(i);
                 let mut g = crate::cpu::buffer::Buffer::<R>::any(dim)?;
-                let of_row = &sums.weighted[i * dim..][..dim];
+                let of_row = &sums[i * self.x.stride..][..dim];
                 for ((g, &sum), &other) in g.iter_mut().zip(of_row).zip(partner) {
                     *g = R::from_f64(sum.to_f64() + coefficient * other.to_f64());
                 }

@@ -7,8 +7,8 @@ use crate::element::Real;
 /// Numbers that a row brings to each of its pairs.
 pub(super) const FIELDS: usize = 5;
 
-/// What a pair gives: the coefficient C_ij = C_ji of the gradient, and what it adds to the moments of
-/// the row that is the query.
+/// What a pair gives: the coefficient C_ij = C_ji of the gradient, and what it adds to the moments, for
+/// both of its rows.
 pub(super) struct Pair<V> {
     pub(super) coefficient: V,
     pub(super) moments: [V; 2],
@@ -72,6 +72,7 @@ impl<R: Real> PairOp<R> for Softmax<R> {
             let p_back = weight::<S, R>(s, by_t, product[1], key[2], key[3]);
             coefficient = R::vneg_mul_add(s, of_teacher, R::vadd(s, p, p_back), coefficient);
             moment = R::vmul(s, p, R::vsub(s, row[0], product[0]));
+            moment = R::vmul_add(s, p_back, R::vsub(s, key[0], product[0]), moment);
         }
         Pair {
             coefficient,
@@ -144,9 +145,11 @@ impl<R: Real> PairOp<R> for Labels<R> {
         let q = R::vmul(s, row[3], weight::<S, R>(s, by, product[0], row[0], row[1]));
         let back = R::vmul(s, key[3], weight::<S, R>(s, by, product[0], key[0], key[1]));
         let target = R::vmul(s, same, R::vadd(s, row[4], key[4]));
+        let moment = R::vmul(s, row[4], R::vsub(s, row[0], product[0]));
+        let moment = R::vmul_add(s, key[4], R::vsub(s, key[0], product[0]), moment);
         Pair {
             coefficient: R::vsub(s, R::vadd(s, q, back), target),
-            moments: [R::vmul(s, same, R::vsub(s, row[0], product[0])), zero],
+            moments: [R::vmul(s, same, moment), zero],
         }
     }
 }
