@@ -44,17 +44,20 @@ impl Floor {
                 exponentials: 0,
                 shape: [n.min(MOST), d, n.min(MOST)],
             }),
-            // Both sweeps of a side form the products of all pairs, and weights of each.
+            // Two sweeps form the product of each two rows that meet. Each softmax takes an
+            // exponential for either row in both of them.
             Family::Towers(towers) => {
-                let (keys, softmaxes) = match towers {
-                    Towers::Softmax { .. } => (n / 2, 6),
-                    Towers::Sigmoid { .. } => (n / 2, 1),
-                    Towers::Labels { .. } => (n, 3),
+                let halves = rows * rows / 4;
+                let (pairs, exponentials, keys) = match towers {
+                    Towers::Softmax { .. } if teacher_dim == 0 => (halves, 4, n / 2),
+                    Towers::Softmax { .. } => (halves, 8, n / 2),
+                    Towers::Sigmoid { .. } => (halves, 1, n / 2),
+                    Towers::Labels { .. } => (rows * rows / 2, 4, n),
                 };
                 Some(Floor {
                     flops: case.flops(),
-                    exponentials: softmaxes * rows * keys as u64,
-                    shape: [n.min(MOST), d, keys.min(MOST)],
+                    exponentials: exponentials * pairs,
+                    shape: [keys.min(MOST), d, keys.min(MOST)],
                 })
             }
             Family::Pairwise(_) | Family::Triplet(_) | Family::Logits(_) => None,
