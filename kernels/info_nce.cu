@@ -4,7 +4,7 @@
 //              L_i = log(eᵃ + eᵇ) − b     ∂L_i/∂z = w (O − y)/τ     w = eᵃ/(eᵃ + eᵇ)
 //            and ∂L/∂x = (g − ⟨g,z⟩z)/‖x‖ where rows are normalised.
 // Buffers    student x, teacher t [N, D] f32, f16 or bf16, aligned to their element; partials of
-//            the student's rows as an attention kernel writes them; gradient [N, D] f32; losses [N]
+//            the student's rows as an attention kernel writes them; gradient [N, D] f32; losses [2, N]
 //            f64; value [1] f32.
 // Passes     The last: attention, this. One launch. It computes the rows' lengths and the splits'
 //            weights while the first partial means are on their way. Then it merges the mean, 128
@@ -121,8 +121,10 @@ DEVICE void info_nce(const FinishArguments& arguments) {
         warp_sums_of(arguments.losses, gridDim.x, loss);
         if (lane_index() == 0) arguments.value[0] = static_cast<float>(loss[0] / gridDim.x);
     }
-    // Store the gradient
+    // Store the gradient, and that of 1/τ for weigh_rows
     block_sums<merge::THREADS>(along);
+    if (threadIdx.x == 0)
+        arguments.losses[row + gridDim.x] = others_weight[0] * along[0] * records[0].inverse_norm;
     merge::write_gradient(x, gradient, dim, arguments.normalized != 0, along[0],
                           records[0].inverse_norm, arguments.factor * others_weight[0], last);
 }

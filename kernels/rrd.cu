@@ -6,7 +6,8 @@
 //            Σ_k p_k ⟨z,Q_k⟩ from the moments of the stats in the place of ⟨z,O_t⟩, and so for y.
 // Buffers    student x, teacher [N, D] f32, f16 or bf16, aligned to their element; partials of rows
 //            0..N (student) and N..2N (teacher) as an attention kernel writes them; gradient [N, D]
-//            f32; losses [2, N] f64; near_rows [N]; value [2] f32.
+//            f32; losses [3, N] f64: of the loss, the KL and ⟨O_s − O_t, z⟩, the gradient of 1/τ_s;
+//            near_rows [N]; value [2] f32.
 // Passes     The last but one: attention, this, rrd_divergence. One launch. It computes the rows' lengths and the splits'
 //            weights while the first partial means are on their way. Then it merges the means, 128
 //            columns at a time, writes g to `gradient` and sums the products. Then it goes back
@@ -160,8 +161,9 @@ DEVICE void rrd(const FinishArguments& arguments) {
     block_sums<merge::THREADS>(products);
     merge::write_gradient(x, gradient, dim, arguments.normalized != 0, products[0],
                           records[0].inverse_norm, arguments.factor, last);
-    // Store what rrd_divergence needs of the row
+    // Store what rrd_divergence and weigh_rows need of the row
     if (threadIdx.x == 0) {
+        arguments.losses[row_pair[1] + rows] = products[0] * records[0].inverse_norm;
         const double factors[2] = {records[0].inverse_norm * arguments.per_temperature[0],
                                    records[1].inverse_norm * arguments.per_temperature[1]};
         const double mean = products[2] * factors[1] - products[1] * factors[0];

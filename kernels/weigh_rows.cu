@@ -1,10 +1,12 @@
 // Computes   What weights make of a plain mean of the losses of rows: value = Σ s_i ℓ_i, and the
-//            gradient of row i times s_i. And the losses of rows where someone asks for them.
-// Buffers    losses ℓ [width, N] f64: the loss of each row, then its terms; shares s [N] f32 or
-//            null; gradient [N, D] f32, multiplied in place; value [width] f32; losses of rows [N]
-//            f32 or null.
-// Passes     One launch, after the last of the loss. Most evaluations have neither and skip it: so
-//            the kernels before it need no register for weights.
+//            gradient of row i times s_i. And the losses of rows, and the gradient of the scale 1/τ,
+//            where someone asks for them.
+// Buffers    losses ℓ [width + 1, N] f64: the loss of each row, then its terms, then its gradient of
+//            the scale; shares s [N] f32 or null; gradient [N, D] f32, multiplied in place; value
+//            [width] f32, or [width + 1] with the gradient of the scale; losses of rows [N] f32 or
+//            null.
+// Passes     One launch, after the last of the loss. Most evaluations have none of these and skip it:
+//            so the kernels before it need no register for weights.
 // Grid       A block for each row, or 1 where there are no shares.
 // Block      256 threads. Thread t takes elements t, t + 256, ... of its block's row. Block 0 adds up
 //            the losses too.
@@ -32,28 +34,30 @@ struct Arguments {
     uint32_t rows;
     uint32_t dim;
     uint32_t width;
-    uint32_t padding;
+    uint32_t of_scale;  // whether the gradient of the scale is wanted
 };
-ARGUMENTS(Arguments, losses, shares, gradient, value, row_losses, rows, dim, width, padding);
+ARGUMENTS(Arguments, losses, shares, gradient, value, row_losses, rows, dim, width, of_scale);
 
-// The means of the losses and of the terms.
-DEVICE void weigh_losses(const Arguments& arguments) {
-    for (uint32_t term = 0; term < arguments.width; term++) {
-        const double* losses = arguments.losses + static_cast<uint64_t>(term) * arguments.rows;
-        double sum = 0;
-        for (uint32_t i = threadIdx.x; i < arguments.rows; i += THREADS) {
-            const float share = arguments.shares[i];
-            if (share != 0) sum = fma(static_cast<double>(share), losses[i], sum);
-        }
-        sum = block_reduce<THREADS>(sum, Sum());
-        if (threadIdx.x == 0) arguments.value[term] = static_cast<float>(sum);
+// The mean of a loss, a term or the gradient of the scale.
+DEVICE void weigh_losses(const Arguments& arguments, uint32_t term) {
+    const double* losses = arguments.losses + static_cast<uint64_t>(term) * arguments.rows;
+    const double per_row = 1.0 / arguments.rows;
+    double sum = 0;
+    for (uint32_t i = threadIdx.x; i < arguments.rows; i += THREADS) {
+        const double share = arguments.shares != nullptr ? arguments.shares[i] : per_row;
+        if (share != 0) sum = fma(share, losses[i], sum);
     }
+    sum = block_reduce<THREADS>(sum, Sum());
+    if (threadIdx.x == 0) arguments.value[term] = static_cast<float>(sum);
 }
 
 DEVICE void weigh_rows(const Arguments& arguments) {
     const float* shares = arguments.shares;
     if (blockIdx.x == 0) {
-        if (shares != nullptr) weigh_losses(arguments);
+        if (shares != nullptr) {
+            for (uint32_t term = 0; term < arguments.width; term++) weigh_losses(arguments, term);
+        }
+        if (arguments.of_scale) weigh_losses(arguments, arguments.width);
         if (arguments.row_losses != nullptr) {
             for (uint32_t i = threadIdx.x; i < arguments.rows; i += THREADS) {
                 const bool counts = shares == nullptr || shares[i] != 0;

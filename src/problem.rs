@@ -18,6 +18,8 @@ pub(crate) const MOST_TERMS: usize = 3;
 ///   of the teacher's distribution, and has the same gradient.
 /// - RKD: `distance` and `angle`, its two parts, not weighted.
 /// - CLIP: `hard` and `soft`, its two parts, not weighted.
+/// - RRD and InfoNCE: `scale_gradient`, ∂L/∂(1/τ) with the student's τ, where it is [asked
+///   for](Problem::with_scale_gradient).
 /// - CLIP and SupCon: `scale_gradient`, ∂L/∂(1/τ). SigLIP: `scale_gradient` and `bias_gradient`, ∂L/∂a
 ///   and ∂L/∂b. The upstream factor does not scale them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -31,7 +33,7 @@ impl Terms {
         found.map(|(_, value)| value)
     }
 
-    /// All terms, in the order of [`Spec::terms`].
+    /// All terms, in the order of [`Spec::terms`]; those that were asked for come last.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, f64)> {
         self.0.into_iter().flatten()
     }
@@ -162,6 +164,7 @@ pub struct Problem {
     upstream: f64,
     checked: bool,
     weights: WeightPrecision,
+    scale_gradient: bool,
 }
 
 impl Problem {
@@ -181,6 +184,7 @@ impl Problem {
             upstream: 1.0,
             checked: false,
             weights: WeightPrecision::default(),
+            scale_gradient: false,
         })
     }
 
@@ -239,6 +243,39 @@ impl Problem {
     #[must_use]
     pub fn with_checked(self, checked: bool) -> Self {
         Problem { checked, ..self }
+    }
+
+    /// Asks for the term `scale_gradient` of RRD or InfoNCE: ∂L/∂(1/τ), with the student's τ, for a
+    /// temperature that is learned. The upstream factor does not scale it. On a GPU it takes a launch
+    /// more.
+    ///
+    /// ```
+    /// use relata::{Batch, Cpu, InfoNce, Rows, Shapes};
+    /// # fn main() -> relata::Result<()> {
+    /// let problem = InfoNce::default().problem(Shapes::new(2, 2, 2))?.with_scale_gradient()?;
+    /// let (x, y) = ([0.6f64, 0.8, 1.0, 0.0], [1.0f64, 0.0, 0.8, 0.6]);
+    /// let batch = Batch::new(Rows::new(&x, [2, 2])?, Rows::new(&y, [2, 2])?);
+    /// let evaluation = problem.evaluate(&Cpu, batch)?;
+    /// // Each row is nearer to the other's key: a smaller scale, a higher temperature, is better.
+    /// assert!(evaluation.term("scale_gradient") > Some(0.0));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Unexpected`] for another loss. Those of towers have the term in any case.
+    pub fn with_scale_gradient(self) -> Result<Self> {
+        match self.spec().family {
+            Family::Contrastive(_) => Ok(Problem {
+                scale_gradient: true,
+                ..self
+            }),
+            Family::Pairwise(_) | Family::Triplet(_) | Family::Logits(_) | Family::Towers(_) => {
+                Err(Error::Unexpected {
+                    argument: "scale_gradient",
+                    loss: self.loss.name(),
+                })
+            }
+        }
     }
 
     /// Sets how precise the softmax weights of RRD and InfoNCE are on a GPU;
@@ -303,10 +340,21 @@ impl Problem {
         self.weights
     }
 
-    /// A loss with its terms, in the order of [`Spec::terms`].
+    /// Whether the gradient of the scale was [asked for](Self::with_scale_gradient).
+    pub(crate) fn scale_gradient(&self) -> bool {
+        self.scale_gradient
+    }
+
+    /// The names of the terms that an evaluation gives.
+    pub(crate) fn terms(&self) -> impl Iterator<Item = &'static str> {
+        let asked_for = self.scale_gradient.then_some("scale_gradient");
+        self.spec().terms.iter().copied().chain(asked_for)
+    }
+
+    /// A loss with its terms, in the order of their names.
     pub(crate) fn value(&self, loss: f64, values: impl IntoIterator<Item = f64>) -> Value {
         let mut terms = Terms::default();
-        let named = self.spec().terms.iter().copied().zip(values);
+        let named = self.terms().zip(values);
         for (slot, term) in terms.0.iter_mut().zip(named) {
             *slot = Some(term);
         }

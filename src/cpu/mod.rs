@@ -144,7 +144,7 @@ fn evaluate_in_pool<T: Element>(
         Family::Contrastive(contrastive) => {
             let row_losses = row_losses.as_deref_mut();
             contrastive::evaluate(&contrastive, problem, batch, row_losses, gradient)?
-                .map(|(loss, kl)| problem.value(loss, kl))
+                .map(|(loss, terms)| problem.value(loss, terms))
         }
         Family::Towers(towers) => towers::evaluate(&towers, batch, upstream, gradient)?
             .map(|(loss, terms)| problem.value(loss, terms)),

@@ -74,7 +74,7 @@ pub(crate) fn evaluate<T: GpuElement, M: Machine>(
 
     let mut results = [0.0f32; 1 + MOST_TERMS];
     // No more than the kernels have written.
-    let written = 1 + problem.spec().terms.len();
+    let written = 1 + problem.terms().count();
     machine.read(&value, bytemuck::cast_slice_mut(&mut results[..written]))?;
     if let (Some(output), Some(row_losses)) = (of_rows, row_losses) {
         output.read(machine, &mut losses)?;

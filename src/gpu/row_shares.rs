@@ -30,13 +30,14 @@ kernel_arguments! {
         rows: u32,
         dim: u32,
         width: u32,
-        padding: u32,
+        of_scale: u32,
     }
 }
 
 /// Turns the plain sum of the rows' gradients and the plain mean of their losses into weighted
-/// ones, and gives the losses of rows to who asks for them: one launch, or none where there is
-/// nothing to do. `losses`, `[width, N]` f64, are those of the rows, and then their terms.
+/// ones, and gives the losses of rows and the gradient of the scale to who asks for them: one launch,
+/// or none where there is nothing to do. `losses`, `[width + 1, N]` f64, are those of the rows, then
+/// their terms, then their gradients of the scale.
 pub(super) fn weigh(
     launcher: &mut impl Launcher,
     at: &Addresses,
@@ -44,8 +45,9 @@ pub(super) fn weigh(
     losses: u64,
     [rows, dim]: [u32; 2],
     width: u32,
+    of_scale: bool,
 ) -> Result<()> {
-    if shares.is_none() && at.row_losses == 0 {
+    if shares.is_none() && at.row_losses == 0 && !of_scale {
         return Ok(());
     }
     let arguments = WeighArguments {
@@ -57,7 +59,7 @@ pub(super) fn weigh(
         rows,
         dim,
         width,
-        padding: 0,
+        of_scale: of_scale.into(),
     };
     let blocks = if shares.is_some() { rows } else { 1 };
     WEIGH_ROWS.launch(launcher, [blocks, 1, 1], 0, &arguments)

@@ -1,5 +1,5 @@
 use super::rrd::similarities;
-use super::{Matrix, log_softmax};
+use super::{Matrix, dot, log_softmax};
 use crate::loss::InfoNce;
 use crate::problem::Value;
 
@@ -13,7 +13,7 @@ pub(super) fn info_nce(
     shares: &[f64],
     row_losses: &mut [f64],
 ) -> (Value, Vec<f64>) {
-    let mut value = 0.0;
+    let (mut value, mut scale_gradient) = (0.0, 0.0);
     let mut gradient = vec![0.0; z.data.len()];
     for i in 0..z.rows() {
         // The keys of anchor i, and which of them is its own.
@@ -30,10 +30,12 @@ pub(super) fn info_nce(
         value += shares[i] * row_losses[i];
         for k in 0..keys.rows() {
             let slope = log_q[k].exp() - if k == target { 1.0 } else { 0.0 };
+            scale_gradient += shares[i] * slope * dot(z.row(i), keys.row(k));
             for d in 0..z.dim {
                 gradient[i * z.dim + d] += shares[i] * slope * keys.row(k)[d] / loss.temperature;
             }
         }
     }
-    (Value::new(value), gradient)
+    let terms = [("scale_gradient", scale_gradient)];
+    (Value::with_terms(value, terms), gradient)
 }

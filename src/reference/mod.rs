@@ -230,7 +230,9 @@ fn evaluate_rows<T: Element>(
             *out = if share == 0.0 { 0.0 } else { loss };
         }
     }
-    value
+    // The terms that were asked for.
+    let terms = problem.terms().filter_map(|name| value.term(name));
+    problem.value(value.loss, terms.collect::<Vec<_>>())
 }
 
 /// The relation of every two rows.

@@ -15,6 +15,7 @@ pub(super) fn rrd(
 ) -> (Value, Vec<f64>) {
     let mut cross_entropy = 0.0;
     let mut kl = 0.0;
+    let mut scale_gradient = 0.0;
     let mut gradient = vec![0.0; z.data.len()];
     for i in 0..z.rows() {
         // y/τ_t − z/τ_s: a difference of logits is its product with a key.
@@ -31,6 +32,7 @@ pub(super) fn rrd(
         row_losses[i] = 0.0;
         for k in 0..queue.rows() {
             row_losses[i] -= divergence.p[k] * divergence.log_q[k];
+            scale_gradient += shares[i] * divergence.differences[k] * dot(z.row(i), queue.row(k));
             for d in 0..z.dim {
                 gradient[i * z.dim + d] += shares[i] * divergence.differences[k] * queue.row(k)[d]
                     / loss.student_temperature;
@@ -38,8 +40,8 @@ pub(super) fn rrd(
         }
         cross_entropy += shares[i] * row_losses[i];
     }
-    let value = Value::with_terms(cross_entropy, [("kl", kl)]);
-    (value, gradient)
+    let terms = [("kl", kl), ("scale_gradient", scale_gradient)];
+    (Value::with_terms(cross_entropy, terms), gradient)
 }
 
 /// ⟨row, key⟩/τ for all keys.

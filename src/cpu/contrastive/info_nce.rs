@@ -13,7 +13,7 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::row_weights::RowMean;
 
-/// The loss. `None` if an input is not finite.
+/// The loss, and the gradient of 1/τ. `None` if an input is not finite.
 pub(super) fn info_nce<T: Element>(
     temperature: f64,
     scaling: RowScaling,
@@ -21,7 +21,7 @@ pub(super) fn info_nce<T: Element>(
     mean_of: &RowMean,
     row_losses: Option<&mut [f64]>,
     gradient: &mut [T::Real],
-) -> Result<Option<f64>> {
+) -> Result<Option<(f64, f64)>> {
     let Some((z, y)) = Embeddings::<T::Real>::both(batch, scaling)? else {
         return Ok(None);
     };
@@ -52,7 +52,7 @@ pub(super) fn info_nce<T: Element>(
     let attention = attention_forward(&z, keys, &initial_maxima, except_own, temperature)?;
 
     let dim = z.dim;
-    let losses: Vec<f64> = try_map_blocks(gradient, dim, &|i, out| {
+    let values: Vec<(f64, f64)> = try_map_blocks(gradient, dim, &|i, out| {
         let own = &y.row(i)[..dim];
         let own_logit = dot(z.row(i), own) / temperature;
         let (excess, others_weight) = log_ratio(attention.log_sum[i], own_logit);
@@ -64,12 +64,14 @@ pub(super) fn info_nce<T: Element>(
         }
         let factor = mean_of.factor(i, temperature);
         z.write_gradient(i, factor, &g, out);
-        Ok(excess)
+        Ok((excess, dot(&g, &z.row(i)[..dim])))
     })?;
+    let losses = || values.iter().map(|&(loss, _)| loss);
     if let Some(out) = row_losses {
-        mean_of.store(losses.iter().copied(), out);
+        mean_of.store(losses(), out);
     }
-    Ok(Some(mean_of.mean(losses.into_iter())))
+    let along = values.iter().map(|&(_, along)| along);
+    Ok(Some((mean_of.mean(losses()), mean_of.mean(along))))
 }
 
 /// log((e^a + e^b)/e^b), and the share of e^a in that sum.

@@ -18,15 +18,15 @@ use crate::queue::Queue;
 use crate::row_weights::{RowMean, cleared};
 use crate::rows::Rows;
 
-/// The loss, and the divergence KL(p‖q) where the target is the teacher's softmax. `None` if an
-/// input is not finite.
+/// The loss, and its terms: the divergence KL(p‖q) where the target is the teacher's softmax, and the
+/// gradient of 1/τ. `None` if an input is not finite.
 pub(super) fn evaluate<T: Element>(
     loss: &Contrastive,
     problem: &Problem,
     batch: Batch<'_, T>,
     row_losses: Option<&mut [f64]>,
     gradient: &mut [T::Real],
-) -> Result<Option<(f64, Option<f64>)>> {
+) -> Result<Option<(f64, Vec<f64>)>> {
     let scaling = RowScaling::normalized_if(problem.spec().normalize);
     let mean = RowMean::new(batch.student.len(), batch.row_weights, problem.upstream());
     // A row that has no share may hold anything. A teacher's row in the batch is a key of the other
@@ -57,7 +57,7 @@ pub(super) fn evaluate<T: Element>(
                 row_losses,
                 gradient,
             )?;
-            Ok(value.map(|(cross_entropy, kl)| (cross_entropy, Some(kl))))
+            Ok(value.map(|(cross_entropy, terms)| (cross_entropy, terms.to_vec())))
         }
         // `Problem` lets no such batch through.
         (Target::Teacher { .. }, None) => Err(Error::Missing {
@@ -73,7 +73,7 @@ pub(super) fn evaluate<T: Element>(
                 row_losses,
                 gradient,
             )?;
-            Ok(value.map(|loss| (loss, None)))
+            Ok(value.map(|(loss, of_scale)| (loss, vec![of_scale])))
         }
     }
 }

@@ -22,8 +22,8 @@ use crate::error::Result;
 use crate::queue::Queue;
 use crate::row_weights::RowMean;
 
-/// The loss and the divergence, by `mean` those of the rows: H(p_i, q_i) and KL(p_i‖q_i). `None` if
-/// an input is not finite.
+/// The loss, and the divergence and the gradient of 1/τ_s, by `mean` those of the rows: H(p_i, q_i),
+/// KL(p_i‖q_i) and ⟨z, O_s − O_t⟩. `None` if an input is not finite.
 pub(super) fn rrd<T: Element>(
     temperatures: [f64; 2],
     scaling: RowScaling,
@@ -32,7 +32,7 @@ pub(super) fn rrd<T: Element>(
     mean: &RowMean,
     row_losses: Option<&mut [f64]>,
     gradient: &mut [T::Real],
-) -> Result<Option<(f64, f64)>> {
+) -> Result<Option<(f64, [f64; 2])>> {
     let [student_temperature, teacher_temperature] = temperatures;
     let Some((z, y)) = Embeddings::<T::Real>::both(batch, scaling)? else {
         return Ok(None);
@@ -59,7 +59,7 @@ pub(super) fn rrd<T: Element>(
     )?;
 
     let (n, dim) = (z.rows, z.dim);
-    let mut values: Vec<(f64, f64)> = try_map_blocks(gradient, dim, &|i, out| {
+    let mut values: Vec<(f64, f64, f64)> = try_map_blocks(gradient, dim, &|i, out| {
         let o_s = &student.mean[i * dim..][..dim];
         let o_t = &teacher.mean[i * dim..][..dim];
         let mut g = Buffer::any(dim)?;
@@ -70,7 +70,8 @@ pub(super) fn rrd<T: Element>(
         z.write_gradient(i, factor, &g, out);
         let cross_entropy = student.log_sum[i] - dot(z.row(i), o_t) / student_temperature;
         let entropy = teacher.log_sum[i] - dot(y.row(i), o_t) / teacher_temperature;
-        Ok((cross_entropy, cross_entropy - entropy))
+        let along = dot(&g, &z.row(i)[..dim]);
+        Ok((cross_entropy, cross_entropy - entropy, along))
     })?;
     let near: Vec<usize> = (0..n).filter(|&i| values[i].1 < NEAR).collect();
     if !near.is_empty() {
@@ -81,10 +82,12 @@ pub(super) fn rrd<T: Element>(
             values[i].1 = kl.max(0.0);
         }
     }
-    let cross_entropies = || values.iter().map(|&(cross_entropy, _)| cross_entropy);
-    let kls = values.iter().map(|&(_, kl)| kl);
+    let cross_entropies = || values.iter().map(|&(cross_entropy, ..)| cross_entropy);
+    let kls = values.iter().map(|&(_, kl, _)| kl);
+    let along = values.iter().map(|&(.., along)| along);
     if let Some(losses) = row_losses {
         mean.store(cross_entropies(), losses);
     }
-    Ok(Some((mean.mean(cross_entropies()), mean.mean(kls))))
+    let terms = [mean.mean(kls), mean.mean(along)];
+    Ok(Some((mean.mean(cross_entropies()), terms)))
 }

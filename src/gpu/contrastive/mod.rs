@@ -20,7 +20,7 @@
 //!    returns at once if there are none.
 //!
 //! 5. kernels/row_shares.cu comes first and kernels/weigh_rows.cu last where rows have weights. The
-//!    second runs where someone asks for the losses of rows, too.
+//!    second runs where someone asks for the losses of rows or the gradient of the scale, too.
 //!
 //! No matrix of rows × keys exists.
 
@@ -73,6 +73,8 @@ pub(crate) struct Plan {
     /// weights, which become shares of the mean.
     factor: f64,
     shares: Option<RowShares>,
+    /// Whether the gradient of the scale is wanted.
+    of_scale: bool,
     /// The rows that `attention_rows` writes, and their scales: the student's, then the teacher's,
     /// as far as they are prepared.
     prepared: Region,
@@ -162,6 +164,7 @@ impl Plan {
                 Some(_) => problem.upstream() / temperatures[0],
             },
             shares,
+            of_scale: problem.scale_gradient(),
             rows,
             key_count,
             dim: grid_size("student_dim", dim)?,
@@ -179,7 +182,7 @@ impl Plan {
             scales: layout.push::<f32>(&[prepared, n])?,
             stats: layout.push::<Stat>(&[splits, attending])?,
             means: layout.push::<f32>(&[splits, attending, mean_pitch])?,
-            losses: layout.push::<f64>(&[2, n])?,
+            losses: layout.push::<f64>(&[3, n])?,
             near_rows: layout.push::<NearRow>(&[near])?,
             divergence_sums: layout.push::<DivergenceSums>(&[divergence_splits, near])?,
             divergence_grid: [
@@ -206,7 +209,15 @@ impl Plan {
         };
         let losses = self.losses.at(at.workspace);
         let sizes = [self.rows, self.dim];
-        row_shares::weigh(launcher, at, self.shares, losses, sizes, width)
+        row_shares::weigh(
+            launcher,
+            at,
+            self.shares,
+            losses,
+            sizes,
+            width,
+            self.of_scale,
+        )
     }
 
     /// Prepares the rows that the attention kernel does not prepare itself, and a batch's keys.
