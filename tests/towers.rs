@@ -162,19 +162,16 @@ fn every_device_agrees_with_the_reference() {
     }
 }
 
-/// Blocks of more than one chunk of keys.
+/// So many rows that a block on the CPU has more than one chunk of keys.
 #[test]
 fn many_rows_are_right_on_the_cpu() {
-    let shape = [4_300, 8, 3];
-    for which in [0, 5, 8] {
-        let case = cases(shape[0]).swap_remove(which);
-        let inputs = inputs::<f32>(&case, shape);
-        let want = inputs.evaluate(&Reference, &case);
-        let got = inputs.evaluate(&Cpu, &case);
-        let label = format!("{:?}", case.loss);
-        assert_loss(&label, got.loss, want.loss, 5e-6);
-        assert_gradient(&label, &got.gradient, &want.gradient, shape[1], 5e-6);
-    }
+    let shape = [4_300, 3, 2];
+    let case = cases(shape[0]).swap_remove(0);
+    let inputs = inputs::<f32>(&case, shape);
+    let want = inputs.evaluate(&Reference, &case);
+    let got = inputs.evaluate(&Cpu, &case);
+    assert_loss("clip", got.loss, want.loss, 5e-6);
+    assert_gradient("clip", &got.gradient, &want.gradient, shape[1], 5e-6);
 }
 
 /// The formulas as the papers print them, from nothing of this crate.
