@@ -341,7 +341,8 @@ impl Problem {
     }
 
     /// Whether the gradient of the scale was [asked for](Self::with_scale_gradient).
-    pub(crate) fn scale_gradient(&self) -> bool {
+    #[must_use]
+    pub fn scale_gradient(&self) -> bool {
         self.scale_gradient
     }
 
