@@ -2,6 +2,7 @@
 
 use std::any::Any;
 
+use crate::bank::{Bank, SampledKeys};
 use crate::element::Element;
 use crate::queue::Queue;
 use crate::rows::Rows;
@@ -23,6 +24,8 @@ pub struct Batch<'a, T: Element> {
     pub top_k: Option<TopK<'a, T::Real>>,
     /// `[N]`: which rows belong together.
     pub labels: Option<&'a [u32]>,
+    /// The keys of each row, from a bank.
+    pub keys: Option<SampledKeys<'a, T::Real>>,
 }
 
 impl<'a, T: Element> Batch<'a, T> {
@@ -36,6 +39,7 @@ impl<'a, T: Element> Batch<'a, T> {
             row_weights: None,
             top_k: None,
             labels: None,
+            keys: None,
         }
     }
 
@@ -66,6 +70,32 @@ impl<'a, T: Element> Batch<'a, T> {
         }
     }
 
+    /// The same rows with keys of their own from `bank`: its rows of these `indices`, `[N, K + 1]`, a
+    /// row's own first. [`NegativeSampler`](crate::NegativeSampler) draws them.
+    #[must_use]
+    pub fn with_bank(self, bank: &'a Bank<T::Real>, indices: &'a [u32]) -> Self {
+        Batch {
+            keys: Some(SampledKeys {
+                bank,
+                teacher_bank: None,
+                indices,
+            }),
+            ..self
+        }
+    }
+
+    /// The same rows, where those of the teacher are compared with this bank's rows of the same
+    /// samples. Without it they are compared with the bank of the student's rows. It has an effect
+    /// on a batch that [has a bank](Self::with_bank), and none on others.
+    #[must_use]
+    pub fn with_teacher_bank(self, bank: &'a Bank<T::Real>) -> Self {
+        let keys = self.keys.map(|keys| SampledKeys {
+            teacher_bank: Some(bank),
+            ..keys
+        });
+        Batch { keys, ..self }
+    }
+
     /// The same rows with `queue`.
     #[must_use]
     pub fn with_queue(self, queue: &'a Queue<T::Real>) -> Self {
@@ -80,7 +110,8 @@ impl<'a, T: Element> Batch<'a, T> {
     /// the gradient are 0.
     ///
     /// The losses of logits and those with keys take weights ([`KdKl`](crate::KdKl),
-    /// [`Rrd`](crate::Rrd), [`InfoNce`](crate::InfoNce)). A row of weight 0 may hold anything. But
+    /// [`Rrd`](crate::Rrd), [`InfoNce`](crate::InfoNce), [`Crd`](crate::Crd),
+    /// [`RrdBank`](crate::RrdBank)). A row of weight 0 may hold anything. But
     /// where InfoNCE compares within the batch, each of the teacher's rows is a key of the others,
     /// whatever its own weight.
     #[must_use]
@@ -93,19 +124,19 @@ impl<'a, T: Element> Batch<'a, T> {
 
     /// The same batch as elements of the type that `T` is.
     pub(crate) fn cast<U: Element>(self) -> Batch<'a, U> {
-        let queue = self.queue.map(|queue| {
-            let queue: &dyn Any = queue;
-            queue
-                .downcast_ref()
-                .expect("a queue of the element's reals")
+        let keys = self.keys.map(|keys| SampledKeys {
+            bank: same_type(keys.bank),
+            teacher_bank: keys.teacher_bank.map(same_type),
+            indices: keys.indices,
         });
         Batch {
             student: self.student.cast(),
             teacher: self.teacher.cast(),
-            queue,
+            queue: self.queue.map(same_type),
             row_weights: self.row_weights.map(bytemuck::cast_slice),
             top_k: self.top_k.map(TopK::cast),
             labels: self.labels,
+            keys,
         }
     }
 
@@ -120,6 +151,13 @@ impl<'a, T: Element> Batch<'a, T> {
             row_weights: self.row_weights.is_some(),
             top_k: self.top_k.map(|top_k| top_k.k()),
             labels: self.labels.is_some(),
+            bank: self.keys.map(|keys| keys.shape(self.student.len())),
         }
     }
+}
+
+/// A value of the type that it is: for what holds the reals of an element type.
+fn same_type<A: Any, B: Any>(value: &A) -> &B {
+    let value: &dyn Any = value;
+    value.downcast_ref().expect("the element's reals")
 }

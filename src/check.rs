@@ -3,11 +3,12 @@
 
 use std::fmt;
 
+use crate::bank::{Bank, SampledKeys};
 use crate::batch::Batch;
 use crate::device::Device;
 use crate::element::{DType, Element, Real};
 use crate::error::Result;
-use crate::loss::{Family, Pairwise, Penalty, Towers};
+use crate::loss::{Family, Pairwise, Penalty, Sampled, Towers};
 use crate::problem::Problem;
 use crate::queue::Queue;
 use crate::reference::Reference;
@@ -141,6 +142,14 @@ fn difference_error<T: Element>(
         widen(batch.teacher.as_slice()),
     );
     let queue = batch.queue.map(widen_queue).transpose()?;
+    let keys = match batch.keys {
+        None => None,
+        Some(keys) => Some((
+            widen_bank(keys.bank)?,
+            keys.teacher_bank.map(widen_bank).transpose()?,
+            keys.indices,
+        )),
+    };
     let shapes = problem.shapes();
     let weights = batch.row_weights.map(widen);
     let logarithms = batch.top_k.map(|top_k| widen(top_k.log_probabilities()));
@@ -151,6 +160,11 @@ fn difference_error<T: Element>(
         );
         wide.queue = queue.as_ref();
         wide.labels = batch.labels;
+        wide.keys = keys.as_ref().map(|(bank, teacher_bank, indices)| SampledKeys {
+            bank,
+            teacher_bank: teacher_bank.as_ref(),
+            indices,
+        });
         wide.row_weights = weights.as_deref();
         if let (Some(top_k), Some(logarithms)) = (batch.top_k, &logarithms) {
             let shape = [shapes.rows, top_k.k()];
@@ -259,6 +273,17 @@ impl Unit {
             Family::Towers(Towers::Sigmoid { scale, .. }) => {
                 softmax_of_keys(1.0 / scale, normalize)
             }
+            Family::Sampled(Sampled::Nce { temperature }) => {
+                softmax_of_keys(temperature, normalize)
+            }
+            Family::Sampled(Sampled::Teacher {
+                student_temperature,
+                score_temperature,
+                ..
+            }) => {
+                let temperature = student_temperature.min(score_temperature.unwrap_or(1.0));
+                softmax_of_keys(temperature, normalize)
+            }
             Family::Logits(loss) => Unit {
                 student: larger(loss.student_temperature * (x.len() as f64).sqrt()),
                 loss: loss.student_temperature * loss.student_temperature,
@@ -296,6 +321,12 @@ fn widen_queue<R: Real>(queue: &Queue<R>) -> Result<Queue<f64>> {
     let mut wide = Queue::new(queue.len(), queue.dim())?.with_normalize(false);
     wide.enqueue(Rows::new(&keys, [queue.len(), queue.dim()])?)?;
     Ok(wide.with_normalize(queue.normalize()))
+}
+
+/// The same bank in f64.
+fn widen_bank<R: Real>(bank: &Bank<R>) -> Result<Bank<f64>> {
+    let rows = widen(bank.rows().as_slice());
+    Bank::from_rows(Rows::new(&rows, [bank.len(), bank.dim()])?)?.with_normalizer(bank.normalizer())
 }
 
 /// A direction from a fixed sequence (SplitMix64), of length 1. It leaves out rows that are 0 if

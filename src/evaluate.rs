@@ -6,8 +6,8 @@ use crate::device::Device;
 use crate::element::{Element, Real};
 use crate::error::{Error, Result};
 use crate::loss::{
-    Clip, DarkRank, Enqueue, Gram, InfoNce, KdKl, Loss, Order, Pkt, Range, Relation, Rkd, RkdAngle,
-    RkdDistance, Rrd, SigLip, Sp, SupCon, for_each_loss,
+    Clip, Crd, DarkRank, Enqueue, Gram, InfoNce, KdKl, Loss, Order, Pkt, Range, Relation, Rkd, RkdAngle,
+    RkdDistance, Rrd, RrdBank, SigLip, Sp, SupCon, for_each_loss,
 };
 use crate::problem::{Evaluation, Problem, Value};
 use crate::queue::Queue;
@@ -137,13 +137,15 @@ impl Loss {
     /// the queue: it would spoil every loss until it leaves the queue again.
     ///
     /// ```
-    /// use relata::{Cpu, Loss, Queue, QueueUse, Rows, TeacherUse};
+    /// use relata::{Cpu, Family, Loss, Queue, QueueUse, Rows, TeacherUse};
     /// # fn main() -> relata::Result<()> {
     /// let (student, teacher) = ([0.0f32, 1.0, 1.0, 1.0], [0.0f32, 2.0, 3.0, 0.0]);
     /// let [student, teacher] = [Rows::new(&student, [2, 2])?, Rows::new(&teacher, [2, 2])?];
     /// let mut queue = Queue::new(100, 2)?;
+    /// let has_bank = |loss: &Loss| matches!(loss.spec().family, Family::Sampled(_));
     /// let against_teacher = |loss: &Loss| loss.spec().teacher == TeacherUse::Required;
-    /// for loss in Loss::all().into_iter().filter(against_teacher) {
+    /// let losses = Loss::all().into_iter().filter(against_teacher);
+    /// for loss in losses.filter(|loss| !has_bank(loss)) {
     ///     let evaluation = match loss.spec().queue {
     ///         QueueUse::Required => loss.evaluate_with_queue(&Cpu, student, teacher, &mut queue)?,
     ///         QueueUse::Optional | QueueUse::Never => loss.evaluate(&Cpu, student, teacher)?,

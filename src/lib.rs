@@ -17,6 +17,8 @@
 //! | [`Clip`] | two trained towers with one another, and with the teacher's | Radford et al., arXiv 2103.00020 |
 //! | [`SigLip`] | each pair of two trained towers alone | Zhai et al., arXiv 2303.15343 |
 //! | [`SupCon`] | rows of one label with all others | Khosla et al., arXiv 2004.11362 |
+//! | [`Crd`] | sampled rows of a [`Bank`], each alone | Tian et al., arXiv 1910.10699 |
+//! | [`RrdBank`] | softmax similarities to sampled rows of a [`Bank`] | Giakoumoglou & Stathaki, arXiv 2407.12073 |
 //! | [`KdKl`] | softened logits | Hinton et al., arXiv 1503.02531 |
 //!
 //! # Example
@@ -92,6 +94,7 @@
 #[doc = include_str!("../docs/guide.md")]
 pub mod guide {}
 
+mod bank;
 mod batch;
 mod check;
 mod checks;
@@ -103,6 +106,7 @@ mod evaluate;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod gpu;
 mod loss;
+mod negative_sampler;
 mod prefixes;
 mod problem;
 mod queue;
@@ -115,6 +119,7 @@ mod shapes;
 mod simd;
 mod top_k;
 
+pub use bank::{Bank, SampledKeys};
 pub use batch::Batch;
 pub use check::{Report, check};
 pub use cpu::Cpu;
@@ -129,10 +134,11 @@ pub use gpu::element::GpuElement;
 #[cfg(feature = "emulator")]
 pub use gpu::emulator::{ApproximationErrors, EmulatedGpu, Emulator};
 pub use loss::{
-    Clip, Contrastive, DarkRank, Divergence, Enqueue, Family, Gram, InfoNce, KdKl, Logits, Loss,
+    Clip, Contrastive, Crd, DarkRank, Divergence, Enqueue, Family, Gram, InfoNce, KdKl, Logits, Loss,
     Normalizer, Order, Pairwise, ParameterValue, Penalty, Pkt, QueueUse, Relation, Rkd, RkdAngle,
-    RkdDistance, Rrd, SigLip, Sp, Spec, SupCon, Target, TeacherUse, Towers, Triplet,
+    RkdDistance, Rrd, RrdBank, Sampled, SigLip, Sp, Spec, SupCon, Target, TeacherUse, Towers, Triplet,
 };
+pub use negative_sampler::NegativeSampler;
 pub use problem::{Evaluation, Problem, Terms, Value, WeightPrecision};
 pub use queue::{Queue, QueueState};
 pub use recall::recall_at_k;

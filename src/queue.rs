@@ -3,7 +3,7 @@
 use crate::checks::{not_empty, same, zeroed};
 use crate::element::{Element, Real};
 use crate::error::{Error, Result};
-use crate::rows::Rows;
+use crate::rows::{Rows, normalize_row};
 
 /// A first-in first-out ring of `capacity` keys of length `dim`, empty at first.
 ///
@@ -286,20 +286,4 @@ fn check_normalized<R: Real>(keys: Rows<'_, R>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Scales `row` to length 1, or leaves it if it is zero. The arithmetic is f64, scaled so that no
-/// row's square overflows or vanishes.
-fn normalize_row<R: Real>(row: &mut [R]) {
-    let largest = row.iter().fold(0.0, |m: f64, x| m.max(x.to_f64().abs()));
-    if largest > 0.0 {
-        let norm = row
-            .iter()
-            .map(|x| (x.to_f64() / largest).powi(2))
-            .sum::<f64>()
-            .sqrt();
-        for x in row {
-            *x = R::from_f64(x.to_f64() / largest / norm);
-        }
-    }
 }

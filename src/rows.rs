@@ -1,6 +1,6 @@
 //! A batch of embeddings in host memory, borrowed.
 
-use crate::element::Element;
+use crate::element::{Element, Real};
 use crate::error::{Error, Result};
 
 /// A row-major matrix `[rows, dim]` over a borrowed slice: one embedding a row.
@@ -133,6 +133,22 @@ impl<'a, T: Element> Rows<'a, T> {
                 column: at % self.dim,
                 got: self.data[at].to_f64(),
             }),
+        }
+    }
+}
+
+/// Scales `row` to length 1, or leaves it if it is zero. The arithmetic is f64, scaled so that no
+/// row's square overflows or vanishes.
+pub(crate) fn normalize_row<R: Real>(row: &mut [R]) {
+    let largest = row.iter().fold(0.0, |m: f64, x| m.max(x.to_f64().abs()));
+    if largest > 0.0 {
+        let norm = row
+            .iter()
+            .map(|x| (x.to_f64() / largest).powi(2))
+            .sum::<f64>()
+            .sqrt();
+        for x in row {
+            *x = R::from_f64(x.to_f64() / largest / norm);
         }
     }
 }

@@ -21,6 +21,9 @@ pub struct Shapes {
     pub top_k: Option<usize>,
     /// Whether each row has a label.
     pub labels: bool,
+    /// `[n_data, K + 1]`: the rows of the [`Bank`](crate::Bank), and how many of them are keys of each
+    /// row, for an evaluation with a bank.
+    pub bank: Option<[usize; 2]>,
 }
 
 impl Shapes {
@@ -35,6 +38,7 @@ impl Shapes {
             row_weights: false,
             top_k: None,
             labels: false,
+            bank: None,
         }
     }
 
@@ -53,6 +57,16 @@ impl Shapes {
     pub const fn with_labels(self) -> Self {
         Shapes {
             labels: true,
+            ..self
+        }
+    }
+
+    /// The same batch with a bank of `samples` rows, of which each row of the batch has `keys` as its
+    /// keys.
+    #[must_use]
+    pub const fn with_bank(self, samples: usize, keys: usize) -> Self {
+        Shapes {
+            bank: Some([samples, keys]),
             ..self
         }
     }

@@ -8,6 +8,7 @@ mod logits;
 mod pairwise;
 mod parallel;
 mod prefixes;
+mod sampled;
 mod sums;
 mod towers;
 mod triplet;
@@ -148,6 +149,11 @@ fn evaluate_in_pool<T: Element>(
         }
         Family::Towers(towers) => towers::evaluate(&towers, batch, upstream, gradient)?
             .map(|(loss, terms)| problem.value(loss, terms)),
+        Family::Sampled(sampled) => {
+            let row_losses = row_losses.as_deref_mut();
+            sampled::evaluate(&sampled, problem, batch, row_losses, gradient)?
+                .map(|(loss, kl)| problem.value(loss, kl))
+        }
         Family::Logits(logits) => {
             let loss =
                 logits::evaluate(&logits, problem, batch, row_losses.as_deref_mut(), gradient)?;

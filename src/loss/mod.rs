@@ -19,8 +19,8 @@ pub use parameter::ParameterValue;
 pub(crate) use parameter::{Parameter, Range};
 pub(crate) use registry::for_each_loss;
 pub use spec::{
-    Contrastive, Enqueue, Family, Logits, Normalizer, Pairwise, Penalty, QueueUse, Relation, Spec,
-    Target, TeacherUse, Towers, Triplet,
+    Contrastive, Enqueue, Family, Logits, Normalizer, Pairwise, Penalty, QueueUse, Relation,
+    Sampled, Spec, Target, TeacherUse, Towers, Triplet,
 };
 
 use crate::checks::{at_most, not_empty, same};
@@ -158,6 +158,7 @@ impl Loss {
             });
         }
         self.validate_towers(&spec, shapes)?;
+        validate_bank(&spec, shapes)?;
         if let Family::Pairwise(Pairwise {
             penalty: Penalty::Order { .. },
             ..
@@ -252,6 +253,29 @@ impl Loss {
         at_most("classes", shapes.student_dim, classes)?;
         // The rows are not there.
         same("teacher_dim", 0, shapes.teacher_dim)
+    }
+}
+
+/// Checks the number of sampled keys.
+fn validate_bank(spec: &Spec, shapes: &Shapes) -> Result<()> {
+    match (spec.family, shapes.bank) {
+        (Family::Sampled(loss), Some([samples, keys])) => {
+            not_empty("bank samples", samples)?;
+            not_empty("indices", keys)?;
+            match loss {
+                Sampled::Nce { .. } => not_empty("negatives", keys - 1),
+                Sampled::Teacher { .. } => Ok(()),
+            }
+        }
+        (Family::Sampled(_), None) => Err(Error::Missing {
+            argument: "bank",
+            expected: "a bank, and the indices of each row's keys",
+        }),
+        (_, Some(_)) => Err(Error::Unexpected {
+            argument: "bank",
+            loss: spec.name,
+        }),
+        (_, None) => Ok(()),
     }
 }
 

@@ -21,6 +21,8 @@ macro_rules! for_each_loss {
             clip Clip "clip" "CLIP with two trained towers, hard and soft." Never;
             sig_lip SigLip "siglip" "SigLIP: a sigmoid for each pair." Never;
             sup_con SupCon "sup-con" "Supervised contrastive learning; NT-Xent." Never;
+            crd Crd "crd" "Contrastive representation distillation with a memory bank." Never;
+            rrd_bank RrdBank "rrd-bank" "RRD with a memory bank." Never;
             kd_kl KdKl "kd-kl" "Hinton's distillation of logits." Never;
         }
     };

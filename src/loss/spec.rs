@@ -138,6 +138,8 @@ pub enum Family {
     Logits(Logits),
     /// Rows that are compared with one another and all trained: CLIP, SigLIP, SupCon.
     Towers(Towers),
+    /// Each row with keys of its own, sampled from a bank: CRD, RRD with a bank.
+    Sampled(Sampled),
 }
 
 /// The pairwise family: `L = 1/N² Σ_ij penalty( r_ij(X)/s(X), r_ij(Y)/s(Y) )`.
@@ -317,6 +319,43 @@ impl Towers {
     }
 }
 
+/// The sampled family: ⟨x̂_i, key_ik⟩ of each row with keys of its own, which are rows of a
+/// [`Bank`](crate::Bank).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sampled {
+    /// A sigmoid of each key, whether it is the row's own: CRD.
+    Nce {
+        /// τ
+        temperature: f64,
+    },
+    /// A softmax over a row's keys against the teacher's softmax over its own: RRD.
+    Teacher {
+        /// τ_s of the student's softmax.
+        student_temperature: f64,
+        /// τ_t of the teacher's softmax.
+        teacher_temperature: f64,
+        /// T, where the softmaxes are those of exp(product/T)/Z, and not of the products.
+        score_temperature: Option<f64>,
+    },
+}
+
+impl Sampled {
+    /// Of how many banks the normalizer is needed: none, the student's, or also the teacher's.
+    pub(crate) fn normalizers(&self) -> usize {
+        match self {
+            Sampled::Nce { .. } => 1,
+            Sampled::Teacher {
+                score_temperature: Some(_),
+                ..
+            } => 2,
+            Sampled::Teacher {
+                score_temperature: None,
+                ..
+            } => 0,
+        }
+    }
+}
+
 /// The logits family: the divergence of two softmaxes over classes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Logits {
@@ -338,7 +377,7 @@ impl Family {
     /// Whether the rows of a batch can have weights.
     pub(crate) fn takes_row_weights(&self) -> bool {
         match self {
-            Family::Contrastive(_) | Family::Logits(_) => true,
+            Family::Contrastive(_) | Family::Logits(_) | Family::Sampled(_) => true,
             Family::Pairwise(_) | Family::Triplet(_) | Family::Towers(_) => false,
         }
     }
@@ -348,7 +387,7 @@ impl Family {
     #[must_use]
     pub fn has_row_losses(&self) -> bool {
         match self {
-            Family::Contrastive(_) | Family::Logits(_) => true,
+            Family::Contrastive(_) | Family::Logits(_) | Family::Sampled(_) => true,
             Family::Pairwise(_) | Family::Triplet(_) | Family::Towers(_) => false,
         }
     }

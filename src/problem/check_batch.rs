@@ -5,7 +5,7 @@ use crate::batch::Batch;
 use crate::checks::same;
 use crate::element::{Element, Real};
 use crate::error::{Error, Result};
-use crate::loss::{Divergence, Family, Logits};
+use crate::loss::{Divergence, Family, Logits, Sampled};
 use crate::row_weights;
 use crate::rows::Rows;
 use crate::top_k::TopK;
@@ -71,6 +71,28 @@ impl Problem {
         if let Some(labels) = batch.labels {
             same("labels", want.rows, labels.len())?;
         }
+        agree(
+            "bank",
+            "the bank the problem was made for",
+            want.bank.is_some(),
+            got.bank.is_some(),
+        )?;
+        if let (Some([samples, keys]), Some(of_batch)) = (want.bank, batch.keys) {
+            let [got_samples, got_keys] = of_batch.shape(want.rows);
+            same("bank samples", samples, got_samples)?;
+            let (teachers, normalizers) = match self.spec().family {
+                Family::Sampled(loss) => (matches!(loss, Sampled::Teacher { .. }), loss.normalizers()),
+                _ => (false, 0),
+            };
+            if of_batch.teacher_bank.is_some() && !teachers {
+                return Err(Error::Unexpected {
+                    argument: "teacher_bank",
+                    loss,
+                });
+            }
+            of_batch.check(want.rows, want.student_dim, normalizers)?;
+            same("indices of a row", keys, got_keys)?;
+        }
         if self.checked {
             match self.spec().family {
                 Family::Logits(loss) => check_logits(&loss, self.classes(), batch)?,
@@ -78,7 +100,7 @@ impl Problem {
                     batch.student.check_finite("student")?;
                     batch.teacher.check_finite("teacher")?;
                 }
-                Family::Contrastive(_) => check_keyed(batch)?,
+                Family::Contrastive(_) | Family::Sampled(_) => check_keyed(batch)?,
             }
         }
         Ok(())
@@ -95,9 +117,10 @@ fn counts<T: Element>(batch: &Batch<'_, T>, row: usize) -> bool {
 fn check_keyed<T: Element>(batch: &Batch<'_, T>) -> Result<()> {
     let counts = |row: usize| counts(batch, row);
     batch.student.check_finite_where("student", counts)?;
-    match batch.queue {
-        Some(_) => batch.teacher.check_finite_where("teacher", counts),
-        None => batch.teacher.check_finite("teacher"),
+    // What is no key of another row may hold anything, if it does not count.
+    match batch.queue.is_some() || batch.keys.is_some() {
+        true => batch.teacher.check_finite_where("teacher", counts),
+        false => batch.teacher.check_finite("teacher"),
     }
 }
 

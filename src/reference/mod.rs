@@ -6,6 +6,7 @@
 //! (`row_weights.rs`), a list for a tail (`top_k.rs`). Each loss has a file of its own.
 
 mod clip;
+mod crd;
 mod dark_rank;
 mod divergence;
 mod gram;
@@ -16,15 +17,17 @@ mod pkt;
 mod rkd_angle;
 mod rkd_distance;
 mod rrd;
+mod rrd_bank;
 mod sig_lip;
 mod sp;
 mod sup_con;
 
 use half::{bf16, f16};
 
+use crate::bank::{Bank, SampledKeys};
 use crate::batch::Batch;
 use crate::device::{Device, sealed::Sealed};
-use crate::element::{DType, Element};
+use crate::element::{DType, Element, Real};
 use crate::error::Result;
 use crate::loss::{Family, Loss, Relation, Rkd, duplicate_distance};
 use crate::problem::{Problem, Value};
@@ -165,7 +168,7 @@ fn evaluate_rows<T: Element>(
     // A row that counts for nothing may hold anything. A teacher's row in the batch is a key of the
     // other rows too.
     student.clear_rows(|i| shares[i] == 0.0);
-    if queue.is_some() {
+    if queue.is_some() || batch.keys.is_some() {
         teacher.clear_rows(|i| shares[i] == 0.0);
     }
     if !(student.is_finite() && teacher.is_finite()) {
@@ -178,7 +181,11 @@ fn evaluate_rows<T: Element>(
 
     let epsilon = match problem.spec().family {
         Family::Pairwise(pairwise) => pairwise.norm_epsilon,
-        Family::Triplet(_) | Family::Contrastive(_) | Family::Logits(_) | Family::Towers(_) => 0.0,
+        Family::Triplet(_)
+        | Family::Contrastive(_)
+        | Family::Logits(_)
+        | Family::Towers(_)
+        | Family::Sampled(_) => 0.0,
     };
     let norms = problem.spec().normalize.then(|| {
         teacher.normalize(epsilon);
@@ -187,7 +194,10 @@ fn evaluate_rows<T: Element>(
     let relates_distances = match problem.spec().family {
         Family::Pairwise(pairwise) => !pairwise.relation.is_of_directions(),
         Family::Triplet(_) => true,
-        Family::Contrastive(_) | Family::Logits(_) | Family::Towers(_) => false,
+        Family::Contrastive(_)
+        | Family::Logits(_)
+        | Family::Towers(_)
+        | Family::Sampled(_) => false,
     };
     if norms.is_some() && relates_distances {
         for rows in [&mut student, &mut teacher] {
@@ -216,6 +226,14 @@ fn evaluate_rows<T: Element>(
         Loss::SigLip(loss) => sig_lip::sig_lip(loss, &student),
         // `Problem` lets no such batch through without labels.
         Loss::SupCon(loss) => sup_con::sup_con(loss, &student, batch.labels.unwrap_or_default()),
+        Loss::Crd(loss) => {
+            let [keys, _] = Keys::of(batch.keys);
+            crd::crd(loss, &student, &keys, &shares, &mut losses)
+        }
+        Loss::RrdBank(loss) => {
+            let keys = Keys::of(batch.keys);
+            rrd_bank::rrd_bank(loss, &student, &teacher, &keys, &shares, &mut losses)
+        }
         // Its rows may hold infinities, and have weights.
         Loss::KdKl(_) => unreachable!("evaluated above"),
     };
@@ -270,6 +288,41 @@ fn expect_queue(queue: Option<Matrix>) -> Matrix {
         data: Vec::new(),
         dim: 1,
     })
+}
+
+/// The rows of a bank that are keys.
+struct Keys<'a> {
+    bank: Matrix,
+    normalizer: f64,
+    /// `[N, K + 1]`
+    indices: &'a [u32],
+}
+
+impl<'a> Keys<'a> {
+    /// Those of the student's and of the teacher's rows. `Problem` refuses a batch that lacks them;
+    /// none stand in so that this stays total.
+    fn of<R: Real>(keys: Option<SampledKeys<'a, R>>) -> [Self; 2] {
+        let banks = keys.map(|keys| keys.banks());
+        let indices = keys.map_or(&[][..], |keys| keys.indices);
+        [0, 1].map(|side| {
+            let bank: Option<&Bank<R>> = banks.map(|banks| banks[side]);
+            Keys {
+                bank: match bank {
+                    Some(bank) => Matrix::new(bank.rows()),
+                    None => expect_queue(None),
+                },
+                normalizer: bank.and_then(Bank::normalizer).unwrap_or(f64::NAN),
+                indices,
+            }
+        })
+    }
+
+    /// The keys of row i of `rows`.
+    fn of_row(&self, i: usize, rows: usize) -> impl Iterator<Item = &[f64]> {
+        let count = self.indices.len() / rows;
+        let indices = &self.indices[i * count..][..count];
+        indices.iter().map(|&index| self.bank.row(index as usize))
+    }
 }
 
 /// A loss of δ, student and teacher.
