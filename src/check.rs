@@ -25,6 +25,9 @@ const LEAST_GRADIENT: f64 = 1e-5;
 const STEP: f64 = 1e-5;
 /// The same for a loss that is linear but for its kinks: the shorter the step, the fewer are within.
 const STEP_BETWEEN_KINKS: f64 = 5e-7;
+/// The same for a softmax of scores that are exponentials. Most of them are far below 1, and a change
+/// of the student changes the loss by as little.
+const STEP_OF_SCORES: f64 = 1e-4;
 
 /// How far a device's result is from the definition.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -160,11 +163,13 @@ fn difference_error<T: Element>(
         );
         wide.queue = queue.as_ref();
         wide.labels = batch.labels;
-        wide.keys = keys.as_ref().map(|(bank, teacher_bank, indices)| SampledKeys {
-            bank,
-            teacher_bank: teacher_bank.as_ref(),
-            indices,
-        });
+        wide.keys = keys
+            .as_ref()
+            .map(|(bank, teacher_bank, indices)| SampledKeys {
+                bank,
+                teacher_bank: teacher_bank.as_ref(),
+                indices,
+            });
         wide.row_weights = weights.as_deref();
         if let (Some(top_k), Some(logarithms)) = (batch.top_k, &logarithms) {
             let shape = [shapes.rows, top_k.k()];
@@ -282,7 +287,14 @@ impl Unit {
                 ..
             }) => {
                 let temperature = student_temperature.min(score_temperature.unwrap_or(1.0));
-                softmax_of_keys(temperature, normalize)
+                let unit = softmax_of_keys(temperature, normalize);
+                match score_temperature {
+                    None => unit,
+                    Some(_) => Unit {
+                        step: STEP_OF_SCORES,
+                        ..unit
+                    },
+                }
             }
             Family::Logits(loss) => Unit {
                 student: larger(loss.student_temperature * (x.len() as f64).sqrt()),

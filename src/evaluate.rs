@@ -6,8 +6,8 @@ use crate::device::Device;
 use crate::element::{Element, Real};
 use crate::error::{Error, Result};
 use crate::loss::{
-    Clip, Crd, DarkRank, Enqueue, Gram, InfoNce, KdKl, Loss, Order, Pkt, Range, Relation, Rkd, RkdAngle,
-    RkdDistance, Rrd, RrdBank, SigLip, Sp, SupCon, for_each_loss,
+    Clip, Crd, DarkRank, Enqueue, Gram, InfoNce, KdKl, Loss, Order, Pkt, Range, Relation, Rkd,
+    RkdAngle, RkdDistance, Rrd, RrdBank, SigLip, Sp, SupCon, for_each_loss,
 };
 use crate::problem::{Evaluation, Problem, Value};
 use crate::queue::Queue;

@@ -257,7 +257,9 @@ fn losses_of_inputs_that_are_not_finite_are_nan() {
                             Family::Pairwise(_) | Family::Triplet(_) | Family::Towers(_) => {
                                 nan.all(|nan| nan)
                             }
-                            Family::Contrastive(_) | Family::Logits(_) => nan.any(|nan| nan),
+                            Family::Contrastive(_) | Family::Logits(_) | Family::Sampled(_) => {
+                                nan.any(|nan| nan)
+                            }
                         };
                         assert!(reached, "{label}: the gradient hides it");
                     }

@@ -123,7 +123,8 @@ fn relational(device: &impl Device<f32, Gradient = f32>, shape: [usize; 3]) {
                 Family::Pairwise(_)
                 | Family::Contrastive(_)
                 | Family::Logits(_)
-                | Family::Towers(_) => SEEDS,
+                | Family::Towers(_)
+                | Family::Sampled(_) => SEEDS,
             };
             let unit = if loss.spec().normalize {
                 " of unit rows"

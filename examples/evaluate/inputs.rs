@@ -156,7 +156,9 @@ impl Sources {
                 })
                 | Family::Triplet(_) => &digits.triples,
                 Family::Pairwise(_) => &digits.embedding,
-                Family::Contrastive(_) | Family::Towers(_) => &digits.projection,
+                Family::Contrastive(_) | Family::Towers(_) | Family::Sampled(_) => {
+                    &digits.projection
+                }
                 Family::Logits(_) => &digits.logits,
             },
         };

@@ -46,7 +46,8 @@ impl<'a> Parts<'a> {
             Family::Pairwise(_)
             | Family::Triplet(_)
             | Family::Contrastive(_)
-            | Family::Towers(_) => inputs.student.groups,
+            | Family::Towers(_)
+            | Family::Sampled(_) => inputs.student.groups,
             Family::Logits(_) => None,
         };
         Parts {
@@ -148,7 +149,8 @@ fn reference_products(loss: &Loss, parts: Parts, inputs: &Inputs) -> f64 {
             Family::Pairwise(_)
             | Family::Contrastive(_)
             | Family::Logits(_)
-            | Family::Towers(_) => 0.0,
+            | Family::Towers(_)
+            | Family::Sampled(_) => 0.0,
         }
 }
 
@@ -170,8 +172,9 @@ fn select(options: &Options, sources: &Sources) -> Result<Vec<Loss>> {
     let named = options.losses();
     let all = named.is_empty();
     let mut selected = Vec::new();
-    // Losses of trained towers need files of their own.
-    let against_teacher = |loss: &Loss| !matches!(loss.spec().family, Family::Towers(_));
+    // Losses of trained towers and of a bank need files of their own.
+    let of_more = |family| matches!(family, Family::Towers(_) | Family::Sampled(_));
+    let against_teacher = |loss: &Loss| !of_more(loss.spec().family);
     let known = Loss::all().into_iter().filter(against_teacher);
     for loss in if all { known.collect() } else { named } {
         let loss = configure(loss, options);

@@ -47,9 +47,9 @@ pub(super) fn evaluate<T: Element>(
     let (rows, dim) = (batch.student.len(), batch.student.dim());
     let mean = RowMean::new(rows, batch.row_weights, problem.upstream());
     // A row that has no share may hold anything.
-    let clear = |rows| {
-        mean.shares()
-            .map_or(Ok(None), |shares| cleared(rows, shares))
+    let clear = |rows: Rows<'_, T>| match mean.shares() {
+        Some(shares) if rows.dim() > 0 => cleared(rows, shares),
+        _ => Ok(None),
     };
     let copies = [clear(batch.student)?, clear(batch.teacher)?];
     let [student, teacher] = [
@@ -132,7 +132,10 @@ impl<R: Real> Pass<'_, R> {
     /// log Z of the bank of this side.
     fn log_normalizer(&self, side: usize) -> f64 {
         // `Problem` lets no bank through that lacks one.
-        self.keys.banks()[side].normalizer().unwrap_or(f64::NAN).ln()
+        self.keys.banks()[side]
+            .normalizer()
+            .unwrap_or(f64::NAN)
+            .ln()
     }
 
     /// The loss of a row. Products become coefficients of the keys.
@@ -179,10 +182,10 @@ impl<R: Real> Pass<'_, R> {
         };
         to_logits(0, student, student_temperature);
         to_logits(1, teacher, teacher_temperature);
-        let (log_sum_s, log_sum_t) = (log_sum(student), log_sum(teacher));
+        let [of_student, of_teacher] = [LogSum::new(student), LogSum::new(teacher)];
         let (mut cross_entropy, mut kl, mut weight, mut moment) = (0.0, 0.0, 0.0, 0.0);
         for (&s, &t) in student.iter().zip(&*teacher) {
-            let (log_p, log_q) = (t - log_sum_t, s - log_sum_s);
+            let (log_p, log_q) = (of_teacher.log_of(t), of_student.log_of(s));
             let p = log_p.exp();
             cross_entropy -= p * log_q;
             kl += p * (log_p - log_q);
@@ -197,26 +200,30 @@ impl<R: Real> Pass<'_, R> {
         if close {
             // Once more: the first mean is only as exact as the largest difference.
             let rest = student.iter().zip(&*teacher);
-            let rest: f64 = rest.map(|(s, t)| (t - log_sum_t).exp() * (t - s - mean)).sum();
+            let rest: f64 = rest
+                .map(|(s, t)| of_teacher.log_of(*t).exp() * (t - s - mean))
+                .sum();
             mean += rest / weight;
         }
         let excess: f64 = match close {
             false => 0.0,
             true => {
                 let terms = student.iter().zip(&*teacher);
-                terms.map(|(s, t)| Ratio::new(t - log_sum_t, mean - (t - s)).excess).sum()
+                terms
+                    .map(|(s, t)| Ratio::new(of_teacher.log_of(*t), mean - (t - s)).excess)
+                    .sum()
             }
         };
         if close {
             kl = excess.ln_1p();
         }
         for (s, &t) in student.iter_mut().zip(&*teacher) {
-            let log_p = t - log_sum_t;
+            let log_p = of_teacher.log_of(t);
             let difference = if close {
                 let ratio = Ratio::new(log_p, mean - (t - *s));
                 (ratio.less_p - log_p.exp() * excess) / (1.0 + excess)
             } else {
-                (*s - log_sum_s).exp() - log_p.exp()
+                of_student.log_of(*s).exp() - log_p.exp()
             };
             // ∂logit/∂product: of a score it is the score over T.
             let slope = match score_temperature {
@@ -260,10 +267,36 @@ impl Ratio {
     }
 }
 
-/// log Σ exp
-fn log_sum(logits: &[f64]) -> f64 {
-    let most = logits.iter().fold(f64::NEG_INFINITY, |m, &l| m.max(l));
-    most + logits.iter().map(|l| (l - most).exp()).sum::<f64>().ln()
+/// log Σ exp of logits, in two parts: where one logit has nearly all of the softmax, the rest is not
+/// lost.
+#[derive(Clone, Copy)]
+struct LogSum {
+    most: f64,
+    /// The log-sum less the largest logit; at least 0.
+    excess: f64,
+}
+
+impl LogSum {
+    fn new(logits: &[f64]) -> Self {
+        let (mut at, mut most) = (0, f64::NEG_INFINITY);
+        for (k, &logit) in logits.iter().enumerate() {
+            if logit > most {
+                (at, most) = (k, logit);
+            }
+        }
+        let (before, rest) = logits.split_at(at);
+        let others = before.iter().chain(&rest[1..]);
+        let sum: f64 = others.map(|logit| (logit - most).exp()).sum();
+        LogSum {
+            most,
+            excess: sum.ln_1p(),
+        }
+    }
+
+    /// The logarithm of the softmax.
+    fn log_of(self, logit: f64) -> f64 {
+        logit - self.most - self.excess
+    }
 }
 
 /// A row at length 1, or zeros; and what its length was.

@@ -81,7 +81,9 @@ impl Problem {
             let [got_samples, got_keys] = of_batch.shape(want.rows);
             same("bank samples", samples, got_samples)?;
             let (teachers, normalizers) = match self.spec().family {
-                Family::Sampled(loss) => (matches!(loss, Sampled::Teacher { .. }), loss.normalizers()),
+                Family::Sampled(loss) => {
+                    (matches!(loss, Sampled::Teacher { .. }), loss.normalizers())
+                }
                 _ => (false, 0),
             };
             if of_batch.teacher_bank.is_some() && !teachers {

@@ -40,10 +40,7 @@ impl Problem {
     pub fn with_groups(self, groups: usize) -> Result<Self> {
         match self.spec().family {
             Family::Pairwise(_) | Family::Triplet(_) => {}
-            Family::Contrastive(_)
-            | Family::Logits(_)
-            | Family::Towers(_)
-            | Family::Sampled(_) => {
+            Family::Contrastive(_) | Family::Logits(_) | Family::Towers(_) | Family::Sampled(_) => {
                 return Err(Error::Unexpected {
                     argument: "groups",
                     loss: self.loss.name(),

@@ -194,10 +194,9 @@ fn evaluate_rows<T: Element>(
     let relates_distances = match problem.spec().family {
         Family::Pairwise(pairwise) => !pairwise.relation.is_of_directions(),
         Family::Triplet(_) => true,
-        Family::Contrastive(_)
-        | Family::Logits(_)
-        | Family::Towers(_)
-        | Family::Sampled(_) => false,
+        Family::Contrastive(_) | Family::Logits(_) | Family::Towers(_) | Family::Sampled(_) => {
+            false
+        }
     };
     if norms.is_some() && relates_distances {
         for rows in [&mut student, &mut teacher] {

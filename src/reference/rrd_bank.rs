@@ -47,10 +47,7 @@ pub(super) fn rrd_bank(
         }
         cross_entropy += shares[i] * row_losses[i];
     }
-    (
-        Value::with_terms(cross_entropy, [("kl", kl)]),
-        gradient,
-    )
+    (Value::with_terms(cross_entropy, [("kl", kl)]), gradient)
 }
 
 /// exp(⟨row, key⟩/T)/Z of all keys, or the products themselves.

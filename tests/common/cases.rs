@@ -290,7 +290,8 @@ impl Case {
             Family::Pairwise(_)
             | Family::Triplet(_)
             | Family::Contrastive(_)
-            | Family::Towers(_) => (self.flops(), "flop/s"),
+            | Family::Towers(_)
+            | Family::Sampled(_) => (self.flops(), "flop/s"),
         }
     }
 }

@@ -3,7 +3,7 @@
 use relata::{
     Clip, Contrastive, DarkRank, Device, Divergence, Element, Enqueue, Evaluation, Family, InfoNce,
     KdKl, Logits, Loss, Order, ParameterValue, Queue, QueueUse, Result, Rkd, RkdAngle, RkdDistance,
-    Rows, Rrd, Shapes, SigLip, SupCon, Target, Towers,
+    Rows, Rrd, Sampled, Shapes, SigLip, SupCon, Target, Towers,
 };
 
 /// Whether the loss L2-normalises its rows first, so that their lengths do not count. PKT's ε makes
@@ -31,6 +31,15 @@ pub(crate) fn least_temperature(loss: &Loss) -> Option<f64> {
         }) => Some(temperature.min(teacher_temperature)),
         Family::Towers(Towers::Sigmoid { scale, .. }) => Some(1.0 / scale),
         Family::Towers(Towers::Labels { temperature }) => Some(temperature),
+        Family::Sampled(Sampled::Nce { temperature }) => Some(temperature),
+        Family::Sampled(Sampled::Teacher {
+            student_temperature,
+            teacher_temperature,
+            score_temperature,
+        }) => {
+            let least = student_temperature.min(teacher_temperature);
+            Some(score_temperature.map_or(least, |t| t * least))
+        }
         Family::Contrastive(Contrastive {
             temperature,
             target,
@@ -78,7 +87,8 @@ pub(crate) fn triplets(loss: &Loss, rows: usize) -> u64 {
         | Family::Pairwise(_)
         | Family::Contrastive(_)
         | Family::Logits(_)
-        | Family::Towers(_) => 0,
+        | Family::Towers(_)
+        | Family::Sampled(_) => 0,
     }
 }
 
@@ -99,6 +109,14 @@ pub(crate) fn flops(loss: &Loss, shapes: Shapes) -> u64 {
             Target::OwnKey => 4 * n * keys * d,
         },
         Family::Logits(Logits { .. }) => FLOP_PER_CLASS * n * d,
+        // As for a queue, with keys of each row's own.
+        Family::Sampled(sampled) => {
+            let [_, keys] = shapes.bank.unwrap_or_default().map(|x| x as u64);
+            match sampled {
+                Sampled::Nce { .. } => 4 * n * keys * d,
+                Sampled::Teacher { .. } => 6 * n * keys * d,
+            }
+        }
         // Products of each pair twice, of student and teacher, and two weighted rows: of n² pairs of
         // two halves, or of all pairs.
         Family::Towers(towers) => match towers {
@@ -121,6 +139,13 @@ pub(crate) fn shapes_of(loss: &Loss, [n, d, d_t, k]: [usize; 4]) -> Vec<Shapes> 
             Towers::Sigmoid { .. } => vec![even(alone)],
             Towers::Labels { .. } => vec![alone.with_labels()],
         };
+    }
+    if let Family::Sampled(sampled) = spec.family {
+        let teacher_dim = match sampled {
+            Sampled::Nce { .. } => 0,
+            Sampled::Teacher { .. } => d,
+        };
+        return vec![Shapes::new(n, d, teacher_dim).with_bank(k, k.min(5).max(2))];
     }
     match spec.queue {
         QueueUse::Never => vec![shapes],
@@ -175,10 +200,11 @@ pub(crate) fn divergences(loss: KdKl) -> Vec<(&'static str, KdKl)> {
 }
 
 /// Every loss of a student against a teacher, with its default parameters. tests/towers.rs has those
-/// of rows that are all trained.
+/// of rows that are all trained, and tests/bank those with a bank.
 pub(crate) fn against_teachers() -> Vec<Loss> {
     let mut losses = Loss::all();
-    losses.retain(|loss| !matches!(loss.spec().family, Family::Towers(_)));
+    let of_others = |family| matches!(family, Family::Towers(_) | Family::Sampled(_));
+    losses.retain(|loss| !of_others(loss.spec().family));
     losses
 }
 

@@ -119,7 +119,7 @@ pub(crate) fn tolerance(loss: &Loss, dtype: DType) -> Tolerance {
             (Target::OwnKey, false) => tolerance_of(1e-6, 1e-6 + 1e-8 / temperature),
         },
         // As above: what divides the products magnifies their rounding.
-        Family::Towers(_) => {
+        Family::Towers(_) | Family::Sampled(_) => {
             let tau = losses::least_temperature(loss).expect("a temperature");
             if wide {
                 tolerance_of(5e-14, 1e-13 + 1e-16 / tau)
