@@ -60,7 +60,10 @@ impl Floor {
                     shape: [keys.min(MOST), d, keys.min(MOST)],
                 })
             }
-            Family::Pairwise(_) | Family::Triplet(_) | Family::Logits(_) => None,
+            // The keys of a sample lie scattered over a bank: a matrix product is no floor.
+            Family::Pairwise(_) | Family::Triplet(_) | Family::Logits(_) | Family::Sampled(_) => {
+                None
+            }
         }
     }
 

@@ -98,6 +98,11 @@ impl Gpu {
                 Some(case.flops() as f64 / 2.0 / self.fp32)
             }
             Family::Towers(_) => Some(case.flops() as f64 / 2.0 / self.fp32),
+            // The keys of a row are read for their products and for the gradient.
+            Family::Sampled(_) => {
+                let [_, keys] = case.shapes().bank.unwrap_or_default();
+                Some(8.0 * n * keys as f64 * d / self.bandwidth)
+            }
             Family::Contrastive(_) => self.tensor.map(|tensor| case.flops() as f64 / tensor),
             Family::Logits(_) => Some((2.0 * element + 4.0) * n * d / self.bandwidth),
         };

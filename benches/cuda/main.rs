@@ -210,7 +210,10 @@ fn dtypes(options: &Options, case: &Case) -> Result<Vec<DType>> {
     if options.dtypes.is_empty() {
         return Ok(match (case.loss.spec().family, case.purpose) {
             // These compute in f32 for every type of input.
-            (Family::Pairwise(_) | Family::Triplet(_) | Family::Towers(_), _) => vec![DType::F32],
+            (
+                Family::Pairwise(_) | Family::Triplet(_) | Family::Towers(_) | Family::Sampled(_),
+                _,
+            ) => vec![DType::F32],
             (Family::Contrastive(_) | Family::Logits(_), Purpose::Gpu) => vec![DType::BF16],
             (Family::Contrastive(_) | Family::Logits(_), _) => vec![DType::F32, DType::BF16],
         });

@@ -8,7 +8,9 @@ use super::machine::Machine;
 use super::plan::{Addresses, Plan, QueueAddresses, grid_size, queue_layout};
 use super::queue;
 use super::relation::{launch as launch_relation, workspace_bytes};
+use super::sampled::KeyAddresses;
 use super::workspace::Layout;
+use crate::bank::SampledKeys;
 use crate::batch::Batch;
 use crate::element::Real;
 use crate::error::Result;
@@ -43,6 +45,10 @@ pub(crate) fn evaluate<T: GpuElement, M: Machine>(
         None => None,
         Some(labels) => Some(Uploaded::new(machine, "labels", labels)?),
     };
+    let keys = match batch.keys {
+        None => None,
+        Some(keys) => Some(UploadedKeys::new(machine, &keys)?),
+    };
     let mut losses = vec![0.0f32; row_losses.as_deref().map_or(0, <[f64]>::len)];
     let of_rows = match &row_losses {
         None => None,
@@ -61,6 +67,9 @@ pub(crate) fn evaluate<T: GpuElement, M: Machine>(
         teacher: teacher.address,
         teacher_classes: classes.as_ref().map_or(0, |classes| classes.address),
         labels: labels.as_ref().map_or(0, |labels| labels.address),
+        keys: keys
+            .as_ref()
+            .map_or_else(KeyAddresses::default, UploadedKeys::addresses),
         row_weights: weights.as_ref().map_or(0, |weights| weights.address),
         queue: queue
             .as_ref()
@@ -187,6 +196,42 @@ impl<M: Machine> Output<M> {
         machine.read(&self.memory, &mut all)?;
         bytes.copy_from_slice(&all[self.skipped..]);
         Ok(())
+    }
+}
+
+/// The banks of a batch on the machine, and the indices of its keys.
+struct UploadedKeys<M: Machine> {
+    bank: Uploaded<M>,
+    teacher_bank: Option<Uploaded<M>>,
+    indices: Uploaded<M>,
+    normalizers: Uploaded<M>,
+}
+
+impl<M: Machine> UploadedKeys<M> {
+    fn new<R: Real>(machine: &mut M, keys: &SampledKeys<'_, R>) -> Result<Self> {
+        // What no loss reads may be anything.
+        let normalizers = keys
+            .banks()
+            .map(|bank| bank.normalizer().unwrap_or(f64::NAN));
+        let teacher_bank = match keys.teacher_bank {
+            None => None,
+            Some(bank) => Some(Uploaded::new(machine, "bank", bank.rows().as_slice())?),
+        };
+        Ok(UploadedKeys {
+            bank: Uploaded::new(machine, "bank", keys.bank.rows().as_slice())?,
+            teacher_bank,
+            indices: Uploaded::new(machine, "indices", keys.indices)?,
+            normalizers: Uploaded::new(machine, "normalizers", &normalizers)?,
+        })
+    }
+
+    fn addresses(&self) -> KeyAddresses {
+        let teacher_bank = self.teacher_bank.as_ref().unwrap_or(&self.bank);
+        KeyAddresses {
+            banks: [self.bank.address, teacher_bank.address],
+            indices: self.indices.address,
+            normalizers: self.normalizers.address,
+        }
     }
 }
 

@@ -348,6 +348,22 @@ kernels! {
     };
     /// Towers: the gradient of a row as it came, and the loss: a block for a row.
     TOWERS_FINISH: super::towers::FinishArguments, 256 => once relata_towers_finish;
+    /// Sampled keys: products of rows with their keys, a block for a row and a split of its keys.
+    SAMPLED_PRODUCTS: super::sampled::ProductArguments, 256 => by GpuDType {
+        F32: relata_sampled_products_f32,
+        F16: relata_sampled_products_f16,
+        BF16: relata_sampled_products_bf16,
+    };
+    /// Sampled keys: losses and coefficients, a block for a row.
+    SAMPLED_ROWS: super::sampled::RowArguments, 256 => once relata_sampled_rows;
+    /// Sampled keys: the keys under their coefficients.
+    SAMPLED_GRADIENT: super::sampled::GradientArguments, 256 => once relata_sampled_gradient;
+    /// Sampled keys: the gradient of a row as it came, and the loss: a block for a row.
+    SAMPLED_FINISH: super::sampled::FinishArguments, 256 => by GpuDType {
+        F32: relata_sampled_finish_f32,
+        F16: relata_sampled_finish_f16,
+        BF16: relata_sampled_finish_bf16,
+    };
     /// softmax(x/τ) of every row: a block for a row.
     SOFTMAX: super::logits::SoftmaxArguments, 256 => by GpuDType {
         F32: relata_softmax_f32,

@@ -24,6 +24,7 @@ mod pairwise;
 pub(crate) mod queue;
 mod relation;
 mod row_shares;
+mod sampled;
 mod towers;
 mod triplet;
 mod tuning;

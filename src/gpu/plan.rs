@@ -3,7 +3,7 @@
 use super::groups::Groups;
 use super::machine::{Launcher, Limits};
 use super::workspace::Layout;
-use super::{contrastive, logits, pairwise, queue, towers, triplet};
+use super::{contrastive, logits, pairwise, queue, sampled, towers, triplet};
 use crate::error::{Error, Result};
 use crate::gpu::element::GpuDType;
 use crate::loss::Family;
@@ -20,6 +20,8 @@ pub(crate) struct Addresses {
     pub(crate) teacher_classes: u64,
     /// `[N]` u32, the rows' labels; 0 where they have none.
     pub(crate) labels: u64,
+    /// The keys of each row; 0 where they have none.
+    pub(crate) keys: sampled::KeyAddresses,
     /// `[N]` f32, the rows' weights; 0 where they have none.
     pub(crate) row_weights: u64,
     /// `[capacity, pitch]` and the ring's state; 0 where the loss has no queue.
@@ -57,6 +59,7 @@ enum Passes {
     Contrastive(contrastive::Plan),
     Logits(logits::Plan),
     Towers(towers::Plan),
+    Sampled(sampled::Plan),
 }
 
 impl Plan {
@@ -81,6 +84,9 @@ impl Plan {
             }
             Family::Towers(loss) => {
                 Passes::Towers(towers::Plan::new(loss, problem, dtype, limits, at)?)
+            }
+            Family::Sampled(loss) => {
+                Passes::Sampled(sampled::Plan::new(loss, problem, dtype, limits, at)?)
             }
             Family::Logits(loss) => {
                 Passes::Logits(logits::Plan::new(&loss, problem, dtype, limits, at)?)
@@ -110,7 +116,8 @@ impl Plan {
             Passes::Pairwise(_)
             | Passes::Contrastive(_)
             | Passes::Logits(_)
-            | Passes::Towers(_) => Self::new(problem, dtype, limits),
+            | Passes::Towers(_)
+            | Passes::Sampled(_) => Self::new(problem, dtype, limits),
         }
     }
 
@@ -138,6 +145,7 @@ impl Plan {
             Passes::Contrastive(plan) => plan.launch(launcher, at),
             Passes::Logits(plan) => plan.launch(launcher, at),
             Passes::Towers(plan) => plan.launch(launcher, at),
+            Passes::Sampled(plan) => plan.launch(launcher, at),
         }
     }
 }

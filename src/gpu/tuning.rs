@@ -100,6 +100,17 @@ pub(crate) mod towers {
     pub(crate) const BLOCKS: usize = 2;
 }
 
+/// Sampled keys: kernels/sampled_products.cu and sampled_gradient.cu.
+pub(crate) mod sampled {
+    /// Columns of the gradient of a block. Fixed by `COLUMNS` in kernels/sampled_gradient.cu.
+    pub(crate) const COLUMNS: usize = 128;
+    /// Blocks of a multiprocessor. Guess: twice what `EXPORT_KERNEL` asks for, as keys of other
+    /// blocks are not equally near.
+    pub(crate) const BLOCKS: usize = 8;
+    /// Keys of a split, at least. Guess: so that a block does not read its row for less.
+    pub(crate) const LEAST_KEYS_OF_SPLIT: usize = 128;
+}
+
 /// The order of pairs: kernels/pairwise_order.cu.
 pub(crate) mod order {
     /// Pairs of a block. Fixed by `OWN`.

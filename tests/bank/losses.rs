@@ -171,6 +171,12 @@ fn every_device_agrees_with_the_reference() {
         assert_devices_agree::<T, _>(&Cpu);
     }
     for_every_dtype!(on_the_host());
+    #[cfg(feature = "emulator")]
+    {
+        assert_devices_agree::<f32, _>(&relata::Emulator::new());
+        assert_devices_agree::<half::f16, _>(&relata::Emulator::new().seed(1));
+        assert_devices_agree::<half::bf16, _>(&relata::Emulator::new().seed(2));
+    }
 }
 
 /// The formulas as the code has them, from nothing of this crate.

@@ -335,7 +335,7 @@ fn matrix(
     spec.rows_of(shape).ok_or_else(|| {
         let expected = match spec.family {
             Family::Pairwise(_) | Family::Triplet(_) => "[N, D] or [B, N, D]",
-            Family::Contrastive(_) | Family::Towers(_) => "[N, D]",
+            Family::Contrastive(_) | Family::Towers(_) | Family::Sampled(_) => "[N, D]",
             Family::Logits(_) => "[N, C] or [B, T, V]",
         };
         Error::Shape {

@@ -257,7 +257,7 @@ fn shape(
         argument,
         expected: match spec.family {
             Family::Pairwise(_) | Family::Triplet(_) => "a matrix, or groups [B, N, D]",
-            Family::Contrastive(_) | Family::Towers(_) => "a matrix",
+            Family::Contrastive(_) | Family::Towers(_) | Family::Sampled(_) => "a matrix",
             Family::Logits(_) => "a matrix, or logits [B, T, V]",
         },
         got: format!("the shape {:?}", tensor.size()),

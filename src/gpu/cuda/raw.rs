@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::gpu::element::GpuDType;
 use crate::gpu::element::GpuElement;
 use crate::gpu::plan::{Addresses, Plan, QueueAddresses};
+use crate::gpu::sampled::KeyAddresses;
 use crate::gpu::workspace::Layout;
 use crate::problem::Problem;
 
@@ -71,9 +72,16 @@ impl RawEvaluator {
     /// with the keys that have entered.
     ///
     /// # Errors
+    /// [`Error::Missing`] for a problem with a bank: a bank cannot lie on a GPU yet.
     /// [`Error::NoContext`] if no context is current. [`Error::TooLarge`] if there are more rows or
     /// columns than the kernels can count. Otherwise as [`Cuda::new`](super::Cuda::new).
     pub fn new<T: GpuElement>(problem: &Problem) -> Result<Self> {
+        if problem.shapes().bank.is_some() {
+            return Err(Error::Missing {
+                argument: "bank",
+                expected: "the device Cuda, which takes banks in the host's memory",
+            });
+        }
         let context = KernelContext::current()?;
         let plan = Plan::new(problem, GpuDType::of::<T>(), context.gpu().limits)?;
         // Which kernels a plan launches depends on no address, but on whether someone asks for the
@@ -201,6 +209,8 @@ impl RawEvaluator {
             teacher_classes: buffers.teacher_classes,
             row_weights: buffers.row_weights,
             labels: buffers.labels,
+            // `new` refuses a bank.
+            keys: KeyAddresses::default(),
             queue,
             gradient: buffers.gradient,
             value: buffers.value,

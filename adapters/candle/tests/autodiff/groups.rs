@@ -136,7 +136,7 @@ fn shapes_without_a_meaning_are_refused() -> Result<()> {
     // More dimensions than a loss has a meaning for; none has one for a vector.
     for of_loss in Loss::all() {
         let most = match of_loss.spec().family {
-            Family::Contrastive(_) | Family::Towers(_) => 2,
+            Family::Contrastive(_) | Family::Towers(_) | Family::Sampled(_) => 2,
             Family::Pairwise(_) | Family::Triplet(_) => 3,
             Family::Logits(_) => 9,
         };
