@@ -539,6 +539,8 @@ fn loss_names_parse_and_unknown_names_are_refused() {
             "clip",
             "siglip",
             "sup-con",
+            "crd",
+            "rrd-bank",
             "kd-kl"
         ]
     );
@@ -555,7 +557,7 @@ fn loss_names_parse_and_unknown_names_are_refused() {
         assert_eq!(error, want);
     }
     let text = "loss: expected one of rkd-distance, rkd-angle, rkd, sp, gram, pkt, order, \
-                dark-rank, rrd, info-nce, clip, siglip, sup-con, kd-kl, got \"dist\"";
+                dark-rank, rrd, info-nce, clip, siglip, sup-con, crd, rrd-bank, kd-kl, got \"dist\"";
     assert_eq!(refused("dist".parse::<Loss>()).to_string(), text);
 }
 

@@ -158,7 +158,6 @@ impl Loss {
             });
         }
         self.validate_towers(&spec, shapes)?;
-        validate_bank(&spec, shapes)?;
         if let Family::Pairwise(Pairwise {
             penalty: Penalty::Order { .. },
             ..
@@ -167,17 +166,24 @@ impl Loss {
             at_most("rows", Order::MOST_ROWS, shapes.rows)?;
         }
         match (spec.queue, shapes.queue) {
-            (QueueUse::Required, None) => Err(Error::Missing {
-                argument: "queue",
-                expected: "a queue of teacher keys",
-            }),
-            (QueueUse::Required | QueueUse::Optional, Some(keys)) => not_empty("queue keys", keys),
-            (QueueUse::Optional | QueueUse::Never, None) => Ok(()),
-            (QueueUse::Never, Some(_)) => Err(Error::Unexpected {
-                argument: "queue",
-                loss: spec.name,
-            }),
+            (QueueUse::Required, None) => {
+                return Err(Error::Missing {
+                    argument: "queue",
+                    expected: "a queue of teacher keys",
+                });
+            }
+            (QueueUse::Required | QueueUse::Optional, Some(keys)) => {
+                not_empty("queue keys", keys)?;
+            }
+            (QueueUse::Optional | QueueUse::Never, None) => {}
+            (QueueUse::Never, Some(_)) => {
+                return Err(Error::Unexpected {
+                    argument: "queue",
+                    loss: spec.name,
+                });
+            }
         }
+        validate_bank(&spec, shapes)
     }
 
     /// Checks the labels, the halves, and that something is left to compare.

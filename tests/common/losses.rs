@@ -145,7 +145,7 @@ pub(crate) fn shapes_of(loss: &Loss, [n, d, d_t, k]: [usize; 4]) -> Vec<Shapes> 
             Sampled::Nce { .. } => 0,
             Sampled::Teacher { .. } => d,
         };
-        return vec![Shapes::new(n, d, teacher_dim).with_bank(k, k.min(5).max(2))];
+        return vec![Shapes::new(n, d, teacher_dim).with_bank(k, k.clamp(2, 5))];
     }
     match spec.queue {
         QueueUse::Never => vec![shapes],
@@ -202,9 +202,15 @@ pub(crate) fn divergences(loss: KdKl) -> Vec<(&'static str, KdKl)> {
 /// Every loss of a student against a teacher, with its default parameters. tests/towers.rs has those
 /// of rows that are all trained, and tests/bank those with a bank.
 pub(crate) fn against_teachers() -> Vec<Loss> {
+    let mut losses = without_banks();
+    losses.retain(|loss| !matches!(loss.spec().family, Family::Towers(_)));
+    losses
+}
+
+/// Every loss that needs no bank, with its default parameters.
+pub(crate) fn without_banks() -> Vec<Loss> {
     let mut losses = Loss::all();
-    let of_others = |family| matches!(family, Family::Towers(_) | Family::Sampled(_));
-    losses.retain(|loss| !of_others(loss.spec().family));
+    losses.retain(|loss| !matches!(loss.spec().family, Family::Sampled(_)));
     losses
 }
 
