@@ -269,12 +269,14 @@ impl Problem {
                 scale_gradient: true,
                 ..self
             }),
-            Family::Pairwise(_) | Family::Triplet(_) | Family::Logits(_) | Family::Towers(_) => {
-                Err(Error::Unexpected {
-                    argument: "scale_gradient",
-                    loss: self.loss.name(),
-                })
-            }
+            Family::Pairwise(_)
+            | Family::Triplet(_)
+            | Family::Logits(_)
+            | Family::Towers(_)
+            | Family::Sampled(_) => Err(Error::Unexpected {
+                argument: "scale_gradient",
+                loss: self.loss.name(),
+            }),
         }
     }
 

@@ -119,7 +119,8 @@ fn compares_two(family: &Family) -> bool {
         | Family::Pairwise(_)
         | Family::Triplet(_)
         | Family::Contrastive(_)
-        | Family::Logits(_) => false,
+        | Family::Logits(_)
+        | Family::Sampled(_) => false,
     }
 }
 

@@ -180,6 +180,7 @@ impl Plan {
             losses,
             [self.rows, self.dim],
             sets,
+            false,
         )
     }
 
