@@ -14,8 +14,8 @@ pub(crate) const MOST_TERMS: usize = 3;
 
 /// The named terms that a loss reports in addition to its value, as [`Spec::terms`] lists them:
 ///
-/// - RRD, with a queue or with a bank: `kl`, the divergence KL(p‖q). It differs from the loss, a cross-entropy, by the entropy
-///   of the teacher's distribution, and has the same gradient.
+/// - RRD, with a queue or with a bank: `kl`, the divergence KL(p‖q). It differs from the loss, a
+///   cross-entropy, by the entropy of the teacher's distribution, and has the same gradient.
 /// - RKD: `distance` and `angle`, its two parts, not weighted.
 /// - CLIP: `hard` and `soft`, its two parts, not weighted.
 /// - RRD and InfoNCE: `scale_gradient`, ∂L/∂(1/τ) with the student's τ, where it is [asked

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use relata::{DType, Divergence, Enqueue, Loss, ParameterValue, WeightPrecision};
+use relata::{DType, Divergence, Enqueue, Family, Loss, ParameterValue, WeightPrecision};
 
 use crate::devices::DeviceKind;
 use crate::failure::{Failure, Result};
@@ -14,10 +14,10 @@ use crate::towers::TowerOptions;
 /// to the student.
 ///
 /// Without files it runs on the real embeddings in examples/data. The losses of two towers and of
-/// labels (clip, siglip, sup-con) need files of their own and run where --loss names them. Prints a
-/// table, or with --json one object a line. Files are .npy (f16, f32, f64; C order) or .safetensors
-/// (F16, BF16, F32, F64; as FILE.safetensors:TENSOR, where a file with one tensor may leave the name
-/// out).
+/// labels (clip, siglip, sup-con) need files of their own and run where --loss names them. Those of a
+/// memory bank (crd, rrd-bank) are in the library only. Prints a table, or with --json one object a
+/// line. Files are .npy (f16, f32, f64; C order) or .safetensors (F16, BF16, F32, F64; as
+/// FILE.safetensors:TENSOR, where a file with one tensor may leave the name out).
 #[derive(Debug, Parser)]
 #[command(name = "evaluate", version, after_help = AFTER_HELP)]
 pub(crate) struct Options {
@@ -350,8 +350,15 @@ pub(crate) struct OutFiles {
     pub(crate) row_losses: Option<OutFile>,
 }
 
+/// Whether a loss takes a memory bank, for which there is no file here.
+pub(crate) fn needs_bank(loss: &Loss) -> bool {
+    matches!(loss.spec().family, Family::Sampled(_))
+}
+
 fn loss_help() -> String {
-    let names: Vec<_> = Loss::all().iter().map(Loss::name).collect();
+    let of_files = |loss: &&Loss| !needs_bank(loss);
+    let losses = Loss::all();
+    let names: Vec<_> = losses.iter().filter(of_files).map(Loss::name).collect();
     format!(
         "A loss: {}; may be repeated [default: all against a teacher that the shapes allow]",
         names.join(", ")

@@ -10,7 +10,7 @@ use crate::failure::{Failure, Result, say};
 use crate::files::Matrix;
 use crate::finite::check_finite;
 use crate::inputs::{Inputs, Sources, check_rows};
-use crate::options::Options;
+use crate::options::{Options, needs_bank};
 use crate::teacher::Teacher;
 
 /// One loss on one device.
@@ -172,11 +172,16 @@ fn select(options: &Options, sources: &Sources) -> Result<Vec<Loss>> {
     let named = options.losses();
     let all = named.is_empty();
     let mut selected = Vec::new();
-    // Losses of trained towers and of a bank need files of their own.
-    let of_more = |family| matches!(family, Family::Towers(_) | Family::Sampled(_));
-    let against_teacher = |loss: &Loss| !of_more(loss.spec().family);
+    // Losses of trained towers need files of their own.
+    let of_towers = |loss: &Loss| matches!(loss.spec().family, Family::Towers(_));
+    let against_teacher = |loss: &Loss| !of_towers(loss) && !needs_bank(loss);
     let known = Loss::all().into_iter().filter(against_teacher);
     for loss in if all { known.collect() } else { named } {
+        if needs_bank(&loss) {
+            let why = "its keys come from a memory bank, which this command does not have; in the \
+                       library it is relata::Bank";
+            return Err(Failure::refused(loss, why));
+        }
         let loss = configure(loss, options);
         let inputs = sources.inputs(&loss);
         match check_shapes(&loss, Parts::new(options, &loss, &inputs), &inputs) {

@@ -116,6 +116,11 @@ fn bad_arguments_are_refused() {
             "expected one of rkd-distance, rkd-angle, rkd, sp, gram, pkt, order, dark-rank, rrd, info-nce, clip, \
              siglip, sup-con, kd-kl",
         ),
+        ("--loss crd", "error: crd: its keys come from a memory bank"),
+        (
+            "--loss rrd-bank --student s.npy --teacher t.npy",
+            "error: rrd-bank: its keys come from a memory bank",
+        ),
         ("--device tpu", "expected one of reference, cpu"),
         ("--dtype f8", "expected one of f64, f32, f16, bf16"),
         ("--enqueue later", "expected one of before, after, none"),
