@@ -114,7 +114,7 @@ fn bad_arguments_are_refused() {
         (
             "--loss triplet",
             "expected one of rkd-distance, rkd-angle, rkd, sp, gram, pkt, order, dark-rank, rrd, info-nce, clip, \
-             siglip, sup-con, kd-kl",
+             siglip, sup-con, crd, rrd-bank, kd-kl",
         ),
         ("--loss crd", "error: crd: its keys come from a memory bank"),
         (
