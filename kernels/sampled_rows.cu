@@ -1,7 +1,7 @@
 // Computes   The losses of each row from its products, and the coefficients of its keys in the
 //            gradient: ∂loss/∂product.
 // Buffers    products [sets, N, keys] f64: the student's become coefficients, the teacher's logits;
-//            normalizers [2] f64, of the student's and of the teacher's bank; losses [2, N] f64: the
+//            two normalizers, f64, of the student's and of the teacher's bank; losses [2, N] f64: the
 //            loss, and the divergence where there is a teacher.
 // Passes     The second: sampled_products, this, sampled_gradient, sampled_finish. One launch.
 // Grid       N blocks.
@@ -27,7 +27,7 @@ constexpr unsigned THREADS = 256;
 enum Kind : uint32_t { NCE = 0, SCORES = 1, SIMILARITIES = 2 };
 struct Arguments {
     double* products;
-    const double* normalizers;
+    const double* normalizers[2];
     double* losses;
     double temperature[2];  // of student and teacher; CRD: its own
     double score_temperature;
@@ -42,7 +42,7 @@ ARGUMENTS(Arguments, products, normalizers, losses, temperature, score_temperatu
           keys, kind, padding);
 
 DEVICE void nce_row(const Arguments& arguments, double* products) {
-    const double offset = log(arguments.normalizers[0]) + log(arguments.noise + arguments.epsilon);
+    const double offset = log(*arguments.normalizers[0]) + log(arguments.noise + arguments.epsilon);
     const double temperature = arguments.temperature[0];
     double loss = 0;
     for (uint32_t k = threadIdx.x; k < arguments.keys; k += THREADS) {
@@ -70,7 +70,7 @@ struct LogSum {
 DEVICE LogSum logits_of(const Arguments& arguments, unsigned set, double* products SITE) {
     const double temperature = arguments.temperature[set];
     const bool scores = arguments.kind == SCORES;
-    const double log_normalizer = scores ? log(arguments.normalizers[set]) : 0;
+    const double log_normalizer = scores ? log(*arguments.normalizers[set]) : 0;
     double most = -static_cast<double>(infinity());
     for (uint32_t k = threadIdx.x; k < arguments.keys; k += THREADS) {
         double logit = products[k];

@@ -1,7 +1,7 @@
 //! The memory bank: a row for each sample of a data set, which losses with sampled negatives take as
 //! keys.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use crate::checks::{at_most, not_empty, same, zeroed};
 use crate::element::{Element, Real};
@@ -169,10 +169,8 @@ impl<R: Real> Bank<R> {
         Range::Fraction.check("momentum", momentum)?;
         check_indices("samples", self.len(), samples)?;
         rows.check_finite("rows")?;
-        // From the last row on, so that it is the first of its sample.
-        let mut written = HashSet::new();
-        for (at, &sample) in samples.iter().enumerate().rev() {
-            if !written.insert(sample) {
+        for (at, (&sample, is_last)) in samples.iter().zip(last_of_each(samples)).enumerate() {
+            if !is_last {
                 continue;
             }
             let new = unit_row(rows.row(at));
@@ -302,6 +300,13 @@ pub(crate) fn check_indices(argument: &'static str, samples: usize, indices: &[u
         None => Ok(()),
         Some(&index) => at_most(argument, most, index as usize),
     }
+}
+
+/// Of each row of a batch, whether it is the last one of its sample.
+pub(crate) fn last_of_each(samples: &[u32]) -> Vec<bool> {
+    let last: HashMap<u32, usize> = samples.iter().copied().zip(0..).collect();
+    let rows = samples.iter().enumerate();
+    rows.map(|(row, sample)| last[sample] == row).collect()
 }
 
 /// A row at length 1, or zeros.

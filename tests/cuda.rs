@@ -18,10 +18,13 @@ use half::{bf16, f16};
 use relata::cuda::cudarc::driver::{
     CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, sys,
 };
-use relata::cuda::{Buffers, Evaluator, Queue, RawEvaluator, VALUE_LEN};
+use relata::cuda::{
+    self, Buffers, Evaluator, Indices, OfRows, Queue, RawEvaluator, SampledKeys, Teacher, VALUE_LEN,
+};
 use relata::{
-    Batch, Cuda, DType, Evaluation, GpuElement, InfoNce, KdKl, Loss, Problem, QueueUse, Reference,
-    Relation, Rows, Rrd, Shapes, TopK, relation_matrix, softmax,
+    Bank, Batch, Crd, Cuda, DType, Evaluation, GpuElement, InfoNce, KdKl, Loss, NegativeSampler,
+    Problem, QueueUse, Reference, Relation, Rows, Rrd, RrdBank, Shapes, TopK, relation_matrix,
+    softmax,
 };
 
 /// The first GPU. Without one it prints why and returns None.
@@ -506,6 +509,98 @@ fn a_queue_fills_on_the_gpu() {
     for (capacity, dim) in [(1000, 20), (60, 130), (200, 300)] {
         let loss = Loss::from(Rrd::default());
         for_every_gpu_dtype!(steps(&cuda, loss, capacity, dim));
+    }
+}
+
+/// Steps with a memory bank on the GPU. Each evaluation has the bits of one with the same bank on the
+/// host, which is right, and each update gives the rows that it gives on the host.
+#[test]
+fn a_bank_on_the_gpu_is_that_of_the_host() {
+    let cuda = gpu_or_skip!();
+    fn steps<T: GpuElement<Real = f32> + DeviceRepr>(cuda: &Cuda, loss: Loss, dim: usize) {
+        const SAMPLES: usize = 90;
+        let (rows, keys) = (7, 40);
+        let stream = CudaContext::new(0).expect("a GPU").default_stream();
+        let has_teacher = matches!(loss, Loss::RrdBank(_));
+        let shapes = Shapes::new(rows, dim, if has_teacher { dim } else { 0 });
+        let problem = Problem::new(loss, shapes.with_bank(SAMPLES, keys)).expect("shapes that fit");
+        let mut evaluator = Evaluator::<T>::new(&stream, &problem).expect("an evaluator");
+        let sampler = NegativeSampler::of_others(SAMPLES, keys - 1).expect("enough samples");
+        let host_of = |seed: u64| {
+            let bank = Bank::<f32>::new(SAMPLES, dim, seed).expect("a small bank");
+            bank.with_normalizer(Some(50.0 + seed as f64))
+                .expect("above 0")
+        };
+        let on_gpu = |host: &Bank<f32>| cuda::Bank::new(&stream, host).expect("memory");
+        let mut hosts = [host_of(1), host_of(2)];
+        let [mut bank, mut teachers] = [on_gpu(&hosts[0]), on_gpu(&hosts[1])];
+        let drawn = vec![0; rows * keys];
+        let mut indices = Indices::new(&stream, &drawn, [rows, keys], SAMPLES).expect("memory");
+        let mut value = stream.alloc_zeros::<f32>(VALUE_LEN).expect("memory");
+        let mut gradient = stream.alloc_zeros::<f32>(rows * dim).expect("memory");
+        for step in 0..3 {
+            let name = format!("{loss} in {}, step {step}", T::DTYPE);
+            let input = Input::normal(step, Shapes::new(rows, dim, dim));
+            let [x, y] = [cast::<T>(&input.student), cast::<T>(&input.teacher)];
+            let [student, teacher] = [&x, &y].map(|rows| stream.clone_htod(rows).expect("memory"));
+            // One sample twice.
+            let samples: Vec<u32> = [3, 8, 13, 3, 89, 0, 21].to_vec();
+            let drawn = sampler.sample(&samples, step).expect("known samples");
+            indices.write(&drawn).expect("a copy");
+            let keys = SampledKeys {
+                bank: &mut bank,
+                teacher_bank: has_teacher.then_some(&mut teachers),
+                indices: &mut indices,
+            };
+            let of_rows = OfRows {
+                keys: Some(keys),
+                ..OfRows::default()
+            };
+            let of_teacher = match has_teacher {
+                true => Teacher::Rows(&teacher),
+                false => Teacher::None,
+            };
+            evaluator
+                .launch_with(&student, of_teacher, of_rows, &mut gradient, &mut value)
+                .expect("slices that fit");
+            let got = stream.clone_dtoh(&gradient).expect("the gradient");
+            stream.synchronize().expect("no fault on the GPU");
+            let rows_of = |data| Rows::new(data, [rows, dim]).expect("whole rows");
+            let batch = match has_teacher {
+                true => Batch::new(rows_of(&x), rows_of(&y)),
+                false => Batch::of_student(rows_of(&x)),
+            };
+            let batch = batch.with_bank(&hosts[0], &drawn);
+            let batch = match has_teacher {
+                true => batch.with_teacher_bank(&hosts[1]),
+                false => batch,
+            };
+            let want = problem.evaluate(cuda, batch).expect("a batch that fits");
+            assert_same_bits(&name, &got, &want.gradient);
+            let right = problem
+                .evaluate(&Reference, batch)
+                .expect("a batch that fits");
+            assert_loss(&name, want.loss, right.loss, 2e-6);
+            assert_gradient(&name, &got, &right.gradient, dim, 1e-5);
+            for (gpu, host, new, batch) in [
+                (&mut bank, &mut hosts[0], &y, &teacher),
+                (&mut teachers, &mut hosts[1], &x, &student),
+            ] {
+                gpu.update::<T>(&samples, batch, 0.5).expect("launches");
+                host.update(&samples, rows_of(new), 0.5)
+                    .expect("finite rows");
+                let got = gpu.to_host().expect("a copy");
+                let pairs = got.rows().as_slice().iter().zip(host.rows().as_slice());
+                for (got, want) in pairs {
+                    assert!((got - want).abs() <= f32::EPSILON * want.abs(), "{name}");
+                }
+                // The last bit of a row may differ, and the next evaluation is to have the same.
+                *host = got;
+            }
+        }
+    }
+    for loss in [Loss::from(Crd::default()), RrdBank::default().into()] {
+        for_every_gpu_dtype!(steps(&cuda, loss, 130));
     }
 }
 

@@ -348,6 +348,12 @@ kernels! {
     };
     /// Towers: the gradient of a row as it came, and the loss: a block for a row.
     TOWERS_FINISH: super::towers::FinishArguments, 256 => once relata_towers_finish;
+    /// Rows of a batch into a bank: a warp for a row.
+    BANK_UPDATE: super::sampled::update::UpdateArguments, 128 => by GpuDType {
+        F32: relata_bank_update_f32,
+        F16: relata_bank_update_f16,
+        BF16: relata_bank_update_bf16,
+    };
     /// Sampled keys: products of rows with their keys, a block for a row and a split of its keys.
     SAMPLED_PRODUCTS: super::sampled::ProductArguments, 256 => by GpuDType {
         F32: relata_sampled_products_f32,

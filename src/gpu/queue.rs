@@ -111,6 +111,26 @@ kernel_arguments! {
     }
 }
 
+impl Arguments {
+    /// What the first pass reads: of the rows of a batch that enters no queue.
+    pub(super) fn of_norms(batch: u64, norms: u64, flag: u64, [rows, dim]: [u32; 2]) -> Self {
+        Arguments {
+            batch,
+            keys: 0,
+            state: 0,
+            norms,
+            flag,
+            counter: 0,
+            rows,
+            dim,
+            pitch: 0,
+            capacity: 0,
+            normalize: 0,
+            half: 0,
+        }
+    }
+}
+
 /// How a batch enters a queue on the device. Both launches work on the device alone, so a captured
 /// graph fills the ring further each time it runs.
 #[derive(Clone, Copy, Debug, PartialEq)]

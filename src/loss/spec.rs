@@ -340,6 +340,14 @@ pub enum Sampled {
 }
 
 impl Sampled {
+    /// How many sides are compared with a bank's rows: the student, or also the teacher.
+    pub(crate) fn banks(&self) -> usize {
+        match self {
+            Sampled::Nce { .. } => 1,
+            Sampled::Teacher { .. } => 2,
+        }
+    }
+
     /// Of how many banks the normalizer is needed: none, the student's, or also the teacher's.
     pub(crate) fn normalizers(&self) -> usize {
         match self {

@@ -5,7 +5,7 @@ use crate::batch::Batch;
 use crate::checks::same;
 use crate::element::{Element, Real};
 use crate::error::{Error, Result};
-use crate::loss::{Divergence, Family, Logits, Sampled};
+use crate::loss::{Divergence, Family, Logits};
 use crate::row_weights;
 use crate::rows::Rows;
 use crate::top_k::TopK;
@@ -80,13 +80,11 @@ impl Problem {
         if let (Some([samples, keys]), Some(of_batch)) = (want.bank, batch.keys) {
             let [got_samples, got_keys] = of_batch.shape(want.rows);
             same("bank samples", samples, got_samples)?;
-            let (teachers, normalizers) = match self.spec().family {
-                Family::Sampled(loss) => {
-                    (matches!(loss, Sampled::Teacher { .. }), loss.normalizers())
-                }
-                _ => (false, 0),
+            let (banks, normalizers) = match self.spec().family {
+                Family::Sampled(loss) => (loss.banks(), loss.normalizers()),
+                _ => (0, 0),
             };
-            if of_batch.teacher_bank.is_some() && !teachers {
+            if of_batch.teacher_bank.is_some() && banks < 2 {
                 return Err(Error::Unexpected {
                     argument: "teacher_bank",
                     loss,

@@ -270,7 +270,7 @@ with_fake_driver!(weights_and_lists_are_launches_alone, [], {
         let of_rows = OfRows {
             weights: Some(&weights),
             losses: with_losses.then_some(&mut losses as _),
-            labels: None,
+            ..OfRows::default()
         };
         let teacher = Teacher::TopK(&mut lists);
         let launched = evaluator.launch_with(&student, teacher, of_rows, &mut gradient, &mut value);
@@ -329,7 +329,7 @@ with_fake_driver!(weights_and_lists_that_do_not_fit_are_refused, [], {
     let longer = OfRows {
         weights: Some(&weights),
         losses: Some(&mut losses),
-        labels: None,
+        ..OfRows::default()
     };
     let other_stream = stream.context().new_stream().expect("a stream");
     let (classes, logarithms) = ([1, 0].repeat(ROWS), [-1.0f32; 2 * ROWS]);

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 
 use half::{bf16, f16};
-use relata::cuda::Queue;
 use relata::cuda::cudarc::driver::DeviceRepr;
+use relata::cuda::{Bank, Queue};
 use relata::{
     Cuda, GpuElement, Relation, RkdDistance, Rows, Rrd, Shapes, WeightPrecision, relation_matrix,
     softmax,
@@ -75,8 +75,28 @@ with_fake_driver!(every_kernel_runs_under_sanitizers, [], {
         let problem = problem.expect("shapes that fit");
         problem.evaluate_rows(cuda, batch).expect("launches");
     }
+    fn sample<T: GpuElement<Real = f32> + DeviceRepr>(cuda: &Cuda) {
+        let rows = [T::from_f64(1.0); 6];
+        let rows = Rows::new(&rows, [2, 3]).expect("whole rows");
+        let bank = relata::Bank::<f32>::new(4, 3, 0).expect("a bank");
+        let batch = relata::Batch::new(rows, rows).with_bank(&bank, &[0, 1, 2, 3]);
+        let loss = relata::RrdBank {
+            double_exponential: false,
+            ..relata::RrdBank::default()
+        };
+        let problem = loss.problem(batch.shapes()).expect("shapes that fit");
+        problem.evaluate(cuda, batch).expect("launches");
+        let stream = stream();
+        let mut bank = Bank::new(&stream, &bank).expect("memory");
+        let rows = stream.clone_htod(rows.as_slice()).expect("memory");
+        stream.synchronize().expect("a copy");
+        bank.update::<T>(&[3, 0], &rows, 0.5).expect("launches");
+    }
     let cuda = Cuda::new(0).expect("the fake driver's GPU");
     launch_weighted(&cuda);
+    sample::<f32>(&cuda);
+    sample::<f16>(&cuda);
+    sample::<bf16>(&cuda);
     launch_list::<f32>(&cuda);
     launch_list::<f16>(&cuda);
     launch_list::<bf16>(&cuda);

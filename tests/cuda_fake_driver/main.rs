@@ -5,6 +5,7 @@
 #![cfg(target_os = "linux")]
 #![allow(unsafe_code, reason = "the raw entry")]
 
+mod bank;
 #[path = "../common/mod.rs"]
 mod common;
 mod copies;

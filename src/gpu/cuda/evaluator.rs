@@ -11,6 +11,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice};
 
 use super::VALUE_LEN;
+use super::bank::SampledKeys;
 use super::driver;
 use super::memory::{Memory, bind};
 use super::queue::Queue;
@@ -18,6 +19,7 @@ use super::raw::{Buffers, RawEvaluator, no_queue};
 use super::top_k::TopK;
 use crate::error::{Error, Result};
 use crate::gpu::element::GpuElement;
+use crate::gpu::sampled::KeyAddresses;
 use crate::loss::Enqueue;
 use crate::problem::Problem;
 
@@ -52,6 +54,8 @@ pub struct OfRows<'a> {
     pub losses: Option<&'a mut dyn DevicePtrMut<f32>>,
     /// `[N]`: the labels, if the problem has them. Rows of equal labels belong together.
     pub labels: Option<&'a dyn DevicePtr<u32>>,
+    /// The keys of each row, if the problem has a bank.
+    pub keys: Option<SampledKeys<'a>>,
 }
 
 impl fmt::Debug for OfRows<'_> {
@@ -60,6 +64,7 @@ impl fmt::Debug for OfRows<'_> {
             .field("weights", &self.weights.map(|weights| weights.len()))
             .field("losses", &self.losses.as_ref().map(|losses| losses.len()))
             .field("labels", &self.labels.map(|labels| labels.len()))
+            .field("keys", &self.keys)
             .finish()
     }
 }
@@ -70,8 +75,8 @@ impl fmt::Debug for OfRows<'_> {
 /// consists of kernel launches alone: it allocates nothing, copies nothing and does not wait.
 ///
 /// [`launch`](Self::launch) takes rows of student and teacher. [`launch_with`](Self::launch_with) also
-/// takes weights and labels of rows, and a teacher that is a list of classes or none, and writes the
-/// losses of rows.
+/// takes weights and labels of rows, keys of a [`Bank`](super::Bank), and a teacher that is a list of
+/// classes or none, and writes the losses of rows.
 ///
 /// ```no_run
 /// use relata::cuda::{Evaluator, cudarc::driver::CudaContext};
@@ -173,7 +178,7 @@ impl<T: GpuElement> Evaluator<T> {
     ///
     /// # Errors
     /// [`Error::Length`] and [`Error::ForeignMemory`] name the argument. [`Error::Missing`] if the
-    /// problem has a queue, weights, lists or labels. [`Error::Unexpected`] if it has no teacher.
+    /// problem has a queue, weights, lists, labels or a bank. [`Error::Unexpected`] if it has no teacher.
     /// Nothing has been launched after these errors.
     /// [`Error::Cuda`] if the driver refuses a launch. A fault on the GPU becomes an error when you
     /// wait for the stream.
@@ -194,7 +199,7 @@ impl<T: GpuElement> Evaluator<T> {
     }
 
     /// As [`launch`](Self::launch), with what a batch may have beside rows: a teacher that is a list
-    /// of classes or none, weights, labels and losses of rows.
+    /// of classes or none, weights, labels, keys and losses of rows.
     ///
     /// ```no_run
     /// use relata::cuda::{Evaluator, OfRows, Teacher, TopK, VALUE_LEN, cudarc::driver::CudaContext};
@@ -217,10 +222,11 @@ impl<T: GpuElement> Evaluator<T> {
     ///
     /// # Errors
     /// As [`launch`](Self::launch). [`Error::Missing`] and [`Error::Unexpected`] if the problem has
-    /// weights, lists, labels or a teacher and the call has none, or the other way round, and for
+    /// weights, lists, labels, a bank or a teacher and the call has none, or the other way round, and for
     /// losses of rows that the loss has not. A problem with a queue and weights is for [`RawEvaluator`].
-    /// [`Error::Dimension`] and [`Error::TooLarge`] for lists of other shapes or checked for more
-    /// classes.
+    /// [`Error::Dimension`] and [`Error::TooLarge`] for lists, banks and indices of other shapes or
+    /// checked for more classes. [`Error::Missing`] for a bank without the normalizer that the loss
+    /// needs.
     pub fn launch_with(
         &mut self,
         student: &impl DevicePtr<T>,
@@ -345,6 +351,10 @@ impl<T: GpuElement> Evaluator<T> {
             }
             None => (0, None),
         };
+        let keys = match of_rows.keys {
+            Some(keys) => keys.bind()?,
+            None => KeyAddresses::default(),
+        };
         let (gradient, _written_gradient) = gradient.device_ptr_mut(stream);
         let (value, _written_value) = value.device_ptr_mut(stream);
         let buffers = Buffers {
@@ -354,6 +364,9 @@ impl<T: GpuElement> Evaluator<T> {
             row_weights,
             labels,
             queue: queue_address,
+            banks: keys.banks,
+            normalizers: keys.normalizers,
+            indices: keys.indices,
             gradient,
             value,
             row_losses,
@@ -365,10 +378,10 @@ impl<T: GpuElement> Evaluator<T> {
             unsafe { queue.enqueue_at(raw, teacher) }?;
         }
         // SAFETY: the slices have these lengths and are in the context of the evaluator. The lists
-        // were checked when they were copied, for no more classes than these. The slices
-        // that are written are borrowed mutably, so they overlap nothing. cudarc frees a slice only
-        // after the launches that use it. Workspace and queue are initialised and bound: no other
-        // stream uses them.
+        // were checked when they were copied, for no more classes than these, and so were the indices
+        // of the bank. The slices that are written are borrowed mutably, so they overlap nothing.
+        // cudarc frees a slice only after the launches that use it. Workspace, queue and bank are
+        // initialised and bound: no other stream uses them.
         unsafe { self.raw.launch(&buffers, stream.cu_stream().cast()) }?;
         if let (Some((queue, raw)), Enqueue::After) = (&mut queue, enqueue) {
             // SAFETY: as above.
@@ -401,6 +414,10 @@ impl<T: GpuElement> Evaluator<T> {
         agree("top_k", shapes.top_k.is_some(), lists.is_some())?;
         agree("row_weights", shapes.row_weights, of_rows.weights.is_some())?;
         agree("labels", shapes.labels, of_rows.labels.is_some())?;
+        agree("bank", shapes.bank.is_some(), of_rows.keys.is_some())?;
+        if let Some(keys) = &of_rows.keys {
+            keys.fits(problem, &self.stream)?;
+        }
         if let (Some(k), Some(lists)) = (shapes.top_k, lists) {
             lists.fits(problem, k, &self.stream)?;
         }

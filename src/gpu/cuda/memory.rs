@@ -79,11 +79,16 @@ impl Memory {
     /// Copies `bytes` to the beginning, in the order of the stream, and waits. Without waiting, the
     /// copy might read `bytes` later: if they are pinned, or if the GPU reads host memory itself.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        assert!(bytes.len() <= self.bytes);
+        self.write_at(0, bytes)
+    }
+
+    /// The same from the byte `offset` on.
+    pub(super) fn write_at(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
+        let to = self.address + offset as u64;
+        assert!(offset + bytes.len() <= self.bytes);
         self.bind()?;
         // SAFETY: the allocation is long enough, and `bytes` stays borrowed until the copy is done.
-        let copied =
-            unsafe { result::memcpy_htod_async(self.address, bytes, self.stream.cu_stream()) };
+        let copied = unsafe { result::memcpy_htod_async(to, bytes, self.stream.cu_stream()) };
         self.wait_after(copied.context("copying to the GPU"))
     }
 
@@ -102,11 +107,16 @@ impl Memory {
 
     /// Waits for all launches, then copies from the beginning.
     pub(super) fn read(&self, bytes: &mut [u8]) -> Result<()> {
-        assert!(bytes.len() <= self.bytes);
+        self.read_at(0, bytes)
+    }
+
+    /// The same from the byte `offset` on.
+    pub(super) fn read_at(&self, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        let from = self.address + offset as u64;
+        assert!(offset + bytes.len() <= self.bytes);
         self.bind_to_read()?;
         // SAFETY: the allocation is long enough, and `bytes` stays borrowed until the copy is done.
-        let copied =
-            unsafe { result::memcpy_dtoh_async(bytes, self.address, self.stream.cu_stream()) };
+        let copied = unsafe { result::memcpy_dtoh_async(bytes, from, self.stream.cu_stream()) };
         self.wait_after(copied.context("copying from the GPU"))
     }
 

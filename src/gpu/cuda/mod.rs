@@ -3,12 +3,13 @@
 //! | your data | use | what a call does |
 //! |---|---|---|
 //! | in host memory | [`Cuda`], a [`Device`](crate::Device) | copies to the GPU, computes, copies back, waits |
-//! | in slices on the GPU | [`Evaluator`], [`Queue`] | launches kernels on a stream: no allocation, no copy, no wait |
+//! | in slices on the GPU | [`Evaluator`], [`Queue`], [`Bank`] | launches kernels on a stream: no allocation, no copy, no wait |
 //! | at addresses of any library | [`RawEvaluator`], [`RawQueue`] | the same, on any stream of the current context |
 //!
 //! A program with this feature starts on a machine without CUDA. A missing driver, a missing GPU or
 //! missing kernels for the GPU are typed [`Error`](crate::Error)s of the constructors.
 
+mod bank;
 mod context;
 mod driver;
 mod evaluator;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 pub use cudarc;
 use cudarc::driver::CudaStream;
 
+pub use self::bank::{Bank, Indices, SampledKeys};
 pub use self::evaluator::{Evaluator, OfRows, Teacher};
 pub use self::queue::Queue;
 pub use self::raw::{Buffers, RawEvaluator};

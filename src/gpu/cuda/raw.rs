@@ -16,6 +16,7 @@ use crate::gpu::element::GpuElement;
 use crate::gpu::plan::{Addresses, Plan, QueueAddresses};
 use crate::gpu::sampled::KeyAddresses;
 use crate::gpu::workspace::Layout;
+use crate::loss::Family;
 use crate::problem::Problem;
 
 /// The addresses of a batch and of its results on the GPU. Each is a multiple of the size of its
@@ -24,8 +25,8 @@ use crate::problem::Problem;
 pub struct Buffers {
     /// The student's rows, `[N, D]`.
     pub student: u64,
-    /// The teacher's rows, `[N, D_t]`, or 0 if the problem has no teacher. If the problem's teacher is a list of classes
-    /// ([`TopK`](crate::TopK)), the logarithms of their probabilities, `[N, k]` f32.
+    /// The teacher's rows, `[N, D_t]`, or 0 if the problem has no teacher. If the problem's teacher is
+    /// a list of classes ([`TopK`](crate::TopK)), the logarithms of their probabilities, `[N, k]` f32.
     pub teacher: u64,
     /// The classes of such a list, `[N, k]` u32, or 0 if the problem has none.
     pub teacher_classes: u64,
@@ -35,6 +36,14 @@ pub struct Buffers {
     pub labels: u64,
     /// The memory of the problem's [`RawQueue`], or 0 if it has none.
     pub queue: u64,
+    /// The banks of the student's and of the teacher's rows, `[n_data, D]` f32 each, or 0 if the
+    /// problem has none. One that serves both stands here twice.
+    pub banks: [u64; 2],
+    /// Their normalizers, an f64 each, or 0. Only losses that [need](crate::Bank::calibrate) them
+    /// read them.
+    pub normalizers: [u64; 2],
+    /// The keys of each row, `[N, K + 1]` u32, its own first, or 0 if the problem has no bank.
+    pub indices: u64,
     /// The gradient, `[N, D]` f32. It is overwritten.
     pub gradient: u64,
     /// [`VALUE_LEN`](super::VALUE_LEN) f32: the loss, and then its terms. It is overwritten as far
@@ -68,20 +77,13 @@ pub struct RawEvaluator {
 impl RawEvaluator {
     /// Plans `problem` for embeddings of type `T` on the GPU of the current context, and loads the
     /// plan's kernels there, if they are not loaded yet. To make another one for the same problem
-    /// costs some microseconds: it asks the driver for the context alone. `queue` in the problem's shapes is the capacity of the queue. A loss compares
-    /// with the keys that have entered.
+    /// costs some microseconds: it asks the driver for the context alone. `queue` in the problem's
+    /// shapes is the capacity of the queue. A loss compares with the keys that have entered.
     ///
     /// # Errors
-    /// [`Error::Missing`] for a problem with a bank: a bank cannot lie on a GPU yet.
     /// [`Error::NoContext`] if no context is current. [`Error::TooLarge`] if there are more rows or
     /// columns than the kernels can count. Otherwise as [`Cuda::new`](super::Cuda::new).
     pub fn new<T: GpuElement>(problem: &Problem) -> Result<Self> {
-        if problem.shapes().bank.is_some() {
-            return Err(Error::Missing {
-                argument: "bank",
-                expected: "the device Cuda, which takes banks in the host's memory",
-            });
-        }
         let context = KernelContext::current()?;
         let plan = Plan::new(problem, GpuDType::of::<T>(), context.gpu().limits)?;
         // Which kernels a plan launches depends on no address, but on whether someone asks for the
@@ -181,7 +183,7 @@ impl RawEvaluator {
     ///
     /// # Errors
     /// [`Error::NoContext`] if the evaluator's context is not current. [`Error::Missing`] if the
-    /// problem has a queue, weights or a list of classes and `buffers` has none.
+    /// problem has a queue, weights, a list of classes or a bank and `buffers` has none.
     /// [`Error::Unexpected`] if `buffers` asks for losses of rows and the loss has none.
     /// [`Error::Cuda`] if the driver refuses a launch.
     ///
@@ -189,6 +191,7 @@ impl RawEvaluator {
     /// - Each address is that of memory as [`Buffers`] describes it, for this problem's shapes, in
     ///   the memory of the evaluator's context.
     /// - Each of `teacher_classes` is less than the number of classes, and no row has one twice.
+    /// - Each of `indices` is less than the number of samples of the bank.
     /// - Each of `row_weights` is finite and at least 0.
     /// - `gradient`, `value`, `row_losses` and `workspace` overlap nothing.
     /// - The workspace is [initialised](Self::initialize), and so is the queue. No other evaluation
@@ -209,8 +212,11 @@ impl RawEvaluator {
             teacher_classes: buffers.teacher_classes,
             row_weights: buffers.row_weights,
             labels: buffers.labels,
-            // `new` refuses a bank.
-            keys: KeyAddresses::default(),
+            keys: KeyAddresses {
+                banks: buffers.banks,
+                indices: buffers.indices,
+                normalizers: buffers.normalizers,
+            },
             queue,
             gradient: buffers.gradient,
             value: buffers.value,
@@ -225,23 +231,31 @@ impl RawEvaluator {
         self.plan.launch(&mut launcher, &addresses)
     }
 
-    /// What a problem may have beside rows and a queue: whether it has, and where.
-    fn extras(&self, buffers: &Buffers) -> [(&'static str, bool, u64); 3] {
+    /// What a problem may have beside rows and a queue: whether it has, where, and a multiple of what.
+    fn extras(&self, buffers: &Buffers) -> [(&'static str, bool, u64, u64); 8] {
         let shapes = self.problem.shapes();
+        let (banks, normalizers) = match self.problem.spec().family {
+            Family::Sampled(loss) => (loss.banks(), loss.normalizers()),
+            _ => (0, 0),
+        };
+        let [bank, teacher_bank] = buffers.banks;
+        let [normalizer, teacher_normalizer] = buffers.normalizers;
+        let lists = shapes.top_k.is_some();
         [
-            ("row_weights", shapes.row_weights, buffers.row_weights),
-            ("labels", shapes.labels, buffers.labels),
-            (
-                "teacher_classes",
-                shapes.top_k.is_some(),
-                buffers.teacher_classes,
-            ),
+            ("row_weights", shapes.row_weights, buffers.row_weights, 4),
+            ("labels", shapes.labels, buffers.labels, 4),
+            ("teacher_classes", lists, buffers.teacher_classes, 4),
+            ("bank", banks > 0, bank, 4),
+            ("teacher_bank", banks > 1, teacher_bank, 4),
+            ("normalizer", normalizers > 0, normalizer, 8),
+            ("teacher normalizer", normalizers > 1, teacher_normalizer, 8),
+            ("indices", banks > 0, buffers.indices, 4),
         ]
     }
 
     /// Refuses buffers that lack what the problem has, or ask for what it has not.
     fn complete(&self, buffers: &Buffers) -> Result<()> {
-        for (argument, is_needed, address) in self.extras(buffers) {
+        for (argument, is_needed, address, _) in self.extras(buffers) {
             if is_needed && address == 0 {
                 return Err(Error::Missing {
                     argument,
@@ -274,11 +288,11 @@ impl RawEvaluator {
             Some(_) => 4,
             None => self.bytes,
         };
-        let row_losses = ("row_losses", buffers.row_losses != 0, buffers.row_losses);
+        let row_losses = ("row_losses", buffers.row_losses != 0, buffers.row_losses, 4);
         let sometimes = self.extras(buffers).into_iter().chain([row_losses]);
         let sometimes = sometimes
-            .filter(|&(_, is_there, _)| is_there)
-            .map(|(argument, _, address)| (argument, address, 4));
+            .filter(|&(_, is_there, ..)| is_there)
+            .map(|(argument, _, address, alignment)| (argument, address, alignment));
         let always = [
             ("student", buffers.student, self.bytes),
             ("teacher", buffers.teacher, teacher_bytes),

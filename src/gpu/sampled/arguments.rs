@@ -19,7 +19,7 @@ kernel_arguments! {
     /// Mirrors `Arguments` in kernels/sampled_rows.cu.
     pub(crate) struct RowArguments {
         pub(super) products: u64,
-        pub(super) normalizers: u64,
+        pub(super) normalizers: [u64; 2],
         pub(super) losses: u64,
         pub(super) temperature: [f64; 2],
         pub(super) score_temperature: f64,

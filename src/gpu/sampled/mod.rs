@@ -8,10 +8,13 @@
 //! | the way back through x/‖x‖, and the loss | sampled_finish | 1 |
 //! | weights of rows, losses of rows | row_shares, weigh_rows | 0 to 2 |
 //!
+//! A batch enters a bank on a device by `update`.
+//!
 //! The products, `[N, K + 1]`, are kept: the second reading of the keys needs their coefficients, and
 //! forming a product again costs as much as reading it.
 
 mod arguments;
+pub(crate) mod update;
 
 pub(crate) use self::arguments::{
     FinishArguments, GradientArguments, ProductArguments, RowArguments,
@@ -43,8 +46,8 @@ pub(crate) struct KeyAddresses {
     pub(crate) banks: [u64; 2],
     /// `[N, K + 1]` u32.
     pub(crate) indices: u64,
-    /// `[2]` f64, one for each bank; read where the loss needs them.
-    pub(crate) normalizers: u64,
+    /// An f64 for each bank; read where the loss needs them.
+    pub(crate) normalizers: [u64; 2],
 }
 
 /// What the passes are launched with.
@@ -87,10 +90,7 @@ impl Plan {
         let most = keys.div_ceil(LEAST_KEYS_OF_SPLIT);
         let keys_of_split = keys.div_ceil(wanted.clamp(1, most));
         let splits = keys.div_ceil(keys_of_split);
-        let sets = match loss {
-            Sampled::Nce { .. } => 1,
-            Sampled::Teacher { .. } => 2,
-        };
+        let sets = loss.banks();
         let shares = RowShares::new(shapes, layout)?;
         Ok(Plan {
             dtype,
@@ -120,10 +120,7 @@ impl Plan {
         if let Some(shares) = &self.shares {
             shares.launch(launcher, at)?;
         }
-        let sets = match self.loss {
-            Sampled::Nce { .. } => 1,
-            Sampled::Teacher { .. } => 2,
-        };
+        let sets = self.loss.banks() as u32;
         let arguments = ProductArguments {
             rows: [at.student, at.teacher],
             banks: at.keys.banks,
