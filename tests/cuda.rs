@@ -532,8 +532,8 @@ fn a_bank_on_the_gpu_is_that_of_the_host() {
                 .expect("above 0")
         };
         let on_gpu = |host: &Bank<f32>| cuda::Bank::new(&stream, host).expect("memory");
-        let mut hosts = [host_of(1), host_of(2)];
-        let [mut bank, mut teachers] = [on_gpu(&hosts[0]), on_gpu(&hosts[1])];
+        let (mut host, mut of_teachers) = (host_of(1), host_of(2));
+        let [mut bank, mut teachers] = [on_gpu(&host), on_gpu(&of_teachers)];
         let drawn = vec![0; rows * keys];
         let mut indices = Indices::new(&stream, &drawn, [rows, keys], SAMPLES).expect("memory");
         let mut value = stream.alloc_zeros::<f32>(VALUE_LEN).expect("memory");
@@ -570,9 +570,9 @@ fn a_bank_on_the_gpu_is_that_of_the_host() {
                 true => Batch::new(rows_of(&x), rows_of(&y)),
                 false => Batch::of_student(rows_of(&x)),
             };
-            let batch = batch.with_bank(&hosts[0], &drawn);
+            let batch = batch.with_bank(&host, &drawn);
             let batch = match has_teacher {
-                true => batch.with_teacher_bank(&hosts[1]),
+                true => batch.with_teacher_bank(&of_teachers),
                 false => batch,
             };
             let want = problem.evaluate(cuda, batch).expect("a batch that fits");
@@ -583,8 +583,8 @@ fn a_bank_on_the_gpu_is_that_of_the_host() {
             assert_loss(&name, want.loss, right.loss, 2e-6);
             assert_gradient(&name, &got, &right.gradient, dim, 1e-5);
             for (gpu, host, new, batch) in [
-                (&mut bank, &mut hosts[0], &y, &teacher),
-                (&mut teachers, &mut hosts[1], &x, &student),
+                (&mut bank, &mut host, &y, &teacher),
+                (&mut teachers, &mut of_teachers, &x, &student),
             ] {
                 gpu.update::<T>(&samples, batch, 0.5).expect("launches");
                 host.update(&samples, rows_of(new), 0.5)

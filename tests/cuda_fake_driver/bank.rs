@@ -2,7 +2,7 @@
 
 use half::f16;
 use relata::cuda::{Bank, Evaluator, Indices, OfRows, SampledKeys, Teacher, VALUE_LEN};
-use relata::{Crd, Error, Loss, RrdBank, Shapes};
+use relata::{Crd, Error, Loss, Problem, RrdBank, Shapes};
 
 use crate::fake_driver::{actions, calls, with_fake_driver};
 use crate::stream;
@@ -51,7 +51,7 @@ with_fake_driver!(an_evaluation_with_a_bank_is_launches_alone, [], {
         (RrdBank::default().into(), false),
         (RrdBank::default().into(), true),
     ] {
-        let problem = loss.problem(shapes(&loss)).expect("shapes that fit");
+        let problem = Problem::new(loss, shapes(&loss)).expect("shapes that fit");
         let mut evaluator = Evaluator::<f16>::new(&stream, &problem).expect("an evaluator");
         calls();
         for _ in 0..2 {
@@ -141,7 +141,7 @@ with_fake_driver!(banks_that_do_not_fit_are_refused, [], {
     let mut gradient = stream.alloc_zeros::<f32>(ROWS * DIM).expect("memory");
     let mut value = stream.alloc_zeros::<f32>(VALUE_LEN).expect("memory");
     let mut refused = |loss: Loss, keys: Option<SampledKeys<'_>>| {
-        let problem = loss.problem(shapes(&loss)).expect("shapes that fit");
+        let problem = Problem::new(loss, shapes(&loss)).expect("shapes that fit");
         let mut evaluator = Evaluator::<f32>::new(&stream, &problem).expect("an evaluator");
         let teacher = match loss {
             Loss::Crd(_) => Teacher::None,
@@ -163,84 +163,87 @@ with_fake_driver!(banks_that_do_not_fit_are_refused, [], {
             expected: "launch_with, with what the problem has",
         }
     );
-    for (loss, bank, teacher_bank, indices, error) in [
-        (
-            crd,
-            &mut longer,
-            None,
-            &mut drawn_well,
-            dimension("bank samples", SAMPLES, SAMPLES + 1),
-        ),
-        (
-            crd,
-            &mut wider,
-            None,
-            &mut drawn_well,
-            dimension("bank_dim", DIM, DIM + 1),
-        ),
-        (
-            crd,
-            &mut fine,
-            None,
-            &mut fewer_rows,
-            dimension("rows of indices", ROWS, ROWS - 1),
-        ),
-        (
-            crd,
-            &mut fine,
-            None,
-            &mut fewer_keys,
-            dimension("indices of a row", KEYS, KEYS - 1),
-        ),
-        (
-            crd,
-            &mut fine,
-            None,
-            &mut of_more,
-            dimension("bank samples", SAMPLES, SAMPLES + 1),
-        ),
-        (
-            crd,
-            &mut elsewhere,
-            None,
-            &mut drawn_well,
-            foreign("bank", "a bank of another stream"),
-        ),
-        (
-            crd,
-            &mut fine,
-            None,
-            &mut drawn_elsewhere,
-            foreign("indices", "indices of another stream"),
-        ),
-        (
-            crd,
-            &mut fine,
-            Some(&mut second),
-            &mut drawn_well,
-            Error::Unexpected {
-                argument: "teacher_bank",
-                loss: "crd",
-            },
-        ),
-        (
-            rrd,
-            &mut fine,
-            Some(&mut without),
-            &mut drawn_well,
-            Error::Missing {
-                argument: "normalizer",
-                expected: "a bank with its normalizer: see Bank::calibrate",
-            },
-        ),
-    ] {
+    let mut refuses = |loss: Loss,
+                       bank: &mut Bank,
+                       teacher_bank: Option<&mut Bank>,
+                       indices: &mut Indices,
+                       error: Error| {
         let keys = SampledKeys {
             bank,
             teacher_bank,
             indices,
         };
         assert_eq!(refused(loss, Some(keys)), error);
-    }
+    };
+    refuses(
+        crd,
+        &mut longer,
+        None,
+        &mut drawn_well,
+        dimension("bank samples", SAMPLES, SAMPLES + 1),
+    );
+    refuses(
+        crd,
+        &mut wider,
+        None,
+        &mut drawn_well,
+        dimension("bank_dim", DIM, DIM + 1),
+    );
+    refuses(
+        crd,
+        &mut fine,
+        None,
+        &mut fewer_rows,
+        dimension("rows of indices", ROWS, ROWS - 1),
+    );
+    refuses(
+        crd,
+        &mut fine,
+        None,
+        &mut fewer_keys,
+        dimension("indices of a row", KEYS, KEYS - 1),
+    );
+    refuses(
+        crd,
+        &mut fine,
+        None,
+        &mut of_more,
+        dimension("bank samples", SAMPLES, SAMPLES + 1),
+    );
+    refuses(
+        crd,
+        &mut elsewhere,
+        None,
+        &mut drawn_well,
+        foreign("bank", "a bank of another stream"),
+    );
+    refuses(
+        crd,
+        &mut fine,
+        None,
+        &mut drawn_elsewhere,
+        foreign("indices", "indices of another stream"),
+    );
+    refuses(
+        crd,
+        &mut fine,
+        Some(&mut second),
+        &mut drawn_well,
+        Error::Unexpected {
+            argument: "teacher_bank",
+            loss: "crd",
+        },
+    );
+    refuses(
+        rrd,
+        &mut fine,
+        Some(&mut without),
+        &mut drawn_well,
+        Error::Missing {
+            argument: "normalizer",
+            expected: "a bank with its normalizer: see Bank::calibrate",
+        },
+    );
 });
 
 with_fake_driver!(indices_and_samples_that_do_not_exist_are_refused, [], {
