@@ -202,7 +202,30 @@ def soft_cross_entropy(teacher, student):
     return -(teacher.softmax(dim=1) * student.log_softmax(dim=1)).sum(dim=1).mean(dim=0)
 
 
+def masked_clip(x, y, queue, p):
+    """Both towers' rows have a softmax, or the first one's alone; the teacher may mask pairs."""
+    images, texts = F.normalize(x, dim=1).chunk(2)
+    logits = learned(1 / p["temperature"], x) * images @ texts.T
+    target = torch.arange(len(images), device=x.device)
+    images, texts = F.normalize(y, dim=1).chunk(2)
+    cosines = images @ texts.T
+    loss, ways = 0, 2 if p["both_ways"] else 1
+    for logits, cosines in [(logits, cosines), (logits.T, cosines.T)][:ways]:
+        masked = torch.zeros_like(cosines, dtype=torch.bool)
+        if p["guided"]:
+            masked = cosines > cosines.diagonal()[:, None] - p["guide_margin"]
+            masked.fill_diagonal_(False)
+        logits = logits.masked_fill(masked, -torch.inf)
+        hard = F.cross_entropy(logits, target)
+        q = (cosines / p["teacher_temperature"]).masked_fill(masked, -torch.inf).softmax(dim=1)
+        soft = -(q * logits.log_softmax(dim=1).masked_fill(masked, 0)).sum(dim=1).mean()
+        loss = loss + (p["hard_weight"] * hard + p["soft_weight"] * soft) / ways
+    return loss
+
+
 def clip(x, y, queue, p):
+    if y is not None and (p["guided"] or not p["both_ways"]):
+        return masked_clip(x, y, queue, p)
     images, texts = F.normalize(x, dim=1).chunk(2)
     logits = learned(1 / p["temperature"], x) * images @ texts.T
     target = torch.arange(len(images), device=x.device)
@@ -276,6 +299,9 @@ DEFAULTS = {
         "teacher_temperature": 0.07,
         "hard_weight": 1.0,
         "soft_weight": 1.0,
+        "both_ways": True,
+        "guided": False,
+        "guide_margin": 0.0,
     },
     "siglip": {"scale": 10.0, "bias": -10.0},
     "sup-con": {"temperature": 0.07},

@@ -62,7 +62,7 @@ DEVICE double moment_of(const Arguments& arguments, unsigned which, uint32_t row
 DEVICE void store_losses(const Arguments& arguments, uint32_t row, double along) {
     const uint32_t n = arguments.compared.rows;
     double first = arguments.losses[row], second = arguments.losses[n + row];
-    if (arguments.kind == SOFTMAX) {
+    if (is_softmax(arguments.kind)) {
         if (arguments.has_teacher)
             second = fma(moment_of(arguments, 0, row), arguments.per_temperature, second);
     } else if (arguments.kind == SIGMOID) {
@@ -92,7 +92,7 @@ DEVICE void finish(const Arguments& arguments, double factor) {
     float* value = arguments.value;
     const double first = factor * sums[0], second = factor * sums[1];
     const double along = factor * arguments.along_factor * sums[2];
-    if (arguments.kind == SOFTMAX) {
+    if (is_softmax(arguments.kind)) {
         const double soft = arguments.has_teacher ? second : 0;
         value[0] = static_cast<float>(arguments.hard_weight * first + arguments.soft_weight * soft);
         value[1] = static_cast<float>(first);
@@ -117,7 +117,7 @@ DEVICE void towers_finish(const Arguments& arguments) {
     float* gradient = arguments.gradient + start;
     // Labels: the own pair is the row itself, and no pair.
     double own = 0;
-    if (arguments.kind == SOFTMAX)
+    if (is_softmax(arguments.kind))
         own = static_cast<double>(arguments.records[row].own) + arguments.records[partner].own;
     if (arguments.kind == SIGMOID) own = arguments.records[row].own;
     double factor = arguments.factor, gradient_factor = arguments.gradient_factor;

@@ -1,6 +1,7 @@
 // Computes   For every row and every split of its keys but the own one: Σ_j C_ij x_j, with the
 //            coefficients C_ij = C_ji of pairs, and what pairs add to the row's losses.
-//              CLIP    C = (h + s)(q_ij + q_ji) − s (p_ij + p_ji);  Σ_j p_ij (largest_i − s_ij)
+//              CLIP    C = (h + s)(q_ij + q_ji) − s (p_ij + p_ji);  Σ_j p_ij (largest_i − s_ij).
+//                      q_ij and p_ij are 0 where row i leaves key j out
 //              SigLIP  C = σ(a s_ij + b);  Σ_j −log σ(−l), Σ_j σ(l)
 //              SupCon  C = q_ij + q_ji − t_ij − t_ji;  Σ_j [same label] (largest_i − s_ij)
 // Buffers    rows of student and teacher [N, D], [N, D_t] f32 at length 1, the student's are the
@@ -40,7 +41,7 @@ static_assert(WEIGHTS + VALUES * COLUMNS <= pair_tile::SHARED<float>, "both uses
 
 // Mirrored in src/gpu/towers/arguments.rs.
 struct Arguments {
-    const float* rows[2];  // the teacher's null if it does not count
+    const float* rows[2];  // the teacher's null if it is neither target nor guide
     const Record* records;
     float* sums;
     double* moments;
@@ -51,9 +52,11 @@ struct Arguments {
     float of_teacher;
     float sigmoid_scale;
     float bias;
+    uint32_t has_target;  // whether the teacher's softmax is one
+    uint32_t padding;
 };
 ARGUMENTS(Arguments, rows, records, sums, moments, compared, dim, scale, of_student, of_teacher,
-          sigmoid_scale, bias);
+          sigmoid_scale, bias, has_target, padding);
 
 // What a pair gives.
 struct Pair {
@@ -76,7 +79,7 @@ DEVICE Pair pair_of(const Arguments& arguments, const Record& row, const Record&
         return {sigma, {(logit > 0 ? logit : 0) + log1pf(decay) + logit * 0, sigma}};
     }
     const float scale = arguments.scale[0];
-    const float q = weight(row, 0, student, scale), back = weight(key, 0, student, scale);
+    float q = weight(row, 0, student, scale), back = weight(key, 0, student, scale);
     const float below = row.largest[0] - student;
     if constexpr (KIND == LABELS) {
         const bool same = row.label == key.label;
@@ -85,10 +88,20 @@ DEVICE Pair pair_of(const Arguments& arguments, const Record& row, const Record&
         const float pull = (row.counts > 0 ? q : 0) + (key.counts > 0 ? back : 0);
         return {pull - target, {same ? below : 0, 0}};
     }
+    // A choice, not a product: the weight of a key beyond the largest may be infinite.
+    bool by_row = false, by_key = false;
+    if constexpr (KIND == MASKED) {
+        const bool same = row.label == key.label;
+        by_row = same || teacher > row.limit;
+        by_key = same || teacher > key.limit;
+        q = by_row ? 0 : q;
+        back = by_key ? 0 : back;
+    }
     float coefficient = arguments.of_student * (q + back), moment = 0;
-    if (arguments.rows[1] != nullptr) {
+    if (arguments.has_target) {
         const float by = arguments.scale[1];
-        const float p = weight(row, 1, teacher, by), p_back = weight(key, 1, teacher, by);
+        const float p = by_row ? 0 : weight(row, 1, teacher, by);
+        const float p_back = by_key ? 0 : weight(key, 1, teacher, by);
         coefficient = fmaf(-arguments.of_teacher, p + p_back, coefficient);
         moment = p * below;
     }
@@ -145,7 +158,8 @@ DEVICE void gradient(const Arguments& arguments) {
     const Side& side = sides[0];
     const uint32_t column = blockIdx.z * COLUMNS;
     const unsigned lane = threadIdx.x % 16, ti = threadIdx.x / 16 * PER, tj = lane * PER;
-    SHARED_ARRAY(float, parked, KIND == SOFTMAX ? PARKED : 1);
+    constexpr bool HAS_TEACHER = KIND == SOFTMAX || KIND == MASKED;
+    SHARED_ARRAY(float, parked, HAS_TEACHER ? PARKED : 1);
 
     constexpr unsigned MOMENTS = KIND == SIGMOID ? 2 : 1;
     // Each row's are one thread's own.
@@ -158,7 +172,7 @@ DEVICE void gradient(const Arguments& arguments) {
     for (uint32_t first = side.first_key; first < side.end_key; first += TILE) {
         // Products
         float student[PER][PER], teacher[PER] = {};
-        if constexpr (KIND == SOFTMAX) {
+        if constexpr (HAS_TEACHER) {
             if (arguments.rows[1] != nullptr) {
                 float products[PER][PER];
                 block_barrier();
@@ -190,7 +204,7 @@ DEVICE void gradient(const Arguments& arguments) {
                 float coefficient = 0;
                 if (is_row && key < side.end_key && key != row + a + side.own) {
                     float of_teacher = teacher[b];
-                    if (KIND == SOFTMAX && a > 0)
+                    if (HAS_TEACHER && a > 0)
                         of_teacher = parked[((a - 1) * PER + b) * THREADS + threadIdx.x];
                     const Pair pair = pair_of<KIND>(arguments, of_row, arguments.records[key],
                                                     student[a][b], of_teacher);
@@ -234,5 +248,6 @@ DEVICE void gradient(const Arguments& arguments) {
 }  // namespace
 
 EXPORT_KERNEL(relata_towers_gradient_softmax, THREADS, 2, Arguments, gradient<SOFTMAX>);
+EXPORT_KERNEL(relata_towers_gradient_masked, THREADS, 2, Arguments, gradient<MASKED>);
 EXPORT_KERNEL(relata_towers_gradient_sigmoid, THREADS, 2, Arguments, gradient<SIGMOID>);
 EXPORT_KERNEL(relata_towers_gradient_labels, THREADS, 2, Arguments, gradient<LABELS>);

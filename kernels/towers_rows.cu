@@ -24,7 +24,7 @@ constexpr double LOG2_E_F64 = 1.4426950408889634;
 
 // Mirrored in src/gpu/towers/arguments.rs.
 struct Arguments {
-    const float* rows[2];  // the teacher's null if it does not count
+    const float* rows[2];  // the teacher's null if it is neither target nor guide
     const Stat* stats;
     const uint32_t* labels;
     Record* records;
@@ -32,6 +32,7 @@ struct Arguments {
     double* counted;
     unsigned* counter;
     double temperature[2];
+    double guide_margin;  // less the slack
     Compared compared;
     uint32_t dim[2];
     float scale[2];  // log2(e)/τ
@@ -41,9 +42,14 @@ struct Arguments {
     uint32_t kind;
     float sigmoid_scale;
     float bias;
+    uint32_t has_target;  // whether the teacher's softmax is one
+    uint32_t has_guide;   // whether the teacher masks pairs
+    uint32_t both_ways;   // whether the rows of the second half have a softmax too
+    uint32_t padding;
 };
-ARGUMENTS(Arguments, rows, stats, labels, records, losses, counted, counter, temperature, compared,
-          dim, scale, of_student, of_teacher, splits, kind, sigmoid_scale, bias);
+ARGUMENTS(Arguments, rows, stats, labels, records, losses, counted, counter, temperature,
+          guide_margin, compared, dim, scale, of_student, of_teacher, splits, kind, sigmoid_scale, bias,
+          has_target, has_guide, both_ways, padding);
 
 // The largest product and the log-sum, in units of 1, over all splits.
 struct Merged {
@@ -66,16 +72,6 @@ DEVICE Merged merge(const Arguments& arguments, unsigned set, uint32_t row SITE)
                exp2(static_cast<double>(stat.largest - largest) * static_cast<double>(arguments.scale[set]));
     }
     return {largest, warp_reduce(sum, Sum() PASS_SITE)};
-}
-
-// ⟨row, partner⟩, in every lane.
-DEVICE double own_product(const float* rows, uint32_t dim, uint32_t row, uint32_t partner SITE) {
-    const float* x = rows + static_cast<uint64_t>(row) * dim;
-    const float* y = rows + static_cast<uint64_t>(partner) * dim;
-    double sum = 0;
-    for (uint32_t d = lane_index(); d < dim; d += WARP)
-        sum = fma(static_cast<double>(x[d]), static_cast<double>(y[d]), sum);
-    return warp_reduce(sum, Sum() PASS_SITE);
 }
 
 // A row's softmax with its own key.
@@ -104,6 +100,20 @@ DEVICE WithOwn with_own(Merged merged, double own, double temperature) {
 // pairs add.
 DEVICE void softmax_row(const Arguments& arguments, uint32_t row, Record& record, double (&losses)[2] SITE) {
     const uint32_t partner = arguments.compared.partner(row);
+    losses[0] = losses[1] = 0;
+    if (arguments.kind == MASKED) {
+        record.label = arguments.labels == nullptr ? row : arguments.labels[row];
+        record.limit = infinity();
+        if (arguments.has_guide)
+            record.limit = static_cast<float>(
+                own_product(arguments.rows[1], arguments.dim[1], row, partner PASS_SITE) -
+                arguments.guide_margin);
+    }
+    if (!arguments.both_ways && row >= arguments.compared.rows / 2) {
+        // It has no softmax: no key weighs anything.
+        record.excess[0] = record.excess[1] = 1e30f;
+        return;
+    }
     const Merged of_student = merge(arguments, 0, row PASS_SITE);
     const double own = own_product(arguments.rows[0], arguments.dim[0], row, partner PASS_SITE);
     const WithOwn q = with_own(of_student, own / arguments.temperature[0], arguments.temperature[0]);
@@ -111,8 +121,7 @@ DEVICE void softmax_row(const Arguments& arguments, uint32_t row, Record& record
     record.excess[0] = static_cast<float>(q.excess * LOG2_E_F64);
     double coefficient = -static_cast<double>(arguments.of_student) * q.others;
     losses[0] = q.own_loss;
-    losses[1] = 0;
-    if (arguments.rows[1] != nullptr) {
+    if (arguments.has_target) {
         const Merged of_teacher = merge(arguments, 1, row PASS_SITE);
         const double product = own_product(arguments.rows[1], arguments.dim[1], row, partner PASS_SITE);
         const WithOwn p =
@@ -161,7 +170,7 @@ DEVICE void rows(const Arguments& arguments) {
     if (row < n) {
         Record record = {};
         double losses[2] = {};
-        if (arguments.kind == SOFTMAX) {
+        if (is_softmax(arguments.kind)) {
             softmax_row(arguments, row, record, losses);
         } else if (arguments.kind == SIGMOID) {
             sigmoid_row(arguments, row, record, losses);

@@ -134,10 +134,10 @@ pub use gpu::element::GpuElement;
 #[cfg(feature = "emulator")]
 pub use gpu::emulator::{ApproximationErrors, EmulatedGpu, Emulator};
 pub use loss::{
-    Clip, Contrastive, Crd, DarkRank, Divergence, Enqueue, Family, Gram, InfoNce, KdKl, Logits,
-    Loss, Normalizer, Order, Pairwise, ParameterValue, Penalty, Pkt, QueueUse, Relation, Rkd,
-    RkdAngle, RkdDistance, Rrd, RrdBank, Sampled, SigLip, Sp, Spec, SupCon, Target, TeacherUse,
-    Towers, Triplet,
+    Clip, Contrastive, Crd, DarkRank, Divergence, Enqueue, Family, Gram, InfoNce, KdKl, LabelUse,
+    Logits, Loss, Normalizer, Order, Pairwise, ParameterValue, Penalty, Pkt, QueueUse, Relation,
+    Rkd, RkdAngle, RkdDistance, Rrd, RrdBank, Sampled, SigLip, Sp, Spec, SupCon, Target,
+    TeacherUse, Towers, Triplet,
 };
 pub use negative_sampler::NegativeSampler;
 pub use problem::{Evaluation, Problem, Terms, Value, WeightPrecision};

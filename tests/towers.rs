@@ -44,6 +44,20 @@ fn cases(n: usize) -> Vec<Case> {
         labels: Some(labels),
     };
     let clip = Clip::default();
+    let masked = |loss: Clip, teacher, labels: Option<fn(u32) -> u32>| Case {
+        labels: labels.map(|label| (0..2 * n as u32).map(label).collect()),
+        ..towers(loss.into(), teacher)
+    };
+    let one_way = Clip {
+        both_ways: false,
+        temperature: 0.05,
+        ..clip
+    };
+    let guided = |guide_margin| Clip {
+        guided: true,
+        guide_margin,
+        ..clip
+    };
     vec![
         towers(clip.into(), true),
         towers(clip.into(), false),
@@ -87,6 +101,29 @@ fn cases(n: usize) -> Vec<Case> {
         labelled((0..n as u32).map(|i| i / 2).collect()),
         labelled((0..2 * n as u32).map(|i| i % n as u32).collect()),
         labelled((0..n as u32).map(|i| u32::MAX - i * i).collect()),
+        masked(one_way, false, None),
+        masked(one_way, true, None),
+        masked(clip, false, Some(|i| i % 3)),
+        masked(clip, true, Some(|i| u32::MAX - i / 3)),
+        masked(guided(0.0), true, None),
+        masked(
+            Clip {
+                soft_weight: 0.0,
+                both_ways: false,
+                ..guided(-0.2)
+            },
+            true,
+            Some(|i| i / 2),
+        ),
+        // Few keys are left.
+        masked(
+            Clip {
+                hard_weight: 0.0,
+                ..guided(0.5)
+            },
+            true,
+            Some(|i| i % 7),
+        ),
     ]
 }
 
@@ -227,14 +264,33 @@ fn printed(case: &Case, x: &[Vec<f64>], y: &[Vec<f64>]) -> f64 {
                         .map(|j| dot(&rows[from + i], &rows[to + j]) / t)
                         .collect()
                 };
+            let directions = match clip.both_ways {
+                true => &[[0, n], [n, 0]][..],
+                false => &[[0, n]],
+            };
+            let count = (directions.len() * n) as f64;
             let (mut hard, mut soft) = (0.0, 0.0);
-            for direction in [[0, n], [n, 0]] {
+            for &[from, to] in directions {
                 for i in 0..n {
-                    let log_q = log_softmax(&logits(x, direction, i, clip.temperature));
-                    hard -= log_q[i] / (2 * n) as f64;
+                    let is_key = |&k: &usize| {
+                        let labels = case.labels.as_ref();
+                        let by_label = labels.is_some_and(|l| l[from + i] == l[to + k]);
+                        let guide = |k: usize| dot(&y[from + i], &y[to + k]);
+                        let limit = |i: usize| guide(i) - clip.guide_margin + 1e-5;
+                        let by_guide = clip.guided && guide(k) > limit(i);
+                        k == i || !by_label && !by_guide
+                    };
+                    let keys: Vec<usize> = (0..n).filter(is_key).collect();
+                    let of_keys = |rows: &[Vec<f64>], t: f64| -> Vec<f64> {
+                        let all = logits(rows, [from, to], i, t);
+                        keys.iter().map(|&k| all[k]).collect()
+                    };
+                    let own = keys.iter().position(|&k| k == i).expect("the own key");
+                    let log_q = log_softmax(&of_keys(x, clip.temperature));
+                    hard -= log_q[own] / count;
                     if case.teacher {
-                        let p = softmax(&logits(y, direction, i, clip.teacher_temperature));
-                        soft -= dot(&p, &log_q) / (2 * n) as f64;
+                        let p = softmax(&of_keys(y, clip.teacher_temperature));
+                        soft -= dot(&p, &log_q) / count;
                     }
                 }
             }
@@ -341,6 +397,161 @@ fn parameters_have_gradients() {
     }
 }
 
+/// Two texts that are equal to the guide are no nearer to one another than to themselves.
+#[test]
+fn rounding_does_not_mask_duplicates() {
+    let shape = [65, 7, 130];
+    let unguided = Case {
+        loss: Clip {
+            soft_weight: 0.0,
+            ..Clip::default()
+        }
+        .into(),
+        rows: 130,
+        teacher: true,
+        labels: None,
+    };
+    let guided = Case {
+        loss: unguided
+            .loss
+            .with_parameter("guided", relata::ParameterValue::Flag(true))
+            .expect("a parameter"),
+        labels: None,
+        ..unguided
+    };
+    fn assert_alike<T: Element, D: Device<T>>(device: &D, cases: [&Case; 2], shape: [usize; 3]) {
+        let mut inputs = inputs::<T>(cases[0], shape);
+        // All texts are one, and so are all images.
+        let (images, texts) = inputs.teacher.split_at_mut(65 * 130);
+        for rows in [images, texts] {
+            let (first, others) = rows.split_at_mut(130);
+            others
+                .chunks_exact_mut(130)
+                .for_each(|row| row.copy_from_slice(first));
+        }
+        let [without, with] = cases.map(|case| inputs.evaluate(device, case));
+        assert_loss(device.name(), with.loss, without.loss, 1e-6);
+    }
+    assert_alike::<f64, _>(&Reference, [&unguided, &guided], shape);
+    assert_alike::<f32, _>(&Cpu, [&unguided, &guided], shape);
+    #[cfg(feature = "emulator")]
+    assert_alike::<f32, _>(&relata::Emulator::new(), [&unguided, &guided], shape);
+}
+
+/// A masked key may be far nearer than all keys that are left: its exponential is beyond any float.
+#[test]
+fn a_masked_key_may_be_the_nearest() {
+    fn assert_right<T: Element, D: Device<T>>(device: &D) {
+        let case = Case {
+            loss: Clip {
+                temperature: 0.005,
+                ..Clip::default()
+            }
+            .into(),
+            rows: 6,
+            teacher: false,
+            labels: Some(vec![1, 1, 2, 1, 1, 3]),
+        };
+        // Row 0 is row 4, which has its label, and the opposite of row 5, which is the only key left.
+        let rows: Vec<f64> = [
+            [1.0, 0.0],
+            [0.0, 1.0],
+            [-1.0, 0.1],
+            [-0.6, 0.8],
+            [1.0, 0.0],
+            [-1.0, 0.0],
+        ]
+        .concat();
+        let inputs = Inputs::<T> {
+            student: cast(&rows),
+            teacher: Vec::new(),
+        };
+        let want = inputs.evaluate(&Reference, &case);
+        let got = inputs.evaluate(device, &case);
+        assert!(got.gradient.iter().all(|g| g.to_f64().is_finite()));
+        assert_loss(device.name(), got.loss, want.loss, 5e-6);
+        assert_gradient(device.name(), &got.gradient, &want.gradient, 2, 5e-6);
+    }
+    assert_right::<f32, _>(&Cpu);
+    assert_right::<f64, _>(&Cpu);
+    #[cfg(feature = "emulator")]
+    assert_right::<f32, _>(&relata::Emulator::new());
+}
+
+#[test]
+fn without_keys_there_is_no_loss() {
+    for case in cases(5)
+        .into_iter()
+        .filter(|case| matches!(case.loss, Loss::Clip(_)))
+    {
+        let case = Case {
+            labels: Some(vec![7; case.rows]),
+            ..case
+        };
+        let inputs = inputs::<f32>(&case, [5, 16, 4]);
+        let evaluations = [
+            inputs.evaluate(&Cpu, &case),
+            #[cfg(feature = "emulator")]
+            inputs.evaluate(&relata::Emulator::new(), &case),
+        ];
+        for evaluation in evaluations {
+            assert_eq!(evaluation.loss, 0.0, "{:?}", case.loss);
+            assert_zero("gradient", &evaluation.gradient);
+        }
+    }
+}
+
+/// The mean of several teachers' softmaxes as the target: a cross-entropy is linear in its target, so
+/// this is the mean of the losses with each of them.
+#[test]
+fn several_teachers_are_the_sum_of_their_losses() {
+    let (n, dim) = (9, 6);
+    let rows_of = |seed, width| Input::normal(seed, Shapes::new(2 * n, width, width)).student;
+    let (student, teachers) = (rows_of(1, dim), [rows_of(2, 5), rows_of(3, 8)]);
+    let parts = [0, 1].map(|m| {
+        let case = Case {
+            loss: Clip {
+                // The hard term counts once.
+                hard_weight: if m == 0 { 0.25 } else { 0.0 },
+                soft_weight: 0.75 / 2.0,
+                ..Clip::default()
+            }
+            .into(),
+            rows: 2 * n,
+            teacher: true,
+            labels: None,
+        };
+        let inputs = Inputs::<f64> {
+            student: cast(&student),
+            teacher: cast(&teachers[m]),
+        };
+        inputs.evaluate(&Cpu, &case).loss
+    });
+    let of =
+        |data: &[f64]| -> Vec<Vec<f64>> { data.chunks(data.len() / (2 * n)).map(unit).collect() };
+    let (x, y) = (
+        of(&cast(&student)),
+        teachers.map(|teacher| of(&cast(&teacher))),
+    );
+    let mut want = 0.0;
+    for [from, to] in [[0, n], [n, 0]] {
+        for i in 0..n {
+            let logits = |rows: &[Vec<f64>]| -> Vec<f64> {
+                (0..n)
+                    .map(|k| dot(&rows[from + i], &rows[to + k]) / 0.07)
+                    .collect()
+            };
+            let q = softmax(&logits(&x));
+            let p = [&y[0], &y[1]].map(|y| softmax(&logits(y)));
+            want -= 0.25 * q[i].ln() / (2 * n) as f64;
+            for k in 0..n {
+                want -= 0.75 * 0.5 * (p[0][k] + p[1][k]) * q[k].ln() / (2 * n) as f64;
+            }
+        }
+    }
+    assert_loss("two teachers", parts[0] + parts[1], want, 1e-12);
+}
+
 /// Rows in the other order of towers have the other gradient.
 #[test]
 fn towers_can_be_exchanged() {
@@ -423,7 +634,22 @@ fn errors_name_the_argument() {
         problem(sup_con.into(), labelled),
         unexpected("teacher", "sup-con")
     );
-    assert_eq!(problem(clip.into(), labelled), unexpected("labels", "clip"));
+    assert_eq!(problem(clip.into(), labelled), None);
+    let labelled = Shapes::new(4, 2, 0).with_labels();
+    assert_eq!(
+        problem(sig_lip.into(), labelled),
+        unexpected("labels", "siglip")
+    );
+    let guided = Clip {
+        guided: true,
+        ..clip
+    };
+    assert_eq!(
+        problem(guided.into(), Shapes::new(4, 2, 0)),
+        Some(Error::Empty {
+            argument: "teacher_dim"
+        })
+    );
     assert_eq!(
         problem(sup_con.into(), Shapes::new(4, 2, 0)),
         Some(Error::Missing {

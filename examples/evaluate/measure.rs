@@ -202,7 +202,8 @@ struct Rounded<'a, T: Element> {
     log_probs: Vec<T::Real>,
     classes: Option<&'a [u32]>,
     row_weights: Option<Vec<T::Real>>,
-    labels: Option<&'a [u32]>,
+    /// Of two towers, twice those of the pairs.
+    labels: Option<Vec<u32>>,
     /// As the loss is to see it, so that every repetition sees the same.
     queue: Option<Queue<T::Real>>,
     /// The teacher is not finite, and was to be enqueued before the loss: no queue takes it.
@@ -230,7 +231,9 @@ impl<'a, T: Element> Rounded<'a, T> {
             log_probs,
             classes,
             row_weights: inputs.row_weights.map(elements),
-            labels: inputs.labels.map(|labels| &labels.ids[..]),
+            labels: inputs
+                .labels
+                .map(|labels| labels.ids.repeat(rows / student.rows)),
             queue: None,
             keys_refused: false,
         };
@@ -270,7 +273,7 @@ impl<'a, T: Element> Rounded<'a, T> {
         };
         batch.queue = self.queue.as_ref();
         batch.row_weights = self.row_weights.as_deref();
-        batch.labels = self.labels;
+        batch.labels = self.labels.as_deref();
         Ok(batch)
     }
 

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use relata::{Family, Loss, ParameterValue, TeacherUse, Towers};
+use relata::{Family, LabelUse, Loss, ParameterValue, TeacherUse, Towers};
 
 use crate::failure::{Failure, Result};
 use crate::options::Options;
@@ -19,7 +19,8 @@ pub(crate) struct TowerOptions {
     /// In clip, the teacher's second tower [N, D_t]; --teacher is its first
     #[arg(long, value_name = "F", requires_all = ["teacher", "student_keys"])]
     pub(crate) teacher_keys: Option<PathBuf>,
-    /// In sup-con, a label for each row, integers [N]: rows of equal labels belong together
+    /// In sup-con, a label for each row, integers [N]: rows of equal labels belong together. In clip, a
+    /// label for each pair: other pairs of the label are left out
     #[arg(long, value_name = "F", requires = "student")]
     pub(crate) labels: Option<PathBuf>,
     /// Weight of the partner as the target in clip [default: 1]
@@ -28,6 +29,20 @@ pub(crate) struct TowerOptions {
     /// Weight of the teacher's softmax as the target in clip [default: 1]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     soft_weight: Option<f64>,
+    /// In clip, give the rows of --student alone a softmax over the other tower, and not both towers'
+    #[arg(long)]
+    one_way: bool,
+    /// In clip, leave out pairs that the teacher finds more alike than the row's own pair
+    #[arg(long, requires_all = ["teacher", "teacher_keys"])]
+    guided: bool,
+    /// How far below the own pair's a cosine of the teacher is left out already [default: 0]
+    #[arg(
+        long,
+        value_name = "X",
+        allow_negative_numbers = true,
+        requires = "guided"
+    )]
+    guide_margin: Option<f64>,
     /// Factor of the similarities in siglip [default: 10]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     scale: Option<f64>,
@@ -42,11 +57,15 @@ pub(crate) struct TowerOptions {
 
 impl TowerOptions {
     /// As [`Options::parameters`], whether given or not.
-    pub(crate) fn parameters(&self) -> [(&'static str, &'static str, Option<ParameterValue>); 4] {
+    pub(crate) fn parameters(&self) -> [(&'static str, &'static str, Option<ParameterValue>); 7] {
         let number = |given: Option<f64>| given.map(ParameterValue::Number);
+        let flag = |given: bool, value| given.then_some(ParameterValue::Flag(value));
         [
             ("--hard-weight", "hard_weight", number(self.hard_weight)),
             ("--soft-weight", "soft_weight", number(self.soft_weight)),
+            ("--one-way", "both_ways", flag(self.one_way, false)),
+            ("--guided", "guided", flag(self.guided, true)),
+            ("--guide-margin", "guide_margin", number(self.guide_margin)),
             ("--scale", "scale", number(self.scale)),
             ("--bias", "bias", number(self.bias)),
         ]
@@ -87,7 +106,7 @@ fn check_defaults(options: &Options) -> Result<()> {
 }
 
 const OF_TOWERS: &str = "--loss clip or siglip";
-const OF_LABELS: &str = "--loss sup-con";
+const OF_LABELS: &str = "--loss sup-con or clip";
 
 /// The file of the second tower, and that of labels.
 fn check_files(options: &Options, loss: &Loss) -> Result<()> {
@@ -105,9 +124,10 @@ fn check_files(options: &Options, loss: &Loss) -> Result<()> {
         (true, true) | (false, false) => {}
     }
     match (spec.labels, towers.labels.is_some()) {
-        (true, false) => missing("--student and --labels", "--labels"),
-        (false, true) => unused("--labels", OF_LABELS, loss.name()),
-        (true, true) | (false, false) => Ok(()),
+        (LabelUse::Required, false) => missing("--student and --labels", "--labels"),
+        (LabelUse::Never, true) => unused("--labels", OF_LABELS, loss.name()),
+        (LabelUse::Required | LabelUse::Optional, true)
+        | (LabelUse::Optional | LabelUse::Never, false) => Ok(()),
     }
 }
 

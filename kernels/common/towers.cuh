@@ -14,7 +14,10 @@ constexpr unsigned TILE = 64;
 constexpr unsigned PER = 4;
 
 // What a pair costs. Mirrored in src/gpu/towers/mod.rs.
-enum Kind : uint32_t { SOFTMAX = 0, SIGMOID = 1, LABELS = 2 };
+enum Kind : uint32_t { SOFTMAX = 0, SIGMOID = 1, LABELS = 2, MASKED = 3 };
+
+// CLIP, with masks or without.
+DEVICE bool is_softmax(uint32_t kind) { return kind == SOFTMAX || kind == MASKED; }
 
 // Which rows are compared with which: the first half with the second and back, or all with all. The
 // own pair of a row, its partner in the other half or the row itself, is apart.
@@ -65,11 +68,24 @@ struct Record {
     float largest[2];  // of student and teacher
     float excess[2];
     float counts;      // labels: 1 if the row has others of its label, else 0
-    float per_target;  // labels: 1 over their number, or 0
+    union {
+        float per_target;  // labels: 1 over their number, or 0
+        float limit;       // masks: the guide's product beyond which the row leaves a key out
+    };
     float own;         // what the row makes of its own pair
     uint32_t label;
 };
 ARGUMENTS(Record, largest, excess, counts, per_target, own, label);
+
+// ⟨row, partner⟩, in every lane of the warp.
+DEVICE double own_product(const float* rows, uint32_t dim, uint32_t row, uint32_t partner SITE) {
+    const float* x = rows + static_cast<uint64_t>(row) * dim;
+    const float* y = rows + static_cast<uint64_t>(partner) * dim;
+    double sum = 0;
+    for (uint32_t d = lane_index(); d < dim; d += WARP)
+        sum = fma(static_cast<double>(x[d]), static_cast<double>(y[d]), sum);
+    return warp_reduce(sum, Sum() PASS_SITE);
+}
 
 // The sum of the 16 lanes that hold the same rows, in each of them.
 DEVICE float sum_of_row(float value) {

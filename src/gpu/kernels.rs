@@ -338,6 +338,8 @@ kernels! {
     WEIGH_ROWS: super::row_shares::WeighArguments, 256 => once relata_weigh_rows;
     /// Towers: the log-sums of rows over a split of their keys.
     TOWERS_LOG_SUMS: super::towers::LogSumArguments, 256 => once relata_towers_log_sums;
+    /// The same with pairs that are left out.
+    TOWERS_LOG_SUMS_MASKED: super::towers::LogSumArguments, 256 => once relata_towers_log_sums_masked;
     /// Towers: what each row brings to its pairs, a warp for a row.
     TOWERS_ROWS: super::towers::RowArguments, 256 => once relata_towers_rows;
     /// Towers: the keys under the coefficients of pairs.
@@ -345,6 +347,7 @@ kernels! {
         Softmax: relata_towers_gradient_softmax,
         Sigmoid: relata_towers_gradient_sigmoid,
         Labels: relata_towers_gradient_labels,
+        Masked: relata_towers_gradient_masked,
     };
     /// Towers: the gradient of a row as it came, and the loss: a block for a row.
     TOWERS_FINISH: super::towers::FinishArguments, 256 => once relata_towers_finish;

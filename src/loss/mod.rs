@@ -19,8 +19,8 @@ pub use parameter::ParameterValue;
 pub(crate) use parameter::{Parameter, Range};
 pub(crate) use registry::for_each_loss;
 pub use spec::{
-    Contrastive, Enqueue, Family, Logits, Normalizer, Pairwise, Penalty, QueueUse, Relation,
-    Sampled, Spec, Target, TeacherUse, Towers, Triplet,
+    Contrastive, Enqueue, Family, LabelUse, Logits, Normalizer, Pairwise, Penalty, QueueUse,
+    Relation, Sampled, Spec, Target, TeacherUse, Towers, Triplet,
 };
 
 use crate::checks::{at_most, not_empty, same};
@@ -189,19 +189,20 @@ impl Loss {
     /// Checks the labels, the halves, and that something is left to compare.
     fn validate_towers(&self, spec: &Spec, shapes: &Shapes) -> Result<()> {
         match (spec.labels, shapes.labels) {
-            (true, false) => {
+            (LabelUse::Required, false) => {
                 return Err(Error::Missing {
                     argument: "labels",
                     expected: "a label for each row",
                 });
             }
-            (false, true) => {
+            (LabelUse::Never, true) => {
                 return Err(Error::Unexpected {
                     argument: "labels",
                     loss: spec.name,
                 });
             }
-            (true, true) | (false, false) => {}
+            (LabelUse::Required | LabelUse::Optional, true)
+            | (LabelUse::Optional | LabelUse::Never, false) => {}
         }
         let Family::Towers(towers) = spec.family else {
             return Ok(());

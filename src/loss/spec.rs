@@ -30,7 +30,7 @@ pub struct Spec {
     /// Whether the loss is evaluated with a teacher's rows.
     pub teacher: TeacherUse,
     /// Whether rows have labels.
-    pub labels: bool,
+    pub labels: LabelUse,
     /// When the teacher's rows of the batch enter the queue; `Never` for a loss without one.
     pub enqueue: Enqueue,
     /// Whether the rows of student and teacher (and the keys of the queue) are L2-normalised
@@ -51,7 +51,7 @@ impl Spec {
             same_dim: false,
             queue: QueueUse::Never,
             teacher: TeacherUse::Required,
-            labels: false,
+            labels: LabelUse::Never,
             enqueue: Enqueue::Never,
             normalize: false,
             terms: &[],
@@ -110,6 +110,17 @@ pub enum TeacherUse {
     /// The loss leaves out what a teacher would add.
     Optional,
     /// The loss has no use for a teacher, and one is refused.
+    Never,
+}
+
+/// Whether rows have labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LabelUse {
+    /// The loss is one of labels.
+    Required,
+    /// The loss leaves out what labels would mask.
+    Optional,
+    /// The loss has no use for labels, and they are refused.
     Never,
 }
 
@@ -294,6 +305,11 @@ pub enum Towers {
         hard_weight: f64,
         /// Weight of the term whose target is the teacher's softmax.
         soft_weight: f64,
+        /// Whether the rows of both halves have a softmax, and not those of the first alone.
+        both_ways: bool,
+        /// By how much the teacher's cosine of a pair may fall short of that of the row's own pair, if
+        /// pairs beyond it are left out of all softmaxes.
+        guide_margin: Option<f64>,
     },
     /// A sigmoid of each pair: SigLIP.
     Sigmoid {

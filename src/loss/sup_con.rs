@@ -1,4 +1,4 @@
-use super::{Family, Parameter, Range, Spec, TeacherUse, Towers};
+use super::{Family, LabelUse, Parameter, Range, Spec, TeacherUse, Towers};
 
 /// Supervised contrastive learning: the rows of a label are to be nearer to one another than to all
 /// others. NT-Xent (SimCLR) is this loss with a label for each sample, which its two views share.
@@ -33,7 +33,7 @@ impl SupCon {
         Spec {
             normalize: true,
             teacher: TeacherUse::Never,
-            labels: true,
+            labels: LabelUse::Required,
             terms: &["scale_gradient"],
             ..Spec::new(Family::Towers(Towers::Labels {
                 temperature: self.temperature,

@@ -221,7 +221,10 @@ fn evaluate_rows<T: Element>(
             let queue = queue.as_ref();
             info_nce::info_nce(loss, &student, &teacher, queue, &shares, &mut losses)
         }
-        Loss::Clip(loss) => clip::clip(loss, &student, (teacher.dim > 0).then_some(&teacher)),
+        Loss::Clip(loss) => {
+            let teacher = (teacher.dim > 0).then_some(&teacher);
+            clip::clip(loss, &student, teacher, batch.labels)
+        }
         Loss::SigLip(loss) => sig_lip::sig_lip(loss, &student),
         // `Problem` lets no such batch through without labels.
         Loss::SupCon(loss) => sup_con::sup_con(loss, &student, batch.labels.unwrap_or_default()),
@@ -371,10 +374,10 @@ impl Matrix {
         &self.data[i * self.dim..][..self.dim]
     }
 
-    /// `rows` rows from `first` on.
-    fn part(&self, first: usize, rows: usize) -> Matrix {
+    /// These rows, in this order.
+    fn picked(&self, rows: &[usize]) -> Matrix {
         Matrix {
-            data: self.data[first * self.dim..][..rows * self.dim].to_vec(),
+            data: rows.iter().flat_map(|&i| self.row(i)).copied().collect(),
             dim: self.dim,
         }
     }

@@ -135,6 +135,10 @@ pub(crate) fn shapes_of(loss: &Loss, [n, d, d_t, k]: [usize; 4]) -> Vec<Shapes> 
     if let Family::Towers(towers) = spec.family {
         let alone = Shapes::new(n, d, 0);
         return match towers {
+            Towers::Softmax {
+                guide_margin: Some(_),
+                ..
+            } => vec![even(shapes)],
             Towers::Softmax { .. } => [shapes, alone].map(even).to_vec(),
             Towers::Sigmoid { .. } => vec![even(alone)],
             Towers::Labels { .. } => vec![alone.with_labels()],
@@ -216,13 +220,21 @@ pub(crate) fn without_banks() -> Vec<Loss> {
 
 /// Every loss with every option off its default at least once.
 pub(crate) fn losses() -> Vec<Loss> {
-    let towers: [Loss; 6] = [
+    let towers: [Loss; 7] = [
         Clip::default().into(),
         Clip {
             temperature: 0.2,
             teacher_temperature: 0.1,
             hard_weight: 0.25,
             soft_weight: 3.0,
+            ..Clip::default()
+        }
+        .into(),
+        Clip {
+            both_ways: false,
+            guided: true,
+            guide_margin: -0.1,
+            ..Clip::default()
         }
         .into(),
         SigLip::default().into(),

@@ -2,6 +2,7 @@
 
 use pulp::{Simd, WithSimd};
 
+use super::masks::{MaskedMeeting, Masks, guide_of};
 use super::strips::{Compared, Strips, keys_of, own_lane};
 use crate::cpu::buffer::Buffer;
 use crate::cpu::contrastive::attention::CHUNK;
@@ -35,12 +36,13 @@ impl LogSums {
     }
 }
 
-/// Of all rows.
+/// Of all rows. Keys that a row's masks leave out count as none.
 pub(super) fn log_sums<R: Real>(
     rows: &Embeddings<R>,
     strips: &Strips<R>,
     compared: Compared,
     temperature: f64,
+    masks: Option<&Masks<'_, R>>,
 ) -> Result<Vec<LogSums>> {
     let nothing = LogSums {
         largest: R::LOWEST.to_f64(),
@@ -53,10 +55,23 @@ pub(super) fn log_sums<R: Real>(
         for strip in (0..a.rows).step_by(strips.lanes) {
             let count = strips.lanes.min(a.rows - strip);
             let is_own = alone || compared.halves;
+            let (first_row, first_key) = (a.first + strip, compared.first_key(first));
+            let of_lanes = masks.map(|masks| masks.of_lanes(first_row, count, strips.lanes));
+            let of_lanes = of_lanes.transpose()?;
+            let masks = masks
+                .zip(of_lanes.as_ref())
+                .map(|(masks, of_lanes)| MaskedMeeting {
+                    of_lanes,
+                    fields: &masks.fields[first_key..][..len],
+                    guide: masks
+                        .guide
+                        .map(|side| guide_of(side, first_row, [first_key, len])),
+                });
             dispatch(Meeting {
-                queries: strips.strip(a.first + strip),
-                keys: keys_of(rows, compared.first_key(first), len),
-                own: is_own.then(|| (a.first + strip) as isize - first as isize),
+                queries: strips.strip(first_row),
+                keys: keys_of(rows, first_key, len),
+                masks,
+                own: is_own.then(|| first_row as isize - first as isize),
                 per_temperature: R::from_f64(1.0 / temperature),
                 of_rows: &mut a.data[strip..strip + count],
                 of_keys: b
@@ -74,6 +89,7 @@ struct Meeting<'a, R: Real> {
     /// `[dim, lanes]`
     queries: &'a [R],
     keys: Keys<'a, R>,
+    masks: Option<MaskedMeeting<'a, R>>,
     /// The key that the first lane leaves out. Each next lane leaves out the next key.
     own: Option<isize>,
     per_temperature: R,
@@ -91,6 +107,12 @@ impl<R: Real> WithSimd for Meeting<'_, R> {
         let count = self.of_rows.len();
         let queries = R::vectors::<S>(self.queries);
         let mut buffer = Buffer::<R>::any(CHUNK.min(self.keys.len) * lanes)?;
+        let masked_len = if self.masks.is_some() {
+            buffer.len()
+        } else {
+            0
+        };
+        let mut masked = Buffer::<R>::any(masked_len)?;
         let mut by_lane = Buffer::<R>::any(2 * lanes)?;
         let per_temperature = self.per_temperature.to_f64();
         let lowest = R::LOWEST.to_f64();
@@ -104,7 +126,15 @@ impl<R: Real> WithSimd for Meeting<'_, R> {
                 }
                 logits[count..].fill(R::LOWEST);
             }
-            let logits = R::vectors::<S>(logits);
+            // The logits as rows and as keys see them
+            let mut by_row = &*logits;
+            if let Some(masks) = &self.masks {
+                let masked = &mut masked[..chunk.len * lanes];
+                masked.copy_from_slice(logits);
+                masks.apply::<S>(s, from, masked, logits)?;
+                by_row = masked;
+            }
+            let (logits, by_key) = (R::vectors::<S>(by_row), R::vectors::<S>(logits));
 
             // The rows
             let (maxima, sums) = by_lane.split_at_mut(lanes);
@@ -134,7 +164,7 @@ impl<R: Real> WithSimd for Meeting<'_, R> {
             let Some(of_keys) = self.of_keys.take() else {
                 continue;
             };
-            for (of_key, logits) in of_keys[from..].iter_mut().zip(logits.chunks_exact(STRIP)) {
+            for (of_key, logits) in of_keys[from..].iter_mut().zip(by_key.chunks_exact(STRIP)) {
                 let mut max = R::splat(s, R::from_f64(of_key.largest));
                 for &logit in logits {
                     max = R::vmax(s, max, logit);

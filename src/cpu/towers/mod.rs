@@ -19,12 +19,14 @@
 
 mod gradient;
 mod log_sums;
+mod masks;
 mod ops;
 mod strips;
 
 use self::gradient::{Side, weighted_rows};
 use self::log_sums::{LogSums, log_sums};
-use self::ops::{FIELDS, Labels, Sigmoid, Softmax};
+use self::masks::Masks;
+use self::ops::{FIELDS, Labels, Masked, Sigmoid, Softmax};
 use self::strips::{Compared, Strips};
 use crate::batch::Batch;
 use crate::cpu::embeddings::{Embeddings, RowScaling};
@@ -65,12 +67,19 @@ pub(super) fn evaluate<T: Element>(
             teacher_temperature,
             hard_weight,
             soft_weight,
-        } => pass.softmax(
-            y.as_ref().filter(|_| soft_weight > 0.0),
-            [temperature, teacher_temperature],
-            [hard_weight, soft_weight],
-            gradient,
-        )?,
+            both_ways,
+            guide_margin,
+        } => {
+            let loss = Softmaxes {
+                temperatures: [temperature, teacher_temperature],
+                weights: [hard_weight, soft_weight],
+                both_ways,
+                guide_margin,
+            };
+            let is_read = soft_weight > 0.0 || guide_margin.is_some();
+            let y = y.as_ref().filter(|_| is_read);
+            pass.softmax(&loss, y, batch.labels, gradient)?
+        }
         Towers::Sigmoid { scale, bias } => pass.sigmoid(scale, bias, gradient)?,
         Towers::Labels { temperature } => {
             pass.labels(temperature, batch.labels.unwrap_or_default(), gradient)?
@@ -88,20 +97,49 @@ struct Pass<'a, R: Real> {
     upstream: f64,
 }
 
+/// CLIP's parameters: see [`Towers::Softmax`].
+struct Softmaxes {
+    /// Of student and teacher.
+    temperatures: [f64; 2],
+    /// Of the hard and the soft term.
+    weights: [f64; 2],
+    both_ways: bool,
+    guide_margin: Option<f64>,
+}
+
 impl<R: Real> Pass<'_, R> {
+    /// `y`, the teacher's rows, are a target, a guide, or both.
     fn softmax<G: Real>(
         &self,
+        loss: &Softmaxes,
         y: Option<&Embeddings<R>>,
-        [temperature, teacher_temperature]: [f64; 2],
-        [hard_weight, soft_weight]: [f64; 2],
+        labels: Option<&[u32]>,
         gradient: &mut [G],
     ) -> Result<(f64, Vec<f64>)> {
         let rows = self.x.rows;
-        let student = self.with_partners(self.student(), temperature)?;
+        let [temperature, teacher_temperature] = loss.temperatures;
+        let [hard_weight, soft_weight] = loss.weights;
         let strips = y.map(|y| Strips::new(y, self.compared)).transpose()?;
         let side = y.zip(strips.as_ref());
         let side = side.map(|(rows, strips)| Side { rows, strips });
-        let teacher = side.map(|side| self.with_partners(side, teacher_temperature));
+        let numbers = labels.map(|labels| numbered(labels).0);
+        let masks = (numbers.is_some() || loss.guide_margin.is_some()).then(|| {
+            Masks::new(
+                self.compared,
+                numbers.as_deref(),
+                side.zip(loss.guide_margin),
+            )
+        });
+        let with_partners = |of, temperature| -> Result<Vec<WithPartner>> {
+            let mut all = self.with_partners(of, temperature, masks.as_ref())?;
+            if !loss.both_ways {
+                all[rows / 2..].fill(WithPartner::NONE);
+            }
+            Ok(all)
+        };
+        let student = with_partners(self.student(), temperature)?;
+        let target = side.filter(|_| soft_weight > 0.0);
+        let teacher = target.map(|side| with_partners(side, teacher_temperature));
         let teacher = teacher.transpose()?;
         let soft = if teacher.is_some() { soft_weight } else { 0.0 };
         let mut fields = vec![[R::ZERO; FIELDS]; rows];
@@ -111,6 +149,9 @@ impl<R: Real> Pass<'_, R> {
             if let Some(teacher) = &teacher {
                 fields[2] = R::from_f64(teacher[i].largest);
                 fields[3] = R::from_f64(teacher[i].excess);
+            }
+            if let Some(masks) = &masks {
+                fields[4..].copy_from_slice(&masks.fields[i]);
             }
         }
         let op = Softmax {
@@ -125,8 +166,11 @@ impl<R: Real> Pass<'_, R> {
                 soft * others - (hard_weight + soft) * student[i].others
             })
             .collect();
-        let factor = 0.5 / (rows / 2) as f64;
-        let (sums, moments) = weighted_rows(op, self.student(), side, self.compared, &fields)?;
+        let factor = if loss.both_ways { 1.0 } else { 2.0 } / rows as f64;
+        let (sums, moments) = match &masks {
+            None => weighted_rows(op, self.student(), side, self.compared, &fields),
+            Some(_) => weighted_rows(Masked(op), self.student(), side, self.compared, &fields),
+        }?;
         let along = self.write(&sums, factor / temperature, gradient, |i| {
             own[i] + own[self.compared.partner(i)]
         })?;
@@ -138,7 +182,8 @@ impl<R: Real> Pass<'_, R> {
                     let (s, p_own) = (&student[i], 1.0 - teacher[i].others);
                     s.excess + p_own * s.own_below
                 };
-                let of_rows = (0..rows).map(cross_entropy).sum::<f64>();
+                let counted = if loss.both_ways { rows } else { rows / 2 };
+                let of_rows = (0..counted).map(cross_entropy).sum::<f64>();
                 factor * (of_rows + moments.0[0] / temperature)
             }
         };
@@ -155,8 +200,13 @@ impl<R: Real> Pass<'_, R> {
     }
 
     /// The log-sums of all rows, and how their partner stands among them.
-    fn with_partners(&self, of: Side<'_, R>, temperature: f64) -> Result<Vec<WithPartner>> {
-        let all = log_sums(of.rows, of.strips, self.compared, temperature)?;
+    fn with_partners(
+        &self,
+        of: Side<'_, R>,
+        temperature: f64,
+        masks: Option<&Masks<'_, R>>,
+    ) -> Result<Vec<WithPartner>> {
+        let all = log_sums(of.rows, of.strips, self.compared, temperature, masks)?;
         let with_partner = |(i, of_row)| {
             let [row, partner] = [i, self.compared.partner(i)].map(|i| of.rows.row(i));
             WithPartner::new(of_row, dot(row, partner) / temperature, temperature)
@@ -210,7 +260,7 @@ impl<R: Real> Pass<'_, R> {
             gradient.fill(G::ZERO);
             return Ok((0.0, vec![0.0]));
         }
-        let of_rows = log_sums(self.x, &self.strips, self.compared, temperature)?;
+        let of_rows = log_sums(self.x, &self.strips, self.compared, temperature, None)?;
         let excess: Vec<f64> = of_rows.iter().map(|row| row.sum.ln()).collect();
         let mut fields = vec![[R::ZERO; FIELDS]; rows];
         for (i, fields) in fields.iter_mut().enumerate() {
@@ -262,6 +312,7 @@ impl<R: Real> Pass<'_, R> {
 }
 
 /// A row's softmax over the other half, with its partner.
+#[derive(Clone, Copy)]
 struct WithPartner {
     /// The largest product with another key.
     largest: f64,
@@ -276,6 +327,15 @@ struct WithPartner {
 }
 
 impl WithPartner {
+    /// Of a row that has no softmax: no key weighs anything.
+    const NONE: Self = WithPartner {
+        largest: 0.0,
+        excess: 1e30,
+        others: 0.0,
+        own_loss: 0.0,
+        own_below: 0.0,
+    };
+
     fn new(row: LogSums, own: f64, temperature: f64) -> Self {
         if row.sum == 0.0 {
             // There is no other key.

@@ -2,10 +2,11 @@
 
 use pulp::Simd;
 
+use super::masks::masked;
 use crate::element::Real;
 
 /// Numbers that a row brings to each of its pairs.
-pub(super) const FIELDS: usize = 5;
+pub(super) const FIELDS: usize = 6;
 
 /// What a pair gives: the coefficient C_ij = C_ji of the gradient, and what it adds to the moments, for
 /// both of its rows.
@@ -60,16 +61,32 @@ impl<R: Real> PairOp<R> for Softmax<R> {
         row: [R::Of<S>; FIELDS],
         key: [R::Of<S>; FIELDS],
     ) -> Pair<R::Of<S>> {
+        self.of_kept(s, product, row, key, |_, weight| weight)
+    }
+}
+
+impl<R: Real> Softmax<R> {
+    /// `keep` gets the weight of the key in the row's softmax (0), or of the row in the key's (1), and
+    /// returns it, or 0 where the pair is left out.
+    #[inline(always)]
+    fn of_kept<S: Simd>(
+        &self,
+        s: S,
+        product: [R::Of<S>; 2],
+        row: [R::Of<S>; FIELDS],
+        key: [R::Of<S>; FIELDS],
+        keep: impl Fn(usize, R::Of<S>) -> R::Of<S>,
+    ) -> Pair<R::Of<S>> {
         let [by_s, by_t] = self.per_temperature.map(|t| R::splat(s, t));
         let [of_student, of_teacher] = [self.of_student, self.of_teacher].map(|w| R::splat(s, w));
         let zero = R::splat(s, R::ZERO);
-        let q = weight::<S, R>(s, by_s, product[0], row[0], row[1]);
-        let q_back = weight::<S, R>(s, by_s, product[0], key[0], key[1]);
+        let q = keep(0, weight::<S, R>(s, by_s, product[0], row[0], row[1]));
+        let q_back = keep(1, weight::<S, R>(s, by_s, product[0], key[0], key[1]));
         let mut coefficient = R::vmul(s, of_student, R::vadd(s, q, q_back));
         let mut moment = zero;
         if self.of_teacher > R::ZERO {
-            let p = weight::<S, R>(s, by_t, product[1], row[2], row[3]);
-            let p_back = weight::<S, R>(s, by_t, product[1], key[2], key[3]);
+            let p = keep(0, weight::<S, R>(s, by_t, product[1], row[2], row[3]));
+            let p_back = keep(1, weight::<S, R>(s, by_t, product[1], key[2], key[3]));
             coefficient = R::vneg_mul_add(s, of_teacher, R::vadd(s, p, p_back), coefficient);
             moment = R::vmul(s, p, R::vsub(s, row[0], product[0]));
             moment = R::vmul_add(s, p_back, R::vsub(s, key[0], product[0]), moment);
@@ -78,6 +95,28 @@ impl<R: Real> PairOp<R> for Softmax<R> {
             coefficient,
             moments: [moment, zero],
         }
+    }
+}
+
+/// CLIP with masks. Fields: those of [`Softmax`], and those of the masks.
+#[derive(Clone, Copy)]
+pub(super) struct Masked<R>(pub(super) Softmax<R>);
+
+impl<R: Real> PairOp<R> for Masked<R> {
+    #[inline(always)]
+    fn pair<S: Simd>(
+        &self,
+        s: S,
+        product: [R::Of<S>; 2],
+        row: [R::Of<S>; FIELDS],
+        key: [R::Of<S>; FIELDS],
+    ) -> Pair<R::Of<S>> {
+        let of = |fields: [R::Of<S>; FIELDS]| [fields[4], fields[5]];
+        let masked = masked::<S, R>(s, product[1], of(row), of(key));
+        let zero = R::splat(s, R::ZERO);
+        // A choice, not a product: the weight of a key beyond the largest may be infinite.
+        let keep = |which: usize, weight| R::if_positive(s, masked[which], zero, weight);
+        self.0.of_kept(s, product, row, key, keep)
     }
 }
 

@@ -20,6 +20,7 @@ kernel_arguments! {
         pub(super) largest: [f32; 2],
         pub(super) excess: [f32; 2],
         pub(super) counts: f32,
+        /// Or `limit`, in a union.
         pub(super) per_target: f32,
         pub(super) own: f32,
         pub(super) label: u32,
@@ -28,10 +29,14 @@ kernel_arguments! {
     /// Mirrors `Arguments` in kernels/towers_log_sums.cu.
     pub(crate) struct LogSumArguments {
         pub(super) rows: [u64; 2],
+        pub(super) labels: u64,
         pub(super) stats: u64,
+        pub(super) guide_margin: f64,
         pub(super) compared: Compared,
         pub(super) dim: [u32; 2],
         pub(super) scale: [f32; 2],
+        pub(super) has_guide: u32,
+        pub(super) padding: u32,
     }
 
     /// Mirrors `Arguments` in kernels/towers_rows.cu.
@@ -44,6 +49,7 @@ kernel_arguments! {
         pub(super) counted: u64,
         pub(super) counter: u64,
         pub(super) temperature: [f64; 2],
+        pub(super) guide_margin: f64,
         pub(super) compared: Compared,
         pub(super) dim: [u32; 2],
         pub(super) scale: [f32; 2],
@@ -53,6 +59,10 @@ kernel_arguments! {
         pub(super) kind: u32,
         pub(super) sigmoid_scale: f32,
         pub(super) bias: f32,
+        pub(super) has_target: u32,
+        pub(super) has_guide: u32,
+        pub(super) both_ways: u32,
+        pub(super) padding: u32,
     }
 
     /// Mirrors `Arguments` in kernels/towers_gradient.cu.
@@ -68,6 +78,8 @@ kernel_arguments! {
         pub(super) of_teacher: f32,
         pub(super) sigmoid_scale: f32,
         pub(super) bias: f32,
+        pub(super) has_target: u32,
+        pub(super) padding: u32,
     }
 
     /// Mirrors `Arguments` in kernels/towers_finish.cu.

@@ -3,7 +3,7 @@
 //! | pass | kernel | launches |
 //! |---|---|---|
 //! | x/‖x‖ | normalize | 1 |
-//! | log-sums of each row over its keys | towers_log_sums | 1, but for a sigmoid |
+//! | log-sums of each row over its keys, but for those that are masked | towers_log_sums | 1, but for a sigmoid |
 //! | what a row brings to its pairs; its own pair | towers_rows | 1 |
 //! | coefficients of pairs, and the keys under them | towers_gradient | 1 |
 //! | the way back through x/‖x‖, and the loss | towers_finish | 1 |
@@ -17,7 +17,9 @@ use self::arguments::{Compared, Record, Stat};
 pub(crate) use self::arguments::{
     FinishArguments, GradientArguments, LogSumArguments, RowArguments,
 };
-use super::kernels::{TOWERS_FINISH, TOWERS_GRADIENT, TOWERS_LOG_SUMS, TOWERS_ROWS};
+use super::kernels::{
+    TOWERS_FINISH, TOWERS_GRADIENT, TOWERS_LOG_SUMS, TOWERS_LOG_SUMS_MASKED, TOWERS_ROWS,
+};
 use super::machine::{Launcher, Limits};
 use super::normalize;
 use super::plan::{Addresses, grid_size, grid_size_y};
@@ -25,7 +27,7 @@ use super::tuning::towers::{BLOCKS, COLUMNS, ROWS_PER_BLOCK, TILE};
 use super::workspace::{Layout, Region};
 use crate::error::Result;
 use crate::gpu::element::GpuDType;
-use crate::loss::Towers;
+use crate::loss::{Clip, Towers};
 use crate::problem::Problem;
 
 /// The kernels' `Kind`.
@@ -35,6 +37,8 @@ pub(crate) enum Kind {
     Softmax = 0,
     Sigmoid = 1,
     Labels = 2,
+    /// CLIP with pairs that are left out.
+    Masked = 3,
 }
 
 /// The counters of the workspace.
@@ -50,8 +54,12 @@ pub(crate) struct Plan {
     loss: Towers,
     upstream: f64,
     rows: usize,
-    /// Of student and teacher; the teacher's is 0 if it does not count.
+    /// Of student and teacher; the teacher's is 0 if it is neither a target nor a guide.
     dims: [usize; 2],
+    /// Whether the teacher's softmax is a target.
+    has_target: bool,
+    /// Whether labels mask pairs.
+    has_labels: bool,
     /// Tiles of rows, of all sides.
     tiles: u32,
     splits: u32,
@@ -78,9 +86,20 @@ impl Plan {
         let shapes = problem.shapes();
         let (n, dim) = (shapes.rows, shapes.student_dim);
         grid_size("rows", n)?;
-        let teacher_dim = match loss {
-            Towers::Softmax { soft_weight, .. } if soft_weight > 0.0 => shapes.teacher_dim,
-            _ => 0,
+        let (has_target, has_guide) = match loss {
+            Towers::Softmax {
+                soft_weight,
+                guide_margin,
+                ..
+            } => {
+                let has_target = soft_weight > 0.0 && shapes.teacher_dim > 0;
+                (has_target, guide_margin.is_some())
+            }
+            Towers::Sigmoid { .. } | Towers::Labels { .. } => (false, false),
+        };
+        let teacher_dim = match has_target || has_guide {
+            true => shapes.teacher_dim,
+            false => 0,
         };
         let sides = if loss.has_halves() { 2 } else { 1 };
         let of_side = (n / sides).div_ceil(TILE);
@@ -88,7 +107,7 @@ impl Plan {
         // As many splits of the keys as give every multiprocessor its blocks.
         let wanted = (BLOCKS * limits.multiprocessors as usize).div_ceil(sides * of_side);
         let splits = wanted.clamp(1, of_side.max(1));
-        let sets = if teacher_dim > 0 { 2 } else { 1 };
+        let sets = if has_target { 2 } else { 1 };
         let has_log_sums = !matches!(loss, Towers::Sigmoid { .. });
         Ok(Plan {
             dtype,
@@ -96,6 +115,8 @@ impl Plan {
             upstream: problem.upstream(),
             rows: n,
             dims: [dim, teacher_dim],
+            has_target,
+            has_labels: shapes.labels,
             tiles: grid_size("rows", sides * of_side)?,
             splits: grid_size("splits", splits)?,
             columns,
@@ -145,19 +166,39 @@ impl Plan {
             halves: self.loss.has_halves().into(),
         };
         let (kind, temperature) = self.kind();
+        let (both_ways, guide_margin) = match self.loss {
+            Towers::Softmax {
+                both_ways,
+                guide_margin,
+                ..
+            } => (both_ways, guide_margin),
+            Towers::Sigmoid { .. } | Towers::Labels { .. } => (true, None),
+        };
+        let has_guide = guide_margin.is_some().into();
+        let guide_margin = guide_margin.unwrap_or(0.0) - Clip::GUIDE_SLACK;
         let scale = temperature.map(|t| (std::f64::consts::LOG2_E / t) as f32);
         if kind != Kind::Sigmoid {
             let arguments = LogSumArguments {
                 rows,
+                labels: at.labels,
                 stats: region(self.stats),
+                guide_margin,
                 compared,
                 dim,
                 scale,
+                has_guide,
+                padding: 0,
             };
-            let sets = if has_teacher { 2 } else { 1 };
-            TOWERS_LOG_SUMS.launch(launcher, [self.tiles, self.splits, sets], 0, &arguments)?;
+            let sets = if self.has_target { 2 } else { 1 };
+            let grid = [self.tiles, self.splits, sets];
+            match kind {
+                Kind::Masked => TOWERS_LOG_SUMS_MASKED.launch(launcher, grid, 0, &arguments),
+                Kind::Softmax | Kind::Sigmoid | Kind::Labels => {
+                    TOWERS_LOG_SUMS.launch(launcher, grid, 0, &arguments)
+                }
+            }?;
         }
-        let [hard_weight, soft_weight, sigmoid_scale, bias] = self.numbers(has_teacher);
+        let [hard_weight, soft_weight, sigmoid_scale, bias] = self.numbers();
         let (of_student, of_teacher) = ((hard_weight + soft_weight) as f32, soft_weight as f32);
         let arguments = RowArguments {
             rows,
@@ -168,6 +209,7 @@ impl Plan {
             counted: region(self.counted),
             counter: Layout::counter(counters::ROWS).at(at.workspace),
             temperature,
+            guide_margin,
             compared,
             dim,
             scale,
@@ -177,6 +219,10 @@ impl Plan {
             kind: kind as u32,
             sigmoid_scale: sigmoid_scale as f32,
             bias: bias as f32,
+            has_target: self.has_target.into(),
+            has_guide,
+            both_ways: both_ways.into(),
+            padding: 0,
         };
         let blocks = grid_size("rows", self.rows.div_ceil(ROWS_PER_BLOCK))?;
         TOWERS_ROWS.launch(launcher, [blocks, 1, 1], 0, &arguments)?;
@@ -192,6 +238,8 @@ impl Plan {
             of_teacher,
             sigmoid_scale: sigmoid_scale as f32,
             bias: bias as f32,
+            has_target: self.has_target.into(),
+            padding: 0,
         };
         let grid = [self.tiles, self.splits, self.columns];
         TOWERS_GRADIENT
@@ -201,7 +249,10 @@ impl Plan {
         let per_temperature = 1.0 / temperature[0];
         let pairs = (self.rows / 2) as f64;
         let (factor, gradient_factor, along_factor) = match kind {
-            Kind::Softmax => (0.5 / pairs, 0.5 / pairs * per_temperature, 0.5),
+            Kind::Softmax | Kind::Masked => {
+                let factor = if both_ways { 0.5 } else { 1.0 } / pairs;
+                (factor, factor * per_temperature, 0.5)
+            }
             // Each pair is in the sums of both of its rows.
             Kind::Sigmoid => (0.5 / pairs, sigmoid_scale / pairs, 1.0),
             Kind::Labels => (1.0, per_temperature, 0.5),
@@ -228,7 +279,7 @@ impl Plan {
             kind: kind as u32,
             hard_weight: hard_weight as f32,
             soft_weight: soft_weight as f32,
-            has_teacher: has_teacher.into(),
+            has_teacher: self.has_target.into(),
         };
         let blocks = grid_size("rows", self.rows)?;
         TOWERS_FINISH.launch(launcher, [blocks, 1, 1], 0, &arguments)
@@ -240,22 +291,29 @@ impl Plan {
             Towers::Softmax {
                 temperature,
                 teacher_temperature,
+                guide_margin,
                 ..
-            } => (Kind::Softmax, [temperature, teacher_temperature]),
+            } => {
+                let kind = match guide_margin.is_some() || self.has_labels {
+                    true => Kind::Masked,
+                    false => Kind::Softmax,
+                };
+                (kind, [temperature, teacher_temperature])
+            }
             Towers::Sigmoid { .. } => (Kind::Sigmoid, [1.0; 2]),
             Towers::Labels { temperature } => (Kind::Labels, [temperature; 2]),
         }
     }
 
     /// The hard weight, the soft one, a and b; 0 where the loss has none.
-    fn numbers(&self, has_teacher: bool) -> [f64; 4] {
+    fn numbers(&self) -> [f64; 4] {
         match self.loss {
             Towers::Softmax {
                 hard_weight,
                 soft_weight,
                 ..
             } => {
-                let soft = if has_teacher { soft_weight } else { 0.0 };
+                let soft = if self.has_target { soft_weight } else { 0.0 };
                 [hard_weight, soft, 0.0, 0.0]
             }
             Towers::Sigmoid { scale, bias } => [0.0, 0.0, scale, bias],

@@ -163,16 +163,22 @@ fn options_without_the_losses_that_take_them_are_refused() {
             "--student-keys: expected --loss clip or siglip with it, got sup-con",
         ),
         (
-            format!("{clip} --labels l.npy"),
-            "--labels: expected --loss sup-con with it, got clip",
+            "--loss siglip --student a.npy --student-keys b.npy --labels l.npy".to_owned(),
+            "--labels: expected --loss sup-con or clip with it, got siglip",
+        ),
+        (format!("{clip} --guided"), "--teacher <F>"),
+        (format!("{clip} --guide-margin 0.1"), "--guided"),
+        (
+            format!("--loss clip {TAUGHT} --guided --guide-margin inf"),
+            "clip: guide_margin: expected a finite number, got inf",
         ),
         (
             "--loss rkd --student a.npy --teacher b.npy --labels l.npy".to_owned(),
-            "--labels: expected --loss sup-con with it, got rkd",
+            "--labels: expected --loss sup-con or clip with it, got rkd",
         ),
         (
             format!("{LABELLED} --teacher b.npy"),
-            "--labels: expected --loss sup-con with it, got none",
+            "--labels: expected --loss sup-con or clip with it, got none",
         ),
         // Parameters.
         (

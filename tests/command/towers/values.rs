@@ -85,6 +85,45 @@ fn losses_and_all_gradients_are_those_of_the_definitions() {
     }
 }
 
+/// Options of CLIP that leave out pairs, or one of the ways, against the library: labels are those of
+/// pairs.
+#[test]
+fn clip_leaves_out_what_it_is_told_to() {
+    let files = inputs();
+    let (student, teacher) = ([student(), teacher()].concat(), teachers().concat());
+    let rows = |data, width| relata::Rows::new(data, [2 * ROWS, width]).expect("whole rows");
+    let clip = relata::Clip::default();
+    let labels: Vec<u32> = LABELS.iter().map(|&label| label as u32).collect();
+    let labels = labels.repeat(2);
+    let guided = relata::Clip {
+        guided: true,
+        guide_margin: -0.25,
+        ..clip
+    };
+    let one_way = relata::Clip {
+        both_ways: false,
+        ..clip
+    };
+    let plain = object(&files, &format!("--loss clip {TAUGHT} --device reference"));
+    for (options, loss, labels) in [
+        ("--one-way", one_way, None),
+        ("--labels l.npy", clip, Some(&labels)),
+        ("--guided --guide-margin -0.25", guided, None),
+    ] {
+        let arguments =
+            format!("{TAUGHT} {options} --device reference --gradient g.npy --gradient-keys h.npy");
+        let got = object(&files, &format!("--loss clip {arguments}"));
+        let mut batch = relata::Batch::new(rows(&student, DIM), rows(&teacher, WIDTH));
+        batch.labels = labels.map(|labels| &labels[..]);
+        let problem = loss.problem(batch.shapes()).expect("shapes that fit");
+        let want = problem.evaluate(&relata::Reference, batch).expect("a loss");
+        assert_eq!(number(&got, "value"), want.loss, "{options}");
+        assert_ne!(number(&got, "value"), number(&plain, "value"), "{options}");
+        let halves = ["g.npy", "h.npy"].map(|name| read(&files, name, "reference").1);
+        assert_eq!(halves.concat(), want.gradient, "{options}");
+    }
+}
+
 /// What the library gives, to the last bit, and not weighted.
 #[test]
 fn clip_has_its_terms_and_the_librarys_bits() {

@@ -237,7 +237,7 @@ pub(super) fn many_rows() -> Vec<Case> {
 }
 
 /// One small case of each kind that has kernels of its own.
-pub(super) const OF_EVERY_KERNEL: [&str; 27] = [
+pub(super) const OF_EVERY_KERNEL: [&str; 28] = [
     "rkd-33x16",
     "rkd-17x16-to-7-delta-0.5-normalize",
     "rkd-distance-17x33-to-130",
@@ -263,6 +263,7 @@ pub(super) const OF_EVERY_KERNEL: [&str; 27] = [
     "kd-kl-17x16-js",
     "clip-34x33-to-130",
     "clip-34x16-alone",
+    "clip-34x33-to-130-guided",
     "siglip-34x16",
     "sup-con-17x16-labels-6",
 ];
@@ -361,6 +362,12 @@ fn towers(cases: &mut Vec<Case>) {
         teacher_temperature,
         ..Clip::default()
     };
+    let guided = |both_ways, guide_margin| Clip {
+        both_ways,
+        guided: true,
+        guide_margin,
+        ..Clip::default()
+    };
     for (loss, label) in [
         (weights(0.0, 1.0), "soft"),
         (weights(1.0, 0.0), "hard"),
@@ -368,6 +375,8 @@ fn towers(cases: &mut Vec<Case>) {
         (taus(0.01, 0.07), "tau-0.01-0.07"),
         (taus(0.07, 0.01), "tau-0.07-0.01"),
         (taus(1.0, 1e3), "tau-1-1e3"),
+        (guided(true, 0.0), "guided"),
+        (guided(false, -0.2), "guided-one-way"),
     ] {
         cases.push(case(loss.into(), 34, 33).teacher_dim(130).label(label));
     }
