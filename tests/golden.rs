@@ -185,6 +185,7 @@ fn clip_gives_the_golden_values() {
         teacher_temperature: 0.1,
         hard_weight: 0.25,
         soft_weight: 0.75,
+        ..clip
     };
     let alone = Batch::of_student(student.rows());
     let taught = Batch::new(student.rows(), teacher.rows());

@@ -35,7 +35,7 @@ use relata::{Batch, Cpu, Element, Evaluation, Family, Loss, Problem, Queue, Rows
 pub use relata::Terms;
 
 pub use self::towers::{
-    clip, clip_with_scale, siglip, siglip_with_scale, sup_con, sup_con_with_scale,
+    clip, clip_with_labels, clip_with_scale, siglip, siglip_with_scale, sup_con, sup_con_with_scale,
 };
 
 /// Why there is no loss.

@@ -30,7 +30,21 @@ pub fn clip(
     teacher: Option<(&Tensor<2>, &Tensor<2>)>,
     loss: Clip,
 ) -> Result<Tensor<1>> {
-    Ok(evaluate_clip(images, texts, teacher, loss)?.0)
+    Ok(evaluate_clip(images, texts, teacher, None, loss)?.0)
+}
+
+/// [`clip`] of pairs with labels `[n]`: other pairs of a row's label are left out, as false negatives.
+///
+/// # Errors
+/// As [`clip`]; labels that are not one for each pair, or not from 0 to 2³² − 1.
+pub fn clip_with_labels(
+    images: &Tensor<2>,
+    texts: &Tensor<2>,
+    labels: &Tensor<1, Int>,
+    teacher: Option<(&Tensor<2>, &Tensor<2>)>,
+    loss: Clip,
+) -> Result<Tensor<1>> {
+    Ok(evaluate_clip(images, texts, teacher, Some(labels), loss)?.0)
 }
 
 /// [`clip`] with a learned `scale`, 1/τ: a tensor of one number, which gets a gradient too. It takes
@@ -50,7 +64,7 @@ pub fn clip_with_scale(
         temperature: temperature(scale, images)?,
         ..loss
     };
-    let (value, terms) = evaluate_clip(images, texts, teacher, loss)?;
+    let (value, terms) = evaluate_clip(images, texts, teacher, None, loss)?;
     Ok(learned(value, scale, &terms, "scale_gradient"))
 }
 
@@ -58,6 +72,7 @@ fn evaluate_clip(
     images: &Tensor<2>,
     texts: &Tensor<2>,
     teacher: Option<(&Tensor<2>, &Tensor<2>)>,
+    labels: Option<&Tensor<1, Int>>,
     loss: Clip,
 ) -> Result<(Tensor<1>, Terms)> {
     let loss = Loss::from(loss);
@@ -71,7 +86,13 @@ fn evaluate_clip(
             Some(stacked(towers)?)
         }
     };
-    Inputs::read(&student, teacher.as_ref(), &loss)?.fused(&student, loss)
+    let labels = labels.map(|labels| labels_of(labels, images.dims()[0]));
+    let inputs = Inputs {
+        // Of both towers' rows.
+        labels: labels.transpose()?.map(|labels| labels.repeat(2)),
+        ..Inputs::read(&student, teacher.as_ref(), &loss)?
+    };
+    inputs.fused(&student, loss)
 }
 
 /// SigLIP of two towers `[n, D]`: see [`SigLip`]. The gradient reaches both.
@@ -140,8 +161,19 @@ fn evaluate_sup_con(
     labels: &Tensor<1, Int>,
     loss: SupCon,
 ) -> Result<(Tensor<1>, Terms)> {
+    let labels = labels_of(labels, rows.dims()[0])?;
+    let loss = Loss::from(loss);
+    let inputs = Inputs {
+        labels: Some(labels),
+        ..Inputs::read(rows, None, &loss)?
+    };
+    inputs.fused(rows, loss)
+}
+
+/// Labels of `expected` rows.
+fn labels_of(labels: &Tensor<1, Int>, expected: usize) -> Result<Vec<u32>> {
     let argument = "labels";
-    let [expected, got] = [rows.dims()[0], labels.dims()[0]];
+    let got = labels.dims()[0];
     if expected != got {
         return Err(Error::Relata(relata::Error::Length {
             argument,
@@ -161,12 +193,7 @@ fn evaluate_sup_con(
         })
     };
     let labels: relata::Result<Vec<u32>> = data.iter::<i64>().map(label).collect();
-    let loss = Loss::from(loss);
-    let inputs = Inputs {
-        labels: Some(labels?),
-        ..Inputs::read(rows, None, &loss)?
-    };
-    inputs.fused(rows, loss)
+    Ok(labels?)
 }
 
 /// Two towers of one shape as the rows of one batch.

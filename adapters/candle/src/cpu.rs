@@ -49,15 +49,16 @@ where
     };
     let evaluation = on_host(&inputs.student, |student| {
         let student = Rows::<T>::new(student, inputs.student_shape).or_candle(name)?;
-        match (&inputs.teacher, &inputs.labels) {
-            (Some(teacher), _) => on_host(teacher, |teacher| {
+        let run = |batch: Batch<'_, T>| match &inputs.labels {
+            None => run(batch),
+            Some(labels) => on_host(labels, |labels| run(batch.with_labels(labels))),
+        };
+        match &inputs.teacher {
+            None => run(Batch::of_student(student)),
+            Some(teacher) => on_host(teacher, |teacher| {
                 let teacher = Rows::new(teacher, inputs.teacher_shape).or_candle(name)?;
                 run(Batch::new(student, teacher))
             }),
-            (None, Some(labels)) => on_host(labels, |labels| {
-                run(Batch::of_student(student).with_labels(labels))
-            }),
-            (None, None) => run(Batch::of_student(student)),
         }
     })?;
     let terms = evaluation.terms.iter().map(|(_, value)| value);

@@ -56,7 +56,7 @@ pub use self::queue::Queue;
 pub use self::rows::Teacher;
 pub use self::terms::Terms;
 pub use self::towers::{
-    clip, clip_with_scale, siglip, siglip_with_scale, sup_con, sup_con_with_scale,
+    clip, clip_with_labels, clip_with_scale, siglip, siglip_with_scale, sup_con, sup_con_with_scale,
 };
 
 /// A loss without a queue, or InfoNCE within the batch.

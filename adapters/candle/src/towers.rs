@@ -36,7 +36,34 @@ pub fn clip(
     teacher: Option<(&Tensor, &Tensor)>,
     loss: Clip,
 ) -> Result<Tensor> {
-    evaluate_clip(images, texts, teacher, loss, Again::Yes)
+    evaluate_clip(images, texts, teacher, None, loss, Again::Yes)
+}
+
+/// [`clip`] of pairs with labels `[n]`, u32 or i64: other pairs of a row's label are left out, as false
+/// negatives. On CUDA labels are u32, as in [`sup_con`].
+///
+/// ```
+/// use candle_core::{Device, Tensor, Var};
+/// use relata_candle::{Clip, clip_with_labels};
+/// # fn main() -> candle_core::Result<()> {
+/// let images = Var::randn(0f32, 1., (4, 32), &Device::Cpu)?;
+/// let texts = Var::randn(0f32, 1., (4, 32), &Device::Cpu)?;
+/// let captions = Tensor::new(&[0u32, 1, 0, 2], &Device::Cpu)?; // the first and the third are one
+/// let loss = clip_with_labels(&images, &texts, &captions, None, Clip::default())?;
+/// assert!(loss.backward()?.get(&images).is_some());
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// As [`clip`]; labels that are not one for each pair, or below 0.
+pub fn clip_with_labels(
+    images: &Tensor,
+    texts: &Tensor,
+    labels: &Tensor,
+    teacher: Option<(&Tensor, &Tensor)>,
+    loss: Clip,
+) -> Result<Tensor> {
+    evaluate_clip(images, texts, teacher, Some(labels), loss, Again::Yes)
 }
 
 /// [`clip`] with a learned `scale`, 1/τ: a tensor of one number, which gets a gradient too. It takes
@@ -73,7 +100,7 @@ pub fn clip_with_scale(
         temperature,
         ..loss
     };
-    let value = evaluate_clip(images, texts, teacher, loss, Again::No)?;
+    let value = evaluate_clip(images, texts, teacher, None, loss, Again::No)?;
     learn(&value, scale, "scale_gradient", loss)
 }
 
@@ -81,13 +108,23 @@ fn evaluate_clip(
     images: &Tensor,
     texts: &Tensor,
     teacher: Option<(&Tensor, &Tensor)>,
+    labels: Option<&Tensor>,
     loss: Clip,
     again: Again,
 ) -> Result<Tensor> {
     let loss = Loss::from(loss);
     let spec = loss.spec();
     let student = stacked([("images", images), ("texts", texts)], spec.name)?;
-    let inputs = match teacher {
+    let labels = match labels {
+        None => None,
+        Some(labels) => {
+            same_device(images.device(), labels.device(), spec.name)?;
+            let labels = labels_of(labels, images.dim(0)?, spec.name)?;
+            // Of both towers' rows.
+            Some(Tensor::cat(&[&labels, &labels], 0)?)
+        }
+    };
+    let mut inputs = match teacher {
         None => Inputs::of_student(&student, None, &spec),
         Some((of_images, of_texts)) => {
             let towers = [("teacher images", of_images), ("teacher texts", of_texts)];
@@ -97,6 +134,7 @@ fn evaluate_clip(
             Inputs::new(&student, &teacher, &spec)
         }
     }?;
+    inputs.labels = labels;
     Ok(fused_inputs(&inputs, None, None, loss, again)?.0)
 }
 

@@ -36,7 +36,7 @@ use relata::{Family, Loss, Problem, Queue, Shapes, Spec};
 use tch::{Device, Kind, TchError, Tensor};
 
 pub use self::towers::{
-    clip, clip_with_scale, siglip, siglip_with_scale, sup_con, sup_con_with_scale,
+    clip, clip_with_labels, clip_with_scale, siglip, siglip_with_scale, sup_con, sup_con_with_scale,
 };
 
 /// Why there is no loss.

@@ -29,7 +29,22 @@ pub fn clip(
     teacher: Option<(&Tensor, &Tensor)>,
     loss: Clip,
 ) -> Result<Tensor> {
-    Ok(evaluate_clip(images, texts, teacher, loss)?.0)
+    Ok(evaluate_clip(images, texts, teacher, None, loss)?.0)
+}
+
+/// [`clip`] of pairs with labels `[n]`, i64 or i32: other pairs of a row's label are left out, as false
+/// negatives. On CUDA labels are i32, as in [`sup_con`].
+///
+/// # Errors
+/// As [`clip`]; labels that are not one for each pair, or, on the CPU, not from 0 to 2³² − 1.
+pub fn clip_with_labels(
+    images: &Tensor,
+    texts: &Tensor,
+    labels: &Tensor,
+    teacher: Option<(&Tensor, &Tensor)>,
+    loss: Clip,
+) -> Result<Tensor> {
+    Ok(evaluate_clip(images, texts, teacher, Some(labels), loss)?.0)
 }
 
 /// [`clip`] with a learned `scale`, 1/τ: a tensor of one number, which gets a gradient too. It takes
@@ -51,7 +66,7 @@ pub fn clip_with_scale(
         temperature: temperature(scale, images)?,
         ..loss
     };
-    let (value, terms) = evaluate_clip(images, texts, teacher, loss)?;
+    let (value, terms) = evaluate_clip(images, texts, teacher, None, loss)?;
     learned(&value, scale, &terms, "scale_gradient")
 }
 
@@ -59,12 +74,21 @@ fn evaluate_clip(
     images: &Tensor,
     texts: &Tensor,
     teacher: Option<(&Tensor, &Tensor)>,
+    labels: Option<&Tensor>,
     loss: Clip,
 ) -> Result<(Tensor, Terms)> {
     let loss = Loss::from(loss);
     let spec = loss.spec();
     let student = stacked([("images", images), ("texts", texts)])?;
-    let inputs = match teacher {
+    let labels = match labels {
+        None => None,
+        Some(labels) => {
+            let labels = labels_of(labels, images)?;
+            // Of both towers' rows.
+            Some(Tensor::f_cat(&[&labels, &labels], 0)?)
+        }
+    };
+    let mut inputs = match teacher {
         None => Inputs::of_student(&student, None, &spec)?,
         Some((of_images, of_texts)) => {
             let towers = [("teacher images", of_images), ("teacher texts", of_texts)];
@@ -79,6 +103,7 @@ fn evaluate_clip(
             Inputs::new(&student, &teacher, &spec)?
         }
     };
+    inputs.labels = labels;
     inputs.fused(&student, loss)
 }
 

@@ -5,7 +5,8 @@ use burn_tensor::activation::{log_sigmoid, log_softmax};
 use burn_tensor::{DType, FloatDType, Int, Tensor, TensorData};
 use relata::{Clip, SigLip, SupCon};
 use relata_burn::{
-    Error, clip, clip_with_scale, siglip, siglip_with_scale, sup_con, sup_con_with_scale,
+    Error, clip, clip_with_labels, clip_with_scale, siglip, siglip_with_scale, sup_con,
+    sup_con_with_scale,
 };
 
 use crate::{assert_close, device, numbers, unit, wide};
@@ -18,6 +19,9 @@ const CLIP: Clip = Clip {
     teacher_temperature: 0.25,
     hard_weight: 0.25,
     soft_weight: 0.75,
+    both_ways: true,
+    guided: false,
+    guide_margin: 0.,
 };
 const HARD: Clip = Clip {
     hard_weight: 1.,
@@ -48,6 +52,11 @@ impl Batch {
         Tensor::cat(vec![self.images.clone(), self.texts.clone()], 0)
     }
 
+    /// The labels of the images.
+    fn of_pairs(&self) -> Tensor<1, Int> {
+        self.labels.clone().slice([0..self.images.dims()[0]])
+    }
+
     fn teacher(&self) -> Option<(&Tensor<2>, &Tensor<2>)> {
         let [images, texts] = &self.teacher;
         Some((images, texts))
@@ -73,8 +82,15 @@ fn products(a: &Tensor<2>, b: &Tensor<2>) -> Tensor<2> {
 /// open_clip's `ClipLoss`, and `DistillClipLoss` with weights.
 fn clip_formula(it: &Batch, loss: Clip) -> Tensor<1> {
     let n = it.images.dims()[0];
+    masked_clip_formula(it, loss, eye(n) * 0.)
+}
+
+/// `mask` is added to the logits.
+fn masked_clip_formula(it: &Batch, loss: Clip, mask: Tensor<2>) -> Tensor<1> {
+    let n = it.images.dims()[0];
     let student = products(&it.images, &it.texts) * it.scale.clone().unsqueeze_dim(0);
     let teacher = products(&it.teacher[0], &it.teacher[1]) / loss.teacher_temperature;
+    let [student, teacher] = [student + mask.clone(), teacher + mask];
     let directions = [
         (student.clone(), teacher.clone()),
         (student.transpose(), teacher.transpose()),
@@ -85,6 +101,16 @@ fn clip_formula(it: &Batch, loss: Clip) -> Tensor<1> {
         hard + (log_softmax(teacher, 1).exp() * log_q).sum() * loss.soft_weight
     });
     -(first + second) / number(2. * n as f64, DType::F64)
+}
+
+/// Far below 0 at pairs of one label that are no partners.
+fn mask_of(labels: &Tensor<1, Int>) -> Tensor<2> {
+    let n = labels.dims()[0];
+    let rows = labels.clone().unsqueeze_dim::<2>(0).repeat_dim(0, n);
+    let same = rows.clone().equal(rows.transpose());
+    let same = eye(n) * 0. + same.float().cast(FloatDType::F64);
+    // An f32 holds it.
+    (same - eye(n)) * -1048576.
 }
 
 /// big_vision's `sigmoid_loss`.
@@ -119,7 +145,7 @@ type Fused = fn(&Batch) -> Result<Tensor<1>, Error>;
 type Formula = fn(&Batch) -> Tensor<1>;
 
 /// The losses, and how many of scale and bias get a gradient.
-const CASES: [(&str, usize, Fused, Formula); 8] = [
+const CASES: [(&str, usize, Fused, Formula); 9] = [
     (
         "clip",
         0,
@@ -159,6 +185,15 @@ const CASES: [(&str, usize, Fused, Formula); 8] = [
         1,
         |it| clip_with_scale(&it.images, &it.texts, it.teacher(), &it.scale, CLIP),
         |it| clip_formula(it, CLIP),
+    ),
+    (
+        "clip, teacher, labels",
+        0,
+        |it| {
+            let labels = it.of_pairs();
+            clip_with_labels(&it.images, &it.texts, &labels, it.teacher(), CLIP)
+        },
+        |it| masked_clip_formula(it, CLIP, mask_of(&it.of_pairs())),
     ),
     (
         "siglip",

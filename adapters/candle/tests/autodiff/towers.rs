@@ -5,8 +5,8 @@ mod refusals;
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use relata_candle::{
-    Clip, SigLip, SupCon, clip, clip_with_scale, loss, siglip, siglip_with_scale, sup_con,
-    sup_con_with_scale,
+    Clip, SigLip, SupCon, clip, clip_with_labels, clip_with_scale, loss, siglip, siglip_with_scale,
+    sup_con, sup_con_with_scale,
 };
 
 use crate::cases::numbers;
@@ -31,6 +31,11 @@ struct Batch {
 impl Batch {
     fn rows(&self) -> Result<Tensor> {
         Tensor::cat(&[&self.images, &self.texts], 0)
+    }
+
+    /// The labels of the images.
+    fn of_pairs(&self) -> Result<Tensor> {
+        self.labels.narrow(0, 0, self.images.dim(0)?)
     }
 
     fn teacher(&self) -> Option<(&Tensor, &Tensor)> {
@@ -107,6 +112,17 @@ fn cases() -> Vec<Case> {
             move |it| clip_formula(it, &number(it, 1. / 0.2)?, [0., 0.75], 0.3),
         ),
         case(
+            "clip, teacher, labels",
+            0,
+            move |it| {
+                clip_with_labels(&it.images, &it.texts, &it.of_pairs()?, it.teacher(), distil)
+            },
+            move |it| {
+                let (scale, mask) = (number(it, 1. / 0.2)?, mask_of(&it.of_pairs()?)?);
+                masked_clip_formula(it, &scale, [0.25, 0.75], 0.3, &mask)
+            },
+        ),
+        case(
             "clip, learned",
             1,
             move |it| clip_with_scale(&it.images, &it.texts, None, &it.scale, plain),
@@ -148,10 +164,23 @@ fn cases() -> Vec<Case> {
 /// open_clip's `ClipLoss` and `DistillClipLoss`: the products, the mean of both directions'
 /// cross-entropies with the partner, and the same with the teacher's softmax.
 fn clip_formula(it: &Batch, scale: &Tensor, weights: [f64; 2], of_teacher: f64) -> Result<Tensor> {
+    let no_mask = Tensor::new(0f64, &Device::Cpu)?;
+    masked_clip_formula(it, scale, weights, of_teacher, &no_mask)
+}
+
+/// `mask` is added to the logits.
+fn masked_clip_formula(
+    it: &Batch,
+    scale: &Tensor,
+    weights: [f64; 2],
+    of_teacher: f64,
+    mask: &Tensor,
+) -> Result<Tensor> {
     let products = |a: &Tensor, b: &Tensor| unit(a)?.matmul(&unit(b)?.t()?);
     let student = products(&it.images, &it.texts)?.broadcast_mul(&scale.reshape(())?)?;
     let teacher = (products(&it.teacher[0], &it.teacher[1])? / of_teacher)?;
     let partner = eye(&student)?;
+    let [student, teacher] = [student.broadcast_add(mask)?, teacher.broadcast_add(mask)?];
     let n = student.dim(0)? as f64;
     let mut sum = student.zeros_like()?.sum_all()?;
     for (student, teacher) in [
@@ -165,6 +194,14 @@ fn clip_formula(it: &Batch, scale: &Tensor, weights: [f64; 2], of_teacher: f64) 
         sum = ((sum + hard)? + soft)?;
     }
     sum / (2. * n)
+}
+
+/// Far below 0 at pairs of one label that are no partners.
+fn mask_of(labels: &Tensor) -> Result<Tensor> {
+    let labels = labels.to_dtype(DType::F64)?;
+    let same = labels.unsqueeze(0)?.broadcast_eq(&labels.unsqueeze(1)?)?;
+    let same = same.to_dtype(DType::F64)?;
+    (&same - eye(&same)?)? * -1e9
 }
 
 /// big_vision's `sigmoid_loss`.

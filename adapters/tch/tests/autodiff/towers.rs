@@ -16,6 +16,9 @@ const CLIP: Clip = Clip {
     teacher_temperature: 0.3,
     hard_weight: 0.25,
     soft_weight: 0.75,
+    both_ways: true,
+    guided: false,
+    guide_margin: 0.,
 };
 const SUP_CON: SupCon = SupCon {
     temperature: 1. / SCALE,
