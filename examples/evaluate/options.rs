@@ -16,7 +16,7 @@ use crate::towers::TowerOptions;
 /// Without files it runs on the real embeddings in examples/data. The losses of two towers and of
 /// labels (clip, siglip, sup-con) need files of their own and run where --loss names them. Those of a
 /// memory bank (crd, rrd-bank) are in the library only. Prints a table, or with --json one object a
-/// line. Files are .npy (f16, f32, f64; C order) or .safetensors (F16, BF16, F32, F64; as
+/// line. Files are .npy (f16, f32, f64) or .safetensors (F16, BF16, F32, F64; as
 /// FILE.safetensors:TENSOR, where a file with one tensor may leave the name out).
 #[derive(Debug, Parser)]
 #[command(name = "evaluate", version, after_help = AFTER_HELP)]

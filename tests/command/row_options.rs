@@ -403,14 +403,7 @@ fn bad_weights_and_lists_are_refused() {
     integers("large.npy", "<i4", 3, 4);
     integers("huge.npy", "<u8", 1 << 32, 8);
     integers("twice.npy", "|u1", 0, 1);
-    integers("swapped.npy", ">i4", 0, 4);
-    files.write(
-        "columns.npy",
-        &npy_header(
-            "'descr': '<i8', 'fortran_order': True, 'shape': (5, 2)",
-            &[0; 80],
-        ),
-    );
+    integers("bytes.npy", "|i4", 0, 4);
     let with = |arguments: &str| format!("--loss kd-kl {arguments}");
     let list = |ids: &str, log_probs: &str| {
         format!("--student s.npy --teacher-ids {ids}.npy --teacher-log-probs {log_probs}.npy")
@@ -434,11 +427,10 @@ fn bad_weights_and_lists_are_refused() {
         // Types.
         (
             list("floats", "lp"),
-            "--teacher-ids floats.npy: expected dtype i8 to i64 or u8 to u64, little-endian (|i1, <i2, \
-             <i4, <i8, |u1, <u2, <u4, <u8), got \"<f8\"",
+            "--teacher-ids floats.npy: expected dtype i8 to i64 or u8 to u64 (|i1, <i2, <i4, <i8, \
+             |u1, <u2, <u4, <u8), got \"<f8\"",
         ),
-        (list("swapped", "lp"), "got \">i4\""),
-        (list("columns", "lp"), "expected C order, got Fortran order"),
+        (list("bytes", "lp"), "got \"|i4\""),
         (
             list("ids", "ids"),
             "--teacher-log-probs ids.npy: expected dtype f16, f32 or f64",

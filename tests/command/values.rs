@@ -354,7 +354,19 @@ fn every_type_of_file_gives_the_same_values() {
         "t.safetensors",
         &safetensors(&[("only", Dtype::BF16, shape, &only)]),
     );
+    // Column by column, the high byte of a number first, and with dimensions of 1.
+    let by_column = |values: &[f64]| -> Vec<f64> {
+        let column = |d: usize| values.iter().skip(d).step_by(DIM).copied();
+        (0..DIM).flat_map(column).collect()
+    };
+    let high_first = |x: f64| x.to_be_bytes().to_vec();
+    let data = rounded(high_first, by_column(&student()));
+    let header = format!("'descr': '>f8', 'fortran_order': True, 'shape': ({ROWS}, {DIM})");
+    files.write("columns.npy", &npy_header(&header, &data));
+    let data = rounded(as_f64, teacher());
+    files.write("pooled.npy", &npy("<f8", &[ROWS, DIM, 1, 1], &data));
     for (student, teacher) in [
+        ("columns.npy", "pooled.npy"),
         ("s32.npy", "t16.npy"),
         ("s.safetensors:bf16", "t.safetensors"),
         ("s.safetensors:f16", "t.safetensors:only"),
@@ -377,4 +389,33 @@ fn every_type_of_file_gives_the_same_values() {
         &format!("{start} s.safetensors:f8"),
         "expected a tensor of the file, got \"f8\"",
     );
+}
+
+/// Groups of rows, `[2, 3, 4]`, by their first index and by their last.
+#[test]
+fn groups_may_lie_in_either_order() {
+    let files = Files::new();
+    let shape = [2, 3, 4];
+    let element = |[g, row, d]: [usize; 3]| ((g * 12 + row * 4 + d) as f64 * 0.7).sin();
+    let mut by_rows = Vec::new();
+    for (g, row) in (0..2).flat_map(|g| (0..3).map(move |row| (g, row))) {
+        by_rows.extend((0..4).map(|d| element([g, row, d])));
+    }
+    let mut by_groups = Vec::new();
+    for (d, row) in (0..4).flat_map(|d| (0..3).map(move |row| (d, row))) {
+        by_groups.extend((0..2).map(|g| element([g, row, d])));
+    }
+    files.write("rows.npy", &npy("<f8", &shape, &f64_bytes(&by_rows)));
+    let header = "'descr': '<f8', 'fortran_order': True, 'shape': (2, 3, 4)";
+    files.write("groups.npy", &npy_header(header, &f64_bytes(&by_groups)));
+    let doubled: Vec<f64> = by_rows.iter().map(|x| x * x).collect();
+    files.write("t.npy", &npy("<f8", &shape, &f64_bytes(&doubled)));
+    let value = |student: &str| {
+        let start = "--teacher t.npy --loss gram --device reference --json --student";
+        let output = files.run(&format!("{start} {student}"));
+        let object: Value = serde_json::from_slice(&output.stdout).expect("an object");
+        object["value"].as_f64().expect("a number")
+    };
+    assert_eq!(value("groups.npy"), value("rows.npy"));
+    assert_ne!(value("rows.npy"), 0.0);
 }

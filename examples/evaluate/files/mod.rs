@@ -87,6 +87,18 @@ struct Layout {
     shape: [usize; 2],
     groups: Option<usize>,
     stored: Stored,
+    order: Order,
+    /// Whether the first byte of a number is its highest.
+    big_endian: bool,
+}
+
+/// In which order a file has the elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    /// The last index runs first.
+    C,
+    /// The first index runs first.
+    Fortran,
 }
 
 /// Reads the matrix that `argument` names: `FILE.npy`, `FILE.safetensors` or
@@ -148,12 +160,15 @@ fn ids(labels: &[u64]) -> Parsed<Vec<u32>> {
 /// Appends the elements in some bytes, a whole number of them.
 type Decode<V> = fn(&[u8], Stored, &mut Vec<V>);
 
-fn read_named<V>(path: &Path, holds: Holds, decode: Decode<V>) -> Parsed<(Layout, Vec<V>)> {
+fn read_named<V: Copy>(path: &Path, holds: Holds, decode: Decode<V>) -> Parsed<(Layout, Vec<V>)> {
     let (path, tensor) = split_tensor(path);
     let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
     let is_npy = extension == "npy";
     if !is_npy && extension != "safetensors" {
-        return Err("expected a .npy or .safetensors file".to_owned());
+        return Err(
+            "expected a .npy or .safetensors file, as numpy.save and safetensors write them"
+                .to_owned(),
+        );
     }
     let (mut file, len) = open(&path)?;
     let layout = if is_npy {
@@ -161,7 +176,10 @@ fn read_named<V>(path: &Path, holds: Holds, decode: Decode<V>) -> Parsed<(Layout
     } else {
         safetensors::find_matrix(&mut file, len, tensor.as_deref(), holds)?
     };
-    let values = read_values(&mut file, &layout, decode)?;
+    let mut values = read_values(&mut file, &layout, decode)?;
+    if layout.order == Order::Fortran {
+        values = layout.in_c_order(&values)?;
+    }
     Ok((layout, values))
 }
 
@@ -195,6 +213,7 @@ fn open(path: &Path) -> Parsed<(File, u64)> {
 impl Layout {
     /// A matrix of `shape`, which the file has `available` bytes for.
     fn new(shape: &[u64], stored: Stored, holds: Holds, available: u64) -> Parsed<Self> {
+        let shape = without_ones(shape, holds);
         let (groups, rows, dim) = match (holds, shape) {
             (Holds::Rows | Holds::Classes, &[rows, dim]) => (None, rows, dim),
             (Holds::Rows | Holds::Classes, &[groups, rows, dim]) => (Some(groups), rows, dim),
@@ -236,7 +255,41 @@ impl Layout {
             shape: [size(all_rows.unwrap_or(u64::MAX))?, size(dim)?],
             groups: groups.map(size).transpose()?,
             stored,
+            order: Order::C,
+            big_endian: false,
         })
+    }
+
+    /// The elements of a file in Fortran's order, `[dim, rows]` or `[dim, rows, groups]`, row by row.
+    fn in_c_order<V: Copy>(&self, values: &[V]) -> Parsed<Vec<V>> {
+        let [all_rows, dim] = self.shape;
+        let groups = self.groups.unwrap_or(1);
+        let rows = all_rows / groups;
+        let mut ordered = Vec::new();
+        let bytes = self.stored.bytes() * values.len() as u64;
+        ordered
+            .try_reserve_exact(values.len())
+            .map_err(|_| too_large(bytes))?;
+        for group in 0..groups {
+            for row in 0..rows {
+                ordered.extend((0..dim).map(|d| values[(d * rows + row) * groups + group]));
+            }
+        }
+        Ok(ordered)
+    }
+}
+
+/// A shape without its last dimensions where they are 1 and mean nothing: of pooled features
+/// `[rows, dim, 1, 1]`, and of labels `[rows, 1]`.
+fn without_ones(shape: &[u64], holds: Holds) -> &[u64] {
+    let (kept, most) = match holds {
+        Holds::Rows | Holds::Classes => (2, 3),
+        Holds::Weights => (1, 2),
+        Holds::Labels => (1, 1),
+    };
+    match shape.split_at_checked(kept) {
+        Some((kept, ones)) if shape.len() > most && ones.iter().all(|&size| size == 1) => kept,
+        _ => shape,
     }
 }
 
@@ -244,7 +297,7 @@ fn too_large(bytes: u64) -> String {
     format!("expected a matrix that fits in memory, got {bytes} bytes of data")
 }
 
-/// The elements of a matrix from where `file` stands, little-endian, in rows.
+/// The elements of a matrix from where `file` stands, in the order of the file.
 fn read_values<V>(file: &mut File, layout: &Layout, decode: Decode<V>) -> Parsed<Vec<V>> {
     let [rows, dim] = layout.shape;
     // The product was compared with the length of the file.
@@ -262,6 +315,10 @@ fn read_values<V>(file: &mut File, layout: &Layout, decode: Decode<V>) -> Parsed
             .min(buffer.len());
         let part = &mut buffer[..part];
         file.read_exact(part).map_err(cannot_read)?;
+        if layout.big_endian {
+            let numbers = part.chunks_exact_mut(layout.stored.bytes() as usize);
+            numbers.for_each(<[u8]>::reverse);
+        }
         decode(part, layout.stored, &mut values);
         left -= part.len() as u64;
     }

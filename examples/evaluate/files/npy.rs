@@ -8,7 +8,7 @@ use std::io::Read;
 
 use relata::DType;
 
-use super::{Holds, Layout, Parsed, Stored, cannot_read};
+use super::{Holds, Layout, Order, Parsed, Stored, cannot_read};
 
 const MAGIC: [u8; 6] = *b"\x93NUMPY";
 /// The longest header that version 1 can have; that of a matrix of numbers has about a hundred
@@ -49,10 +49,15 @@ pub(super) fn find_matrix(file: &mut File, len: u64, holds: Holds) -> Parsed<Lay
     let header = std::str::from_utf8(&header)
         .map_err(|_| "expected a header in UTF-8, got other bytes".to_owned())?;
     let header = Header::parse(header, holds)?;
-    if header.fortran_order {
-        return Err("expected C order, got Fortran order".to_owned());
-    }
-    Layout::new(&header.shape, header.stored, holds, len - start)
+    let layout = Layout::new(&header.shape, header.stored, holds, len - start)?;
+    Ok(Layout {
+        order: match header.fortran_order {
+            true => Order::Fortran,
+            false => Order::C,
+        },
+        big_endian: header.big_endian,
+        ..layout
+    })
 }
 
 fn read_array<const B: usize>(file: &mut File) -> Parsed<[u8; B]> {
@@ -64,6 +69,7 @@ fn read_array<const B: usize>(file: &mut File) -> Parsed<[u8; B]> {
 #[derive(Debug)]
 struct Header {
     stored: Stored,
+    big_endian: bool,
     fortran_order: bool,
     shape: Vec<u64>,
 }
@@ -78,7 +84,7 @@ impl Header {
             let key = cursor.string()?;
             cursor.expect(':')?;
             match key {
-                "descr" => stored = Some(cursor.stored(holds)?),
+                "descr" => stored = Some(cursor.descr(holds)?),
                 "fortran_order" => fortran_order = Some(cursor.boolean()?),
                 "shape" => shape = Some(cursor.shape()?),
                 key => {
@@ -96,8 +102,10 @@ impl Header {
             return Err(cursor.expected("the end of the header"));
         }
         let missing = |key| format!("expected {key} in the header, got none");
+        let (stored, big_endian) = stored.ok_or_else(|| missing("descr"))?;
         Ok(Header {
-            stored: stored.ok_or_else(|| missing("descr"))?,
+            stored,
+            big_endian,
             fortran_order: fortran_order.ok_or_else(|| missing("fortran_order"))?,
             shape: shape.ok_or_else(|| missing("shape"))?,
         })
@@ -159,38 +167,43 @@ impl<'a> Cursor<'a> {
         Err(self.expected("True or False"))
     }
 
-    fn stored(&mut self, holds: Holds) -> Parsed<Stored> {
-        let expected = match holds {
-            Holds::Rows | Holds::Weights => {
-                "expected dtype f16, f32 or f64, little-endian (<f2, <f4, <f8), got"
-            }
-            Holds::Classes | Holds::Labels => {
-                "expected dtype i8 to i64 or u8 to u64, little-endian (|i1, <i2, <i4, <i8, |u1, <u2, \
-                 <u4, <u8), got"
-            }
+    /// How a number is stored, and whether its first byte is the highest.
+    fn descr(&mut self, holds: Holds) -> Parsed<(Stored, bool)> {
+        let (expected, cure) = match holds {
+            Holds::Rows | Holds::Weights => (
+                "expected dtype f16, f32 or f64 (<f2, <f4, <f8), got",
+                "; a.astype('float32') in NumPy converts it",
+            ),
+            Holds::Classes | Holds::Labels => (
+                "expected dtype i8 to i64 or u8 to u64 (|i1, <i2, <i4, <i8, |u1, <u2, <u4, <u8), got",
+                "; a.astype('int64') in NumPy converts it",
+            ),
         };
         self.skip_space();
         if self.rest.starts_with(['[', '(']) {
             return Err(format!("{expected} a structured one"));
         }
         let name = self.string()?;
-        let stored = match name {
-            "<f2" => Some(Stored::Float(DType::F16)),
-            "<f4" => Some(Stored::Float(DType::F32)),
-            "<f8" => Some(Stored::Float(DType::F64)),
-            "|i1" => Some(Stored::Signed(1)),
-            "<i2" => Some(Stored::Signed(2)),
-            "<i4" => Some(Stored::Signed(4)),
-            "<i8" => Some(Stored::Signed(8)),
-            "|u1" => Some(Stored::Unsigned(1)),
-            "<u2" => Some(Stored::Unsigned(2)),
-            "<u4" => Some(Stored::Unsigned(4)),
-            "<u8" => Some(Stored::Unsigned(8)),
+        let stored = match name.strip_prefix(['<', '>', '|']) {
+            Some("f2") => Some(Stored::Float(DType::F16)),
+            Some("f4") => Some(Stored::Float(DType::F32)),
+            Some("f8") => Some(Stored::Float(DType::F64)),
+            Some("i1") => Some(Stored::Signed(1)),
+            Some("i2") => Some(Stored::Signed(2)),
+            Some("i4") => Some(Stored::Signed(4)),
+            Some("i8") => Some(Stored::Signed(8)),
+            Some("u1") => Some(Stored::Unsigned(1)),
+            Some("u2") => Some(Stored::Unsigned(2)),
+            Some("u4") => Some(Stored::Unsigned(4)),
+            Some("u8") => Some(Stored::Unsigned(8)),
             _ => None,
         };
+        // A number of one byte has no order of bytes, and others have one.
+        let is_whole = |stored: &Stored| (stored.bytes() == 1) == name.starts_with('|');
         stored
-            .filter(|stored| stored.is(holds))
-            .ok_or_else(|| format!("{expected} {name:?}"))
+            .filter(|stored| stored.is(holds) && is_whole(stored))
+            .map(|stored| (stored, name.starts_with('>')))
+            .ok_or_else(|| format!("{expected} {name:?}{cure}"))
     }
 
     /// A tuple (or list) of sizes.
