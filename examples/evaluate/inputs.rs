@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use relata::{Family, Loss, Pairwise, Penalty, QueueUse, Shapes};
+use relata::{Family, LabelUse, Loss, Pairwise, Penalty, QueueUse, Shapes};
 
 use crate::failure::{Failure, Result};
 use crate::files::{self, Holds, Labels, Matrix};
@@ -64,6 +64,24 @@ impl<'a> Inputs<'a> {
 pub(crate) struct Pair {
     student: Matrix,
     teacher: Teacher,
+}
+
+/// Rows whose relations are drawn.
+#[derive(Debug)]
+pub(crate) struct Pictured<'a> {
+    pub(crate) student: &'a Matrix,
+    pub(crate) teacher: &'a Matrix,
+    /// One for each row, or none.
+    labels: Vec<u32>,
+}
+
+impl Pictured<'_> {
+    /// The rows in the order of their labels.
+    pub(crate) fn by_label(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.student.rows).collect();
+        order.sort_by_key(|&row| self.labels.get(row));
+        order
+    }
 }
 
 /// All that was read.
@@ -168,8 +186,45 @@ impl Sources {
             keys: self.keys(loss),
             row_weights: self.row_weights.as_ref(),
             second: self.second.as_ref(),
-            labels: self.labels.as_ref(),
+            // For a picture alone, if the loss takes none.
+            labels: self
+                .labels
+                .as_ref()
+                .filter(|_| loss.spec().labels != LabelUse::Never),
         }
+    }
+
+    /// What a picture shows.
+    pub(crate) fn pictured(&self) -> Result<Pictured<'_>> {
+        let refused = |got: &str| {
+            let why = format!("expected a teacher's rows, and one tower of each, got {got}");
+            Err(Failure::refused("--plot", why))
+        };
+        let pair = match &self.pairs {
+            Pairs::Files(pair) => pair,
+            Pairs::Digits(digits) => &digits.embedding,
+        };
+        let teacher = match &pair.teacher {
+            Teacher::Rows(rows) if rows.dim > 0 => rows,
+            Teacher::Rows(_) => return refused("no teacher"),
+            Teacher::TopK(_) => return refused("lists of classes"),
+        };
+        if self.second.is_some() {
+            return refused("two towers");
+        }
+        let labels = match (&self.labels, &self.pairs) {
+            (Some(labels), _) => labels.ids.clone(),
+            (None, Pairs::Digits(_)) => {
+                let labels = files::read_labels("label", &digits_tensor("label"))?;
+                labels.ids[..pair.student.rows].to_vec()
+            }
+            (None, Pairs::Files(_)) => Vec::new(),
+        };
+        Ok(Pictured {
+            student: &pair.student,
+            teacher,
+            labels,
+        })
     }
 
     fn keys(&self, loss: &Loss) -> Option<&Matrix> {

@@ -16,6 +16,7 @@ mod options;
 mod out_file;
 mod output;
 mod plan;
+mod plot;
 mod report;
 mod teacher;
 mod towers;
@@ -47,6 +48,9 @@ fn run() -> Result<()> {
     let files = options.out_files()?;
     let sources = Sources::load(&options)?;
     let jobs = plan::plan(&options, &sources)?;
+    if let Some(file) = &files.plot {
+        plot::draw(file, &sources.pictured()?)?;
+    }
     let mut bench = Bench::new(options.checked, jobs.len());
     if options.json {
         report_json(&mut bench, &jobs, &files)

@@ -137,6 +137,10 @@ pub(crate) struct Options {
     /// kd-kl are the mean of, or the weighted mean. Takes one --loss and one --device
     #[arg(long, value_name = "OUT.npy")]
     per_row: Option<PathBuf>,
+    /// Draw the cosines of all rows with one another, the student's, the teacher's and their difference,
+    /// to this .svg file. With --labels, or on the digits, rows of a label lie side by side
+    #[arg(long, value_name = "OUT.svg")]
+    pub(crate) plot: Option<PathBuf>,
     /// Print one JSON object a line, and nothing else, to standard output
     #[arg(long)]
     pub(crate) json: bool,
@@ -308,17 +312,25 @@ impl Options {
             gradient: open("--gradient", &self.gradient)?,
             gradient_keys: open("--gradient-keys", &self.towers.gradient_keys)?,
             row_losses: open("--per-row", &self.per_row)?,
+            plot: match &self.plot {
+                None => None,
+                Some(path) => Some(OutFile::new("--plot", path)?),
+            },
         };
-        let others = [
+        let all = [
+            ("--gradient", &files.gradient),
             ("--gradient-keys", &files.gradient_keys),
             ("--per-row", &files.row_losses),
+            ("--plot", &files.plot),
         ];
-        for (argument, file) in others {
-            if let (Some(gradient), Some(file)) = (&files.gradient, file)
-                && gradient.is(file)
-            {
-                let why = "expected another file than that of --gradient, got the same";
-                return Err(Failure::refused(argument, why));
+        for (at, (argument, file)) in all.into_iter().enumerate() {
+            for (earlier, other) in &all[..at] {
+                if let (Some(file), Some(other)) = (file, other)
+                    && file.is(other)
+                {
+                    let why = format!("expected another file than that of {earlier}, got the same");
+                    return Err(Failure::refused(argument, why));
+                }
             }
         }
         Ok(files)
@@ -348,6 +360,7 @@ pub(crate) struct OutFiles {
     pub(crate) gradient: Option<OutFile>,
     pub(crate) gradient_keys: Option<OutFile>,
     pub(crate) row_losses: Option<OutFile>,
+    pub(crate) plot: Option<OutFile>,
 }
 
 /// Whether a loss takes a memory bank, for which there is no file here.

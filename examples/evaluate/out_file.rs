@@ -1,6 +1,6 @@
 //! A file of results: all of it or none.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -46,13 +46,22 @@ impl OutFile {
         values: impl Iterator<Item = T>,
     ) -> Result<()> {
         let shape: Vec<u64> = shape.iter().map(|&size| size as u64).collect();
-        let write = || -> io::Result<()> {
+        self.replace(|file| write_npy(BufWriter::new(file), &shape, values))
+    }
+
+    /// The same with text.
+    pub(crate) fn write_text(&self, text: &str) -> Result<()> {
+        self.replace(|file| file.write_all(text.as_bytes()))
+    }
+
+    fn replace(&self, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+        let replace = || -> io::Result<()> {
             let mut file = self.temporary()?;
-            write_npy(BufWriter::new(file.as_file_mut()), &shape, values)?;
+            write(file.as_file_mut())?;
             file.persist(&self.path).map_err(|error| error.error)?;
             Ok(())
         };
-        write().map_err(|error| self.cannot_write(error))
+        replace().map_err(|error| self.cannot_write(error))
     }
 
     /// A file in the same directory, which is removed unless it is renamed.

@@ -20,7 +20,7 @@ pub(crate) struct TowerOptions {
     #[arg(long, value_name = "F", requires_all = ["teacher", "student_keys"])]
     pub(crate) teacher_keys: Option<PathBuf>,
     /// In sup-con, a label for each row, integers [N]: rows of equal labels belong together. In clip, a
-    /// label for each pair: other pairs of the label are left out
+    /// label for each pair: other pairs of the label are left out. With --plot, the order of the rows
     #[arg(long, value_name = "F", requires = "student")]
     pub(crate) labels: Option<PathBuf>,
     /// Weight of the partner as the target in clip [default: 1]
@@ -94,7 +94,7 @@ fn check_defaults(options: &Options) -> Result<()> {
     if towers.student_keys.is_some() {
         return unused("--student-keys", OF_TOWERS, "none");
     }
-    if towers.labels.is_some() {
+    if towers.labels.is_some() && options.plot.is_none() {
         return unused("--labels", OF_LABELS, "none");
     }
     if !options.on_digits() && !has_teacher(options) {
@@ -106,7 +106,7 @@ fn check_defaults(options: &Options) -> Result<()> {
 }
 
 const OF_TOWERS: &str = "--loss clip or siglip";
-const OF_LABELS: &str = "--loss sup-con or clip";
+const OF_LABELS: &str = "--loss sup-con or clip, or --plot";
 
 /// The file of the second tower, and that of labels.
 fn check_files(options: &Options, loss: &Loss) -> Result<()> {
@@ -125,8 +125,10 @@ fn check_files(options: &Options, loss: &Loss) -> Result<()> {
     }
     match (spec.labels, towers.labels.is_some()) {
         (LabelUse::Required, false) => missing("--student and --labels", "--labels"),
-        (LabelUse::Never, true) => unused("--labels", OF_LABELS, loss.name()),
-        (LabelUse::Required | LabelUse::Optional, true)
+        (LabelUse::Never, true) if options.plot.is_none() => {
+            unused("--labels", OF_LABELS, loss.name())
+        }
+        (LabelUse::Required | LabelUse::Optional | LabelUse::Never, true)
         | (LabelUse::Optional | LabelUse::Never, false) => Ok(()),
     }
 }

@@ -7,6 +7,7 @@ mod compare;
 #[path = "../common/example.rs"]
 mod example;
 mod hostile;
+mod plot;
 mod refusals;
 mod report;
 mod row_options;

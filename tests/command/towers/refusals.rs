@@ -164,7 +164,7 @@ fn options_without_the_losses_that_take_them_are_refused() {
         ),
         (
             "--loss siglip --student a.npy --student-keys b.npy --labels l.npy".to_owned(),
-            "--labels: expected --loss sup-con or clip with it, got siglip",
+            "--labels: expected --loss sup-con or clip, or --plot with it, got siglip",
         ),
         (format!("{clip} --guided"), "--teacher <F>"),
         (format!("{clip} --guide-margin 0.1"), "--guided"),
@@ -174,11 +174,11 @@ fn options_without_the_losses_that_take_them_are_refused() {
         ),
         (
             "--loss rkd --student a.npy --teacher b.npy --labels l.npy".to_owned(),
-            "--labels: expected --loss sup-con or clip with it, got rkd",
+            "--labels: expected --loss sup-con or clip, or --plot with it, got rkd",
         ),
         (
             format!("{LABELLED} --teacher b.npy"),
-            "--labels: expected --loss sup-con or clip with it, got none",
+            "--labels: expected --loss sup-con or clip, or --plot with it, got none",
         ),
         // Parameters.
         (
