@@ -12,7 +12,7 @@ fn bad_files_of_towers_are_refused() {
     write(&files, "wide.npy", &[ROWS, 1], &[1.0; ROWS]);
     write(&files, "floats.npy", &[ROWS], &[1.0; ROWS]);
     write_labels(&files, "l4.npy", &LABELS[..4]);
-    files.write("square.npy", &npy("<i8", &[ROWS, 1], &i64_bytes(&LABELS)));
+    files.write("square.npy", &npy("<i8", &[1, ROWS], &i64_bytes(&LABELS)));
     files.write("cut.npy", &npy("<i8", &[ROWS], &i64_bytes(&LABELS)[1..]));
     files.write("none.npy", &npy("<i8", &[0], &[]));
     for (arguments, expected) in [
@@ -58,7 +58,7 @@ fn bad_files_of_towers_are_refused() {
         ),
         (
             "--loss sup-con --student a.npy --labels square.npy",
-            "--labels square.npy: expected dimensions [rows], got shape [5, 1]",
+            "--labels square.npy: expected dimensions [rows], got shape [1, 5]",
         ),
         (
             "--loss sup-con --student a.npy --labels floats.npy",
