@@ -1,5 +1,7 @@
 //! What can be wrong with a call, message in terms of its arguments.
 
+use std::time::Duration;
+
 /// The result of a call that checks its arguments.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -147,6 +149,46 @@ pub enum Error {
         /// How much was asked for; `usize::MAX` where the number itself overflows.
         bytes: usize,
     },
+    /// A rank came with something else than rank 0. Every rank gets this same error.
+    #[error("{argument}: expected {expected} on all ranks as on rank 0, got {got} on rank {rank}")]
+    RankDiffers {
+        /// The first rank that differs.
+        rank: usize,
+        /// What differs, for example `"loss"` or `"student_dim"`.
+        argument: &'static str,
+        /// What rank 0 has.
+        expected: String,
+        /// What that rank has.
+        got: String,
+    },
+    /// A rank could not do its part. Every rank gets this same error, the one at fault too.
+    #[error("rank {rank}: {why}")]
+    RankFailed {
+        /// The first rank that failed.
+        rank: usize,
+        /// The message of its error.
+        why: String,
+    },
+    /// A rank is gone: it returned early, or it panicked. Every other rank gets this same error.
+    #[error("rank {rank}: expected to take part in an exchange, got none: it has left")]
+    RankLeft {
+        /// The first rank that left.
+        rank: usize,
+    },
+    /// A rank did not come to an exchange in time. Every rank gets this same error, the late one too.
+    #[error("rank {rank}: expected to take part in an exchange within {}, got none", seconds(*.limit))]
+    RankLate {
+        /// The first rank that did not come.
+        rank: usize,
+        /// How long the others waited.
+        limit: Duration,
+    },
+    /// An exchange between ranks failed, or did not give what it has to give.
+    #[error("exchange between ranks: {why}")]
+    Exchange {
+        /// What the engine says, or what is wrong with what it gave.
+        why: String,
+    },
     /// This machine has no CUDA driver.
     #[error("cuda: expected NVIDIA's driver, got none: {why}")]
     NoDriver {
@@ -213,6 +255,10 @@ pub enum Error {
 fn number(number: f64) -> String {
     let digits = format!("{number:?}");
     digits.strip_suffix(".0").unwrap_or(&digits).to_owned()
+}
+
+fn seconds(limit: Duration) -> String {
+    format!("{} s", number(limit.as_secs_f64()))
 }
 
 fn normalized(normalize: bool) -> &'static str {

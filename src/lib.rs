@@ -110,6 +110,7 @@ mod negative_sampler;
 mod prefixes;
 mod problem;
 mod queue;
+pub mod ranks;
 mod recall;
 mod reference;
 mod row_weights;

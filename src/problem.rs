@@ -2,11 +2,13 @@
 
 mod check_batch;
 mod groups;
+mod own_rows;
 
 use crate::element::Real;
 use crate::error::{Error, Result};
 use crate::loss::{Family, Loss, Spec};
 use crate::prefixes::Prefixes;
+use crate::row_weights::AllRows;
 use crate::shapes::Shapes;
 
 /// The most terms that a loss reports.
@@ -165,6 +167,8 @@ pub struct Problem {
     checked: bool,
     weights: WeightPrecision,
     scale_gradient: bool,
+    /// The rows of all ranks, where the batch has a part of them.
+    all_rows: Option<AllRows>,
 }
 
 impl Problem {
@@ -185,6 +189,7 @@ impl Problem {
             checked: false,
             weights: WeightPrecision::default(),
             scale_gradient: false,
+            all_rows: None,
         })
     }
 

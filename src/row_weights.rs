@@ -18,16 +18,51 @@ pub(crate) fn check<R: Real>(weights: &[R]) -> Result<()> {
     }
 }
 
-/// The share of each row in a mean: w_i/Σw, or 0 where all weights are.
-pub(crate) fn shares<R: Real>(weights: &[R]) -> Vec<f64> {
-    let weights = weights.iter().map(|w| w.to_f64());
-    let largest = weights.clone().fold(0.0, f64::max);
-    if largest == 0.0 {
-        return vec![0.0; weights.len()];
+/// The sum of the weights of all rows that a mean is taken over.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct WeightSum {
+    largest: f64,
+    /// In units of the largest, so that it cannot overflow.
+    sum: f64,
+}
+
+impl WeightSum {
+    pub(crate) fn new<R: Real>(weights: &[R]) -> Self {
+        let weights = weights.iter().map(|w| w.to_f64());
+        let largest = weights.clone().fold(0.0, f64::max);
+        let sum = if largest == 0.0 {
+            0.0
+        } else {
+            weights.map(|w| w / largest).sum()
+        };
+        WeightSum { largest, sum }
     }
-    // In units of the largest: the sum cannot overflow.
-    let sum: f64 = weights.clone().map(|w| w / largest).sum();
-    weights.map(|w| w / largest / sum).collect()
+
+    /// The share of a row in the mean: w/Σw, or 0 where all weights are.
+    fn share<R: Real>(&self, weight: R) -> f64 {
+        if self.largest == 0.0 {
+            return 0.0;
+        }
+        weight.to_f64() / self.largest / self.sum
+    }
+
+    /// The shares of these rows.
+    pub(crate) fn shares<R: Real>(&self, weights: &[R]) -> Vec<f64> {
+        weights.iter().map(|&w| self.share(w)).collect()
+    }
+}
+
+/// The rows of all ranks, over which the mean is taken where a batch has a part of them only.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct AllRows {
+    /// How many there are.
+    pub(crate) rows: usize,
+    /// How many come after those of the batch.
+    pub(crate) after: usize,
+    /// The sum of their weights, if they have some.
+    pub(crate) weights: Option<WeightSum>,
+    /// The part of the mean that the batch's rows have together.
+    pub(crate) part: f64,
 }
 
 /// A copy of the rows with zeros in place of those that have no share in the mean, which may hold
@@ -55,10 +90,11 @@ pub(crate) struct RowMean {
 }
 
 impl RowMean {
-    pub(crate) fn new<R: Real>(rows: usize, weights: Option<&[R]>, upstream: f64) -> Self {
+    /// Over so many rows, or by the shares of the batch's rows where they have weights.
+    pub(crate) fn new(rows: usize, shares: Option<Vec<f64>>, upstream: f64) -> Self {
         RowMean {
             rows,
-            shares: weights.map(shares),
+            shares,
             upstream,
         }
     }

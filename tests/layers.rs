@@ -20,7 +20,7 @@ const RANKS: [&[&str]; 13] = [
     &["device"],
     &["reference", "cpu", "gpu"],
     &["evaluate", "check", "sampler", "negative_sampler"],
-    &["recall"],
+    &["recall", "ranks"],
     &["lib"],
 ];
 

@@ -22,7 +22,7 @@ use crate::element::{Element, Real};
 use crate::error::{Error, Result};
 use crate::loss::{Crd, Sampled};
 use crate::problem::Problem;
-use crate::row_weights::{RowMean, cleared};
+use crate::row_weights::cleared;
 use crate::rows::Rows;
 use crate::simd::dispatch;
 
@@ -45,7 +45,7 @@ pub(super) fn evaluate<T: Element>(
         });
     };
     let (rows, dim) = (batch.student.len(), batch.student.dim());
-    let mean = RowMean::new(rows, batch.row_weights, problem.upstream());
+    let mean = problem.row_mean(batch.row_weights);
     // A row that has no share may hold anything.
     let clear = |rows: Rows<'_, T>| match mean.shares() {
         Some(shares) if rows.dim() > 0 => cleared(rows, shares),

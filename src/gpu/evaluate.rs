@@ -92,7 +92,8 @@ pub(crate) fn evaluate<T: GpuElement, M: Machine>(
         }
     }
     result.read(machine, gradient)?;
-    let [loss, terms @ ..] = results.map(f64::from);
+    // The kernels know of the batch's rows alone.
+    let [loss, terms @ ..] = results.map(|value| f64::from(value) * problem.part());
     Ok(problem.value(loss, terms))
 }
 

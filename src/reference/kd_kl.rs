@@ -4,7 +4,6 @@ use crate::batch::Batch;
 use crate::element::{Element, Real};
 use crate::loss::{Divergence, Logits};
 use crate::problem::Problem;
-use crate::row_weights::shares;
 use crate::top_k::TopK;
 
 /// L = T_s² Σ_i s_i D(softmax(y_i/T_t), softmax(x_i/T_s)) with the share s_i of each row in the
@@ -22,8 +21,8 @@ pub(super) fn kd_kl<T: Element>(
 ) -> f64 {
     let n = batch.student.len();
     let shares = match batch.row_weights {
-        Some(weights) => shares(weights),
-        None => vec![1.0 / n as f64; n],
+        Some(weights) => problem.shares(weights),
+        None => vec![1.0 / problem.mean_rows() as f64; n],
     };
     let (t, classes) = (loss.student_temperature, problem.classes());
     let wide = |row: &[T]| -> Vec<f64> { row[..classes].iter().map(|l| l.to_f64()).collect() };

@@ -31,7 +31,6 @@ use crate::element::{DType, Element, Real};
 use crate::error::Result;
 use crate::loss::{Family, Loss, Relation, Rkd, duplicate_distance};
 use crate::problem::{Problem, Value};
-use crate::row_weights::shares;
 use crate::rows::Rows;
 
 use rkd_angle::rkd_angle;
@@ -162,8 +161,8 @@ fn evaluate_rows<T: Element>(
         dim: queue.dim(),
     });
     let shares = match batch.row_weights {
-        Some(weights) => shares(weights),
-        None => vec![1.0 / student.rows() as f64; student.rows()],
+        Some(weights) => problem.shares(weights),
+        None => vec![1.0 / problem.mean_rows() as f64; student.rows()],
     };
     // A row that counts for nothing may hold anything. A teacher's row in the batch is a key of the
     // other rows too.

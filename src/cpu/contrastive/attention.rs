@@ -35,6 +35,7 @@ use crate::cpu::embeddings::Embeddings;
 use crate::cpu::parallel::{map_blocks, try_map};
 use crate::element::Real;
 use crate::error::Result;
+use crate::problem::Problem;
 use crate::simd::{Lanes, dispatch};
 
 /// Keys in a chunk: their logits are formed before their exponentials. Sums start anew with each
@@ -52,14 +53,34 @@ pub(super) struct Attention<R: Real> {
     pub(super) mean: Buffer<R>,
 }
 
+/// What the rows of a strip have to do with one another, and with the keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sharing {
+    /// They leave out a chunk of keys together.
+    Strips,
+    /// The same, and row i leaves out key i.
+    ExceptOwn,
+    /// Each row has the same bits in whichever strip it lies, as ranks deal the rows.
+    RowByRow,
+}
+
+impl Sharing {
+    pub(super) fn of(problem: &Problem) -> Self {
+        if problem.is_of_own_rows() {
+            Sharing::RowByRow
+        } else {
+            Sharing::Strips
+        }
+    }
+}
+
 /// Attention of all rows over all keys. `initial_maxima` holds for each row a lower bound of its
 /// largest product with a key, where the running maximum starts. The nearer the bound, the better.
-/// With `except_own`, row i leaves out key i.
 pub(super) fn attention_forward<R: Real>(
     rows: &Embeddings<R>,
     keys: Keys<'_, R>,
     initial_maxima: &[f64],
-    except_own: bool,
+    sharing: Sharing,
     temperature: f64,
 ) -> Result<Attention<R>> {
     let lanes = lanes_of_strip::<R>();
@@ -77,7 +98,8 @@ pub(super) fn attention_forward<R: Real>(
         dispatch(Strip {
             queries: &transpose(rows, first, lanes.min(rows.rows - first), lanes)?,
             keys: keys.part(p * part, keys.len.min((p + 1) * part)),
-            left_out: except_own.then(|| first as isize - (p * part) as isize),
+            left_out: (sharing == Sharing::ExceptOwn).then(|| first as isize - (p * part) as isize),
+            row_by_row: sharing == Sharing::RowByRow,
             per_temperature: R::from_f64(1.0 / temperature),
             negligible: (R::EPSILON / (4.0 * keys.len as f64)).ln(),
             out: &mut out,
@@ -220,6 +242,30 @@ impl<R: Real> WithSimd for Means<'_, '_, R> {
     }
 }
 
+/// Sets the weights of the rows to whom none of these keys weighs as much as `least` to 0, and says
+/// whether a row is left.
+#[inline(always)]
+fn clear_negligible<S: Simd, R: Real>(s: S, weights: &mut [R::Of<S>], least: f64) -> bool {
+    let least = R::splat(s, R::from_f64(least));
+    let zero = R::splat(s, R::ZERO);
+    let mut above = [R::splat(s, R::LOWEST); STRIP];
+    for weights in weights.chunks_exact(STRIP) {
+        for (above, &weight) in above.iter_mut().zip(weights) {
+            *above = R::vmax(s, *above, R::vsub(s, weight, least));
+        }
+    }
+    for weights in weights.chunks_exact_mut(STRIP) {
+        for (weight, &above) in weights.iter_mut().zip(&above) {
+            *weight = R::if_positive(s, above, *weight, zero);
+        }
+    }
+    let above = above
+        .iter()
+        .skip(1)
+        .fold(above[0], |max, &a| R::vmax(s, max, a));
+    R::reduce_max(s, above).to_f64() > 0.0
+}
+
 /// A strip of rows over a part of the keys.
 struct Strip<'a, 'b, R: Real> {
     /// `[dim, lanes]`
@@ -228,6 +274,8 @@ struct Strip<'a, 'b, R: Real> {
     /// The key that the first row leaves out, counted from the part's first key. Each next row
     /// leaves out the next key.
     left_out: Option<isize>,
+    /// Whether a row leaves out a chunk that weighs nothing to it though not to its neighbours.
+    row_by_row: bool,
     /// 1/τ
     per_temperature: R,
     /// If each logit of some keys is this far below the largest, all these keys together weigh less
@@ -299,7 +347,12 @@ impl<R: Real> WithSimd for Strip<'_, '_, R> {
             }
             // With a sharp teacher nearly all keys but the row's own weigh nothing. Then the
             // maximum does not change, and neither does what was gathered so far.
-            if R::reduce_max(s, largest).to_f64() >= self.negligible {
+            let counts = if self.row_by_row {
+                clear_negligible::<S, R>(s, logits, self.negligible.exp())
+            } else {
+                R::reduce_max(s, largest).to_f64() >= self.negligible
+            };
+            if counts {
                 gather::<S, R>(s, logits, chunk, decay, weighted);
             }
         }

@@ -1,7 +1,7 @@
 //! InfoNCE: the student's attention over the other teacher rows, or over the queue, compared with
 //! the row's own key.
 
-use super::attention::attention_forward;
+use super::attention::{Sharing, attention_forward};
 use super::tiles::Keys;
 use super::{initial_max, initial_maxima};
 use crate::batch::Batch;
@@ -11,17 +11,19 @@ use crate::cpu::parallel::{map, try_map_blocks};
 use crate::cpu::sums::dot;
 use crate::element::Element;
 use crate::error::Result;
+use crate::problem::Problem;
 use crate::row_weights::RowMean;
 
 /// The loss, and the gradient of 1/τ. `None` if an input is not finite.
 pub(super) fn info_nce<T: Element>(
     temperature: f64,
-    scaling: RowScaling,
+    problem: &Problem,
     batch: Batch<'_, T>,
     mean_of: &RowMean,
     row_losses: Option<&mut [f64]>,
     gradient: &mut [T::Real],
 ) -> Result<Option<(f64, f64)>> {
+    let scaling = RowScaling::normalized_if(problem.spec().normalize);
     let Some((z, y)) = Embeddings::<T::Real>::both(batch, scaling)? else {
         return Ok(None);
     };
@@ -41,15 +43,18 @@ pub(super) fn info_nce<T: Element>(
     };
     // The own key is kept apart. Near convergence it has almost all of the softmax, and the small
     // rest is the loss.
-    let except_own = batch.queue.is_none();
+    let sharing = match batch.queue {
+        None => Sharing::ExceptOwn,
+        Some(_) => Sharing::of(problem),
+    };
     let initial_maxima = match batch.queue {
         None if z.rows == 1 => vec![0.0],
         None => map(z.rows, &|i| {
             initial_max(z.row(i), &y.row((i + 1) % z.rows)[..z.dim])
         }),
-        Some(queue) => initial_maxima(&z, queue),
+        Some(queue) => initial_maxima(&z, problem.rows_after(), queue),
     };
-    let attention = attention_forward(&z, keys, &initial_maxima, except_own, temperature)?;
+    let attention = attention_forward(&z, keys, &initial_maxima, sharing, temperature)?;
 
     let dim = z.dim;
     let values: Vec<(f64, f64)> = try_map_blocks(gradient, dim, &|i, out| {

@@ -7,7 +7,7 @@ mod rrd;
 pub(super) mod tiles;
 
 use crate::batch::Batch;
-use crate::cpu::embeddings::{Embeddings, RowScaling};
+use crate::cpu::embeddings::Embeddings;
 use crate::cpu::parallel::map;
 use crate::cpu::sums::{dot, sum_of};
 use crate::element::{Element, Real};
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::loss::{Contrastive, Target};
 use crate::problem::Problem;
 use crate::queue::Queue;
-use crate::row_weights::{RowMean, cleared};
+use crate::row_weights::cleared;
 use crate::rows::Rows;
 
 /// The loss, and its terms: the divergence KL(p‖q) where the target is the teacher's softmax, and the
@@ -27,8 +27,7 @@ pub(super) fn evaluate<T: Element>(
     row_losses: Option<&mut [f64]>,
     gradient: &mut [T::Real],
 ) -> Result<Option<(f64, Vec<f64>)>> {
-    let scaling = RowScaling::normalized_if(problem.spec().normalize);
-    let mean = RowMean::new(batch.student.len(), batch.row_weights, problem.upstream());
+    let mean = problem.row_mean(batch.row_weights);
     // A row that has no share may hold anything. A teacher's row in the batch is a key of the other
     // rows too.
     let clear = |rows| {
@@ -50,7 +49,7 @@ pub(super) fn evaluate<T: Element>(
             let temperatures = [loss.temperature, temperature];
             let value = rrd::rrd(
                 temperatures,
-                scaling,
+                problem,
                 batch,
                 queue,
                 &mean,
@@ -67,7 +66,7 @@ pub(super) fn evaluate<T: Element>(
         (Target::OwnKey, _) => {
             let value = info_nce::info_nce(
                 loss.temperature,
-                scaling,
+                problem,
                 batch,
                 &mean,
                 row_losses,
@@ -85,10 +84,10 @@ fn cleared_or<'a, T: Element>(rows: Rows<'a, T>, copy: Option<&'a [T]>) -> Rows<
 
 /// A lower bound of each row's largest product, from its product with one key. Where the batch has
 /// just been enqueued that is the row's own key. At a small temperature few other keys weigh
-/// anything.
-fn initial_maxima<R: Real>(rows: &Embeddings<R>, queue: &Queue<R>) -> Vec<f64> {
+/// anything. So many rows of other ranks have entered `after` the batch's own.
+fn initial_maxima<R: Real>(rows: &Embeddings<R>, after: usize, queue: &Queue<R>) -> Vec<f64> {
     map(rows.rows, &|i| {
-        initial_max(rows.row(i), queue.recent(rows.rows - 1 - i))
+        initial_max(rows.row(i), queue.recent(after + rows.rows - 1 - i))
     })
 }
 

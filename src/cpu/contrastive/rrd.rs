@@ -8,7 +8,7 @@
 //!
 //! Near the teacher KL_i = L_i − H(p_i) is lost in rounding: `divergence` computes it.
 
-use super::attention::attention_forward;
+use super::attention::{Sharing, attention_forward};
 use super::divergence::{NEAR, divergence_of};
 use super::initial_maxima;
 use super::tiles::Keys;
@@ -19,6 +19,7 @@ use crate::cpu::parallel::try_map_blocks;
 use crate::cpu::sums::dot;
 use crate::element::Element;
 use crate::error::Result;
+use crate::problem::Problem;
 use crate::queue::Queue;
 use crate::row_weights::RowMean;
 
@@ -26,7 +27,7 @@ use crate::row_weights::RowMean;
 /// KL(p_i‖q_i) and ⟨z, O_s − O_t⟩. `None` if an input is not finite.
 pub(super) fn rrd<T: Element>(
     temperatures: [f64; 2],
-    scaling: RowScaling,
+    problem: &Problem,
     batch: Batch<'_, T>,
     queue: &Queue<T::Real>,
     mean: &RowMean,
@@ -34,6 +35,7 @@ pub(super) fn rrd<T: Element>(
     gradient: &mut [T::Real],
 ) -> Result<Option<(f64, [f64; 2])>> {
     let [student_temperature, teacher_temperature] = temperatures;
+    let scaling = RowScaling::normalized_if(problem.spec().normalize);
     let Some((z, y)) = Embeddings::<T::Real>::both(batch, scaling)? else {
         return Ok(None);
     };
@@ -43,20 +45,17 @@ pub(super) fn rrd<T: Element>(
         dim: queue.dim(),
         stride: queue.dim(),
     };
-    let student = attention_forward(
-        &z,
-        keys,
-        &initial_maxima(&z, queue),
-        false,
-        student_temperature,
-    )?;
-    let teacher = attention_forward(
-        &y,
-        keys,
-        &initial_maxima(&y, queue),
-        false,
-        teacher_temperature,
-    )?;
+    let attend = |rows, temperature| {
+        attention_forward(
+            rows,
+            keys,
+            &initial_maxima(rows, problem.rows_after(), queue),
+            Sharing::of(problem),
+            temperature,
+        )
+    };
+    let student = attend(&z, student_temperature)?;
+    let teacher = attend(&y, teacher_temperature)?;
 
     let (n, dim) = (z.rows, z.dim);
     let mut values: Vec<(f64, f64, f64)> = try_map_blocks(gradient, dim, &|i, out| {

@@ -36,7 +36,6 @@ use crate::element::{Element, Real};
 use crate::error::Result;
 use crate::loss::{Divergence, Logits};
 use crate::problem::Problem;
-use crate::row_weights::shares;
 use crate::simd::{Lanes, dispatch};
 use softmax::{CHUNK, largest, present, split_whole};
 
@@ -53,8 +52,8 @@ pub(super) fn evaluate<T: Element>(
     row_losses: Option<&mut [f64]>,
     gradient: &mut [T::Real],
 ) -> Result<f64> {
-    let (rows, classes) = (batch.student.len() as f64, problem.classes());
-    let shares = batch.row_weights.map(shares);
+    let (rows, classes) = (problem.mean_rows() as f64, problem.classes());
+    let shares = batch.row_weights.map(|weights| problem.shares(weights));
     let t = loss.student_temperature;
     let of_row = |i: usize, out: &mut [T::Real]| {
         let (out, others) = out.split_at_mut(classes);

@@ -160,8 +160,8 @@ impl Plan {
             weights: Weights::new(problem.weight_precision(), queries, temperatures),
             normalize,
             factor: match &shares {
-                None => problem.upstream() / (f64::from(rows) * temperatures[0]),
-                Some(_) => problem.upstream() / temperatures[0],
+                None => problem.upstream() / (problem.mean_rows() as f64 * temperatures[0]),
+                Some(_) => problem.upstream() * problem.part() / temperatures[0],
             },
             shares,
             of_scale: problem.scale_gradient(),

@@ -137,7 +137,7 @@ pub(crate) struct Plan {
     classes: u32,
     columns: [u32; 2],
     temperature: f64,
-    upstream: f64,
+    gradient_factor: f64,
     kernel: Choice,
     shares: Option<RowShares>,
     partials: Region,
@@ -179,7 +179,11 @@ impl Plan {
                 grid_size("teacher_dim", shapes.teacher_dim)?,
             ],
             temperature: loss.student_temperature,
-            upstream: problem.upstream(),
+            gradient_factor: if shapes.row_weights {
+                problem.upstream() * problem.part() * loss.student_temperature
+            } else {
+                problem.upstream() * loss.student_temperature / problem.mean_rows() as f64
+            },
             kernel: match (shapes.top_k, Kind::of(loss, is_plain)) {
                 (Some(k), _) => Choice::TopK(List::new(loss, [classes, k], dtype, limits)?),
                 (None, None) => Choice::Forward(RowTile::new(classes, dtype, limits)),
@@ -206,7 +210,7 @@ impl Plan {
             f64::from(self.rows)
         };
         let grid = [self.rows, 1, 1];
-        let (loss_factor, gradient_factor) = (t * t / rows, (self.upstream * t / rows) as f32);
+        let (loss_factor, gradient_factor) = (t * t / rows, self.gradient_factor as f32);
         let inverse_temperature = (1.0 / t) as f32;
         let partials = self.partials.at(at.workspace);
         let counter = Layout::counter(0).at(at.workspace);
