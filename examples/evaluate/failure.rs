@@ -50,8 +50,10 @@ const LONGEST_LINE: usize = 1000;
 
 /// Writes `kind: text` to standard error, as exactly one line.
 pub(crate) fn say(kind: &str, text: &str) {
+    // In one write: other processes may write to the same terminal.
+    let line = format!("{kind}: {}\n", one_line(text));
     // Nobody is left to tell if this fails.
-    let _ = writeln!(std::io::stderr(), "{kind}: {}", one_line(text));
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 /// `text` with control characters escaped, which names may hold, and not longer than a line may be.
