@@ -380,6 +380,8 @@ fn towers(cases: &mut Vec<Case>) {
     ] {
         cases.push(case(loss.into(), 34, 33).teacher_dim(130).label(label));
     }
+    // Pairs of a label are masked.
+    cases.push(case(clip, 34, 33).labels(6));
     let sig_lip = |scale, bias| Loss::from(SigLip { scale, bias });
     let usual = Loss::from(SigLip::default());
     cases.extend(SQUARE.map(|[n, d]| case(usual, 2 * n, d).without_teacher()));
