@@ -15,8 +15,9 @@
 //!     let ranks = InProcess::ranks(2)?.into_iter().map(|mut rank| {
 //!         let own = deal[rank.rank()].clone();
 //!         scope.spawn(move || {
-//!             let rows_of = |all| Rows::new(&all[2 * own.start..2 * own.end], [own.len(), 2]);
-//!             let batch = Batch::new(rows_of(&student)?, rows_of(&teacher)?);
+//!             let (part, shape) = (2 * own.start..2 * own.end, [own.len(), 2]);
+//!             let student = Rows::new(&student[part.clone()], shape)?;
+//!             let batch = Batch::new(student, Rows::new(&teacher[part], shape)?);
 //!             let mut global = Global::new(&Cpu, &mut rank);
 //!             global.evaluate(batch, |shapes| Gram::default().problem(shapes))
 //!         })
