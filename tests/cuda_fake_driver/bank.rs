@@ -4,7 +4,7 @@ use half::f16;
 use relata::cuda::{Bank, Evaluator, Indices, OfRows, SampledKeys, Teacher, VALUE_LEN};
 use relata::{Crd, Error, Loss, Problem, RrdBank, Shapes};
 
-use crate::fake_driver::{actions, calls, with_fake_driver};
+use crate::fake_driver::{actions, calls, kernels, with_fake_driver};
 use crate::stream;
 
 const ROWS: usize = 5;
@@ -23,18 +23,6 @@ fn shapes(loss: &Loss) -> Shapes {
 fn host(samples: usize, dim: usize, normalizer: Option<f64>) -> relata::Bank<f32> {
     let bank = relata::Bank::new(samples, dim, 0).expect("a small bank");
     bank.with_normalizer(normalizer).expect("a number above 0")
-}
-
-/// The names of the launched kernels, without `relata_`, and nothing else that the driver does.
-fn kernels() -> Vec<String> {
-    let calls = actions(calls());
-    let names = calls.iter().map(|call| {
-        let name = call.strip_prefix("cuLaunchKernel relata_");
-        name.unwrap_or_else(|| panic!("no launch: {call}"))
-    });
-    names
-        .map(|name| name.split(' ').next().expect("a name").to_owned())
-        .collect()
 }
 
 with_fake_driver!(an_evaluation_with_a_bank_is_launches_alone, [], {

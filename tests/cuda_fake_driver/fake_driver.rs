@@ -115,6 +115,18 @@ pub(crate) fn actions(calls: Vec<String>) -> Vec<String> {
     calls.into_iter().filter(|call| !asks(call)).collect()
 }
 
+/// The names of the kernels launched since the last call, without `relata_`. Nothing else was done.
+pub(crate) fn kernels() -> Vec<String> {
+    let calls = actions(calls());
+    let names = calls.iter().map(|call| {
+        let name = call.strip_prefix("cuLaunchKernel relata_");
+        name.unwrap_or_else(|| panic!("no launch: {call}"))
+    });
+    names
+        .map(|name| name.split(' ').next().expect("a name").to_owned())
+        .collect()
+}
+
 fn folder(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     fs::create_dir_all(&folder).expect("a folder for tests");

@@ -4,7 +4,7 @@ use half::f16;
 use relata::cuda::{Buffers, Evaluator, Queue, RawEvaluator, VALUE_LEN};
 use relata::{Enqueue, Error, InfoNce, Problem, Rows, Rrd, Shapes};
 
-use crate::fake_driver::{actions, calls, with_fake_driver};
+use crate::fake_driver::{actions, calls, kernels, with_fake_driver};
 use crate::stream;
 
 const ROWS: usize = 4;
@@ -18,18 +18,6 @@ fn problem(enqueue: Enqueue) -> Problem {
     };
     let shapes = Shapes::new(ROWS, DIM, DIM).with_queue(CAPACITY);
     loss.problem(shapes).expect("shapes that fit")
-}
-
-/// The names of the launched kernels, without `relata_`.
-fn kernels() -> Vec<String> {
-    let calls = actions(calls());
-    let names = calls.iter().map(|call| {
-        let name = call.strip_prefix("cuLaunchKernel relata_");
-        name.unwrap_or_else(|| panic!("no launch: {call}"))
-    });
-    names
-        .map(|name| name.split(' ').next().expect("a name").to_owned())
-        .collect()
 }
 
 with_fake_driver!(the_batch_enters_when_the_loss_says, [], {
