@@ -24,6 +24,8 @@ struct Batch {
     teacher: [Tensor; 2],
     /// Of both towers' rows.
     labels: Tensor,
+    /// Of the pairs.
+    pair_labels: Tensor,
     scale: Tensor,
     bias: Tensor,
 }
@@ -31,11 +33,6 @@ struct Batch {
 impl Batch {
     fn rows(&self) -> Result<Tensor> {
         Tensor::cat(&[&self.images, &self.texts], 0)
-    }
-
-    /// The labels of the images.
-    fn of_pairs(&self) -> Result<Tensor> {
-        self.labels.narrow(0, 0, self.images.dim(0)?)
     }
 
     fn teacher(&self) -> Option<(&Tensor, &Tensor)> {
@@ -115,10 +112,10 @@ fn cases() -> Vec<Case> {
             "clip, teacher, labels",
             0,
             move |it| {
-                clip_with_labels(&it.images, &it.texts, &it.of_pairs()?, it.teacher(), distil)
+                clip_with_labels(&it.images, &it.texts, &it.pair_labels, it.teacher(), distil)
             },
             move |it| {
-                let (scale, mask) = (number(it, 1. / 0.2)?, mask_of(&it.of_pairs()?)?);
+                let (scale, mask) = (number(it, 1. / 0.2)?, mask_of(&it.pair_labels)?);
                 masked_clip_formula(it, &scale, [0.25, 0.75], 0.3, &mask)
             },
         ),
@@ -277,12 +274,15 @@ fn evaluate(
     // The last row is alone.
     let labels: Vec<u32> = (0..2 * n as u32).map(|i| i % n as u32 / 2).collect();
     let labels = [&labels[..2 * n - 1], &[u32::MAX]].concat();
+    // The first pair is alone, so that two pairs are a comparison.
+    let pair_labels: Vec<u32> = (0..n as u32).map(|i| i.div_ceil(2)).collect();
     let teacher = |seed| to(&numbers((n, teacher_dim), seed)?.to_dtype(held)?);
     let batch = Batch {
         images,
         texts,
         teacher: [teacher(3)?, teacher(4)?],
         labels: Tensor::new(labels, device)?,
+        pair_labels: Tensor::new(pair_labels, device)?,
         scale: scale.as_tensor().clone(),
         bias: bias.as_tensor().clone(),
     };
@@ -358,6 +358,7 @@ fn what_is_shared_and_what_is_frozen() -> Result<()> {
             texts: images.sin()?,
             teacher: [teacher.clone(), teacher.cos()?],
             labels: Tensor::new(0u32, &Device::Cpu)?,
+            pair_labels: Tensor::new(0u32, &Device::Cpu)?,
             scale: scale.as_tensor().clone(),
             bias: scale.as_tensor().clone(),
         })
