@@ -43,6 +43,8 @@ struct Batch {
     teacher: [Tensor<2>; 2],
     /// Of both towers' rows.
     labels: Tensor<1, Int>,
+    /// Of the pairs.
+    pair_labels: Tensor<1, Int>,
     scale: Tensor<1>,
     bias: Tensor<1>,
 }
@@ -50,11 +52,6 @@ struct Batch {
 impl Batch {
     fn rows(&self) -> Tensor<2> {
         Tensor::cat(vec![self.images.clone(), self.texts.clone()], 0)
-    }
-
-    /// The labels of the images.
-    fn of_pairs(&self) -> Tensor<1, Int> {
-        self.labels.clone().slice([0..self.images.dims()[0]])
     }
 
     fn teacher(&self) -> Option<(&Tensor<2>, &Tensor<2>)> {
@@ -190,10 +187,10 @@ const CASES: [(&str, usize, Fused, Formula); 9] = [
         "clip, teacher, labels",
         0,
         |it| {
-            let labels = it.of_pairs();
-            clip_with_labels(&it.images, &it.texts, &labels, it.teacher(), CLIP)
+            let labels = &it.pair_labels;
+            clip_with_labels(&it.images, &it.texts, labels, it.teacher(), CLIP)
         },
-        |it| masked_clip_formula(it, CLIP, mask_of(&it.of_pairs())),
+        |it| masked_clip_formula(it, CLIP, mask_of(&it.pair_labels)),
     ),
     (
         "siglip",
@@ -249,11 +246,14 @@ fn evaluate(
     // The last row is alone.
     let mut labels: Vec<i64> = (0..2 * n).map(|i| (i % n / 2) as i64).collect();
     labels[2 * n - 1] = u32::MAX.into();
+    // The first pair is alone, so that two pairs are a comparison.
+    let pair_labels: Vec<i64> = (0..n as i64).map(|i| (i + 1) / 2).collect();
     let batch = Batch {
         images,
         texts,
         teacher: [3, 4].map(|seed| numbers([n, teacher_dim], seed).cast(held).cast(dtype)),
         labels: integers(&labels),
+        pair_labels: integers(&pair_labels),
         scale: scale.clone(),
         bias: bias.clone(),
     };
