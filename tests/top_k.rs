@@ -424,6 +424,17 @@ fn errors_name_the_argument() {
     };
     let fine = [-1.0f32; 4];
     assert_eq!(evaluate(&[0, 1, 3, 2], &fine), None);
+    // The field is public: a list of other rows than the student's may be put there.
+    for rows in [1, 3] {
+        let lists = (vec![0; 2 * rows], vec![-1.0f32; 2 * rows]);
+        let right = TopK::new(&[0, 1, 3, 2], &fine, [2, 2]).expect("lists");
+        let mut batch = Batch::of_top_k(student, right);
+        let problem = Problem::new(loss, batch.shapes()).expect("accepted");
+        batch.top_k = Some(TopK::new(&lists.0, &lists.1, [rows, 2]).expect("lists"));
+        let error = problem.evaluate(&Cpu, batch).err();
+        let shown = error.expect("refused").to_string();
+        assert_eq!(shown, format!("teacher rows: expected 2, got {rows}"));
+    }
     assert_eq!(
         evaluate(&[0, 1, 4, 2], &fine),
         Some(Error::TooLarge {

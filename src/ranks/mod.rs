@@ -436,6 +436,9 @@ fn problem_of(shapes: Shapes, problem: &dyn Fn(Shapes) -> Result<Problem>) -> Re
 fn check_rows<T: Element>(batch: &Batch<'_, T>) -> Result<()> {
     let rows = batch.student.len();
     same("teacher rows", rows, batch.teacher.len())?;
+    if let Some(top_k) = batch.top_k {
+        same("teacher rows", rows, top_k.len())?;
+    }
     if let Some(labels) = batch.labels {
         same("labels", rows, labels.len())?;
     }

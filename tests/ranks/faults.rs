@@ -5,7 +5,7 @@ use std::time::Duration;
 use relata::ranks::{Communicator, Gathered, Global, InProcess};
 use relata::{
     Bank, Batch, Clip, Cpu, Crd, Device, Element, Error, Gram, InfoNce, KdKl, Loss, Problem, Queue,
-    Result, Rows, Rrd, SupCon,
+    Result, Rows, Rrd, SupCon, TopK,
 };
 
 use super::support::{run, run_any};
@@ -164,6 +164,17 @@ fn a_batch_that_does_not_fit() {
         let student = Rows::new(&three, [3, DIM])?;
         let batch = Batch::new(student, Rows::new(&three[DIM..], [2, DIM])?);
         let problem = |shapes| Gram::default().problem(shapes);
+        Ok(Global::new(&Cpu, rank).evaluate(batch, problem)?.loss)
+    });
+    let why = "teacher rows: expected 3, got 2".to_owned();
+    assert_eq!(error, Error::RankFailed { rank: 1, why });
+    // A list of the teacher's classes has a row for each of the student's.
+    let lists = ([0u32; 4], [-1.0f32; 4]);
+    let error = error_of(|rank| {
+        let student = Rows::new(&three, [3, DIM])?;
+        let mut batch = Batch::new(student, Rows::new(&[], [3, 0])?);
+        batch.top_k = Some(TopK::new(&lists.0, &lists.1, [2, 2])?);
+        let problem = |shapes| KdKl::default().problem(shapes);
         Ok(Global::new(&Cpu, rank).evaluate(batch, problem)?.loss)
     });
     let why = "teacher rows: expected 3, got 2".to_owned();
