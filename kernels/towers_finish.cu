@@ -1,8 +1,8 @@
 // Computes   The gradient of each row as it came, from the splits' sums and the own pair; and the
 //            loss with its terms.
 // Buffers    rows [N, D] f32 at length 1; norms [N] f32: 1/‖x‖, or 0; records [N]; sums [splits, N, D]
-//            f32; moments [2, splits, N] f64; losses [2, N] f64 and counted [1] f64 as towers_rows
-//            writes them; partials [3, N] f64; gradient [N, D] f32; value [4] f32.
+//            f32; moments [2, splits, N] f64; losses [2, N] f64 and row_factor [1] f64 as
+//            towers_rows writes them; partials [3, N] f64; gradient [N, D] f32; value [4] f32.
 // Passes     The last: towers_gradient, this. One launch. The last block adds up the rows.
 // Grid       N blocks.
 // Block      256 threads, side by side along the row.
@@ -29,13 +29,13 @@ struct Arguments {
     const float* sums;
     const double* moments;
     const double* losses;
-    const double* counted;
+    const double* row_factor;
     double* partials;
     float* gradient;
     float* value;
     unsigned* counter;
     double per_temperature;  // 1/τ
-    double factor;           // of the loss; labels: 1, over the rows that count
+    double factor;           // of the loss, times row_factor
     double gradient_factor;  // upstream times that, times 1/τ or a
     double along_factor;     // of the sum over both rows of each pair
     Compared compared;
@@ -46,7 +46,7 @@ struct Arguments {
     float soft_weight;
     uint32_t has_teacher;
 };
-ARGUMENTS(Arguments, rows, norms, records, sums, moments, losses, counted, partials, gradient, value,
+ARGUMENTS(Arguments, rows, norms, records, sums, moments, losses, row_factor, partials, gradient, value,
           counter, per_temperature, factor, gradient_factor, along_factor, compared, dim, splits, kind,
           hard_weight, soft_weight, has_teacher);
 
@@ -120,13 +120,9 @@ DEVICE void towers_finish(const Arguments& arguments) {
     if (is_softmax(arguments.kind))
         own = static_cast<double>(arguments.records[row].own) + arguments.records[partner].own;
     if (arguments.kind == SIGMOID) own = arguments.records[row].own;
-    double factor = arguments.factor, gradient_factor = arguments.gradient_factor;
-    if (arguments.kind == LABELS) {
-        // Without a row that counts all sums are 0.
-        const double counted = *arguments.counted, inverse = counted > 0 ? 1 / counted : 0;
-        factor *= inverse;
-        gradient_factor *= inverse;
-    }
+    const double row_factor = *arguments.row_factor;
+    const double factor = arguments.factor * row_factor;
+    const double gradient_factor = arguments.gradient_factor * row_factor;
 
     // Sum over the splits
     double along = 0;

@@ -1,7 +1,8 @@
 // Computes   What each row brings to its pairs, from the splits' log-sums and the product with its
 //            own key: see Record. And the part of the row's losses that needs no other pair.
 // Buffers    rows of student and teacher [N, D], [N, D_t] f32 at length 1; stats [sets, splits, N];
-//            labels [N] u32 or null; records [N]; losses [2, N] f64; counted [1] f64.
+//            labels [N] u32 or null; records [N]; losses [2, N] f64; row_factor [1] f64:
+//            what the sum over rows is multiplied by, NaN if an input is not finite.
 // Passes     The third: towers_log_sums, this, towers_gradient. One launch.
 // Grid       ⌈N/8⌉.
 // Block      256 threads: a warp for a row. Lanes take splits, dimensions and labels in turns.
@@ -11,6 +12,8 @@
 // Floor      Latency; with labels N² u32 from L2.
 // Numerics   The own pair is kept apart, in f64. Near convergence it has nearly all of the softmax,
 //            and the rest is the loss and the gradient: no subtraction forms it.
+//            A masked pair and a row without keys would hide a NaN, so each row's losses get that of
+//            its own pair, and all gradients that of all losses, in row_factor.
 // Order      Fixed: by lane, by warp; the last block adds up the rows that count.
 // Reference  src/cpu/towers/mod.rs, WithPartner.
 #include "common/towers.cuh"
@@ -29,7 +32,7 @@ struct Arguments {
     const uint32_t* labels;
     Record* records;
     double* losses;
-    double* counted;
+    double* row_factor;
     unsigned* counter;
     double temperature[2];
     double guide_margin;  // less the slack
@@ -47,7 +50,7 @@ struct Arguments {
     uint32_t both_ways;   // whether the rows of the second half have a softmax too
     uint32_t padding;
 };
-ARGUMENTS(Arguments, rows, stats, labels, records, losses, counted, counter, temperature,
+ARGUMENTS(Arguments, rows, stats, labels, records, losses, row_factor, counter, temperature,
           guide_margin, compared, dim, scale, of_student, of_teacher, splits, kind, sigmoid_scale, bias,
           has_target, has_guide, both_ways, padding);
 
@@ -96,40 +99,46 @@ DEVICE WithOwn with_own(Merged merged, double own, double temperature) {
     return {merged.largest, excess < 0 ? 0 : excess, others, own_loss, below};
 }
 
+// Of a product of rows at most 1 long.
+DEVICE double zero_or_nan(double product) { return product * 0; }
+
 // The records of CLIP, and of a row's losses the hard one, and the soft one but for what the other
 // pairs add.
 DEVICE void softmax_row(const Arguments& arguments, uint32_t row, Record& record, double (&losses)[2] SITE) {
     const uint32_t partner = arguments.compared.partner(row);
-    losses[0] = losses[1] = 0;
+    double products[2] = {};
+    UNROLL
+    for (unsigned set = 0; set < 2; set++) {
+        if (arguments.rows[set] == nullptr) continue;
+        products[set] = own_product(arguments.rows[set], arguments.dim[set], row, partner PASS_SITE);
+    }
+    losses[0] = losses[1] = zero_or_nan(products[0]) + zero_or_nan(products[1]);
     if (arguments.kind == MASKED) {
         record.label = arguments.labels == nullptr ? row : arguments.labels[row];
         record.limit = infinity();
-        if (arguments.has_guide)
-            record.limit = static_cast<float>(
-                own_product(arguments.rows[1], arguments.dim[1], row, partner PASS_SITE) -
-                arguments.guide_margin);
+        if (arguments.has_guide) record.limit = static_cast<float>(products[1] - arguments.guide_margin);
     }
     if (!arguments.both_ways && row >= arguments.compared.rows / 2) {
-        // It has no softmax: no key weighs anything.
-        record.excess[0] = record.excess[1] = 1e30f;
+        // It has no softmax: no key weighs anything. The excess is far above the largest product/τ,
+        // 1e30.
+        record.excess[0] = record.excess[1] = 1e37f;
         return;
     }
     const Merged of_student = merge(arguments, 0, row PASS_SITE);
-    const double own = own_product(arguments.rows[0], arguments.dim[0], row, partner PASS_SITE);
+    const double own = products[0];
     const WithOwn q = with_own(of_student, own / arguments.temperature[0], arguments.temperature[0]);
     record.largest[0] = q.largest;
     record.excess[0] = static_cast<float>(q.excess * LOG2_E_F64);
     double coefficient = -static_cast<double>(arguments.of_student) * q.others;
-    losses[0] = q.own_loss;
+    losses[0] += q.own_loss;
     if (arguments.has_target) {
         const Merged of_teacher = merge(arguments, 1, row PASS_SITE);
-        const double product = own_product(arguments.rows[1], arguments.dim[1], row, partner PASS_SITE);
         const WithOwn p =
-            with_own(of_teacher, product / arguments.temperature[1], arguments.temperature[1]);
+            with_own(of_teacher, products[1] / arguments.temperature[1], arguments.temperature[1]);
         record.largest[1] = p.largest;
         record.excess[1] = static_cast<float>(p.excess * LOG2_E_F64);
         coefficient += static_cast<double>(arguments.of_teacher) * p.others;
-        losses[1] = q.excess + (1 - p.others) * q.below;
+        losses[1] += q.excess + (1 - p.others) * q.below;
     }
     record.own = static_cast<float>(coefficient);
 }
@@ -142,13 +151,15 @@ DEVICE void sigmoid_row(const Arguments& arguments, uint32_t row, Record& record
                              static_cast<double>(arguments.bias));
     const double decay = exp(-fabs(logit));
     const double slope = -(logit > 0 ? decay : 1) / (1 + decay);
-    losses[0] = (logit < 0 ? -logit : 0) + log1p(decay) + logit * 0;
+    losses[0] = (logit < 0 ? -logit : 0) + log1p(decay) + zero_or_nan(product);
     losses[1] = slope;
     record.own = static_cast<float>(slope);
 }
 
 // SupCon: the log-sum of a row that counts, and whether it does.
 DEVICE void labels_row(const Arguments& arguments, uint32_t row, Record& record, double (&losses)[2] SITE) {
+    const double spoilt =
+        zero_or_nan(own_product(arguments.rows[0], arguments.dim[0], row, row PASS_SITE));
     const Merged merged = merge(arguments, 0, row PASS_SITE);
     const uint32_t label = arguments.labels[row];
     uint32_t same = 0;
@@ -161,8 +172,8 @@ DEVICE void labels_row(const Arguments& arguments, uint32_t row, Record& record,
     record.excess[0] = static_cast<float>(excess * LOG2_E_F64);
     record.counts = same > 0 ? 1 : 0;
     record.per_target = same > 0 ? 1.0f / static_cast<float>(same) : 0;
-    losses[0] = same > 0 ? excess : 0;
-    losses[1] = same > 0 ? 1 : 0;
+    losses[0] = (same > 0 ? excess : 0) + spoilt;
+    losses[1] = (same > 0 ? 1 : 0) + spoilt;
 }
 
 DEVICE void rows(const Arguments& arguments) {
@@ -183,10 +194,12 @@ DEVICE void rows(const Arguments& arguments) {
             arguments.losses[n + row] = losses[1];
         }
     }
-    if (arguments.kind == LABELS && is_last_block(arguments.counter)) {
-        const double counted = block_sum_of<THREADS>(arguments.losses + n, n);
-        if (threadIdx.x == 0) *arguments.counted = counted;
-    }
+    if (!is_last_block(arguments.counter)) return;
+    const bool counts = arguments.kind == LABELS;
+    const double sum = block_sum_of<THREADS>(arguments.losses + (counts ? n : 0), n);
+    if (threadIdx.x > 0) return;
+    // Without a row that counts all sums are 0.
+    *arguments.row_factor = counts ? (sum == 0 ? 0 : 1 / sum) : 1 + zero_or_nan(sum);
 }
 
 }  // namespace

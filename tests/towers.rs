@@ -593,21 +593,134 @@ fn rows_without_a_direction_have_no_gradient() {
     }
 }
 
+fn reads_teacher(case: &Case) -> bool {
+    match case.loss {
+        Loss::Clip(clip) => case.teacher && (clip.soft_weight > 0.0 || clip.guided),
+        _ => case.teacher,
+    }
+}
+
+/// Also where no key is left that could tell of it.
 #[test]
 fn what_is_not_finite_makes_all_nan() {
-    let shape = [5, 16, 4];
-    for case in cases(shape[0]) {
-        for bad in [f32::NAN, f32::INFINITY] {
-            let mut inputs = inputs::<f32>(&case, shape);
-            inputs.student[3] = bad;
-            for loss in [
-                inputs.evaluate(&Reference, &case).loss,
-                inputs.evaluate(&Cpu, &case).loss,
-            ] {
-                assert!(loss.is_nan(), "{:?}", case.loss);
+    fn assert_nan<T: Element, D: Device<T>>(device: &D) {
+        for shape in [[1, 5, 3], [5, 16, 4]] {
+            let alike = cases(shape[0]).into_iter().filter_map(|case| {
+                let labels = Some(vec![7; case.rows]);
+                matches!(case.loss, Loss::Clip(_)).then_some(Case { labels, ..case })
+            });
+            for case in cases(shape[0]).into_iter().chain(alike) {
+                for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+                    for (of_teacher, last) in
+                        [(false, false), (false, true), (true, false), (true, true)]
+                    {
+                        if of_teacher && !reads_teacher(&case) {
+                            continue;
+                        }
+                        let mut inputs = inputs::<T>(&case, shape);
+                        let rows = if of_teacher {
+                            &mut inputs.teacher
+                        } else {
+                            &mut inputs.student
+                        };
+                        let at = if last { rows.len() - 1 } else { 0 };
+                        rows[at] = T::from_f64(bad);
+                        let got = inputs.evaluate(device, &case);
+                        let label = format!(
+                            "{}, {:?}, {shape:?}, labels {:?}, {bad} at {at}, of teacher {of_teacher}",
+                            device.name(),
+                            case.loss,
+                            case.labels
+                        );
+                        assert!(got.loss.is_nan(), "{label}: {}", got.loss);
+                        let mut gradient = got.gradient.iter();
+                        assert!(
+                            gradient.all(|g| g.to_f64().is_nan()),
+                            "{label}: the gradient"
+                        );
+                    }
+                }
             }
         }
     }
+    assert_nan::<f32, _>(&Reference);
+    assert_nan::<f32, _>(&Cpu);
+    assert_nan::<f64, _>(&Cpu);
+    #[cfg(feature = "emulator")]
+    {
+        assert_nan::<f32, _>(&relata::Emulator::new());
+        assert_nan::<half::bf16, _>(&relata::Emulator::new());
+    }
+}
+
+#[test]
+fn a_teacher_that_is_not_read_may_hold_anything() {
+    fn assert_same<D: Device<f32>>(device: &D) {
+        let shape = [5, 16, 4];
+        let is_unread = |case: &Case| case.teacher && !reads_teacher(case);
+        let unread: Vec<Case> = cases(shape[0]).into_iter().filter(is_unread).collect();
+        assert!(!unread.is_empty());
+        for case in unread {
+            let want = inputs::<f32>(&case, shape).evaluate(device, &case);
+            let mut inputs = inputs::<f32>(&case, shape);
+            inputs.teacher.fill(f32::NAN);
+            let got = inputs.evaluate(device, &case);
+            assert_eq!(got.loss, want.loss, "{}", device.name());
+            let bits = |of: &[D::Gradient]| -> Vec<u64> {
+                of.iter().map(|g| g.to_f64().to_bits()).collect()
+            };
+            assert_eq!(
+                bits(&got.gradient),
+                bits(&want.gradient),
+                "{}",
+                device.name()
+            );
+            let batch = inputs.batch(&case);
+            let problem = Problem::new(case.loss, batch.shapes()).expect("accepted");
+            let checked = problem.with_checked(true).evaluate(device, batch);
+            assert_eq!(
+                checked.expect("accepted").loss,
+                problem.evaluate(device, batch).expect("evaluates").loss
+            );
+        }
+    }
+    assert_same(&Reference);
+    assert_same(&Cpu);
+    #[cfg(feature = "emulator")]
+    assert_same(&relata::Emulator::new());
+}
+
+/// At the lowest temperature a row without a softmax stays without.
+#[test]
+fn one_way_at_any_temperature() {
+    fn assert_right<T: Element, D: Device<T>>(device: &D) {
+        for temperature in [1e-30, 1e-20, 1e30] {
+            let loss = Clip {
+                temperature,
+                teacher_temperature: temperature,
+                both_ways: false,
+                ..Clip::default()
+            };
+            for shape in [[5, 16, 4], [33, 2, 3]] {
+                let case = Case {
+                    loss: loss.into(),
+                    rows: 2 * shape[0],
+                    teacher: true,
+                    labels: None,
+                };
+                let inputs = inputs::<T>(&case, shape);
+                let want = inputs.evaluate(&Reference, &case);
+                let got = inputs.evaluate(device, &case);
+                let label = format!("{}, {temperature}, {shape:?}", device.name());
+                assert_loss(&label, got.loss, want.loss, 1e-5);
+                assert_gradient(&label, &got.gradient, &want.gradient, shape[1], 1e-5);
+            }
+        }
+    }
+    assert_right::<f32, _>(&Cpu);
+    assert_right::<f64, _>(&Cpu);
+    #[cfg(feature = "emulator")]
+    assert_right::<f32, _>(&relata::Emulator::new());
 }
 
 #[test]

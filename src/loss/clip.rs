@@ -32,6 +32,8 @@ use super::{Family, LabelUse, Parameter, Range, Spec, TeacherUse, Towers};
 ///   rows at length 1, if ⟨y_i, z_k⟩ > ⟨y_i, z_i⟩ − `guide_margin` + 1e-5. The last number keeps
 ///   rounding from deciding over duplicates. The teacher is a guide alone if `soft_weight` is 0.
 ///
+/// A teacher that is neither a target nor a guide is not read, and may hold anything.
+///
 /// To mask the hard term alone, evaluate the two terms apart and add them up.
 ///
 /// Radford et al., arXiv 2103.00020; the soft term as in open_clip's `DistillClipLoss`, whose two

@@ -333,6 +333,18 @@ impl Towers {
             Towers::Labels { .. } => false,
         }
     }
+
+    /// Whether a teacher's rows are a target or a guide. Else they may hold anything.
+    pub(crate) fn reads_teacher(&self) -> bool {
+        match self {
+            Towers::Softmax {
+                soft_weight,
+                guide_margin,
+                ..
+            } => *soft_weight > 0.0 || guide_margin.is_some(),
+            Towers::Sigmoid { .. } | Towers::Labels { .. } => false,
+        }
+    }
 }
 
 /// The sampled family: ⟨x̂_i, key_ik⟩ of each row with keys of its own, which are rows of a

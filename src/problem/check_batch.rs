@@ -60,6 +60,7 @@ impl Problem {
         )?;
         if let (Some(k), Some(top_k)) = (want.top_k, batch.top_k) {
             same("teacher k", k, top_k.k())?;
+            same("teacher rows", want.rows, top_k.len())?;
             top_k.check(self.classes())?;
         }
         agree(
@@ -96,9 +97,15 @@ impl Problem {
         if self.checked {
             match self.spec().family {
                 Family::Logits(loss) => check_logits(&loss, self.classes(), batch)?,
-                Family::Pairwise(_) | Family::Triplet(_) | Family::Towers(_) => {
+                Family::Pairwise(_) | Family::Triplet(_) => {
                     batch.student.check_finite("student")?;
                     batch.teacher.check_finite("teacher")?;
+                }
+                Family::Towers(loss) => {
+                    batch.student.check_finite("student")?;
+                    if loss.reads_teacher() {
+                        batch.teacher.check_finite("teacher")?;
+                    }
                 }
                 Family::Contrastive(_) | Family::Sampled(_) => check_keyed(batch)?,
             }

@@ -170,6 +170,9 @@ fn evaluate_rows<T: Element>(
     if queue.is_some() || batch.keys.is_some() {
         teacher.clear_rows(|i| shares[i] == 0.0);
     }
+    if let Family::Towers(loss) = problem.spec().family {
+        teacher.clear_rows(|_| !loss.reads_teacher());
+    }
     if !(student.is_finite() && teacher.is_finite()) {
         gradient.fill(f64::NAN);
         if let Some(losses) = row_losses {

@@ -44,10 +44,9 @@ pub(super) fn evaluate<T: Element>(
 ) -> Result<Option<(f64, Vec<f64>)>> {
     let scaling = RowScaling::Normalized { epsilon: 0.0 };
     let x = Embeddings::<T::Real>::new(batch.student, scaling)?;
-    let y = match batch.teacher.dim() {
-        0 => None,
-        _ => Some(Embeddings::<T::Real>::new(batch.teacher, scaling)?),
-    };
+    let has_teacher = loss.reads_teacher() && batch.teacher.dim() > 0;
+    let y = has_teacher.then(|| Embeddings::<T::Real>::new(batch.teacher, scaling));
+    let y = y.transpose()?;
     if !(x.is_finite() && y.as_ref().is_none_or(Embeddings::is_finite)) {
         return Ok(None);
     }
@@ -76,9 +75,7 @@ pub(super) fn evaluate<T: Element>(
                 both_ways,
                 guide_margin,
             };
-            let is_read = soft_weight > 0.0 || guide_margin.is_some();
-            let y = y.as_ref().filter(|_| is_read);
-            pass.softmax(&loss, y, batch.labels, gradient)?
+            pass.softmax(&loss, y.as_ref(), batch.labels, gradient)?
         }
         Towers::Sigmoid { scale, bias } => pass.sigmoid(scale, bias, gradient)?,
         Towers::Labels { temperature } => {
@@ -327,10 +324,11 @@ struct WithPartner {
 }
 
 impl WithPartner {
-    /// Of a row that has no softmax: no key weighs anything.
+    /// Of a row that has no softmax: no key weighs anything. The excess is far above the largest
+    /// product/τ, 1e30, and far within f32.
     const NONE: Self = WithPartner {
         largest: 0.0,
-        excess: 1e30,
+        excess: 1e37,
         others: 0.0,
         own_loss: 0.0,
         own_below: 0.0,

@@ -69,7 +69,7 @@ pub(crate) struct Plan {
     stats: Region,
     records: Region,
     losses: Region,
-    counted: Region,
+    row_factor: Region,
     sums: Region,
     moments: Region,
     partials: Region,
@@ -86,20 +86,13 @@ impl Plan {
         let shapes = problem.shapes();
         let (n, dim) = (shapes.rows, shapes.student_dim);
         grid_size("rows", n)?;
-        let (has_target, has_guide) = match loss {
-            Towers::Softmax {
-                soft_weight,
-                guide_margin,
-                ..
-            } => {
-                let has_target = soft_weight > 0.0 && shapes.teacher_dim > 0;
-                (has_target, guide_margin.is_some())
-            }
-            Towers::Sigmoid { .. } | Towers::Labels { .. } => (false, false),
-        };
-        let teacher_dim = match has_target || has_guide {
+        let teacher_dim = match loss.reads_teacher() {
             true => shapes.teacher_dim,
             false => 0,
+        };
+        let has_target = match loss {
+            Towers::Softmax { soft_weight, .. } => soft_weight > 0.0 && teacher_dim > 0,
+            Towers::Sigmoid { .. } | Towers::Labels { .. } => false,
         };
         let sides = if loss.has_halves() { 2 } else { 1 };
         let of_side = (n / sides).div_ceil(TILE);
@@ -128,7 +121,7 @@ impl Plan {
             stats: layout.push::<Stat>(&[if has_log_sums { sets } else { 0 }, splits, n])?,
             records: layout.push::<Record>(&[n])?,
             losses: layout.push::<f64>(&[2, n])?,
-            counted: layout.push::<f64>(&[1])?,
+            row_factor: layout.push::<f64>(&[1])?,
             sums: layout.push::<f32>(&[splits, n, dim])?,
             moments: layout.push::<f64>(&[2, splits, n])?,
             partials: layout.push::<f64>(&[3, n])?,
@@ -206,7 +199,7 @@ impl Plan {
             labels: at.labels,
             records: region(self.records),
             losses: region(self.losses),
-            counted: region(self.counted),
+            row_factor: region(self.row_factor),
             counter: Layout::counter(counters::ROWS).at(at.workspace),
             temperature,
             guide_margin,
@@ -264,7 +257,7 @@ impl Plan {
             sums: region(self.sums),
             moments: region(self.moments),
             losses: region(self.losses),
-            counted: region(self.counted),
+            row_factor: region(self.row_factor),
             partials: region(self.partials),
             gradient: at.gradient,
             value: at.value,
