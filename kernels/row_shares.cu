@@ -1,4 +1,4 @@
-// Computes   s_i = w_i/Σw, the share of each row in a weighted mean; 0 where all weights are 0.
+// Computes   s_i = w_i/Σw, the share of each row in a weighted mean; 0 where its weight is 0.
 // Buffers    weights w [N] f32, at least 0; shares [N] f32.
 // Passes     One launch: the largest weight, the sum in units of it, the shares.
 // Grid       1 block.
@@ -9,7 +9,8 @@
 // Work       Three readings of N weights, from L2 after the first. It is the time of a launch.
 // Floor      Latency: two block reductions.
 // Numerics   The sum is in f64, in units of the largest weight, so it cannot overflow. A share is
-//            rounded once.
+//            rounded once; one below f32's normal range becomes the least of it: a row counts whose
+//            weight is not 0.
 // Order      Fixed: by thread, by warp.
 // Reference  src/row_weights.rs
 #include "common/collective.cuh"
@@ -17,6 +18,7 @@
 namespace {
 
 constexpr unsigned THREADS = 1024;
+constexpr float LEAST = 1.17549435e-38f;  // the least normal number
 
 // Mirrored in src/gpu/row_shares.rs.
 struct Arguments {
@@ -38,8 +40,11 @@ DEVICE void row_shares(const Arguments& arguments) {
         for (uint32_t i = threadIdx.x; i < arguments.rows; i += THREADS) sum += weights[i] / unit;
     }
     sum = block_reduce<THREADS>(sum, Sum());
-    for (uint32_t i = threadIdx.x; i < arguments.rows; i += THREADS)
-        arguments.shares[i] = unit > 0 ? static_cast<float>(weights[i] / unit / sum) : 0.0f;
+    for (uint32_t i = threadIdx.x; i < arguments.rows; i += THREADS) {
+        const bool counts = weights[i] > 0;
+        arguments.shares[i] =
+            counts ? fmaxf(static_cast<float>(weights[i] / unit / sum), LEAST) : 0.0f;
+    }
 }
 
 }  // namespace

@@ -1,8 +1,8 @@
 //! Weights of rows and losses of rows, of the losses with keys.
 
 use relata::{
-    Batch, DType, Device, Element, Error, Evaluation, InfoNce, Loss, Problem, Real, Reference,
-    Rows, Rrd, Shapes, check,
+    Batch, DType, Device, Element, Error, Evaluation, InfoNce, KdKl, Loss, Problem, Real,
+    Reference, Rows, Rrd, Shapes, check,
 };
 
 use super::common::compare::{assert_gradient, assert_loss, assert_same_bits, assert_zero};
@@ -102,6 +102,23 @@ fn assert_weights_are_shares_of_the_mean<T: Element, D: Device<T>>(device: &D) {
     }
 }
 
+/// A share may be too small for f32. The row counts all the same.
+fn assert_a_tiny_weight_is_not_zero<T: Element, D: Device<T>>(device: &D) {
+    let keyed = losses().into_iter();
+    let keyed = keyed.map(|(loss, [_, dim, keys])| (loss, [3, dim, keys]));
+    for (loss, shape) in keyed.chain([(KdKl::new(1.0).into(), [3, 16, 0])]) {
+        let input = input(shape);
+        let label = format!("{}, {loss:?}", device.name());
+        let plain = evaluate::<T, D>(device, loss, &input, None);
+        let got = evaluate::<T, D>(device, loss, &input, Some(&[1e-44, 3e38, 0.0]));
+        assert_loss(&label, got.loss, plain.row_losses[1], 1e-6);
+        for row in [0, 1] {
+            assert_loss(&label, got.row_losses[row], plain.row_losses[row], 1e-6);
+        }
+        assert_eq!(got.row_losses[2], 0.0, "{label}");
+    }
+}
+
 /// To ask for the losses of rows changes nothing else, and they are those of the rows alone.
 fn assert_the_loss_is_the_mean_of_those_of_rows<T: Element, D: Device<T>>(device: &D) {
     for (loss, shape) in losses() {
@@ -194,6 +211,11 @@ fn assert_a_row_of_weight_zero_may_hold_anything<T: Element, D: Device<T>>(devic
 #[test]
 fn weights_are_shares_of_the_mean() {
     on_every_device!(assert_weights_are_shares_of_the_mean);
+}
+
+#[test]
+fn a_tiny_weight_is_not_zero() {
+    on_every_device!(assert_a_tiny_weight_is_not_zero);
 }
 
 #[test]
