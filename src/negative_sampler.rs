@@ -42,7 +42,8 @@ impl NegativeSampler {
     ///
     /// # Errors
     /// [`Error::Empty`](crate::Error::Empty) without labels or negatives, or if all labels are the
-    /// same. [`Error::TooLarge`](crate::Error::TooLarge) for more than 2³² − 1 samples.
+    /// same. [`Error::TooLarge`](crate::Error::TooLarge) for more than 2³² − 1 samples, or more than
+    /// 2³² − 2 negatives.
     pub fn of_other_classes<L: Eq + Hash>(labels: &[L], negatives: usize) -> Result<Self> {
         not_empty("labels", labels.len())?;
         let mut known = HashMap::new();
@@ -63,7 +64,8 @@ impl NegativeSampler {
     ///
     /// # Errors
     /// [`Error::Empty`](crate::Error::Empty) for fewer than two samples, or no negatives.
-    /// [`Error::TooLarge`](crate::Error::TooLarge) for more than 2³² − 1 samples.
+    /// [`Error::TooLarge`](crate::Error::TooLarge) for more than 2³² − 1 samples, or more than 2³² − 2
+    /// negatives.
     pub fn of_others(samples: usize, negatives: usize) -> Result<Self> {
         at_most("samples", u32::MAX as usize, samples)?;
         let classes: Vec<Vec<u32>> = (0u32..).take(samples).map(|sample| vec![sample]).collect();
@@ -72,6 +74,8 @@ impl NegativeSampler {
 
     fn new(classes: &[Vec<u32>], samples: usize, negatives: usize) -> Result<Self> {
         not_empty("negatives", negatives)?;
+        // With the own key a row has one more.
+        at_most("negatives", u32::MAX as usize - 1, negatives)?;
         not_empty("other classes", classes.len().saturating_sub(1))?;
         let mut class_of = vec![[0; 2]; samples];
         let mut begin = 0;

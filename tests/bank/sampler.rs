@@ -108,6 +108,16 @@ fn errors_name_the_argument() {
     assert_eq!(of(&[], 2), empty("labels"));
     assert_eq!(of(&[1, 1], 2), empty("other classes"));
     assert_eq!(of(&[1, 2], 0), empty("negatives"));
+    let most = u32::MAX as usize - 1;
+    for got in [most + 1, usize::MAX] {
+        let refused = Error::TooLarge {
+            argument: "negatives",
+            most,
+            got,
+        };
+        assert_eq!(of(&[1, 2], got), Some(refused.clone()));
+        assert_eq!(NegativeSampler::of_others(2, got).err(), Some(refused));
+    }
     assert_eq!(
         NegativeSampler::of_others(1, 2).err(),
         empty("other classes")
