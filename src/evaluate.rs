@@ -167,37 +167,77 @@ impl Loss {
         teacher: Rows<'_, T>,
         queue: &mut Queue<T::Real>,
     ) -> Result<Evaluation<D::Gradient>> {
-        let enqueue = self.spec().enqueue;
-        let keys = match enqueue {
-            Enqueue::Before => queue
-                .capacity()
-                .min(queue.len().saturating_add(teacher.len())),
-            Enqueue::After | Enqueue::Never => queue.len(),
-        };
-        // Everything that can be refused is refused before the queue changes.
-        let shapes = Shapes::new(student.len(), student.dim(), teacher.dim()).with_queue(keys);
-        let problem = Problem::new(*self, shapes)?;
-        same("queue_dim", student.dim(), queue.dim())?;
-        same("teacher rows", student.len(), teacher.len())?;
-        if teacher.check_finite("teacher").is_err() {
-            return not_a_number(&problem);
+        let batch = Batch::new(student, teacher);
+        evaluate_with_queue(device, batch, queue, |shapes| Problem::new(*self, shapes))
+    }
+}
+
+/// [`Loss::evaluate_with_queue`] of a problem that has more to it than its loss, such as an upstream
+/// factor, weights of rows or a learned temperature. The queue of `batch` is `queue`, whatever it was.
+///
+/// `problem` is called with the shapes of the batch and the number of keys that it will meet. It may
+/// be called twice: that number depends on what the problem's loss says of `enqueue`.
+///
+/// ```
+/// use relata::{Batch, Cpu, Queue, Rows, Rrd, evaluate_with_queue};
+/// # fn main() -> relata::Result<()> {
+/// let (student, teacher) = ([0.0f32, 1.0, 1.0, 1.0], [0.0f32, 2.0, 3.0, 0.0]);
+/// let batch = Batch::new(Rows::new(&student, [2, 2])?, Rows::new(&teacher, [2, 2])?);
+/// let mut queue = Queue::new(100, 2)?;
+/// let evaluation = evaluate_with_queue(&Cpu, batch, &mut queue, |shapes| {
+///     Rrd::default().problem(shapes)?.with_upstream(0.5).with_scale_gradient()
+/// })?;
+/// assert!(evaluation.term("scale_gradient").is_some());
+/// assert_eq!(queue.len(), 2);
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// As [`Loss::evaluate_with_queue`] and [`Problem::evaluate`]. After an error the queue is as it was.
+pub fn evaluate_with_queue<T: Element, D: Device<T>>(
+    device: &D,
+    batch: Batch<'_, T>,
+    queue: &mut Queue<T::Real>,
+    problem: impl Fn(Shapes) -> Result<Problem>,
+) -> Result<Evaluation<D::Gradient>> {
+    // Everything that can be refused is refused before the queue changes.
+    let problem = problem_with_queue(batch.shapes(), queue, problem)?;
+    let (student, teacher) = (batch.student, batch.teacher);
+    same("queue_dim", student.dim(), queue.dim())?;
+    same("teacher rows", student.len(), teacher.len())?;
+    if teacher.check_finite("teacher").is_err() {
+        return not_a_number(&problem);
+    }
+    let enqueue = problem.spec().enqueue;
+    if enqueue != Enqueue::Before {
+        let evaluation = problem.evaluate(device, batch.with_queue(queue))?;
+        if enqueue == Enqueue::After {
+            queue.enqueue(teacher)?;
         }
-        if enqueue != Enqueue::Before {
-            let batch = Batch::new(student, teacher).with_queue(queue);
-            let evaluation = problem.evaluate(device, batch)?;
-            if enqueue == Enqueue::After {
-                queue.enqueue(teacher)?;
-            }
-            return Ok(evaluation);
-        }
-        // A device can refuse only when the batch is in the queue already.
-        let saved = queue.save(teacher.len())?;
-        queue.enqueue(teacher)?;
-        let evaluation = problem.evaluate(device, Batch::new(student, teacher).with_queue(queue));
-        if evaluation.is_err() {
-            queue.restore(&saved);
-        }
-        evaluation
+        return Ok(evaluation);
+    }
+    // A device can refuse only when the batch is in the queue already.
+    let saved = queue.save(teacher.len())?;
+    queue.enqueue(teacher)?;
+    let evaluation = problem.evaluate(device, batch.with_queue(queue));
+    if evaluation.is_err() {
+        queue.restore(&saved);
+    }
+    evaluation
+}
+
+/// The problem of a batch of these shapes that meets `queue`, with the batch's own keys in it if they
+/// enter before.
+pub(crate) fn problem_with_queue<R: Real>(
+    shapes: Shapes,
+    queue: &Queue<R>,
+    problem: impl Fn(Shapes) -> Result<Problem>,
+) -> Result<Problem> {
+    let entered = queue.len().saturating_add(shapes.rows);
+    let with_batch = problem(shapes.with_queue(queue.capacity().min(entered)))?;
+    match with_batch.spec().enqueue {
+        Enqueue::Before => Ok(with_batch),
+        Enqueue::After | Enqueue::Never => problem(shapes.with_queue(queue.len())),
     }
 }
 

@@ -127,7 +127,7 @@ pub use cpu::Cpu;
 pub use device::Device;
 pub use element::{DType, Element, Real};
 pub use error::{Error, Result};
-pub use evaluate::{relation_matrix, softmax};
+pub use evaluate::{evaluate_with_queue, relation_matrix, softmax};
 #[cfg(feature = "cuda")]
 pub use gpu::cuda::{self, Cuda};
 #[cfg(any(feature = "cuda", feature = "emulator"))]

@@ -353,8 +353,9 @@ impl Problem {
         self.scale_gradient
     }
 
-    /// The names of the terms that an evaluation gives.
-    pub(crate) fn terms(&self) -> impl Iterator<Item = &'static str> {
+    /// The names of the terms that an evaluation gives, in their order: those of
+    /// [`Spec::terms`](crate::Spec::terms), then those that were asked for.
+    pub fn terms(&self) -> impl Iterator<Item = &'static str> {
         let asked_for = self.scale_gradient.then_some("scale_gradient");
         self.spec().terms.iter().copied().chain(asked_for)
     }

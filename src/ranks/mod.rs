@@ -96,6 +96,7 @@ use crate::checks::{same, zeroed};
 use crate::device::Device;
 use crate::element::{Element, Real};
 use crate::error::{Error, Result};
+use crate::evaluate::problem_with_queue;
 use crate::loss::{Enqueue, Family};
 use crate::problem::{Evaluation, Problem};
 use crate::queue::Queue;
@@ -229,17 +230,8 @@ impl<'a, D, C: Communicator + ?Sized> Global<'a, D, C> {
         let batch = Batch::new(student, teacher);
         let own = check_rows(&batch).and_then(|()| same("queue_dim", teacher.dim(), queue.dim()));
         let deal = self.deal(Step::ShapesWithQueue, &batch.with_queue(queue), own)?;
-        let problem_of = |keys| {
-            let shapes = Shapes::new(deal.total(), student.dim(), teacher.dim());
-            problem_of(shapes.with_queue(keys), &problem)
-        };
-        let entered = queue.len().saturating_add(deal.total());
-        let problem = problem_of(queue.capacity().min(entered)).and_then(|problem| {
-            match problem.spec().enqueue {
-                Enqueue::Before => Ok(problem),
-                Enqueue::After | Enqueue::Never => problem_of(queue.len()),
-            }
-        });
+        let shapes = Shapes::new(deal.total(), student.dim(), teacher.dim());
+        let problem = problem_with_queue(shapes, queue, |shapes| problem_of(shapes, &problem));
         let inputs = problem.as_ref().map_err(Clone::clone).map(|problem| {
             let mut message = describe(problem, false);
             message.push(teacher.as_slice());

@@ -24,16 +24,22 @@
 //! - The loss is a tensor of one element, f64 for f64 and f32 for all others.
 //! - The upstream factor multiplies the gradient in the loss's type. The rounding to the student's
 //!   type comes last.
-//! - [`clip`] and [`siglip`] train two towers, and both get a gradient. Those of their functions that
-//!   end in `_with_scale` also learn the scale, and the bias. [`sup_con`] trains all rows of a batch.
+//! - [`clip`] and [`siglip`] train two towers, and both get a gradient. [`sup_con`] trains all rows of a
+//!   batch.
+//! - Functions that end in `_scale` also learn the scale, 1/τ, and [`siglip_with_scale`] the bias.
 
+mod scale;
 mod towers;
 
 use burn_tensor::{DType, DataError, FloatDType, Tensor, TensorData, bf16, f16};
-use relata::{Batch, Cpu, Element, Evaluation, Family, Loss, Problem, Queue, Rows};
+use relata::{
+    Batch, Cpu, Element, Evaluation, Family, Loss, Problem, Queue, Rows, Shapes,
+    evaluate_with_queue,
+};
 
 pub use relata::Terms;
 
+pub use self::scale::{info_nce_with_queue_and_scale, info_nce_with_scale, rrd_with_scale};
 pub use self::towers::{
     clip, clip_with_labels, clip_with_scale, siglip, siglip_with_scale, sup_con, sup_con_with_scale,
 };
@@ -127,7 +133,7 @@ pub fn loss_and_terms<const R: usize>(
 ) -> Result<(Tensor<1>, Terms)> {
     let loss = loss.into();
     let inputs = Inputs::read(student, Some(teacher), &loss)?;
-    inputs.fused(student, loss)
+    inputs.fused(student, &|shapes| Problem::new(loss, shapes))
 }
 
 /// As [`loss_with_queue`], with the loss's named [`Terms`] from the same evaluation.
@@ -142,13 +148,7 @@ pub fn loss_and_terms_with_queue(
 ) -> Result<(Tensor<1>, Terms)> {
     let loss = loss.into();
     let inputs = Inputs::read(student, Some(teacher), &loss)?;
-    let evaluated = match inputs.student.dtype() {
-        DType::F32 => inputs.evaluate::<f32>(Some(queue), loss)?,
-        DType::F16 => inputs.evaluate::<f16>(Some(queue), loss)?,
-        DType::BF16 => inputs.evaluate::<bf16>(Some(queue), loss)?,
-        got => return Err(no_such_dtype(got)),
-    };
-    Ok(evaluated.in_graph_of(student))
+    inputs.fused_with_queue(student, queue, &|shapes| Problem::new(loss, shapes))
 }
 
 /// `loss.forward(student, teacher)`, in the manner of burn's own losses.
@@ -190,6 +190,9 @@ pub trait Forward: Into<Loss> + Copy {
 }
 
 impl<L: Into<Loss> + Copy> Forward for L {}
+
+/// The problem of a batch of some shapes.
+type ProblemOf<'a> = &'a dyn Fn(Shapes) -> relata::Result<Problem>;
 
 /// Student, teacher and labels on the host.
 struct Inputs {
@@ -256,12 +259,32 @@ impl Inputs {
     }
 
     /// The loss in the graph of `student`, of which these are the inputs, and its terms.
-    fn fused<const R: usize>(&self, student: &Tensor<R>, loss: Loss) -> Result<(Tensor<1>, Terms)> {
+    fn fused<const R: usize>(
+        &self,
+        student: &Tensor<R>,
+        problem: ProblemOf<'_>,
+    ) -> Result<(Tensor<1>, Terms)> {
         let evaluated = match self.student.dtype() {
-            DType::F64 => self.evaluate::<f64>(None, loss)?,
-            DType::F32 => self.evaluate::<f32>(None, loss)?,
-            DType::F16 => self.evaluate::<f16>(None, loss)?,
-            DType::BF16 => self.evaluate::<bf16>(None, loss)?,
+            DType::F64 => self.evaluate::<f64>(None, problem)?,
+            DType::F32 => self.evaluate::<f32>(None, problem)?,
+            DType::F16 => self.evaluate::<f16>(None, problem)?,
+            DType::BF16 => self.evaluate::<bf16>(None, problem)?,
+            got => return Err(no_such_dtype(got)),
+        };
+        Ok(evaluated.in_graph_of(student))
+    }
+
+    /// The same against the keys in `queue`.
+    fn fused_with_queue(
+        &self,
+        student: &Tensor<2>,
+        queue: &mut Queue<f32>,
+        problem: ProblemOf<'_>,
+    ) -> Result<(Tensor<1>, Terms)> {
+        let evaluated = match self.student.dtype() {
+            DType::F32 => self.evaluate::<f32>(Some(queue), problem)?,
+            DType::F16 => self.evaluate::<f16>(Some(queue), problem)?,
+            DType::BF16 => self.evaluate::<bf16>(Some(queue), problem)?,
             got => return Err(no_such_dtype(got)),
         };
         Ok(evaluated.in_graph_of(student))
@@ -289,21 +312,25 @@ impl Inputs {
         })
     }
 
-    fn evaluate<T>(&self, queue: Option<&mut Queue<T::Real>>, loss: Loss) -> Result<Evaluated>
+    fn evaluate<T>(
+        &self,
+        queue: Option<&mut Queue<T::Real>>,
+        problem: ProblemOf<'_>,
+    ) -> Result<Evaluated>
     where
         T: Element<Real: burn_tensor::Element> + burn_tensor::Element,
     {
         let batch = self.batch::<T>()?;
         let evaluation = match queue {
             None => {
-                let problem = Problem::new(loss, batch.shapes())?;
+                let problem = problem(batch.shapes())?;
                 let problem = match self.groups {
                     Some(groups) => problem.with_groups(groups)?,
                     None => problem,
                 };
                 problem.evaluate(&Cpu, batch)?
             }
-            Some(queue) => loss.evaluate_with_queue(&Cpu, batch.student, batch.teacher, queue)?,
+            Some(queue) => evaluate_with_queue(&Cpu, batch, queue, problem)?,
         };
         Ok(self.evaluated(evaluation))
     }
@@ -365,6 +392,22 @@ impl Evaluated {
         let value = Tensor::<1>::from_data(self.value, (&device, self.dtype.into()));
         (value + (zeros * gradient).sum(), self.terms)
     }
+}
+
+fn same_device<const R: usize>(
+    argument: &'static str,
+    tower: &Tensor<2>,
+    other: &Tensor<R>,
+) -> Result<()> {
+    let [expected, got] = [tower.device(), other.device()];
+    if expected == got {
+        return Ok(());
+    }
+    Err(Error::Device {
+        argument,
+        expected: format!("{expected:?}"),
+        got: format!("{got:?}"),
+    })
 }
 
 fn no_such_dtype(got: DType) -> Error {

@@ -2,9 +2,10 @@
 //! other: burn's `cat` joins them, and its backward pass divides the gradient.
 
 use burn_tensor::{Int, Tensor};
-use relata::{Clip, Loss, SigLip, SupCon, Terms};
+use relata::{Clip, Loss, Problem, SigLip, SupCon, Terms};
 
-use crate::{Error, Inputs, Result};
+use crate::scale::{learned, number, temperature};
+use crate::{Error, Inputs, Result, same_device};
 
 /// CLIP of two towers `[n, D]`, hard and soft: see [`Clip`]. The gradient reaches both. The teacher's
 /// towers, images and texts, are `[n, D_t]`. Without them the soft term is left out.
@@ -92,7 +93,7 @@ fn evaluate_clip(
         labels: labels.transpose()?.map(|labels| labels.repeat(2)),
         ..Inputs::read(&student, teacher.as_ref(), &loss)?
     };
-    inputs.fused(&student, loss)
+    inputs.fused(&student, &|shapes| Problem::new(loss, shapes))
 }
 
 /// SigLIP of two towers `[n, D]`: see [`SigLip`]. The gradient reaches both.
@@ -130,7 +131,8 @@ fn evaluate_siglip(
 ) -> Result<(Tensor<1>, Terms)> {
     let loss = Loss::from(loss);
     let student = stacked([("images", images), ("texts", texts)])?;
-    Inputs::read(&student, None, &loss)?.fused(&student, loss)
+    let inputs = Inputs::read(&student, None, &loss)?;
+    inputs.fused(&student, &|shapes| Problem::new(loss, shapes))
 }
 
 /// Supervised contrastive learning of rows `[N, D]` with labels `[N]`: see [`SupCon`]. NT-Xent is this
@@ -167,7 +169,7 @@ fn evaluate_sup_con(
         labels: Some(labels),
         ..Inputs::read(rows, None, &loss)?
     };
-    inputs.fused(rows, loss)
+    inputs.fused(rows, &|shapes| Problem::new(loss, shapes))
 }
 
 /// Labels of `expected` rows.
@@ -226,60 +228,4 @@ fn same(argument: &'static str, [expected, got]: [usize; 2]) -> Result<()> {
         expected,
         got,
     }))
-}
-
-fn same_device<const R: usize>(
-    argument: &'static str,
-    tower: &Tensor<2>,
-    other: &Tensor<R>,
-) -> Result<()> {
-    let [expected, got] = [tower.device(), other.device()];
-    if expected == got {
-        return Ok(());
-    }
-    Err(Error::Device {
-        argument,
-        expected: format!("{expected:?}"),
-        got: format!("{got:?}"),
-    })
-}
-
-/// τ of a scale.
-fn temperature(scale: &Tensor<1>, tower: &Tensor<2>) -> Result<f64> {
-    let argument = "scale";
-    let got = number(argument, scale, tower)?;
-    if got.is_finite() && got > 0.0 {
-        return Ok(1.0 / got);
-    }
-    Err(Error::Relata(relata::Error::Parameter {
-        argument,
-        expected: "a finite number above 0",
-        got,
-    }))
-}
-
-/// The number in a tensor of one.
-fn number(argument: &'static str, tensor: &Tensor<1>, tower: &Tensor<2>) -> Result<f64> {
-    same_device(argument, tower, tensor)?;
-    let data = tensor.try_to_data().map_err(|why| Error::Unreadable {
-        argument,
-        why: format!("{why:?}"),
-    })?;
-    let numbers: Vec<f64> = data.iter::<f64>().collect();
-    match numbers[..] {
-        [number] => Ok(number),
-        _ => Err(Error::Relata(relata::Error::Length {
-            argument,
-            expected: 1,
-            got: numbers.len(),
-        })),
-    }
-}
-
-/// `value` as a function of `parameter` too. The term of this name is the derivative.
-fn learned(value: Tensor<1>, parameter: &Tensor<1>, terms: &Terms, name: &str) -> Tensor<1> {
-    let parameter = parameter.clone().cast(value.dtype());
-    let zero = parameter.clone() - parameter.detach();
-    // A loss without the term has no such parameter.
-    value + zero * terms.get(name).unwrap_or(0.0)
 }

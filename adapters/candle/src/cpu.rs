@@ -2,11 +2,11 @@
 
 use candle_core::{DType, Device, Error, Result, Storage, Tensor, WithDType};
 use half::{bf16, f16};
-use relata::{Batch, Cpu, Element, Loss, Problem, Rows};
+use relata::{Batch, Cpu, Element, Loss, Rows, evaluate_with_queue};
 
 use crate::error::OrCandle;
 use crate::inputs::{Inputs, unsupported};
-use crate::node::Evaluated;
+use crate::node::{Evaluated, Parameters};
 use crate::queue::{HostReal, Queue};
 
 pub(crate) fn evaluate(
@@ -14,12 +14,13 @@ pub(crate) fn evaluate(
     queue: Option<&mut Queue>,
     prefixes: Option<&[usize]>,
     loss: Loss,
+    parameters: Parameters,
 ) -> Result<Evaluated> {
     match inputs.student.dtype() {
-        DType::F64 => evaluate_as::<f64>(inputs, queue, prefixes, loss),
-        DType::F32 => evaluate_as::<f32>(inputs, queue, prefixes, loss),
-        DType::F16 => evaluate_as::<f16>(inputs, queue, prefixes, loss),
-        DType::BF16 => evaluate_as::<bf16>(inputs, queue, prefixes, loss),
+        DType::F64 => evaluate_as::<f64>(inputs, queue, prefixes, loss, parameters),
+        DType::F32 => evaluate_as::<f32>(inputs, queue, prefixes, loss, parameters),
+        DType::F16 => evaluate_as::<f16>(inputs, queue, prefixes, loss, parameters),
+        DType::BF16 => evaluate_as::<bf16>(inputs, queue, prefixes, loss, parameters),
         dtype => Err(unsupported(dtype, loss.name())),
     }
 }
@@ -29,6 +30,7 @@ fn evaluate_as<T>(
     queue: Option<&mut Queue>,
     prefixes: Option<&[usize]>,
     loss: Loss,
+    parameters: Parameters,
 ) -> Result<Evaluated>
 where
     T: Element<Real: HostReal> + WithDType,
@@ -37,10 +39,10 @@ where
     let queue = queue.map(|queue| queue.host::<T>(name)).transpose()?;
     let run = |batch: Batch<'_, T>| {
         if let Some(queue) = queue {
-            let evaluation = loss.evaluate_with_queue(&Cpu, batch.student, batch.teacher, queue);
-            return evaluation.or_candle(name);
+            let problem = |shapes| parameters.problem(loss, shapes);
+            return evaluate_with_queue(&Cpu, batch, queue, problem).or_candle(name);
         }
-        let mut problem = Problem::new(loss, batch.shapes()).or_candle(name)?;
+        let mut problem = parameters.problem(loss, batch.shapes()).or_candle(name)?;
         if let Some(widths) = prefixes {
             problem = problem.with_prefixes(widths).or_candle(name)?;
         }

@@ -17,7 +17,7 @@ use relata::{GpuElement, Loss, Problem, Shapes};
 
 use crate::error::OrCandle;
 use crate::inputs::{Inputs, unsupported};
-use crate::node::{Again, Evaluated};
+use crate::node::{Evaluated, Parameters};
 use crate::queue::{Keys, Queue};
 
 /// A type of embeddings on a GPU.
@@ -45,13 +45,13 @@ pub(crate) fn evaluate(
     queue: Option<&mut Queue>,
     prefixes: Option<&[usize]>,
     loss: Loss,
-    again: Again,
+    parameters: Parameters,
     device: &CudaDevice,
 ) -> Result<Evaluated> {
     match inputs.student.dtype() {
-        DType::F32 => evaluate_as::<f32>(inputs, queue, prefixes, loss, again, device),
-        DType::F16 => evaluate_as::<f16>(inputs, queue, prefixes, loss, again, device),
-        DType::BF16 => evaluate_as::<bf16>(inputs, queue, prefixes, loss, again, device),
+        DType::F32 => evaluate_as::<f32>(inputs, queue, prefixes, loss, parameters, device),
+        DType::F16 => evaluate_as::<f16>(inputs, queue, prefixes, loss, parameters, device),
+        DType::BF16 => evaluate_as::<bf16>(inputs, queue, prefixes, loss, parameters, device),
         dtype => Err(unsupported(dtype, loss.name())),
     }
 }
@@ -61,7 +61,7 @@ fn evaluate_as<T: CudaElement>(
     queue: Option<&mut Queue>,
     prefixes: Option<&[usize]>,
     loss: Loss,
-    again: Again,
+    parameters: Parameters,
     device: &CudaDevice,
 ) -> Result<Evaluated> {
     let name = loss.name();
@@ -71,7 +71,7 @@ fn evaluate_as<T: CudaElement>(
         ..inputs.shapes()
     };
     let spec = loss.spec();
-    let mut problem = Problem::new(loss, shapes).or_candle(name)?;
+    let mut problem = parameters.problem(loss, shapes).or_candle(name)?;
     if let Some(widths) = prefixes {
         problem = problem.with_prefixes(widths).or_candle(name)?;
     }
@@ -93,7 +93,8 @@ fn evaluate_as<T: CudaElement>(
     let mut value = overwritten(device, relata::cuda::VALUE_LEN)?;
     on_gpu(&inputs.student, |student| {
         let evaluate = |teacher: Option<CudaView<'_, T>>| {
-            if again == Again::No || inputs.labels.is_some() {
+            let learned = parameters == Parameters::Learned;
+            if queue.is_none() && (learned || inputs.labels.is_some()) {
                 let results = (&mut gradient, &mut value);
                 let teacher = teacher.unwrap_or_else(|| student.slice(..0));
                 return once(&problem, device, [&student, &teacher], inputs, results);
@@ -112,7 +113,15 @@ fn evaluate_as<T: CudaElement>(
                     &mut value,
                 ),
             };
-            with_evaluator(&device.cuda_stream(), &problem, evaluate).or_candle(name)
+            let stream = device.cuda_stream();
+            let done = match parameters {
+                Parameters::Fixed => with_evaluator(&stream, &problem, evaluate),
+                // No later step has the same problem.
+                Parameters::Learned => {
+                    Evaluator::new(&stream, &problem).and_then(|mut it| evaluate(&mut it))
+                }
+            };
+            done.or_candle(name)
         };
         match &inputs.teacher {
             Some(teacher) => on_gpu(teacher, |teacher| evaluate(Some(teacher))),

@@ -24,8 +24,9 @@
 //! - The dtype is f64 (on the CPU), f32, f16 or bf16. The loss is f64 for f64, and f32 for all
 //!   others.
 //! - Only the student gets a gradient. The teacher is a constant, whether it is detached or not.
-//! - [`clip`] and [`siglip`] train two towers, and both get a gradient. Those of their functions that
-//!   end in `_with_scale` also learn the scale, and the bias. [`sup_con`] trains all rows of a batch.
+//! - [`clip`] and [`siglip`] train two towers, and both get a gradient. [`sup_con`] trains all rows of a
+//!   batch.
+//! - Functions that end in `_scale` also learn the scale, 1/τ, and [`siglip_with_scale`] the bias.
 //! - For half types the gradient is kept in f32. The upstream factor multiplies in f32 and the
 //!   rounding comes last, so loss scaling saves small gradients.
 //! - Errors are candle's: its own variants for dtypes, devices, ranks and leading dimensions.
@@ -40,6 +41,7 @@ mod inputs;
 mod node;
 mod queue;
 mod rows;
+mod scale;
 mod terms;
 mod towers;
 
@@ -54,6 +56,7 @@ pub use self::error::cause;
 pub use self::gpu::release_workspaces;
 pub use self::queue::Queue;
 pub use self::rows::Teacher;
+pub use self::scale::{info_nce_with_queue_and_scale, info_nce_with_scale, rrd_with_scale};
 pub use self::terms::Terms;
 pub use self::towers::{
     clip, clip_with_labels, clip_with_scale, siglip, siglip_with_scale, sup_con, sup_con_with_scale,

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, D, Device, Error, Layout, Result, Shape, Storage, Tensor,
 };
-use relata::Loss;
+use relata::{Family, Loss, Problem, Shapes};
 
 use crate::cpu;
 #[cfg(feature = "cuda")]
@@ -32,16 +32,29 @@ pub(crate) fn fused(
     loss: Loss,
 ) -> Result<(Tensor, Terms)> {
     let inputs = Inputs::new(student, teacher, &loss.spec())?;
-    fused_inputs(&inputs, queue, prefixes, loss, Again::Yes)
+    fused_inputs(&inputs, queue, prefixes, loss, Parameters::Fixed)
 }
 
-/// Whether a later step has the same problem, so that on a GPU the plan and the workspace are worth
-/// keeping.
+/// What the loss's scale or bias is.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Again {
-    Yes,
-    /// A parameter is learned, and is another number in each step.
-    No,
+pub(crate) enum Parameters {
+    /// A later step has the same problem, so that on a GPU the plan and the workspace are worth
+    /// keeping.
+    Fixed,
+    /// Another number in each step. Its gradient is wanted.
+    Learned,
+}
+
+impl Parameters {
+    /// The problem of a loss.
+    pub(crate) fn problem(self, loss: Loss, shapes: Shapes) -> relata::Result<Problem> {
+        let problem = Problem::new(loss, shapes)?;
+        match (self, loss.spec().family) {
+            // Towers give the gradient of their scale in any case.
+            (Parameters::Learned, Family::Contrastive(_)) => problem.with_scale_gradient(),
+            _ => Ok(problem),
+        }
+    }
 }
 
 /// As [`fused`].
@@ -50,15 +63,13 @@ pub(crate) fn fused_inputs(
     queue: Option<&mut Queue>,
     prefixes: Option<&[usize]>,
     loss: Loss,
-    again: Again,
+    parameters: Parameters,
 ) -> Result<(Tensor, Terms)> {
     let spec = loss.spec();
-    #[cfg(not(feature = "cuda"))]
-    let _ = again;
     let Evaluated { value, gradient } = match inputs.student.device() {
-        Device::Cpu => cpu::evaluate(inputs, queue, prefixes, loss),
+        Device::Cpu => cpu::evaluate(inputs, queue, prefixes, loss, parameters),
         #[cfg(feature = "cuda")]
-        Device::Cuda(gpu) => gpu::evaluate(inputs, queue, prefixes, loss, again, gpu),
+        Device::Cuda(gpu) => gpu::evaluate(inputs, queue, prefixes, loss, parameters, gpu),
         device => Err(no_kernels(device, spec.name)),
     }?;
     let evaluated = Evaluated { value, gradient };

@@ -1,16 +1,13 @@
 //! Losses of two trained towers and of labels. The student's rows are both towers, one after the
 //! other: candle's `cat` joins them, and its backward pass divides the gradient.
 
-use candle_core::backend::BackendStorage;
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, CustomOp2, DType, Device, Error, Layout, Result, Shape,
-    Tensor,
-};
+use candle_core::{DType, Device, Error, Result, Tensor};
 use relata::{Clip, Loss, SigLip, SupCon};
 
 use crate::error::OrCandle;
 use crate::inputs::{Inputs, same_device, unsupported};
-use crate::node::{Again, fused_inputs};
+use crate::node::{Parameters, fused_inputs};
+use crate::scale::{learn, number, temperature};
 
 /// CLIP of two towers `[n, D]`, hard and soft: see [`Clip`]. The gradient reaches both. The teacher's
 /// towers, images and texts, are `[n, D_t]`. Without them the soft term is left out.
@@ -36,7 +33,7 @@ pub fn clip(
     teacher: Option<(&Tensor, &Tensor)>,
     loss: Clip,
 ) -> Result<Tensor> {
-    evaluate_clip(images, texts, teacher, None, loss, Again::Yes)
+    evaluate_clip(images, texts, teacher, None, loss, Parameters::Fixed)
 }
 
 /// [`clip`] of pairs with labels `[n]`, u32 or i64: other pairs of a row's label are left out, as false
@@ -63,7 +60,14 @@ pub fn clip_with_labels(
     teacher: Option<(&Tensor, &Tensor)>,
     loss: Clip,
 ) -> Result<Tensor> {
-    evaluate_clip(images, texts, teacher, Some(labels), loss, Again::Yes)
+    evaluate_clip(
+        images,
+        texts,
+        teacher,
+        Some(labels),
+        loss,
+        Parameters::Fixed,
+    )
 }
 
 /// [`clip`] with a learned `scale`, 1/τ: a tensor of one number, which gets a gradient too. It takes
@@ -100,7 +104,7 @@ pub fn clip_with_scale(
         temperature,
         ..loss
     };
-    let value = evaluate_clip(images, texts, teacher, None, loss, Again::No)?;
+    let value = evaluate_clip(images, texts, teacher, None, loss, Parameters::Learned)?;
     learn(&value, scale, "scale_gradient", loss)
 }
 
@@ -110,7 +114,7 @@ fn evaluate_clip(
     teacher: Option<(&Tensor, &Tensor)>,
     labels: Option<&Tensor>,
     loss: Clip,
-    again: Again,
+    parameters: Parameters,
 ) -> Result<Tensor> {
     let loss = Loss::from(loss);
     let spec = loss.spec();
@@ -135,7 +139,7 @@ fn evaluate_clip(
         }
     }?;
     inputs.labels = labels;
-    Ok(fused_inputs(&inputs, None, None, loss, again)?.0)
+    Ok(fused_inputs(&inputs, None, None, loss, parameters)?.0)
 }
 
 /// SigLIP of two towers `[n, D]`: see [`SigLip`]. The gradient reaches both.
@@ -143,7 +147,7 @@ fn evaluate_clip(
 /// # Errors
 /// As [`clip`].
 pub fn siglip(images: &Tensor, texts: &Tensor, loss: SigLip) -> Result<Tensor> {
-    evaluate_siglip(images, texts, loss, Again::Yes)
+    evaluate_siglip(images, texts, loss, Parameters::Fixed)
 }
 
 /// [`siglip`] with a learned `scale`, a, and a learned `bias`, b: tensors of one number, which get
@@ -163,17 +167,22 @@ pub fn siglip_with_scale(
         scale: number("scale", scale, images.device(), op)?,
         bias: number("bias", bias, images.device(), op)?,
     };
-    let value = evaluate_siglip(images, texts, loss, Again::No)?;
+    let value = evaluate_siglip(images, texts, loss, Parameters::Learned)?;
     let value = learn(&value, scale, "scale_gradient", loss)?;
     learn(&value, bias, "bias_gradient", loss)
 }
 
-fn evaluate_siglip(images: &Tensor, texts: &Tensor, loss: SigLip, again: Again) -> Result<Tensor> {
+fn evaluate_siglip(
+    images: &Tensor,
+    texts: &Tensor,
+    loss: SigLip,
+    parameters: Parameters,
+) -> Result<Tensor> {
     let loss = Loss::from(loss);
     let spec = loss.spec();
     let student = stacked([("images", images), ("texts", texts)], spec.name)?;
     let inputs = Inputs::of_student(&student, None, &spec)?;
-    Ok(fused_inputs(&inputs, None, None, loss, again)?.0)
+    Ok(fused_inputs(&inputs, None, None, loss, parameters)?.0)
 }
 
 /// Supervised contrastive learning of rows `[N, D]` with labels `[N]`, u32 or i64: see [`SupCon`].
@@ -196,7 +205,7 @@ fn evaluate_siglip(images: &Tensor, texts: &Tensor, loss: SigLip, again: Again) 
 /// # Errors
 /// As [`loss`](crate::loss()); labels that are not one for each row, or below 0.
 pub fn sup_con(rows: &Tensor, labels: &Tensor, loss: SupCon) -> Result<Tensor> {
-    evaluate_sup_con(rows, labels, loss, Again::Yes)
+    evaluate_sup_con(rows, labels, loss, Parameters::Fixed)
 }
 
 /// [`sup_con`] with a learned `scale`, 1/τ, as in [`clip_with_scale`].
@@ -207,18 +216,23 @@ pub fn sup_con_with_scale(rows: &Tensor, labels: &Tensor, scale: &Tensor) -> Res
     let op = Loss::from(SupCon::default()).name();
     let temperature = temperature(scale, rows.device(), op)?;
     let loss = SupCon { temperature };
-    let value = evaluate_sup_con(rows, labels, loss, Again::No)?;
+    let value = evaluate_sup_con(rows, labels, loss, Parameters::Learned)?;
     learn(&value, scale, "scale_gradient", loss)
 }
 
-fn evaluate_sup_con(rows: &Tensor, labels: &Tensor, loss: SupCon, again: Again) -> Result<Tensor> {
+fn evaluate_sup_con(
+    rows: &Tensor,
+    labels: &Tensor,
+    loss: SupCon,
+    parameters: Parameters,
+) -> Result<Tensor> {
     let loss = Loss::from(loss);
     let spec = loss.spec();
     let (count, _) = matrix("rows", rows, spec.name)?;
     same_device(rows.device(), labels.device(), spec.name)?;
     let labels = labels_of(labels, count, spec.name)?;
     let inputs = Inputs::of_student(rows, Some(labels), &spec)?;
-    Ok(fused_inputs(&inputs, None, None, loss, again)?.0)
+    Ok(fused_inputs(&inputs, None, None, loss, parameters)?.0)
 }
 
 /// Two towers of one shape as the rows of one batch.
@@ -290,136 +304,5 @@ fn labels_of(labels: &Tensor, expected: usize, op: &'static str) -> Result<Tenso
             Err(Error::msg(format!("{op}: {argument}: {why}")).bt())
         }
         dtype => Err(of_labels(unsupported(dtype, op))),
-    }
-}
-
-/// τ of a scale.
-fn temperature(scale: &Tensor, device: &Device, op: &'static str) -> Result<f64> {
-    let argument = "scale";
-    let got = number(argument, scale, device, op)?;
-    if got.is_finite() && got > 0.0 {
-        return Ok(1.0 / got);
-    }
-    Err(relata::Error::Parameter {
-        argument,
-        expected: "a finite number above 0",
-        got,
-    })
-    .or_candle(op)
-}
-
-/// The number in a tensor of one, copied to the host.
-fn number(
-    argument: &'static str,
-    tensor: &Tensor,
-    device: &Device,
-    op: &'static str,
-) -> Result<f64> {
-    same_device(device, tensor.device(), op)?;
-    if tensor.elem_count() != 1 {
-        return Err(relata::Error::Length {
-            argument,
-            expected: 1,
-            got: tensor.elem_count(),
-        })
-        .or_candle(op);
-    }
-    if !tensor.dtype().is_float() {
-        let error = unsupported(tensor.dtype(), op);
-        return Err(error.context(format!("{op}: {argument}")));
-    }
-    // The copy comes first, so that a GPU launches no kernel for it.
-    let number = tensor.detach().to_device(&Device::Cpu)?;
-    number.to_dtype(DType::F64)?.reshape(())?.to_scalar()
-}
-
-/// `value` as a function of `parameter` too. Its derivative is the loss's term of this name.
-fn learn(
-    value: &Tensor,
-    parameter: &Tensor,
-    name: &'static str,
-    loss: impl Into<Loss>,
-) -> Result<Tensor> {
-    let terms = loss.into().spec().terms;
-    let Some(at) = terms.iter().position(|&term| term == name) else {
-        return Err(Error::msg(format!(
-            "relata-candle: expected the term {name}"
-        )));
-    };
-    // The loss comes before its terms.
-    value.apply_op2(parameter, Learned { at: 1 + at, name })
-}
-
-/// The loss, with the terms behind it, as a function of a parameter that its evaluation has had
-/// already.
-struct Learned {
-    /// Where the derivative lies behind the loss.
-    at: usize,
-    name: &'static str,
-}
-
-impl CustomOp2 for Learned {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn cpu_fwd(
-        &self,
-        value: &CpuStorage,
-        layout: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        Ok((value.try_clone(layout)?, Shape::from(())))
-    }
-
-    fn cuda_fwd(
-        &self,
-        value: &CudaStorage,
-        layout: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        Ok((value.try_clone(layout)?, Shape::from(())))
-    }
-
-    fn bwd(
-        &self,
-        value: &Tensor,
-        parameter: &Tensor,
-        _: &Tensor,
-        upstream: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let derivative = value.detach().apply_op1_no_bwd(&Term { at: self.at })?;
-        // As for the rows, the rounding comes last.
-        let gradient = (derivative * upstream)?.to_dtype(parameter.dtype())?;
-        let gradient = gradient.reshape(parameter.shape())?;
-        Ok((Some(upstream.clone()), Some(gradient)))
-    }
-}
-
-/// A term behind a loss as a tensor, where the loss lies.
-struct Term {
-    at: usize,
-}
-
-impl Term {
-    fn of<S: BackendStorage>(&self, value: &S) -> Result<(S, Shape)> {
-        let layout = Layout::contiguous_with_offset((), self.at);
-        Ok((value.to_dtype(&layout, value.dtype())?, Shape::from(())))
-    }
-}
-
-impl CustomOp1 for Term {
-    fn name(&self) -> &'static str {
-        "term"
-    }
-
-    fn cpu_fwd(&self, value: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.of(value)
-    }
-
-    fn cuda_fwd(&self, value: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        self.of(value)
     }
 }

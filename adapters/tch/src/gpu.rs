@@ -61,7 +61,11 @@ fn evaluate_as<T: GpuElement>(inputs: &Inputs, problem: &Problem) -> Result<Eval
     // new tensors of the right lengths that overlap nothing. libtorch reuses freed memory in the stream's order, so the
     // workspace may be freed at once.
     unsafe { evaluator.launch(&buffers, stream) }?;
-    Ok(Evaluated { value, gradient })
+    Ok(Evaluated {
+        value,
+        names: problem.terms().collect(),
+        gradient,
+    })
 }
 
 fn address(tensor: &Tensor) -> u64 {

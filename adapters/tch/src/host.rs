@@ -2,10 +2,10 @@
 #![allow(unsafe_code, reason = "reads tensors at their addresses")]
 
 use half::{bf16, f16};
-use relata::{Batch, Cpu, Element, Evaluation, Loss, Problem, Queue, Rows};
+use relata::{Batch, Cpu, Element, Evaluation, Problem, Queue, Rows};
 use tch::{Kind, Tensor};
 
-use crate::{Evaluated, Inputs, Result, no_such_kind};
+use crate::{Evaluated, Inputs, ProblemOf, Result, no_such_kind};
 
 pub(crate) fn evaluate(inputs: &Inputs, problem: &Problem) -> Result<Evaluated> {
     match inputs.student.kind() {
@@ -32,12 +32,12 @@ fn evaluate_as<T: Kinded<Real: Kinded>>(inputs: &Inputs, problem: &Problem) -> R
 pub(crate) fn evaluate_with_queue(
     inputs: &Inputs,
     queue: &mut Queue<f32>,
-    loss: Loss,
+    problem: ProblemOf<'_>,
 ) -> Result<Evaluated> {
     match inputs.student.kind() {
-        Kind::Float => evaluate_with_queue_as::<f32>(inputs, queue, loss),
-        Kind::Half => evaluate_with_queue_as::<f16>(inputs, queue, loss),
-        Kind::BFloat16 => evaluate_with_queue_as::<bf16>(inputs, queue, loss),
+        Kind::Float => evaluate_with_queue_as::<f32>(inputs, queue, problem),
+        Kind::Half => evaluate_with_queue_as::<f16>(inputs, queue, problem),
+        Kind::BFloat16 => evaluate_with_queue_as::<bf16>(inputs, queue, problem),
         kind => Err(no_such_kind(kind)),
     }
 }
@@ -45,10 +45,10 @@ pub(crate) fn evaluate_with_queue(
 fn evaluate_with_queue_as<T: Kinded + Element<Real = f32>>(
     inputs: &Inputs,
     queue: &mut Queue<f32>,
-    loss: Loss,
+    problem: ProblemOf<'_>,
 ) -> Result<Evaluated> {
     let batch = batch::<T>(inputs)?;
-    let evaluation = loss.evaluate_with_queue(&Cpu, batch.student, batch.teacher, queue)?;
+    let evaluation = relata::evaluate_with_queue(&Cpu, batch, queue, problem)?;
     evaluated(inputs, &evaluation)
 }
 
@@ -58,6 +58,7 @@ fn evaluated<R: Kinded>(inputs: &Inputs, evaluation: &Evaluation<R>) -> Result<E
     let value: Vec<f64> = [evaluation.loss].into_iter().chain(terms).collect();
     Ok(Evaluated {
         value: Tensor::f_from_slice(&value)?.f_to_kind(R::KIND)?,
+        names: evaluation.terms.iter().map(|(name, _)| name).collect(),
         gradient: Tensor::f_from_slice(&evaluation.gradient)?.f_view(&shape[..])?,
     })
 }

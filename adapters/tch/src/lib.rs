@@ -24,17 +24,20 @@
 //! - The loss is a scalar, f64 for f64 and f32 for all others. The teacher is a constant.
 //! - The upstream factor multiplies the gradient in the loss's type. The rounding to the student's
 //!   type comes last.
-//! - [`clip`] and [`siglip`] train two towers, and both get a gradient. Those of their functions that
-//!   end in `_with_scale` also learn the scale, and the bias. [`sup_con`] trains all rows of a batch.
+//! - [`clip`] and [`siglip`] train two towers, and both get a gradient. [`sup_con`] trains all rows of a
+//!   batch.
+//! - Functions that end in `_scale` also learn the scale, 1/τ, and [`siglip_with_scale`] the bias.
 
 #[cfg(feature = "cuda")]
 mod gpu;
 mod host;
+mod scale;
 mod towers;
 
 use relata::{Family, Loss, Problem, Queue, Shapes, Spec};
 use tch::{Device, Kind, TchError, Tensor};
 
+pub use self::scale::{info_nce_with_queue_and_scale, info_nce_with_scale, rrd_with_scale};
 pub use self::towers::{
     clip, clip_with_labels, clip_with_scale, siglip, siglip_with_scale, sup_con, sup_con_with_scale,
 };
@@ -98,7 +101,8 @@ pub fn loss_and_terms(
     loss: impl Into<Loss>,
 ) -> Result<(Tensor, Terms)> {
     let loss = loss.into();
-    Inputs::new(student, teacher, &loss.spec())?.fused(student, loss)
+    let inputs = Inputs::new(student, teacher, &loss.spec())?;
+    inputs.fused(student, &|shapes| Problem::new(loss, shapes))
 }
 
 /// As [`loss_with_queue`], with the loss's named terms from the same evaluation.
@@ -113,11 +117,7 @@ pub fn loss_and_terms_with_queue(
 ) -> Result<(Tensor, Terms)> {
     let loss = loss.into();
     let inputs = Inputs::new(student, teacher, &loss.spec())?;
-    let evaluated = match inputs.student.device() {
-        Device::Cpu => host::evaluate_with_queue(&inputs, queue, loss)?,
-        device => return Err(no_kernels(device)),
-    };
-    evaluated.in_graph_of(student, &loss.spec())
+    inputs.fused_with_queue(student, queue, &|shapes| Problem::new(loss, shapes))
 }
 
 /// The named terms that an evaluation computes with the loss, for logging: RRD's `kl`, RKD's
@@ -127,7 +127,7 @@ pub fn loss_and_terms_with_queue(
 /// a few bytes to the host, for which it waits for the stream. Read them every few steps.
 #[derive(Debug)]
 pub struct Terms {
-    names: &'static [&'static str],
+    names: Vec<&'static str>,
     values: Tensor,
 }
 
@@ -142,7 +142,7 @@ impl Terms {
         Ok(found.map(|&(_, value)| value))
     }
 
-    /// All terms, in the order of [`Spec::terms`].
+    /// All terms, in the order of [`Problem::terms`].
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -152,6 +152,9 @@ impl Terms {
         Ok(self.names.iter().copied().zip(values).collect())
     }
 }
+
+/// The problem of a batch of some shapes.
+type ProblemOf<'a> = &'a dyn Fn(Shapes) -> relata::Result<Problem>;
 
 /// One contiguous matrix or two, of one kind on one device, outside of any graph. The tensors have
 /// the shapes that they came with.
@@ -230,8 +233,8 @@ impl Inputs {
     }
 
     /// The loss in the graph of `student`, of which these are the inputs, and its terms.
-    fn fused(&self, student: &Tensor, loss: Loss) -> Result<(Tensor, Terms)> {
-        let mut problem = Problem::new(loss, self.shapes())?;
+    fn fused(&self, student: &Tensor, problem: ProblemOf<'_>) -> Result<(Tensor, Terms)> {
+        let mut problem = problem(self.shapes())?;
         if let Some(groups) = self.groups {
             problem = problem.with_groups(groups)?;
         }
@@ -241,7 +244,21 @@ impl Inputs {
             Device::Cuda(_) => gpu::evaluate(self, &problem)?,
             device => return Err(no_kernels(device)),
         };
-        evaluated.in_graph_of(student, &problem.spec())
+        evaluated.in_graph_of(student)
+    }
+
+    /// The same against the keys in `queue`.
+    fn fused_with_queue(
+        &self,
+        student: &Tensor,
+        queue: &mut Queue<f32>,
+        problem: ProblemOf<'_>,
+    ) -> Result<(Tensor, Terms)> {
+        let evaluated = match self.student.device() {
+            Device::Cpu => host::evaluate_with_queue(self, queue, problem)?,
+            device => return Err(no_kernels(device)),
+        };
+        evaluated.in_graph_of(student)
     }
 }
 
@@ -268,6 +285,8 @@ fn shape(
 struct Evaluated {
     /// The loss, then its terms.
     value: Tensor,
+    /// Of the terms.
+    names: Vec<&'static str>,
     /// Of the student's shape.
     gradient: Tensor,
 }
@@ -275,11 +294,10 @@ struct Evaluated {
 impl Evaluated {
     /// The loss as a function of the student that has this gradient, with its terms. tch accepts no
     /// operations of others, so the loss is made of libtorch's: the value plus a sum that is 0.
-    fn in_graph_of(self, student: &Tensor, spec: &Spec) -> Result<(Tensor, Terms)> {
-        let names = spec.terms;
+    fn in_graph_of(self, student: &Tensor) -> Result<(Tensor, Terms)> {
         let terms = Terms {
-            names,
-            values: self.value.f_narrow(0, 1, names.len() as i64)?,
+            values: self.value.f_narrow(0, 1, self.names.len() as i64)?,
+            names: self.names,
         };
         let student = student.f_to_kind(self.value.kind())?;
         let zeros = student.f_sub(&student.f_detach()?)?;

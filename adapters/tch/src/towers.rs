@@ -1,9 +1,10 @@
 //! Losses of two trained towers and of labels. The student's rows are both towers, one after the
 //! other: libtorch's `cat` joins them, and its backward pass divides the gradient.
 
-use relata::{Clip, Loss, SigLip, SupCon};
+use relata::{Clip, Loss, Problem, SigLip, SupCon};
 use tch::{Device, Kind, Tensor};
 
+use crate::scale::{learned, number, temperature};
 use crate::{Error, Inputs, Result, Terms};
 
 /// CLIP of two towers `[n, D]`, hard and soft: see [`Clip`]. The gradient reaches both. The teacher's
@@ -104,7 +105,7 @@ fn evaluate_clip(
         }
     };
     inputs.labels = labels;
-    inputs.fused(&student, loss)
+    inputs.fused(&student, &|shapes| Problem::new(loss, shapes))
 }
 
 /// SigLIP of two towers `[n, D]`: see [`SigLip`]. The gradient reaches both.
@@ -139,7 +140,8 @@ pub fn siglip_with_scale(
 fn evaluate_siglip(images: &Tensor, texts: &Tensor, loss: SigLip) -> Result<(Tensor, Terms)> {
     let loss = Loss::from(loss);
     let student = stacked([("images", images), ("texts", texts)])?;
-    Inputs::of_student(&student, None, &loss.spec())?.fused(&student, loss)
+    let inputs = Inputs::of_student(&student, None, &loss.spec())?;
+    inputs.fused(&student, &|shapes| Problem::new(loss, shapes))
 }
 
 /// Supervised contrastive learning of rows `[N, D]` with labels `[N]`, i64 or i32: see [`SupCon`].
@@ -167,7 +169,8 @@ pub fn sup_con_with_scale(rows: &Tensor, labels: &Tensor, scale: &Tensor) -> Res
 fn evaluate_sup_con(rows: &Tensor, labels: &Tensor, loss: SupCon) -> Result<(Tensor, Terms)> {
     let loss = Loss::from(loss);
     let labels = labels_of(labels, rows)?;
-    Inputs::of_student(rows, Some(labels), &loss.spec())?.fused(rows, loss)
+    let inputs = Inputs::of_student(rows, Some(labels), &loss.spec())?;
+    inputs.fused(rows, &|shapes| Problem::new(loss, shapes))
 }
 
 /// Two towers of one shape as the rows of one batch.
@@ -224,64 +227,4 @@ fn labels_of(labels: &Tensor, rows: &Tensor) -> Result<Tensor> {
         (Kind::Int, _) => Ok(labels.f_contiguous()?),
         (kind, _) => Err(unsupported("i32, or i64 on the CPU", format!("{kind:?}"))),
     }
-}
-
-/// τ of a scale.
-fn temperature(scale: &Tensor, tower: &Tensor) -> Result<f64> {
-    let argument = "scale";
-    let got = number(argument, scale, tower)?;
-    if got.is_finite() && got > 0.0 {
-        return Ok(1.0 / got);
-    }
-    Err(Error::Relata(relata::Error::Parameter {
-        argument,
-        expected: "a finite number above 0",
-        got,
-    }))
-}
-
-/// The number in a tensor of one, copied to the host.
-fn number(argument: &'static str, tensor: &Tensor, tower: &Tensor) -> Result<f64> {
-    let is_float = matches!(
-        tensor.kind(),
-        Kind::Double | Kind::Float | Kind::Half | Kind::BFloat16
-    );
-    if !is_float || tensor.device() != tower.device() {
-        return Err(Error::Unsupported {
-            argument,
-            expected: "f64, f32, f16 or bf16 on the device of the rows",
-            got: format!("{:?} on {:?}", tensor.kind(), tensor.device()),
-        });
-    }
-    if tensor.numel() != 1 {
-        return Err(Error::Relata(relata::Error::Length {
-            argument,
-            expected: 1,
-            got: tensor.numel(),
-        }));
-    }
-    let tensor = tensor.f_detach()?.f_to_kind(Kind::Double)?;
-    Ok(tensor.f_double_value(&vec![0; tensor.dim()])?)
-}
-
-/// `value` as a function of `parameter` too. Its derivative is the term of this name, which stays on
-/// the device.
-fn learned(
-    value: &Tensor,
-    parameter: &Tensor,
-    terms: &Terms,
-    name: &'static str,
-) -> Result<Tensor> {
-    let Some(at) = terms.names.iter().position(|&known| known == name) else {
-        return Err(Error::Unsupported {
-            argument: name,
-            expected: "a loss with this term",
-            got: format!("{:?}", terms.names),
-        });
-    };
-    let parameter = parameter.f_to_kind(value.kind())?;
-    let zero = parameter.f_sub(&parameter.f_detach()?)?;
-    let zero = zero.f_sum(value.kind())?;
-    let derivative = terms.values.f_select(0, at as i64)?;
-    Ok(value.f_add(&zero.f_mul(&derivative)?)?)
 }

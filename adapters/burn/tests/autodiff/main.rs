@@ -1,6 +1,7 @@
 //! Compares gradients through the adapter with burn's autodiff of the formulas, in f64 on burn's
 //! CPU backend.
 
+mod scale;
 mod towers;
 
 use burn_tensor::activation::{log_softmax, relu};

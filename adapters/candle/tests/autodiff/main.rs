@@ -11,6 +11,7 @@ mod halves;
 mod masks;
 mod prefixes;
 mod rows;
+mod scale;
 mod steps;
 mod terms;
 mod towers;

@@ -3,12 +3,15 @@
 
 mod support;
 
+use std::cell::RefCell;
+
 use candle_core::{DType, Device, Error, Result, Tensor, Var};
 use relata_candle::{
     Clip, Enqueue, Gram, InfoNce, KdKl, Queue, Rkd, RkdAngle, Rrd, SigLip, Sp, SupCon,
-    WeightPrecision, cause, clip, clip_with_scale, kd_kl, loss, loss_and_terms,
-    loss_and_terms_with_queue, release_workspaces, rkd, rkd_angle, rrd, siglip, siglip_with_scale,
-    sp, sup_con, sup_con_with_scale,
+    WeightPrecision, cause, clip, clip_with_scale, info_nce_with_queue_and_scale,
+    info_nce_with_scale, kd_kl, loss, loss_and_terms, loss_and_terms_with_queue,
+    release_workspaces, rkd, rkd_angle, rrd, rrd_with_scale, siglip, siglip_with_scale, sp,
+    sup_con, sup_con_with_scale,
 };
 
 use crate::support::FakeDriver;
@@ -210,6 +213,57 @@ fn towers_are_launches_and_a_learned_number_is_one_copy() -> Result<()> {
             .contains("sup-con: labels: expected u32 on a GPU"),
         "{error}"
     );
+    Ok(())
+}
+
+/// A learned temperature is read to the host once, and nothing is kept for a step that has another.
+#[test]
+fn a_learned_temperature_is_one_copy() -> Result<()> {
+    let Some(fake_driver) = FakeDriver::found() else {
+        return Ok(());
+    };
+    let device = &fake_driver.device;
+    let student = Var::zeros((ROWS, DIM), DType::F32, device)?;
+    let teacher = rows(device)?;
+    let scale = Var::from_tensor(&Tensor::new(8f32, device)?)?;
+    let queue = RefCell::new(Queue::new(10, DIM, DType::F32, device)?);
+    type Case<'a> = (&'a str, &'a dyn Fn() -> Result<Tensor>);
+    let losses: [Case<'_>; 3] = [
+        ("rrd", &|| {
+            let queue = &mut queue.borrow_mut();
+            rrd_with_scale(&student, &teacher, queue, &scale, Rrd::default())
+        }),
+        ("info-nce", &|| {
+            info_nce_with_scale(&student, &teacher, &scale, InfoNce::default())
+        }),
+        ("info-nce, queue", &|| {
+            let (queue, loss) = (&mut queue.borrow_mut(), InfoNce::default());
+            info_nce_with_queue_and_scale(&student, &teacher, queue, &scale, loss)
+        }),
+    ];
+    for (name, loss) in losses {
+        loss()?;
+        fake_driver.calls();
+        let value = loss()?;
+        let calls = fake_driver.calls();
+        assert_eq!(count(&calls, "cuMemcpyDtoH"), 1, "{name}: {calls:#?}");
+        // The gradient of the scale.
+        let weighs = kernels(&calls).contains(&"weigh_rows");
+        assert!(weighs, "{name}: {calls:#?}");
+        release_workspaces();
+        assert_eq!(
+            count(&fake_driver.calls(), "cuMemFree"),
+            0,
+            "{name}: a workspace was kept"
+        );
+
+        let gradients = value.backward()?;
+        assert_eq!(count(&fake_driver.calls(), "cuMemcpyDtoH"), 0, "{name}");
+        for leaf in [&student, &scale] {
+            let gradient = gradients.get(leaf).expect("a gradient");
+            assert!(gradient.device().is_cuda() && gradient.dims() == leaf.dims());
+        }
+    }
     Ok(())
 }
 
