@@ -142,7 +142,10 @@ impl Sources {
         if let (Some(weights), Some(rows)) = (&mut row_weights, options.rows) {
             weights.keep_first(rows)?;
         }
-        if let Some(weights) = &row_weights {
+        if let Some(weights) = &mut row_weights {
+            if let Pairs::Files(pair) = &pairs {
+                weights.fit(&pair.student);
+            }
             check_weights(weights)?;
         }
         if let Some(Matrix {
@@ -378,7 +381,9 @@ impl Pair {
         Pair::new(student, teacher)
     }
 
-    fn new(student: Matrix, teacher: Teacher) -> Result<Self> {
+    fn new(mut student: Matrix, mut teacher: Teacher) -> Result<Self> {
+        student.fit(teacher.matrix());
+        teacher.fit(&student);
         check_rows(&student, teacher.matrix())?;
         Ok(Pair { student, teacher })
     }

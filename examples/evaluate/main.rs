@@ -102,6 +102,7 @@ fn write(files: &OutFiles, job: &Job, measured: &Measurement) -> Result<()> {
         file.write(&shape, measured.row_losses.iter().copied())?;
     }
     shape.push(student.dim);
+    shape.resize(shape.len() + student.ones, 1);
     let (first, second) = measured.gradient.split_at(student.rows * student.dim);
     for (file, gradient) in [(&files.gradient, first), (&files.gradient_keys, second)] {
         match file {

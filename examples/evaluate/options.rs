@@ -17,7 +17,8 @@ use crate::towers::TowerOptions;
 /// labels (clip, siglip, sup-con) need files of their own and run where --loss names them. Those of a
 /// memory bank (crd, rrd-bank) are in the library only. Prints a table, or with --json one object a
 /// line. Files are .npy (f16, f32, f64) or .safetensors (F16, BF16, F32, F64; as
-/// FILE.safetensors:TENSOR, where a file with one tensor may leave the name out).
+/// FILE.safetensors:TENSOR, where a file with one tensor may leave the name out). Last dimensions of 1
+/// count for nothing: [N, D, 1] are N rows.
 #[derive(Debug, Parser)]
 #[command(name = "evaluate", version, after_help = AFTER_HELP)]
 pub(crate) struct Options {

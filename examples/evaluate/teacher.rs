@@ -65,6 +65,17 @@ impl Teacher {
         }
     }
 
+    /// As [`Matrix::fit`].
+    pub(crate) fn fit(&mut self, student: &Matrix) {
+        match self {
+            Teacher::Rows(teacher) => teacher.fit(student),
+            Teacher::TopK(top) => {
+                top.ids.fit(student);
+                top.log_probs.fit(student);
+            }
+        }
+    }
+
     /// The rows or their lists: both have as many columns as a row has entries.
     pub(crate) fn matrix(&self) -> &Matrix {
         match self {

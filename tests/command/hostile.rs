@@ -59,8 +59,8 @@ fn hostile_npy_files_are_refused() {
             "expected dimensions [rows, dim] or [groups, rows, dim], got shape [15]",
         ),
         (
-            npy("<f8", &[5, 1, 3, 1], &data),
-            "expected dimensions [rows, dim] or [groups, rows, dim], got shape [5, 1, 3, 1]",
+            npy("<f8", &[5, 1, 1, 3], &data),
+            "expected dimensions [rows, dim] or [groups, rows, dim], got shape [5, 1, 1, 3]",
         ),
         (npy("<f8", &[], &data), "expected dimensions [rows, dim]"),
         (
@@ -209,7 +209,7 @@ fn hostile_safetensors_files_are_refused() {
             one("F64", "15"),
             "expected dimensions [rows, dim] or [groups, rows, dim], got shape [15]",
         ),
-        (one("F64", "5,1,3,1"), "expected dimensions [rows, dim]"),
+        (one("F64", "5,1,1,3"), "expected dimensions [rows, dim]"),
         (one("I64", "5,3"), "expected F16, BF16, F32 or F64, got I64"),
         (
             file(&[tensor("x", "F64", "5,3", 120, 0)]),

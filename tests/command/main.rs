@@ -6,6 +6,7 @@
 mod compare;
 #[path = "../common/example.rs"]
 mod example;
+mod files;
 mod hostile;
 mod plot;
 mod refusals;

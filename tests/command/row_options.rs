@@ -383,7 +383,7 @@ fn bad_weights_and_lists_are_refused() {
     write(&files, "likely.npy", &[ROWS, 2], &[-0.1; 2 * ROWS]);
     write(&files, "nan.npy", &[ROWS, 2], &[f64::NAN; 2 * ROWS]);
     write(&files, "floats.npy", &[ROWS, 2], &[1.0; 2 * ROWS]);
-    write(&files, "wide.npy", &[ROWS, 1], &[1.0; ROWS]);
+    write(&files, "wide.npy", &[1, ROWS], &[1.0; ROWS]);
     write(&files, "short.npy", &[4], &[1.0; 4]);
     write(&files, "negative.npy", &[ROWS], &[1.0, 1.0, -0.5, 1.0, 1.0]);
     write(&files, "none.npy", &[ROWS], &[f64::NAN; ROWS]);
@@ -458,7 +458,7 @@ fn bad_weights_and_lists_are_refused() {
         ),
         (
             format!("{DENSE} --row-weights wide.npy"),
-            "expected rows without groups, as --student s.npy has, got 5 groups of rows",
+            "expected rows without groups, as --student s.npy has, got 1 groups of rows",
         ),
         // Values.
         (

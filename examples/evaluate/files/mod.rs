@@ -27,6 +27,21 @@ pub(crate) struct Matrix {
     pub(crate) dim: usize,
     /// Into how many groups of equal size the file's shape divides the rows.
     pub(crate) groups: Option<usize>,
+    /// How many dimensions of 1 the file's shape has after these.
+    pub(crate) ones: usize,
+}
+
+impl Matrix {
+    /// Takes a last dimension of 1 for the elements of a row, where the rows of `other`, which belong
+    /// to these, show that it is: `[groups, n, 1]` beside `[groups, n, dim]`.
+    pub(crate) fn fit(&mut self, other: &Matrix) {
+        let as_groups = (self.rows * self.dim, Some(self.rows));
+        if self.groups.is_none() && self.ones > 0 && (other.rows, other.groups) == as_groups {
+            (self.rows, self.groups) = as_groups;
+            self.dim = 1;
+            self.ones -= 1;
+        }
+    }
 }
 
 /// What a matrix is to hold.
@@ -86,6 +101,7 @@ type Parsed<T> = std::result::Result<T, String>;
 struct Layout {
     shape: [usize; 2],
     groups: Option<usize>,
+    ones: usize,
     stored: Stored,
     order: Order,
     /// Whether the first byte of a number is its highest.
@@ -110,6 +126,7 @@ pub(crate) fn read(argument: &str, path: &Path, holds: Holds) -> Result<Matrix> 
             Layout {
                 shape: [rows, dim],
                 groups,
+                ones,
                 ..
             },
             values,
@@ -119,6 +136,7 @@ pub(crate) fn read(argument: &str, path: &Path, holds: Holds) -> Result<Matrix> 
             rows,
             dim,
             groups,
+            ones,
         }),
         Err(why) => Err(Failure::refused(origin, why)),
     }
@@ -213,7 +231,7 @@ fn open(path: &Path) -> Parsed<(File, u64)> {
 impl Layout {
     /// A matrix of `shape`, which the file has `available` bytes for.
     fn new(shape: &[u64], stored: Stored, holds: Holds, available: u64) -> Parsed<Self> {
-        let shape = without_ones(shape, holds);
+        let (shape, ones) = without_ones(shape, holds);
         let (groups, rows, dim) = match (holds, shape) {
             (Holds::Rows | Holds::Classes, &[rows, dim]) => (None, rows, dim),
             (Holds::Rows | Holds::Classes, &[groups, rows, dim]) => (Some(groups), rows, dim),
@@ -254,6 +272,7 @@ impl Layout {
         Ok(Layout {
             shape: [size(all_rows.unwrap_or(u64::MAX))?, size(dim)?],
             groups: groups.map(size).transpose()?,
+            ones,
             stored,
             order: Order::C,
             big_endian: false,
@@ -279,18 +298,21 @@ impl Layout {
     }
 }
 
-/// A shape without its last dimensions where they are 1 and mean nothing: of pooled features
-/// `[rows, dim, 1, 1]`, and of labels `[rows, 1]`.
-fn without_ones(shape: &[u64], holds: Holds) -> &[u64] {
-    let (kept, most) = match holds {
-        Holds::Rows | Holds::Classes => (2, 3),
-        Holds::Weights => (1, 2),
-        Holds::Labels => (1, 1),
+/// A shape without its last dimensions of 1, and how many those are. They are what is left of
+/// pooling, `[rows, dim, 1, 1]`, and of labels in a column, `[rows, 1]`; groups of rows of one element
+/// are rarer than either. The last dimension of `[rows, 1]` are the elements of a row.
+fn without_ones(shape: &[u64], holds: Holds) -> (&[u64], usize) {
+    let least = match holds {
+        Holds::Rows | Holds::Classes => 2,
+        Holds::Weights | Holds::Labels => 1,
     };
-    match shape.split_at_checked(kept) {
-        Some((kept, ones)) if shape.len() > most && ones.iter().all(|&size| size == 1) => kept,
-        _ => shape,
+    let mut kept = shape;
+    while let [before @ .., 1] = kept
+        && before.len() >= least
+    {
+        kept = before;
     }
+    (kept, shape.len() - kept.len())
 }
 
 fn too_large(bytes: u64) -> String {
