@@ -3,7 +3,10 @@
 
 use plotters::backend::SVGBackend;
 use plotters::coord::Shift;
-use plotters::prelude::{Color, DrawingArea, IntoDrawingArea, RGBColor, Rectangle, Text, WHITE};
+use plotters::prelude::{
+    Color, DrawingArea, IntoDrawingArea, IntoTextStyle, RGBColor, Rectangle, Text, WHITE,
+};
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 use relata::{Cpu, Relation, Rows, relation_matrix};
 
 use crate::failure::{Failure, Result};
@@ -102,7 +105,7 @@ fn svg_of(panels: [&Cells; 3], svg: &mut String) -> Drawn {
     let titles = ["student", "teacher", "student − teacher"];
     for (i, (cells, title)) in (0i32..).zip(panels.into_iter().zip(titles)) {
         let left = MARGIN + i * (SIDE + MARGIN);
-        text(&area, title, (left, MARGIN / 2), 18)?;
+        text(&area, title, (left, MARGIN / 2), HPos::Left, 18)?;
         draw_cells(&area, cells, (left, TITLE + MARGIN / 2))?;
         draw_scale(&area, cells.largest, (left, TITLE + SIDE + MARGIN))?;
     }
@@ -141,19 +144,35 @@ fn draw_scale(area: &Area<'_>, largest: f64, (left, top): (i32, i32)) -> Drawn {
         let shade = (f64::from(step) + 0.5) / SHADES - 1.0;
         area.draw(&Rectangle::new(corners, colour(shade).filled()))?;
     }
-    for (at, number) in [(0, -largest), (SIDE / 2 - 4, 0.0), (SIDE - 30, largest)] {
-        text(
-            area,
-            &format!("{number:.2}"),
-            (left + at, top + SCALE + 4),
-            13,
-        )?;
+    let most = three_digits(largest);
+    for (at, side, number) in [
+        (0, HPos::Left, format!("-{most}")),
+        (SIDE / 2, HPos::Center, "0".to_owned()),
+        (SIDE, HPos::Right, most),
+    ] {
+        text(area, &number, (left + at, top + SCALE + 4), side, 13)?;
     }
     Ok(())
 }
 
-fn text(area: &Area<'_>, text: &str, at: (i32, i32), size: u32) -> Drawn {
-    area.draw(&Text::new(text.to_owned(), at, ("sans-serif", size)))?;
+/// Three significant digits, as a power of ten where they would follow many zeros.
+fn three_digits(number: f64) -> String {
+    if number < 1e-3 {
+        return format!("{number:.2e}");
+    }
+    let decimals = [1.0, 0.1, 0.01]
+        .iter()
+        .position(|&power| number >= power)
+        .unwrap_or(3);
+    format!("{number:.*}", decimals + 2)
+}
+
+/// Text below a point, on the side of it that is named.
+fn text(area: &Area<'_>, text: &str, at: (i32, i32), side: HPos, size: u32) -> Drawn {
+    let style = ("sans-serif", size)
+        .into_text_style(area)
+        .pos(Pos::new(side, VPos::Top));
+    area.draw(&Text::new(text.to_owned(), at, style))?;
     Ok(())
 }
 

@@ -73,7 +73,7 @@ fn pictures_that_cannot_be_are_refused() {
         ),
         (
             "--loss gram --device cpu --student s.npy --teacher t.npy --gradient p.svg --plot p.svg",
-            "--plot: expected another file than that of --gradient, got the same",
+            "--plot p.svg: expected another file than that of --gradient, got the same",
         ),
         (
             "--student s.npy --teacher t.npy --plot missing/p.svg",
@@ -82,5 +82,34 @@ fn pictures_that_cannot_be_are_refused() {
     ] {
         files.refuses(arguments, expected);
         assert!(!files.0.path().join("p.svg").exists(), "{arguments}");
+    }
+}
+
+/// A student near its teacher has small differences, and the scale says how small.
+#[test]
+fn scales_have_significant_digits() {
+    let files = Files::new();
+    for (cosine, expected) in [(0.25, "0.243"), (0.004, "0.00400"), (1e-5, "1.00e-5")] {
+        let student = axes([1.0, 0.0, 0.0], [0.0, 1.0, 0.0]);
+        let teacher = axes([1.0, 0.0, 0.0], [cosine, 1.0, 0.0]);
+        for (name, rows) in [("s.npy", student), ("t.npy", teacher)] {
+            files.write(name, &npy("<f8", &[ROWS, DIM], &f64_bytes(&rows)));
+        }
+        let arguments = "--loss gram --device cpu --student s.npy --teacher t.npy --plot p.svg";
+        let output = files.run(arguments);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let svg = std::fs::read_to_string(files.0.path().join("p.svg")).expect("a picture");
+        let lines: Vec<&str> = svg.lines().map(str::trim).collect();
+        let count = |text: &str| lines.iter().filter(|line| **line == text).count();
+        assert_eq!(
+            [count("1.00"), count("-1.00"), count("0")],
+            [2, 2, 3],
+            "{svg}"
+        );
+        assert_eq!(
+            [count(expected), count(&format!("-{expected}"))],
+            [1, 1],
+            "{svg}"
+        );
     }
 }
