@@ -421,10 +421,12 @@ impl Digits {
     }
 }
 
+/// Outputs of two networks on the same images.
+pub(crate) const DIGITS: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/examples/data/digits.safetensors"
+);
+
 fn digits_tensor(name: &str) -> PathBuf {
-    let file = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/examples/data/digits.safetensors"
-    );
-    PathBuf::from(format!("{file}:{name}"))
+    PathBuf::from(format!("{DIGITS}:{name}"))
 }

@@ -43,6 +43,7 @@ fn run() -> Result<()> {
     let options = Options::from_command_line()?;
     // Whatever can be refused is refused before anything is computed.
     options.check_devices()?;
+    options.check_banks()?;
     options.check_divergence()?;
     towers::check(&options)?;
     let files = options.out_files()?;

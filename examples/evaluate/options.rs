@@ -7,6 +7,8 @@ use relata::{DType, Divergence, Enqueue, Family, Loss, ParameterValue, WeightPre
 
 use crate::devices::DeviceKind;
 use crate::failure::{Failure, Result};
+use crate::files;
+use crate::inputs::DIGITS;
 use crate::out_file::OutFile;
 use crate::towers::TowerOptions;
 
@@ -277,6 +279,18 @@ impl Options {
         })
     }
 
+    /// Refuses losses that take a memory bank.
+    pub(crate) fn check_banks(&self) -> Result<()> {
+        match self.losses.iter().find(|loss| needs_bank(loss)) {
+            None => Ok(()),
+            Some(loss) => {
+                let why = "its keys come from a memory bank, which this command does not have; in the \
+                           library it is relata::Bank";
+                Err(Failure::refused(loss, why))
+            }
+        }
+    }
+
     /// Refuses a parameter of another divergence than the one asked for.
     pub(crate) fn check_divergence(&self) -> Result<()> {
         let Some(divergence) = self.divergence else {
@@ -324,17 +338,44 @@ impl Options {
             ("--per-row", &files.row_losses),
             ("--plot", &files.plot),
         ];
-        for (at, (argument, file)) in all.into_iter().enumerate() {
-            for (earlier, other) in &all[..at] {
-                if let (Some(file), Some(other)) = (file, other)
-                    && file.is(other)
-                {
-                    let why = format!("expected another file than that of {earlier}, got the same");
-                    return Err(Failure::refused(argument, why));
+        let inputs = self.inputs();
+        for (at, (_, file)) in all.into_iter().enumerate() {
+            let Some(file) = file else { continue };
+            for (argument, path) in &inputs {
+                file.check_is_not(argument, path)?;
+            }
+            for (argument, other) in &all[..at] {
+                if let Some(other) = other {
+                    file.check_differs(argument, other)?;
                 }
             }
         }
         Ok(files)
+    }
+
+    /// The files that are read, and what names them.
+    fn inputs(&self) -> Vec<(&'static str, PathBuf)> {
+        let towers = &self.towers;
+        let given = [
+            ("--student", &self.student),
+            ("--teacher", &self.teacher),
+            ("--teacher-ids", &self.teacher_ids),
+            ("--teacher-log-probs", &self.teacher_log_probs),
+            ("--row-weights", &self.row_weights),
+            ("--queue", &self.queue),
+            ("--student-keys", &towers.student_keys),
+            ("--teacher-keys", &towers.teacher_keys),
+            ("--labels", &towers.labels),
+        ];
+        let file = |(argument, path): (_, &Option<PathBuf>)| {
+            let (file, _) = files::split_tensor(path.as_ref()?);
+            Some((argument, file))
+        };
+        let mut inputs: Vec<_> = given.into_iter().filter_map(file).collect();
+        if self.on_digits() {
+            inputs.push(("the digits", PathBuf::from(DIGITS)));
+        }
+        inputs
     }
 
     /// Refuses more than one loss on one device, where the results of one are written.

@@ -12,20 +12,18 @@ use crate::failure::{Failure, Result};
 /// Where results go.
 #[derive(Debug)]
 pub(crate) struct OutFile {
-    /// The argument that names it, for messages.
-    argument: &'static str,
+    /// The argument that names it and the path as it is given, for messages.
+    name: String,
+    /// The file itself: what links point to is replaced, not a link.
     path: PathBuf,
 }
 
 impl OutFile {
     /// Refuses a path that cannot be written to before anything is computed for it.
     pub(crate) fn new(argument: &'static str, path: &Path) -> Result<Self> {
-        // What a link points to is replaced, not the link; made, if it is not there yet.
-        let pointed_to = |_| fs::read_link(path).map(|to| path.with_file_name("").join(to));
-        let path = fs::canonicalize(path)
-            .or_else(pointed_to)
-            .unwrap_or_else(|_| path.to_owned());
-        let file = OutFile { argument, path };
+        let name = format!("{argument} {}", path.display());
+        let path = resolved(path);
+        let file = OutFile { name, path };
         // Renaming over a directory fails, and over a device takes its place.
         if file.path.exists() && !file.path.is_file() {
             return Err(file.refused("expected a file, got a directory or a device"));
@@ -34,9 +32,18 @@ impl OutFile {
         Ok(file)
     }
 
-    /// Whether both are one file.
-    pub(crate) fn is(&self, other: &OutFile) -> bool {
-        self.path == other.path
+    /// Refuses a path of the same file, which `argument` names.
+    pub(crate) fn check_is_not(&self, argument: &str, path: &Path) -> Result<()> {
+        if self.path == resolved(path) {
+            let why = format!("expected another file than that of {argument}, got the same");
+            return Err(self.refused(why));
+        }
+        Ok(())
+    }
+
+    /// The same of what another argument names.
+    pub(crate) fn check_differs(&self, argument: &str, other: &OutFile) -> Result<()> {
+        self.check_is_not(argument, &other.path)
     }
 
     /// Writes `values` next to the file and moves it there, so that no reader sees half of it.
@@ -66,15 +73,13 @@ impl OutFile {
 
     /// A file in the same directory, which is removed unless it is renamed.
     fn temporary(&self) -> io::Result<NamedTempFile> {
-        let directory = match self.path.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
         let mut builder = tempfile::Builder::new();
         // As any new file: for all to read, as far as the umask allows.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        builder.prefix(".evaluate-").tempfile_in(directory)
+        builder
+            .prefix(".evaluate-")
+            .tempfile_in(directory(&self.path))
     }
 
     fn cannot_write(&self, error: io::Error) -> Failure {
@@ -84,7 +89,38 @@ impl OutFile {
     }
 
     fn refused(&self, why: impl std::fmt::Display) -> Failure {
-        Failure::refused(format!("{} {}", self.argument, self.path.display()), why)
+        Failure::refused(&self.name, why)
+    }
+}
+
+/// The one path of a file, whatever links lead to it and whether it is there or not; the path as it is
+/// where no directory holds it.
+fn resolved(path: &Path) -> PathBuf {
+    /// As many links as Linux follows.
+    const MOST_LINKS: usize = 40;
+    let mut path = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        match fs::read_link(&path) {
+            Ok(to) => path = path.with_file_name("").join(to),
+            Err(_) => break,
+        }
+    }
+    // A file that is not there yet has a directory that is.
+    let of_directory = || {
+        let directory = fs::canonicalize(directory(&path)).ok()?;
+        Some(directory.join(path.file_name()?))
+    };
+    fs::canonicalize(&path)
+        .ok()
+        .or_else(of_directory)
+        .unwrap_or(path)
+}
+
+/// The directory that a file is in.
+fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
     }
 }
 

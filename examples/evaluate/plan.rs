@@ -177,11 +177,6 @@ fn select(options: &Options, sources: &Sources) -> Result<Vec<Loss>> {
     let against_teacher = |loss: &Loss| !of_towers(loss) && !needs_bank(loss);
     let known = Loss::all().into_iter().filter(against_teacher);
     for loss in if all { known.collect() } else { named } {
-        if needs_bank(&loss) {
-            let why = "its keys come from a memory bank, which this command does not have; in the \
-                       library it is relata::Bank";
-            return Err(Failure::refused(loss, why));
-        }
         let loss = configure(loss, options);
         let inputs = sources.inputs(&loss);
         match check_shapes(&loss, Parts::new(options, &loss, &inputs), &inputs) {

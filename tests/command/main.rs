@@ -8,6 +8,7 @@ mod compare;
 mod example;
 mod files;
 mod hostile;
+mod outputs;
 mod plot;
 mod refusals;
 mod report;

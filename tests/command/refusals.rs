@@ -121,6 +121,14 @@ fn bad_arguments_are_refused() {
             "--loss rrd-bank --student s.npy --teacher t.npy",
             "error: rrd-bank: its keys come from a memory bank",
         ),
+        (
+            "--loss crd --student s.npy --teacher t.npy",
+            "error: crd: its keys come from a memory bank",
+        ),
+        (
+            "--loss rkd --loss crd --student s.npy",
+            "error: crd: its keys come from a memory bank",
+        ),
         ("--device tpu", "expected one of reference, cpu"),
         ("--dtype f8", "expected one of f64, f32, f16, bf16"),
         ("--enqueue later", "expected one of before, after, none"),

@@ -202,7 +202,7 @@ fn read_named<V: Copy>(path: &Path, holds: Holds, decode: Decode<V>) -> Parsed<(
 }
 
 /// `FILE.safetensors:TENSOR` in its two parts; any other path as it is.
-fn split_tensor(path: &Path) -> (PathBuf, Option<String>) {
+pub(crate) fn split_tensor(path: &Path) -> (PathBuf, Option<String>) {
     const SEPARATOR: &str = ".safetensors:";
     // A path that is not UTF-8 can be opened, but its tensors not be named.
     match path.to_str().and_then(|text| text.split_once(SEPARATOR)) {

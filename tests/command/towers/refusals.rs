@@ -212,7 +212,7 @@ fn options_without_the_losses_that_take_them_are_refused() {
         ),
         (
             format!("{clip} --device cpu --gradient g.npy --gradient-keys g.npy"),
-            "--gradient-keys: expected another file than that of --gradient, got the same",
+            "--gradient-keys g.npy: expected another file than that of --gradient, got the same",
         ),
         (
             format!("{clip} --device cpu --gradient-keys no/h.npy"),
