@@ -63,12 +63,15 @@ pub(crate) fn check_finite<'a>(options: &Options, jobs: &[Job<'a>]) -> Result<()
         };
         let second_student = inputs.second_student().map(|student| (student, read));
         let second_teacher = inputs.second_teacher().map(all_of);
+        let checked = options
+            .checked
+            .then_some("without --checked the loss is NaN");
         for (of, refused) in [
-            (Some((inputs.student, read)), options.checked),
-            (Some(teacher), options.checked),
-            (second_student, options.checked),
-            (second_teacher, options.checked),
-            (inputs.keys.map(all_of), true),
+            (Some((inputs.student, read)), checked),
+            (Some(teacher), checked),
+            (second_student, checked),
+            (second_teacher, checked),
+            (inputs.keys.map(all_of), Some("leave such keys out")),
         ] {
             let Some((matrix, why)) =
                 of.and_then(|(matrix, read)| Some((matrix, read.not_finite(matrix)?)))
@@ -76,8 +79,8 @@ pub(crate) fn check_finite<'a>(options: &Options, jobs: &[Job<'a>]) -> Result<()
                 continue;
             };
             let why = format!("{}: expected finite values, got {why}", matrix.origin);
-            if refused {
-                return Err(Failure::Refused(why));
+            if let Some(cure) = refused {
+                return Err(Failure::Refused(format!("{why}; {cure}")));
             }
             warnings.insert(format!("{why}; the loss is NaN"));
         }

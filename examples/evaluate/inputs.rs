@@ -154,7 +154,9 @@ impl Sources {
             ..
         }) = &queue
         {
-            let why = format!("expected dimensions [keys, dim], got {groups} groups of keys");
+            let why = format!(
+                "expected dimensions [keys, dim], got {groups} groups of keys; {WITHOUT_GROUPS}"
+            );
             return Err(Failure::refused(origin, why));
         }
         Ok(Sources {
@@ -240,13 +242,18 @@ impl Sources {
     }
 }
 
+/// What helps where rows have groups.
+const WITHOUT_GROUPS: &str = "a.reshape(-1, dim) in NumPy or PyTorch makes one group of them";
+
 impl Matrix {
     /// Refuses groups, where rows of all groups are compared.
     fn without_groups(&self) -> Result<()> {
         match self.groups {
             None => Ok(()),
             Some(groups) => {
-                let why = format!("expected dimensions [rows, dim], got {groups} groups of rows");
+                let why = format!(
+                    "expected dimensions [rows, dim], got {groups} groups of rows; {WITHOUT_GROUPS}"
+                );
                 Err(Failure::refused(&self.origin, why))
             }
         }
@@ -265,10 +272,11 @@ impl Matrix {
         }
         if labels.ids.len() != self.rows {
             let why = format!(
-                "expected {} labels, one for each row of {}, got {}",
+                "expected {} labels, one for each row of {}, got {}; {}",
                 self.rows,
                 self.origin,
-                labels.ids.len()
+                labels.ids.len(),
+                first_rows(self.rows.min(labels.ids.len()))
             );
             return Err(Failure::refused(&labels.origin, why));
         }
@@ -291,6 +299,11 @@ impl Matrix {
     }
 }
 
+/// What helps where files have different numbers of rows.
+fn first_rows(rows: usize) -> String {
+    format!("--rows {rows} takes the first {rows} of all files")
+}
+
 /// Refuses to take the first `rows` of fewer.
 fn check_enough(rows: usize, most: usize, origin: &str) -> Result<()> {
     if rows <= most {
@@ -306,7 +319,9 @@ fn check_weights(weights: &Matrix) -> Result<()> {
     match values.find(|(_, weight)| !(weight.is_finite() && **weight >= 0.0)) {
         None => Ok(()),
         Some((row, weight)) => {
-            let why = format!("expected finite numbers of at least 0, got {weight} at row {row}");
+            let why = format!(
+                "expected finite numbers of at least 0, got {weight} at row {row}; 0 leaves a row out"
+            );
             Err(Failure::refused(&weights.origin, why))
         }
     }
@@ -318,14 +333,22 @@ pub(crate) fn check_rows(first: &Matrix, other: &Matrix) -> Result<()> {
         Some(groups) => format!("{groups} groups of rows"),
         None => "rows without groups".to_owned(),
     };
-    let (expected, got) = if first.rows != other.rows {
-        (format!("{} rows", first.rows), other.rows.to_string())
+    let (expected, got, cure) = if first.rows != other.rows {
+        let cure = match (first.groups, other.groups) {
+            (None, None) => first_rows(first.rows.min(other.rows)),
+            _ => "both are to be of the same samples".to_owned(),
+        };
+        (format!("{} rows", first.rows), other.rows.to_string(), cure)
     } else if first.groups != other.groups {
-        (text(first.groups), text(other.groups))
+        let cure = "a.reshape in NumPy or PyTorch gives it the other's".to_owned();
+        (text(first.groups), text(other.groups), cure)
     } else {
         return Ok(());
     };
-    let why = format!("expected {expected}, as {} has, got {got}", first.origin);
+    let why = format!(
+        "expected {expected}, as {} has, got {got}; {cure}",
+        first.origin
+    );
     Err(Failure::refused(&other.origin, why))
 }
 
@@ -335,7 +358,7 @@ fn check_width(first: &Matrix, second: &Matrix) -> Result<()> {
         return Ok(());
     }
     let why = format!(
-        "expected rows of {} elements, as {} has, got {}",
+        "expected rows of {} elements, as {} has, got {}; project both towers to one width first",
         first.dim, first.origin, second.dim
     );
     Err(Failure::refused(&second.origin, why))

@@ -18,9 +18,9 @@ use crate::towers::TowerOptions;
 /// Without files it runs on the real embeddings in examples/data. The losses of two towers and of
 /// labels (clip, siglip, sup-con) need files of their own and run where --loss names them. Those of a
 /// memory bank (crd, rrd-bank) are in the library only. Prints a table, or with --json one object a
-/// line. Files are .npy (f16, f32, f64) or .safetensors (F16, BF16, F32, F64; as
-/// FILE.safetensors:TENSOR, where a file with one tensor may leave the name out). Last dimensions of 1
-/// count for nothing: [N, D, 1] are N rows.
+/// line. Files are .npy or .npz (f16, f32, f64), or .safetensors (F16, BF16, F32, F64). Of many arrays
+/// FILE.npz:NAME or FILE.safetensors:NAME is one; NAME may be a pattern, such as '*.weight', of one
+/// name. Last dimensions of 1 count for nothing: [N, D, 1] are N rows.
 #[derive(Debug, Parser)]
 #[command(name = "evaluate", version, after_help = AFTER_HELP)]
 pub(crate) struct Options {
@@ -368,7 +368,7 @@ impl Options {
             ("--labels", &towers.labels),
         ];
         let file = |(argument, path): (_, &Option<PathBuf>)| {
-            let (file, _) = files::split_tensor(path.as_ref()?);
+            let (file, _) = files::split_name(path.as_ref()?);
             Some((argument, file))
         };
         let mut inputs: Vec<_> = given.into_iter().filter_map(file).collect();

@@ -92,7 +92,7 @@ impl TopClasses {
         check_rows(&ids, &log_probs)?;
         if ids.dim != log_probs.dim {
             let why = format!(
-                "expected {} classes a row, as {} has, got {}",
+                "expected {} classes a row, as {} has, got {}; save as many of both",
                 ids.dim, ids.origin, log_probs.dim
             );
             return Err(Failure::refused(&log_probs.origin, why));

@@ -4,6 +4,7 @@ use std::fs;
 
 use npyz::NpyFile;
 use safetensors::Dtype;
+use zip::CompressionMethod::{Deflated, Stored};
 
 use crate::support::*;
 
@@ -166,5 +167,163 @@ fn of_a_repeated_key_the_last_counts() {
         files.write("twice.npy", &npy_header(entries, &f64_bytes(&values)));
         let got = run(&files, "--loss gram --student twice.npy --teacher t.npy");
         assert_eq!(got, plain, "{entries}");
+    }
+}
+
+#[test]
+fn arrays_of_npz_files_are_read_by_name() {
+    let files = Files::new();
+    let plain = run(&files, "--loss gram --student s.npy --teacher t.npy");
+    let of = |values: &[f64]| npy("<f8", &[ROWS, DIM], &f64_bytes(values));
+    let (student, teacher) = (of(&student()), of(&teacher()));
+    let by_column: Vec<f64> = (0..ROWS * DIM)
+        .map(|at| self::student()[at % ROWS * DIM + at / ROWS])
+        .collect();
+    let columns = npy_header(
+        "'descr': '<f8', 'fortran_order': True, 'shape': (5, 3)",
+        &f64_bytes(&by_column),
+    );
+    for method in [Stored, Deflated] {
+        files.write("only.npz", &npz(&[("arr_0.npy", method, &teacher)]));
+        let members = [
+            ("student.npy", method, &student[..]),
+            ("teacher.npy", method, &teacher),
+            ("by/column.npy", method, &columns),
+            ("notes.txt", method, b"of no use"),
+        ];
+        files.write("both.npz", &npz(&members));
+        for (student, teacher) in [
+            ("both.npz:student", "both.npz:teacher"),
+            ("both.npz:student", "only.npz"),
+            ("s.npy", "only.npz:arr_0"),
+            ("both.npz:by/column", "t.npy"),
+            ("both.npz:by*", "both.npz:t?acher"),
+        ] {
+            let arguments = format!("--loss gram --student {student} --teacher {teacher}");
+            assert_eq!(run(&files, &arguments), plain, "{arguments}");
+        }
+        let start = "--teacher t.npy --student";
+        for (student, expected) in [
+            (
+                "both.npz",
+                "--student both.npz: expected FILE.npz:NAME, got no name; choose one of 3: ",
+            ),
+            (
+                "both.npz:x",
+                "expected a name in the file or a pattern of one, got \"x\"; choose one of 3: ",
+            ),
+            (
+                "both.npz:*e*",
+                "expected a pattern of one name in the file, got \"*e*\"; choose one of 2: student, teacher",
+            ),
+            ("none.npz:x", "expected a file that can be read"),
+        ] {
+            files.refuses(&format!("{start} {student}"), expected);
+        }
+    }
+    // What is read of an archive is not written to.
+    files.refuses(
+        "--student both.npz:student --teacher t.npy --plot both.npz",
+        "--plot both.npz: expected another file than that of --student",
+    );
+}
+
+/// Damaged, or made to mislead.
+#[test]
+fn hostile_npz_files_are_refused() {
+    let files = Files::new();
+    let good = npy("<f8", &[ROWS, DIM], &f64_bytes(&student()));
+    let stored = npz(&[("a.npy", Stored, &good)]);
+    let deflated = npz(&[("a.npy", Deflated, &good)]);
+    let at = |archive: &[u8], bytes: &[u8]| {
+        let mut found = archive.windows(bytes.len());
+        found
+            .position(|window| window == bytes)
+            .expect("it is there")
+    };
+    let changed = |archive: &[u8], at: usize, bytes: &[u8]| {
+        let mut archive = archive.to_vec();
+        archive[at..at + bytes.len()].copy_from_slice(bytes);
+        archive
+    };
+    // The last byte of the data, which the checksum knows.
+    let data = at(&stored, b"\x93NUMPY") + good.len() - 1;
+    let central = at(&deflated, b"PK\x01\x02");
+    let claims = |archive: &[u8], method: u16, size: u32| {
+        let central = at(archive, b"PK\x01\x02");
+        let archive = changed(archive, central + 10, &method.to_le_bytes());
+        changed(&archive, central + 24, &size.to_le_bytes())
+    };
+    let huge = npy("<f8", &[1 << 25, 4], &[]);
+    let truncated = npz(&[("a.npy", Deflated, &huge)]);
+    for (bytes, expected) in [
+        (Vec::new(), "expected a .npz file, got: "),
+        (good.clone(), "expected a .npz file, got: "),
+        (stored[..stored.len() - 1].to_vec(), "expected a .npz file"),
+        (stored[..central / 2].to_vec(), "expected a .npz file"),
+        (npz(&[]), "expected a file that holds an array, got none"),
+        (
+            npz(&[("a.txt", Stored, &good)]),
+            "expected a file that holds an array, got none",
+        ),
+        (
+            npz(&[("a.npy", Stored, &good[..good.len() - 1])]),
+            "expected 120 bytes of data for shape [5, 3] of f64, got 119",
+        ),
+        (
+            npz(&[("a.npy", Deflated, b"no array")]),
+            "cut off after 8 bytes",
+        ),
+        (changed(&stored, data, &[0x7f]), "Invalid checksum"),
+        (claims(&stored, 0, 1 << 30), "expected \"a\" in the file's"),
+        (
+            claims(&truncated, 8, 1 << 30),
+            "bytes that stand for 1073741824",
+        ),
+        (claims(&stored, 12, 1 << 10), "expected"),
+        (claims(&stored, 99, 1 << 10), "expected"),
+    ] {
+        files.refuses_file("bad.npz", &bytes, expected);
+    }
+}
+
+#[test]
+fn tensors_are_found_by_pattern() {
+    let files = Files::new();
+    let plain = run(&files, "--loss gram --student s.npy --teacher t.npy");
+    let shape: &[usize] = &[ROWS, DIM];
+    let (student, teacher) = (f64_bytes(&student()), f64_bytes(&teacher()));
+    let tensors: Vec<(&str, Dtype, &[usize], &[u8])> = vec![
+        ("model.student.out", Dtype::F64, shape, &student),
+        ("model.teacher.out", Dtype::F64, shape, &teacher),
+        ("model.teacher.out*", Dtype::F64, shape, &student),
+        ("x[0]", Dtype::F64, shape, &student),
+    ];
+    files.write("m.safetensors", &safetensors(&tensors));
+    for (student, teacher) in [
+        ("m.safetensors:*student*", "t.npy"),
+        ("s.npy", "m.safetensors:*.teacher.out"),
+        ("s.npy", "m.safetensors:model.?eacher.out"),
+        ("m.safetensors:x[0]", "m.safetensors:*r.o[tu][!a-s]"),
+        // A name that is a pattern, too.
+        ("m.safetensors:model.teacher.out*", "t.npy"),
+    ] {
+        let arguments = format!("--loss gram --student {student} --teacher {teacher}");
+        assert_eq!(run(&files, &arguments), plain, "{arguments}");
+    }
+    for (pattern, expected) in [
+        (
+            "*out",
+            "expected a pattern of one name in the file, got \"*out\"; choose one of 2: ",
+        ),
+        (
+            "*in",
+            "expected a name in the file or a pattern of one, got \"*in\"; choose one of 4: ",
+        ),
+        ("x[", "expected a name in the file or a pattern of one"),
+        ("***", "expected a"),
+    ] {
+        let arguments = format!("--teacher t.npy --student m.safetensors:{pattern}");
+        files.refuses(&arguments, expected);
     }
 }

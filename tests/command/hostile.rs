@@ -177,7 +177,10 @@ fn hostile_safetensors_files_are_refused() {
             header_of(u64::MAX),
             "got a header of 18446744073709551615 bytes",
         ),
-        (header_of(2), "got no name; it holds 0"),
+        (
+            header_of(2),
+            "expected a file that holds an array, got none",
+        ),
         (
             safetensors_header("[]", &[]),
             "expected a .safetensors header",

@@ -283,9 +283,9 @@ fn files_that_are_none_are_refused() {
         ("absent.npy", "expected a file that can be read"),
         ("absent.safetensors:x", "expected a file that can be read"),
         ("dir.npy", "expected a file, got a directory"),
-        (".", "expected a .npy or .safetensors file"),
-        ("s.txt", "expected a .npy or .safetensors file"),
-        ("s.npy:x", "expected a .npy or .safetensors file"),
+        (".", "expected a .npy, .npz or .safetensors file"),
+        ("s.txt", "expected a .npy, .npz or .safetensors file"),
+        ("s.npy:x", "expected a .npy, .npz or .safetensors file"),
     ] {
         for arguments in [
             format!("--student {name} --teacher t.npy"),

@@ -514,7 +514,7 @@ fn bad_weights_and_lists_are_refused() {
         ),
         (
             format!("{DENSE} --device cpu --per-row r.npy --gradient r.npy"),
-            "--per-row: expected another file than that of --gradient",
+            "--per-row r.npy: expected another file than that of --gradient",
         ),
         (
             format!("{DENSE} --device cpu --per-row no/r.npy"),

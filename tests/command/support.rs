@@ -1,12 +1,15 @@
 //! Running the command on small files.
 
 use std::fs;
+use std::io::{Cursor, Write};
 use std::path::PathBuf;
 use std::process::Output;
 
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::Value;
 use tempfile::TempDir;
+use zip::CompressionMethod;
+use zip::write::{SimpleFileOptions, ZipWriter};
 
 use crate::example;
 
@@ -27,6 +30,19 @@ pub(crate) const LOSSES: [&str; 11] = [
 pub(crate) const ROWS: usize = 5;
 pub(crate) const DIM: usize = 3;
 pub(crate) const KEYS: usize = 4;
+
+/// What names a file that is read.
+const INPUTS: [&str; 9] = [
+    "--student",
+    "--teacher",
+    "--teacher-ids",
+    "--teacher-log-probs",
+    "--row-weights",
+    "--queue",
+    "--student-keys",
+    "--teacher-keys",
+    "--labels",
+];
 
 pub(crate) fn binary() -> PathBuf {
     example::binary("evaluate")
@@ -94,6 +110,12 @@ impl Files {
         assert_eq!(stderr.lines().count(), 1, "{arguments}: {stderr}");
         assert!(stderr.starts_with("error: "), "{arguments}: {stderr}");
         assert!(stderr.contains(expected), "{arguments}: {stderr}");
+        // What is wrong with a file that is read comes with what helps.
+        let subject = stderr.split(": ").nth(1).unwrap_or_default();
+        let of_input = |option: &&str| subject.starts_with(&format!("{option} "));
+        if INPUTS.iter().any(of_input) {
+            assert!(stderr.contains("; "), "{arguments}: no cure: {stderr}");
+        }
     }
 
     /// Refuses a file of these bytes as student.
@@ -157,6 +179,20 @@ pub(crate) fn safetensors_header(header: &str, data: &[u8]) -> Vec<u8> {
         data,
     ]
     .concat()
+}
+
+/// A `.npz` file of members, with their compression.
+pub(crate) fn npz(members: &[(&str, CompressionMethod, &[u8])]) -> Vec<u8> {
+    let mut archive = ZipWriter::new(Cursor::new(Vec::new()));
+    for &(name, method, bytes) in members {
+        // As NumPy writes them, whatever their size.
+        let options = SimpleFileOptions::default()
+            .compression_method(method)
+            .large_file(true);
+        archive.start_file(name, options).expect("a member starts");
+        archive.write_all(bytes).expect("a member is written");
+    }
+    archive.finish().expect("an archive").into_inner()
 }
 
 pub(crate) fn safetensors(tensors: &[(&str, Dtype, &[usize], &[u8])]) -> Vec<u8> {

@@ -384,10 +384,10 @@ fn every_type_of_file_gives_the_same_values() {
         );
     }
     let start = "--teacher t.npy --student";
-    files.refuses(&format!("{start} s.safetensors"), "it holds 4: ");
+    files.refuses(&format!("{start} s.safetensors"), "choose one of 4: ");
     files.refuses(
         &format!("{start} s.safetensors:f8"),
-        "expected a tensor of the file, got \"f8\"",
+        "expected a name in the file or a pattern of one, got \"f8\"",
     );
 }
 

@@ -3,13 +3,20 @@
 //! Runs with the same number of files see the same files.
 
 use std::fs;
+use std::io::{Cursor, Write};
 use std::path::Path;
 use std::time::Instant;
+
+use zip::CompressionMethod;
+use zip::write::{SimpleFileOptions, ZipWriter};
 
 use crate::common::Random;
 use crate::failure::Failure;
 use crate::files::{Holds, read, read_labels};
 use crate::long_enough;
+
+/// What a byte of a compressed file can stand for.
+const MOST_INFLATED: usize = 1032;
 
 fn below(random: &mut Random, count: usize) -> usize {
     (random.next() % count.max(1) as u64) as usize
@@ -19,7 +26,7 @@ fn one_of<'a, T: ?Sized>(random: &mut Random, choices: &[&'a T]) -> &'a T {
     choices[below(random, choices.len())]
 }
 
-/// A valid file, by hand: what is damaged should not depend on a writer.
+/// A valid file, by hand: what is damaged should not depend on a writer. Archives do.
 fn npy(descr: &str, shape: &str, data: usize) -> Vec<u8> {
     let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n");
     let mut file = b"\x93NUMPY\x01\x00".to_vec();
@@ -36,6 +43,18 @@ fn safetensors(entries: &str, data: usize) -> Vec<u8> {
     file
 }
 
+/// An archive of one file, and of two.
+fn npz(method: CompressionMethod, names: &[&str]) -> Vec<u8> {
+    let mut archive = ZipWriter::new(Cursor::new(Vec::new()));
+    for name in names {
+        let options = SimpleFileOptions::default().compression_method(method);
+        archive.start_file(*name, options).expect("a member starts");
+        let member = npy("<f4", "(3, 2)", 24);
+        archive.write_all(&member).expect("a member is written");
+    }
+    archive.finish().expect("an archive").into_inner()
+}
+
 /// The files that are damaged, with the endings of their names.
 fn corpus() -> Vec<(&'static str, Vec<u8>)> {
     vec![
@@ -45,6 +64,8 @@ fn corpus() -> Vec<(&'static str, Vec<u8>)> {
         ("npy", npy("|V2", "(4, 1)", 8)),
         ("npy", npy("<f4", "(2, 3, 1)", 24)),
         ("npy", npy("<i8", "(3,)", 24)),
+        ("npz", npz(CompressionMethod::Stored, &["a.npy"])),
+        ("npz", npz(CompressionMethod::Deflated, &["b.npy", "a.npy"])),
         (
             "safetensors",
             safetensors(
@@ -129,13 +150,17 @@ fn damaged_files_are_read_or_refused() {
         damage(&mut file, &mut random);
         let path = folder.path().join(format!("damaged.{ending}"));
         fs::write(&path, &file).expect("a file");
+        let bytes = match ending {
+            "npz" => file.len() * MOST_INFLATED,
+            _ => file.len(),
+        };
         let tensor = one_of(&mut random, &["a", "b", "", "\u{1f4a5}"]);
         let holds = [Holds::Rows, Holds::Classes, Holds::Weights][below(&mut random, 3)];
         match read_labels("--labels", &named(&path, ending, tensor)) {
             Ok(labels) => {
                 assert!(labels.origin.starts_with("--labels"), "seed {seed}");
                 assert!(
-                    labels.ids.len() <= file.len(),
+                    labels.ids.len() <= bytes,
                     "seed {seed}: more labels than bytes"
                 );
                 labels_read += 1;
@@ -158,7 +183,7 @@ fn damaged_files_are_read_or_refused() {
                     "seed {seed}: groups that are not whole"
                 );
                 assert!(
-                    matrix.values.len() <= file.len(),
+                    matrix.values.len() <= bytes,
                     "seed {seed}: more numbers than bytes"
                 );
                 read_whole += 1;

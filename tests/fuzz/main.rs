@@ -11,6 +11,7 @@ mod damaged_files;
 #[allow(dead_code, reason = "the command alone prints")]
 #[path = "../../examples/evaluate/failure.rs"]
 mod failure;
+#[allow(dead_code, reason = "the command alone fits files")]
 #[path = "../../examples/evaluate/files/mod.rs"]
 mod files;
 

@@ -2,9 +2,12 @@
 //!
 //! The shape in a header is compared with the length of the file before any memory is asked for.
 
+mod names;
 mod npy;
+mod npz;
 mod safetensors;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::{self, File};
@@ -94,8 +97,30 @@ impl fmt::Display for Stored {
     }
 }
 
-/// What a reader of a format says is wrong with a file.
-type Parsed<T> = std::result::Result<T, String>;
+/// What a reader of a format says is wrong with a file, and what helps.
+#[derive(Debug)]
+struct Wrong {
+    why: String,
+    cure: Cow<'static, str>,
+}
+
+impl Wrong {
+    fn new(why: impl Into<String>, cure: impl Into<Cow<'static, str>>) -> Self {
+        let (why, cure) = (why.into(), cure.into());
+        Wrong { why, cure }
+    }
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.why, self.cure)
+    }
+}
+
+type Parsed<T> = std::result::Result<T, Wrong>;
+
+/// What helps where a file is not whole.
+const SAVE_AGAIN: &str = "save or copy it again";
 
 /// A matrix that a file holds: where its bytes start is where the file is left.
 struct Layout {
@@ -117,8 +142,8 @@ enum Order {
     Fortran,
 }
 
-/// Reads the matrix that `argument` names: `FILE.npy`, `FILE.safetensors` or
-/// `FILE.safetensors:TENSOR`.
+/// Reads the matrix that `argument` names: `FILE.npy`, or `FILE.npz:NAME` and `FILE.safetensors:NAME`,
+/// where a file that holds one may leave the name out, and a name may be a pattern.
 pub(crate) fn read(argument: &str, path: &Path, holds: Holds) -> Result<Matrix> {
     let origin = format!("{argument} {}", path.display());
     match read_named(path, holds, decode) {
@@ -168,9 +193,10 @@ fn ids(labels: &[u64]) -> Parsed<Vec<u32>> {
     for &label in labels {
         let new = known.len();
         let id = u32::try_from(*known.entry(label).or_insert(new));
-        ids.push(
-            id.map_err(|_| format!("expected at most 2^32 different labels, got {}", new + 1))?,
-        );
+        ids.push(id.map_err(|_| {
+            let why = format!("expected at most 2^32 different labels, got {}", new + 1);
+            Wrong::new(why, "save the labels of fewer rows")
+        })?);
     }
     Ok(ids)
 }
@@ -179,50 +205,85 @@ fn ids(labels: &[u64]) -> Parsed<Vec<u32>> {
 type Decode<V> = fn(&[u8], Stored, &mut Vec<V>);
 
 fn read_named<V: Copy>(path: &Path, holds: Holds, decode: Decode<V>) -> Parsed<(Layout, Vec<V>)> {
-    let (path, tensor) = split_tensor(path);
+    let (path, name) = split_name(path);
+    let name = name.as_deref();
     let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
-    let is_npy = extension == "npy";
-    if !is_npy && extension != "safetensors" {
-        return Err(
-            "expected a .npy or .safetensors file, as numpy.save and safetensors write them"
-                .to_owned(),
-        );
-    }
-    let (mut file, len) = open(&path)?;
-    let layout = if is_npy {
-        npy::find_matrix(&mut file, len, holds)?
-    } else {
-        safetensors::find_matrix(&mut file, len, tensor.as_deref(), holds)?
+    let format = match extension.to_str() {
+        Some("npy") => Format::Npy,
+        Some("npz") => Format::Npz,
+        Some("safetensors") => Format::Safetensors,
+        _ => {
+            return Err(Wrong::new(
+                "expected a .npy, .npz or .safetensors file",
+                "numpy.save, numpy.savez and safetensors write them",
+            ));
+        }
     };
-    let mut values = read_values(&mut file, &layout, decode)?;
+    let (mut file, len) = open(&path)?;
+    match format {
+        Format::Npy => read_npy(&mut file, len, holds, decode),
+        Format::Npz => npz::read(file, len, name, |member, len| {
+            read_npy(member, len, holds, decode)
+        }),
+        Format::Safetensors => {
+            let layout = safetensors::find_matrix(&mut file, len, name, holds)?;
+            let values = read_values(&mut file, &layout, decode)?;
+            Ok((layout, values))
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Format {
+    Npy,
+    Npz,
+    Safetensors,
+}
+
+/// Reads a `.npy` file of `len` bytes, or a member of a `.npz` file, which is one.
+fn read_npy<V: Copy>(
+    file: &mut impl Read,
+    len: u64,
+    holds: Holds,
+    decode: Decode<V>,
+) -> Parsed<(Layout, Vec<V>)> {
+    let layout = npy::find_matrix(file, len, holds)?;
+    let mut values = read_values(file, &layout, decode)?;
     if layout.order == Order::Fortran {
         values = layout.in_c_order(&values)?;
     }
     Ok((layout, values))
 }
 
-/// `FILE.safetensors:TENSOR` in its two parts; any other path as it is.
-pub(crate) fn split_tensor(path: &Path) -> (PathBuf, Option<String>) {
-    const SEPARATOR: &str = ".safetensors:";
-    // A path that is not UTF-8 can be opened, but its tensors not be named.
-    match path.to_str().and_then(|text| text.split_once(SEPARATOR)) {
-        Some((stem, tensor)) if !path.is_file() => (
-            format!("{stem}.safetensors").into(),
-            Some(tensor.to_owned()),
-        ),
-        _ => (path.to_owned(), None),
+/// `FILE.safetensors:NAME` or `FILE.npz:NAME` in its two parts; any other path as it is.
+pub(crate) fn split_name(path: &Path) -> (PathBuf, Option<String>) {
+    // A path that is not UTF-8 can be opened, but what it holds not be named.
+    if let Some(text) = path.to_str()
+        && !path.is_file()
+    {
+        for extension in [".safetensors", ".npz"] {
+            if let Some((stem, name)) = text.split_once(&format!("{extension}:")) {
+                return (format!("{stem}{extension}").into(), Some(name.to_owned()));
+            }
+        }
     }
+    (path.to_owned(), None)
 }
 
 /// Opens a regular file, and says how long it is. Anything else might have no end, or block.
 fn open(path: &Path) -> Parsed<(File, u64)> {
-    let cannot = |error| format!("expected a file that can be read, got: {error}");
+    let cannot = |error| {
+        let why = format!("expected a file that can be read, got: {error}");
+        Wrong::new(why, "check its path and its permissions")
+    };
     let metadata = fs::metadata(path).map_err(cannot)?;
     if metadata.is_dir() {
-        return Err("expected a file, got a directory".to_owned());
+        let why = "expected a file, got a directory";
+        return Err(Wrong::new(why, "name a file in it"));
     }
     if !metadata.is_file() {
-        return Err("expected a regular file, got a device or a pipe".to_owned());
+        let why = "expected a regular file, got a device or a pipe";
+        return Err(Wrong::new(why, "write what it holds to a file"));
     }
     let file = File::open(path).map_err(cannot)?;
     Ok((file, metadata.len()))
@@ -238,15 +299,16 @@ impl Layout {
             (Holds::Weights | Holds::Labels, &[rows]) => (None, rows, 1),
             (Holds::Weights, &[groups, rows]) => (Some(groups), rows, 1),
             _ => {
-                let expected = match holds {
-                    Holds::Rows => "[rows, dim] or [groups, rows, dim]",
-                    Holds::Classes => "[rows, k] or [groups, rows, k]",
-                    Holds::Weights => "[rows] or [groups, rows]",
-                    Holds::Labels => "[rows]",
+                let (expected, reshape) = match holds {
+                    Holds::Rows => ("[rows, dim] or [groups, rows, dim]", "rows, dim"),
+                    Holds::Classes => ("[rows, k] or [groups, rows, k]", "rows, k"),
+                    Holds::Weights => ("[rows] or [groups, rows]", "rows"),
+                    Holds::Labels => ("[rows]", "rows"),
                 };
-                return Err(format!(
-                    "expected dimensions {expected}, got shape {shape:?}"
-                ));
+                let why = format!("expected dimensions {expected}, got shape {shape:?}");
+                let cure =
+                    format!("a.reshape({reshape}) in NumPy or PyTorch makes one of the other");
+                return Err(Wrong::new(why, cure));
             }
         };
         for (size, of) in [
@@ -255,7 +317,8 @@ impl Layout {
             (dim, "column"),
         ] {
             if size == 0 {
-                return Err(format!("expected at least 1 {of}, got shape {shape:?}"));
+                let why = format!("expected at least 1 {of}, got shape {shape:?}");
+                return Err(Wrong::new(why, "save what is not empty"));
             }
         }
         let all_rows = rows.checked_mul(groups.unwrap_or(1));
@@ -264,9 +327,10 @@ impl Layout {
             .and_then(|elements| elements.checked_mul(stored.bytes()));
         if claimed != Some(available) {
             let claimed = claimed.map_or("more".to_owned(), |bytes| bytes.to_string());
-            return Err(format!(
+            let why = format!(
                 "expected {claimed} bytes of data for shape {shape:?} of {stored}, got {available}"
-            ));
+            );
+            return Err(Wrong::new(why, SAVE_AGAIN));
         }
         let size = |size: u64| usize::try_from(size).map_err(|_| too_large(available));
         Ok(Layout {
@@ -315,12 +379,13 @@ fn without_ones(shape: &[u64], holds: Holds) -> (&[u64], usize) {
     (kept, shape.len() - kept.len())
 }
 
-fn too_large(bytes: u64) -> String {
-    format!("expected a matrix that fits in memory, got {bytes} bytes of data")
+fn too_large(bytes: u64) -> Wrong {
+    let why = format!("expected a matrix that fits in memory, got {bytes} bytes of data");
+    Wrong::new(why, "save its first rows, a[:n], to a file of their own")
 }
 
 /// The elements of a matrix from where `file` stands, in the order of the file.
-fn read_values<V>(file: &mut File, layout: &Layout, decode: Decode<V>) -> Parsed<Vec<V>> {
+fn read_values<V>(file: &mut impl Read, layout: &Layout, decode: Decode<V>) -> Parsed<Vec<V>> {
     let [rows, dim] = layout.shape;
     // The product was compared with the length of the file.
     let count = rows * dim;
@@ -347,8 +412,8 @@ fn read_values<V>(file: &mut File, layout: &Layout, decode: Decode<V>) -> Parsed
     Ok(values)
 }
 
-fn cannot_read(error: std::io::Error) -> String {
-    format!("expected to read on, got: {error}")
+fn cannot_read(error: std::io::Error) -> Wrong {
+    Wrong::new(format!("expected to read on, got: {error}"), SAVE_AGAIN)
 }
 
 /// Appends the elements in `bytes`, a whole number of them. Integers too large for f64 to hold are

@@ -3,43 +3,54 @@
 //! The header is a Python dictionary. It is read by a parser of just the dictionaries that NumPy
 //! writes: a general one recurses as deep as a hostile header nests.
 
-use std::fs::File;
 use std::io::Read;
 
 use relata::DType;
 
-use super::{Holds, Layout, Order, Parsed, Stored, cannot_read};
+use super::{Holds, Layout, Order, Parsed, SAVE_AGAIN, Stored, Wrong, cannot_read};
 
 const MAGIC: [u8; 6] = *b"\x93NUMPY";
 /// The longest header that version 1 can have; that of a matrix of numbers has about a hundred
 /// bytes.
 const LONGEST_HEADER: u32 = 65_535;
+/// What helps where a file is none.
+const SAVE: &str = "numpy.save writes one";
+
+/// What is no file that NumPy writes.
+fn no_npy(why: impl Into<String>) -> Wrong {
+    Wrong::new(why, SAVE)
+}
 
 /// Reads up to the data.
-pub(super) fn find_matrix(file: &mut File, len: u64, holds: Holds) -> Parsed<Layout> {
-    let truncated = || format!("expected a .npy file, got one cut off after {len} bytes");
+pub(super) fn find_matrix(file: &mut impl Read, len: u64, holds: Holds) -> Parsed<Layout> {
+    let truncated = || {
+        let why = format!("expected a .npy file, got one cut off after {len} bytes");
+        Wrong::new(why, SAVE_AGAIN)
+    };
     if len < 10 {
         return Err(truncated());
     }
     let prefix: [u8; 8] = read_array(file)?;
     if prefix[..6] != MAGIC {
-        return Err("expected a .npy file, got one that does not start with \\x93NUMPY".to_owned());
+        return Err(no_npy(
+            "expected a .npy file, got one that does not start with \\x93NUMPY",
+        ));
     }
     let (header_len, start) = match (prefix[6], prefix[7]) {
         (1, 0) => (u32::from(u16::from_le_bytes(read_array(file)?)), 10),
         (2 | 3, 0) if len < 12 => return Err(truncated()),
         (2 | 3, 0) => (u32::from_le_bytes(read_array(file)?), 12),
         (major, minor) => {
-            return Err(format!(
+            return Err(no_npy(format!(
                 "expected .npy version 1.0, 2.0 or 3.0, got {major}.{minor}"
-            ));
+            )));
         }
     };
     let start = start + u64::from(header_len);
     if header_len > LONGEST_HEADER {
-        return Err(format!(
+        return Err(no_npy(format!(
             "expected a header of at most {LONGEST_HEADER} bytes, got {header_len}"
-        ));
+        )));
     }
     if start > len {
         return Err(truncated());
@@ -47,7 +58,7 @@ pub(super) fn find_matrix(file: &mut File, len: u64, holds: Holds) -> Parsed<Lay
     let mut header = vec![0; header_len as usize];
     file.read_exact(&mut header).map_err(cannot_read)?;
     let header = std::str::from_utf8(&header)
-        .map_err(|_| "expected a header in UTF-8, got other bytes".to_owned())?;
+        .map_err(|_| no_npy("expected a header in UTF-8, got other bytes"))?;
     let header = Header::parse(header, holds)?;
     let layout = Layout::new(&header.shape, header.stored, holds, len - start)?;
     Ok(Layout {
@@ -60,7 +71,7 @@ pub(super) fn find_matrix(file: &mut File, len: u64, holds: Holds) -> Parsed<Lay
     })
 }
 
-fn read_array<const B: usize>(file: &mut File) -> Parsed<[u8; B]> {
+fn read_array<const B: usize>(file: &mut impl Read) -> Parsed<[u8; B]> {
     let mut bytes = [0; B];
     file.read_exact(&mut bytes).map_err(cannot_read)?;
     Ok(bytes)
@@ -84,13 +95,14 @@ impl Header {
             let key = cursor.string()?;
             cursor.expect(':')?;
             match key {
+                // Of a key that comes twice the last counts, as in Python.
                 "descr" => stored = Some(cursor.descr(holds)?),
                 "fortran_order" => fortran_order = Some(cursor.boolean()?),
                 "shape" => shape = Some(cursor.shape()?),
                 key => {
-                    return Err(format!(
+                    return Err(no_npy(format!(
                         "expected the keys descr, fortran_order and shape in the header, got {key:?}"
-                    ));
+                    )));
                 }
             }
             if !cursor.eat(',') {
@@ -101,7 +113,7 @@ impl Header {
         if !cursor.rest.trim().is_empty() {
             return Err(cursor.expected("the end of the header"));
         }
-        let missing = |key| format!("expected {key} in the header, got none");
+        let missing = |key| no_npy(format!("expected {key} in the header, got none"));
         let (stored, big_endian) = stored.ok_or_else(|| missing("descr"))?;
         Ok(Header {
             stored,
@@ -118,9 +130,9 @@ struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    fn expected(&self, what: &str) -> String {
+    fn expected(&self, what: &str) -> Wrong {
         let got: String = self.rest.chars().take(20).collect();
-        format!("expected {what} in the header, got {got:?}")
+        no_npy(format!("expected {what} in the header, got {got:?}"))
     }
 
     fn skip_space(&mut self) {
@@ -172,16 +184,17 @@ impl<'a> Cursor<'a> {
         let (expected, cure) = match holds {
             Holds::Rows | Holds::Weights => (
                 "expected dtype f16, f32 or f64 (<f2, <f4, <f8), got",
-                "; a.astype('float32') in NumPy converts it",
+                "a.astype('float32') in NumPy converts it",
             ),
             Holds::Classes | Holds::Labels => (
                 "expected dtype i8 to i64 or u8 to u64 (|i1, <i2, <i4, <i8, |u1, <u2, <u4, <u8), got",
-                "; a.astype('int64') in NumPy converts it",
+                "a.astype('int64') in NumPy converts it",
             ),
         };
         self.skip_space();
         if self.rest.starts_with(['[', '(']) {
-            return Err(format!("{expected} a structured one"));
+            let why = format!("{expected} a structured one");
+            return Err(Wrong::new(why, "a['field'] in NumPy takes a field of it"));
         }
         let name = self.string()?;
         let stored = match name.strip_prefix(['<', '>', '|']) {
@@ -203,7 +216,7 @@ impl<'a> Cursor<'a> {
         stored
             .filter(|stored| stored.is(holds) && is_whole(stored))
             .map(|stored| (stored, name.starts_with('>')))
-            .ok_or_else(|| format!("{expected} {name:?}{cure}"))
+            .ok_or_else(|| Wrong::new(format!("{expected} {name:?}"), cure))
     }
 
     /// A tuple (or list) of sizes.

@@ -5,14 +5,14 @@ use std::io::{Read, Seek, SeekFrom};
 
 use relata::DType;
 use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::tensor::Metadata;
 
-use super::{Holds, Layout, Parsed, Stored, cannot_read};
+use super::{Holds, Layout, Parsed, SAVE_AGAIN, Stored, Wrong, cannot_read, names};
 
 /// The format's own limit.
 const LONGEST_HEADER: u64 = 100_000_000;
-/// Names listed where one is not found.
-const NAMES_LISTED: usize = 8;
+/// What helps where a file is none.
+const SAVE_FILE: &str = "save_file of the package safetensors writes one";
 
 /// Reads up to the data of `tensor`, or of the only one there is.
 pub(super) fn find_matrix(
@@ -22,7 +22,12 @@ pub(super) fn find_matrix(
     holds: Holds,
 ) -> Parsed<Layout> {
     let (metadata, start) = read_metadata(file, len)?;
-    let (name, info) = find_tensor(&metadata, tensor)?;
+    let names = metadata.offset_keys();
+    let name = names::find(&names, tensor, "FILE.safetensors")?;
+    let info = metadata.info(name).ok_or_else(|| {
+        let why = format!("expected {name:?} in the header, got none");
+        Wrong::new(why, SAVE_AGAIN)
+    })?;
     let stored = match info.dtype {
         Dtype::F64 => Some(Stored::Float(DType::F64)),
         Dtype::F32 => Some(Stored::Float(DType::F32)),
@@ -39,14 +44,12 @@ pub(super) fn find_matrix(
         _ => None,
     };
     let Some(stored) = stored.filter(|stored| stored.is(holds)) else {
-        let expected = match holds {
-            Holds::Rows | Holds::Weights => "F16, BF16, F32 or F64",
-            Holds::Classes | Holds::Labels => "I8 to I64 or U8 to U64",
+        let (expected, cure) = match holds {
+            Holds::Rows | Holds::Weights => ("F16, BF16, F32 or F64", "tensor.float()"),
+            Holds::Classes | Holds::Labels => ("I8 to I64 or U8 to U64", "tensor.long()"),
         };
-        return Err(format!(
-            "expected {expected}, got {} in {name:?}",
-            info.dtype
-        ));
+        let why = format!("expected {expected}, got {} in {name:?}", info.dtype);
+        return Err(Wrong::new(why, format!("{cure} in PyTorch converts it")));
     };
     let (from, to) = info.data_offsets;
     let shape: Vec<u64> = info.shape.iter().map(|&size| size as u64).collect();
@@ -61,63 +64,30 @@ pub(super) fn find_matrix(
 fn read_metadata(file: &mut File, len: u64) -> Parsed<(Metadata, u64)> {
     let mut length = [0; 8];
     if len < 8 {
-        return Err(format!(
-            "expected a .safetensors file, got one of {len} bytes"
-        ));
+        let why = format!("expected a .safetensors file, got one of {len} bytes");
+        return Err(Wrong::new(why, SAVE_FILE));
     }
     file.read_exact(&mut length).map_err(cannot_read)?;
     let header_len = u64::from_le_bytes(length);
     if header_len > LONGEST_HEADER.min(len - 8) {
-        return Err(format!(
+        let why = format!(
             "expected a .safetensors file, got a header of {header_len} bytes in a file of {len}"
-        ));
+        );
+        return Err(Wrong::new(why, SAVE_FILE));
     }
     let mut header = Vec::new();
     file.take(header_len)
         .read_to_end(&mut header)
         .map_err(cannot_read)?;
-    let metadata: Metadata = serde_json::from_slice(&header)
-        .map_err(|error| format!("expected a .safetensors header, got: {error}"))?;
+    let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| {
+        let why = format!("expected a .safetensors header, got: {error}");
+        Wrong::new(why, SAVE_FILE)
+    })?;
     let start = 8 + header_len;
     let (claimed, data) = (metadata.data_len() as u64, len - start);
     if claimed != data {
-        return Err(format!("expected {claimed} bytes of data, got {data}"));
+        let why = format!("expected {claimed} bytes of data, got {data}");
+        return Err(Wrong::new(why, SAVE_AGAIN));
     }
     Ok((metadata, start))
-}
-
-/// The tensor called `name`, or the only one.
-fn find_tensor<'a>(metadata: &'a Metadata, name: Option<&str>) -> Parsed<(String, &'a TensorInfo)> {
-    let names = metadata.offset_keys();
-    let name = match (name, names.as_slice()) {
-        (Some(name), _) => name.to_owned(),
-        (None, [only]) => only.clone(),
-        (None, _) => {
-            return Err(format!(
-                "expected FILE.safetensors:TENSOR, got no name; {}",
-                listed(&names)
-            ));
-        }
-    };
-    match metadata.info(&name) {
-        Some(info) => Ok((name, info)),
-        None => Err(format!(
-            "expected a tensor of the file, got {name:?}; {}",
-            listed(&names)
-        )),
-    }
-}
-
-fn listed(names: &[String]) -> String {
-    let first: Vec<&str> = names
-        .iter()
-        .take(NAMES_LISTED)
-        .map(String::as_str)
-        .collect();
-    let more = if names.len() > NAMES_LISTED {
-        ", …"
-    } else {
-        ""
-    };
-    format!("it holds {}: {}{more}", names.len(), first.join(", "))
 }
