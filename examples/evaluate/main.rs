@@ -47,9 +47,13 @@ fn run() -> Result<()> {
     options.check_divergence()?;
     towers::check(&options)?;
     let files = options.out_files()?;
-    let sources = Sources::load(&options)?;
+    let sources = {
+        let _spinner = output::spinner("reading".to_owned());
+        Sources::load(&options)?
+    };
     let jobs = plan::plan(&options, &sources)?;
     if let Some(file) = &files.plot {
+        let _spinner = output::spinner("drawing".to_owned());
         plot::draw(file, &sources.pictured()?)?;
     }
     let mut bench = Bench::new(options.checked, jobs.len());
@@ -70,23 +74,23 @@ fn report_json(bench: &mut Bench, jobs: &[Job], files: &OutFiles) -> Result<()> 
     Ok(())
 }
 
-/// One table of all jobs.
+/// One table of all jobs, row by row.
 fn report_table(
     bench: &mut Bench,
     jobs: &[Job],
     files: &OutFiles,
     options: &Options,
 ) -> Result<()> {
-    let mut table = report::Table::new();
+    let mut table = report::Table::new(jobs);
     for job in jobs {
         let measured = bench.measure(job)?;
         write(files, job, &measured)?;
         let deviation = if job.device.is_reference() || !job.with_reference {
             None
         } else {
-            Some(measured.deviation_from(&*bench.reference(job)?))
+            Some(measured.deviation_from(&*bench.compared_with(job)?))
         };
-        table.add(job, &measured, deviation);
+        output::print_line(&table.row(job, &measured, deviation))?;
     }
     output::print_line(&table.finish(options))
 }

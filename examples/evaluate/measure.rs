@@ -72,7 +72,7 @@ fn ratio(difference: f64, reference: f64) -> f64 {
 /// Evaluates jobs, and the reference no more than once on the same inputs.
 pub(crate) struct Bench {
     checked: bool,
-    /// How many jobs there are, and how many have been started, to show the progress.
+    /// How many jobs there are, each a row, and how many have been started: the progress.
     jobs: usize,
     started: usize,
     /// By loss and the type its inputs are rounded to.
@@ -91,15 +91,21 @@ impl Bench {
 
     pub(crate) fn measure(&mut self, job: &Job) -> Result<Rc<Measurement>> {
         self.started += 1;
+        let row = format!("row {} of {}", self.started, self.jobs);
         if job.device.is_reference() {
-            self.reference(job)
+            self.reference(job, &row)
         } else {
-            self.evaluate(job).map(Rc::new)
+            self.evaluate(job, &row).map(Rc::new)
         }
     }
 
-    /// The reference on the inputs of `job`, rounded to the same type.
-    pub(crate) fn reference(&mut self, job: &Job) -> Result<Rc<Measurement>> {
+    /// The reference on the inputs of the job that was measured last, rounded to the same type.
+    pub(crate) fn compared_with(&mut self, job: &Job) -> Result<Rc<Measurement>> {
+        let row = format!("for row {} of {}", self.started, self.jobs);
+        self.reference(job, &row)
+    }
+
+    fn reference(&mut self, job: &Job, row: &str) -> Result<Rc<Measurement>> {
         let job = Job {
             device: DeviceKind::Reference,
             dtype: widest_same(job),
@@ -111,21 +117,15 @@ impl Bench {
         {
             return Ok(Rc::clone(known));
         }
-        let measured = Rc::new(self.evaluate(&job)?);
+        let measured = Rc::new(self.evaluate(&job, row)?);
         self.references
             .push((job.loss, job.dtype, Rc::clone(&measured)));
         Ok(measured)
     }
 
-    fn evaluate(&self, job: &Job) -> Result<Measurement> {
-        let _spinner = spinner(format!(
-            "{} of {}: {} on {} ({})",
-            self.started,
-            self.jobs,
-            job.loss,
-            job.device.name(),
-            job.dtype
-        ));
+    fn evaluate(&self, job: &Job, row: &str) -> Result<Measurement> {
+        let (loss, device, dtype) = (job.loss, job.device.name(), job.dtype);
+        let _spinner = spinner(format!("{loss}, {device} ({dtype}), {row}"));
         let measured = match job.device {
             DeviceKind::Reference => in_any_dtype(&Reference, job, self.checked),
             DeviceKind::Cpu => in_any_dtype(&Cpu, job, self.checked),

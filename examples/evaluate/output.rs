@@ -18,7 +18,7 @@ pub(crate) fn print_line(line: &str) -> Result<()> {
         })
 }
 
-/// A spinner that says what is being evaluated until it is dropped; nothing where standard error is
+/// A spinner that says what is being done until it is dropped; nothing where standard error is
 /// not a terminal.
 pub(crate) fn spinner(message: String) -> ProgressBar {
     let bar = ProgressBar::new_spinner()

@@ -1,7 +1,5 @@
 //! What is printed: lines of JSON or a table.
 
-use comfy_table::{CellAlignment, LineStyle, TableStyle, presets};
-
 use crate::inputs::DIGITS_FOR_TRIPLES;
 use crate::measure::{Deviation, Measurement};
 use crate::options::Options;
@@ -53,35 +51,41 @@ fn number(value: f64) -> String {
     serde_json::Value::from(value).to_string()
 }
 
-/// A row per job.
+/// A row per job, each of which is a line as soon as it is known.
 pub(crate) struct Table {
-    table: comfy_table::Table,
+    widths: [usize; COLUMNS],
+    has_begun: bool,
 }
 
-const HEADER: [&str; 10] = [
+const COLUMNS: usize = 10;
+const HEADER: [&str; COLUMNS] = [
     "loss",
     "device",
     "dtype",
     "rows x dims",
     "value",
-    "terms",
     "|gradient|",
     "loss dev.",
     "gradient dev.",
     "time",
+    "terms",
 ];
-
-/// Lines above, below and under the header only.
-const STYLE: TableStyle = presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none());
+/// Columns of words, which begin at the left.
+const LEFT: [usize; 4] = [0, 1, 2, COLUMNS - 1];
+/// Of a number in the columns of results: `1.234567e-10`.
+const NUMBER: usize = 12;
+/// `999.99 ms`.
+const TIME: usize = 9;
+const GAP: &str = "  ";
 
 const LEGEND: &str = "\
 rows x dims: N x D of the student, after B x where there are groups, or of each tower in clip and siglip; /D_t
 of the teacher, or /top k of its classes, +K keys in the queue's file.
-terms: rrd's KL(p||q); the two parts of rkd and of clip, not weighted; the derivatives of the loss by its scale
-(1/temperature in clip and sup-con) and its bias.
 loss dev. |L - L_ref|/|L_ref| and gradient dev. |g - g_ref|/|g_ref|: from the reference, in f64, on inputs
 rounded to the same dtype; - where it is not among the devices. time: loss and gradient, the median of
-repeated evaluations.";
+repeated evaluations.
+terms: rrd's KL(p||q); the two parts of rkd and of clip, not weighted; the derivatives of the loss by its scale
+(1/temperature in clip and sup-con) and its bias.";
 
 /// What the inputs are.
 fn digits(with_reference: bool) -> String {
@@ -97,44 +101,85 @@ fn digits(with_reference: bool) -> String {
 }
 
 impl Table {
-    pub(crate) fn new() -> Self {
-        let mut table = comfy_table::Table::new();
-        table.load_style(STYLE).set_header(HEADER);
-        for column in table.column_iter_mut().skip(3) {
-            column.set_cell_alignment(CellAlignment::Right);
+    /// Of these jobs, whose words are known before their numbers.
+    pub(crate) fn new(jobs: &[Job]) -> Self {
+        let mut widths = HEADER.map(str::len);
+        for job in jobs {
+            for (width, word) in widths.iter_mut().zip(words(job)) {
+                *width = word.chars().count().max(*width);
+            }
         }
-        Table { table }
+        widths[4..6].fill(NUMBER);
+        widths[8] = TIME;
+        let has_begun = false;
+        Table { widths, has_begun }
     }
 
-    pub(crate) fn add(&mut self, job: &Job, measured: &Measurement, deviation: Option<Deviation>) {
+    /// The lines of a job, which begin with the header once.
+    pub(crate) fn row(
+        &mut self,
+        job: &Job,
+        measured: &Measurement,
+        deviation: Option<Deviation>,
+    ) -> String {
         let none = || "-".to_owned();
         let (value, gradient) = match deviation {
             Some(of) => (format!("{:.1e}", of.value), format!("{:.1e}", of.gradient)),
             None => (none(), none()),
         };
-        self.table.add_row([
-            job.loss.name().to_owned(),
-            job.device.name().to_owned(),
-            job.dtype.name().to_owned(),
-            sizes(job),
+        let [loss, device, dtype, sizes] = words(job);
+        let row = self.line([
+            loss,
+            device,
+            dtype,
+            sizes,
             significant(measured.value),
-            terms(measured),
             significant(measured.gradient_norm()),
             value,
             gradient,
             time(measured.seconds),
+            terms(measured),
         ]);
+        if std::mem::replace(&mut self.has_begun, true) {
+            return row;
+        }
+        let header = self.line(HEADER.map(str::to_owned));
+        format!("{header}\n{}\n{row}", self.rule())
     }
 
-    /// The table and what its columns mean.
+    /// What the columns mean.
     pub(crate) fn finish(self, options: &Options) -> String {
         let digits = if options.on_digits() {
             digits(options.asks_for_reference())
         } else {
             String::new()
         };
-        format!("{}\n{LEGEND}{digits}", self.table.trim_fmt())
+        format!("{}\n{LEGEND}{digits}", self.rule())
     }
+
+    fn line(&self, cells: [String; COLUMNS]) -> String {
+        let cells = cells.iter().zip(self.widths).enumerate();
+        let padded = cells.map(|(column, (cell, width))| match LEFT.contains(&column) {
+            true => format!("{cell:<width$}"),
+            false => format!("{cell:>width$}"),
+        });
+        let line = padded.collect::<Vec<_>>().join(GAP);
+        line.trim_end().to_owned()
+    }
+
+    fn rule(&self) -> String {
+        "─".repeat(self.widths.iter().sum::<usize>() + GAP.len() * (COLUMNS - 1))
+    }
+}
+
+/// What is known of a row before it is computed.
+fn words(job: &Job) -> [String; 4] {
+    [
+        job.loss.name().to_owned(),
+        job.device.name().to_owned(),
+        job.dtype.name().to_owned(),
+        sizes(job),
+    ]
 }
 
 /// The named terms, or a dash.
