@@ -131,26 +131,34 @@ const LONG: f64 = 3e10;
 /// The same in some minutes.
 const VERY_LONG: f64 = 5e11;
 
-/// The products that the reference forms where it forms every triple of rows or every pair of pairs;
-/// else 0.
+/// How long the reference takes, in products of the losses over triples. The factors are ratios of
+/// measured times.
 fn reference_products(loss: &Loss, parts: Parts, inputs: &Inputs) -> f64 {
     let groups = parts.groups() as f64;
-    let rows = inputs.student.rows as f64 / groups;
+    let rows = inputs.batch_rows() as f64 / groups;
+    let width = (inputs.student.dim + inputs.teacher.matrix().dim) as f64;
     groups
         * match loss.spec().family {
-            Family::Triplet(_) => {
-                rows.powi(3) * (inputs.student.dim as f64 + inputs.teacher.matrix().dim as f64)
-            }
+            Family::Triplet(_) => rows.powi(3) * width,
             // N⁴/8 comparisons, each as long as some dozens of products.
             Family::Pairwise(Pairwise {
                 penalty: Penalty::Order { .. },
                 ..
             }) => 8.0 * rows.powi(4),
-            Family::Pairwise(_)
-            | Family::Contrastive(_)
-            | Family::Logits(_)
-            | Family::Towers(_)
-            | Family::Sampled(_) => 0.0,
+            Family::Pairwise(Pairwise {
+                penalty: Penalty::Ranking { .. },
+                ..
+            }) => 10.0 * rows.powi(2) * width,
+            Family::Pairwise(_) => 2.0 * rows.powi(2) * width,
+            Family::Contrastive(_) => {
+                let stored = inputs.keys.map_or(0, |keys| keys.rows);
+                let queue = QueueSetup::of(loss, inputs.keys);
+                let keys = queue.map_or(0, |queue| queue.len(stored, inputs.student.rows));
+                3.5 * rows * (keys as f64).max(rows) * width
+            }
+            Family::Towers(_) | Family::Sampled(_) => 3.5 * rows.powi(2) * width,
+            // Exponentials and logarithms, and no products.
+            Family::Logits(_) => 125.0 * rows * width,
         }
 }
 

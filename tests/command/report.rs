@@ -288,6 +288,28 @@ fn the_reference_is_left_out_where_it_takes_long() {
     }
 }
 
+/// Many rows are long for any loss that compares rows. A NaN stops the command before it computes.
+#[test]
+fn the_reference_is_left_out_of_all_that_takes_long() {
+    let files = Files::new();
+    let left_out = |rows: usize| {
+        let mut values = vec![0; rows * 512 * 2];
+        values[..2].copy_from_slice(&half::f16::NAN.to_le_bytes());
+        files.write("many.npy", &npy("<f2", &[rows, 512], &values));
+        let output = files.run("--student many.npy --teacher many.npy --checked");
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        let notes = stderr.lines().filter_map(|line| {
+            let rest = line.strip_prefix("note: the reference is left out for ")?;
+            Some(rest.split(':').next()?.to_owned())
+        });
+        notes.collect::<Vec<_>>()
+    };
+    assert_eq!(left_out(256), ["order"]);
+    assert_eq!(left_out(512), ["rkd-angle", "rkd", "order"]);
+    assert_eq!(left_out(4096), LOSSES[..10]);
+}
+
 #[test]
 fn the_first_rows_are_those_of_shorter_files() {
     let files = Files::new();
