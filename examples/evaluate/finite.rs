@@ -14,10 +14,12 @@ use crate::teacher::Teacher;
 /// and is worth a warning, unless they are to be refused.
 pub(crate) fn check_finite<'a>(options: &Options, jobs: &[Job<'a>]) -> Result<()> {
     let mut warnings = BTreeSet::new();
-    for job in jobs {
+    for (job, inputs) in jobs
+        .iter()
+        .flat_map(|job| job.inputs.each().map(move |inputs| (job, inputs)))
+    {
         // Logits of −∞ mask classes. The loss itself knows which of them are wrong.
         let may_mask = is_of_logits(&job.loss);
-        let inputs = &job.inputs;
         let read = Read {
             dtype: job.dtype,
             columns: compared(&job.loss, inputs.student),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use relata::{Family, LabelUse, Loss, Pairwise, Penalty, QueueUse, Shapes};
 
+use crate::checks::{WITHOUT_GROUPS, check_rows, check_weights, check_width};
 use crate::failure::{Failure, Result};
 use crate::files::{self, Holds, Labels, Matrix};
 use crate::options::Options;
@@ -13,7 +14,11 @@ use crate::teacher::Teacher;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Inputs<'a> {
     pub(crate) student: &'a Matrix,
+    /// One of the teachers: see [`each`](Self::each).
     pub(crate) teacher: &'a Teacher,
+    /// The student with all of its teachers, and which of them is the teacher.
+    pair: &'a Pair,
+    nth: usize,
     /// The second tower of a loss that compares two.
     pub(crate) second: Option<&'a Pair>,
     /// Past teacher keys, the oldest first, for a loss that takes a queue.
@@ -25,6 +30,21 @@ pub(crate) struct Inputs<'a> {
 }
 
 impl<'a> Inputs<'a> {
+    /// How many teachers there are, of which a loss is the mean.
+    pub(crate) fn teachers(&self) -> usize {
+        self.pair.teachers.len()
+    }
+
+    /// The same with each of the teachers.
+    pub(crate) fn each(self) -> impl Iterator<Item = Self> {
+        let teachers = self.pair.teachers.iter().enumerate();
+        teachers.map(move |(nth, teacher)| Inputs {
+            teacher,
+            nth,
+            ..self
+        })
+    }
+
     /// The rows of a batch: those of both towers, one after the other, where there are two.
     pub(crate) fn batch_rows(&self) -> usize {
         self.student.rows * if self.second.is_some() { 2 } else { 1 }
@@ -41,7 +61,7 @@ impl<'a> Inputs<'a> {
 
     /// The second tower's teacher.
     pub(crate) fn second_teacher(&self) -> Option<&'a Matrix> {
-        self.second.map(|second| second.teacher.matrix())
+        self.second.map(|second| second.teachers[self.nth].matrix())
     }
 
     /// The sizes of a batch, without its queue.
@@ -59,11 +79,11 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// A student and the teacher of the same samples.
+/// A student and its teachers of the same samples, at least one.
 #[derive(Debug)]
 pub(crate) struct Pair {
     student: Matrix,
-    teacher: Teacher,
+    teachers: Vec<Teacher>,
 }
 
 /// Rows whose relations are drawn.
@@ -138,6 +158,13 @@ impl Sources {
                 .transpose()
         };
         let queue = read("--queue", &options.queue, Holds::Rows)?;
+        if queue.is_some() && options.teachers.len() > 1 {
+            let why = format!(
+                "expected one --teacher with it, whose keys it holds, got {}",
+                options.teachers.len()
+            );
+            return Err(Failure::refused("--queue", why));
+        }
         let mut row_weights = read("--row-weights", &options.row_weights, Holds::Weights)?;
         if let (Some(weights), Some(rows)) = (&mut row_weights, options.rows) {
             weights.keep_first(rows)?;
@@ -187,7 +214,9 @@ impl Sources {
         };
         Inputs {
             student: &pair.student,
-            teacher: &pair.teacher,
+            teacher: &pair.teachers[0],
+            pair,
+            nth: 0,
             keys: self.keys(loss),
             row_weights: self.row_weights.as_ref(),
             second: self.second.as_ref(),
@@ -202,17 +231,18 @@ impl Sources {
     /// What a picture shows.
     pub(crate) fn pictured(&self) -> Result<Pictured<'_>> {
         let refused = |got: &str| {
-            let why = format!("expected a teacher's rows, and one tower of each, got {got}");
+            let why = format!("expected one teacher's rows, and one tower of each, got {got}");
             Err(Failure::refused("--plot", why))
         };
         let pair = match &self.pairs {
             Pairs::Files(pair) => pair,
             Pairs::Digits(digits) => &digits.embedding,
         };
-        let teacher = match &pair.teacher {
-            Teacher::Rows(rows) if rows.dim > 0 => rows,
-            Teacher::Rows(_) => return refused("no teacher"),
-            Teacher::TopK(_) => return refused("lists of classes"),
+        let teacher = match &pair.teachers[..] {
+            [Teacher::Rows(rows)] if rows.dim > 0 => rows,
+            [Teacher::TopK(_)] => return refused("lists of classes"),
+            [_, _, ..] => return refused("several teachers"),
+            _ => return refused("no teacher"),
         };
         if self.second.is_some() {
             return refused("two towers");
@@ -242,128 +272,6 @@ impl Sources {
     }
 }
 
-/// What helps where rows have groups.
-const WITHOUT_GROUPS: &str = "a.reshape(-1, dim) in NumPy or PyTorch makes one group of them";
-
-impl Matrix {
-    /// Refuses groups, where rows of all groups are compared.
-    fn without_groups(&self) -> Result<()> {
-        match self.groups {
-            None => Ok(()),
-            Some(groups) => {
-                let why = format!(
-                    "expected dimensions [rows, dim], got {groups} groups of rows; {WITHOUT_GROUPS}"
-                );
-                Err(Failure::refused(&self.origin, why))
-            }
-        }
-    }
-
-    /// Reads a label for each row, if the options name a file of them.
-    fn load_labels(&self, options: &Options) -> Result<Option<Labels>> {
-        let Some(path) = &options.towers.labels else {
-            return Ok(None);
-        };
-        self.without_groups()?;
-        let mut labels = files::read_labels("--labels", path)?;
-        if let Some(rows) = options.rows {
-            check_enough(rows, labels.ids.len(), &labels.origin)?;
-            labels.ids.truncate(rows);
-        }
-        if labels.ids.len() != self.rows {
-            let why = format!(
-                "expected {} labels, one for each row of {}, got {}; {}",
-                self.rows,
-                self.origin,
-                labels.ids.len(),
-                first_rows(self.rows.min(labels.ids.len()))
-            );
-            return Err(Failure::refused(&labels.origin, why));
-        }
-        Ok(Some(labels))
-    }
-
-    /// Drops the rows from `rows` on.
-    pub(crate) fn keep_first(&mut self, rows: usize) -> Result<()> {
-        if self.groups.is_some() {
-            let why = format!(
-                "expected a file of dimensions [N, D], got {}, of [B, N, D]",
-                self.origin
-            );
-            return Err(Failure::refused("--rows", why));
-        }
-        check_enough(rows, self.rows, &self.origin)?;
-        self.rows = rows;
-        self.values.truncate(rows * self.dim);
-        Ok(())
-    }
-}
-
-/// What helps where files have different numbers of rows.
-fn first_rows(rows: usize) -> String {
-    format!("--rows {rows} takes the first {rows} of all files")
-}
-
-/// Refuses to take the first `rows` of fewer.
-fn check_enough(rows: usize, most: usize, origin: &str) -> Result<()> {
-    if rows <= most {
-        return Ok(());
-    }
-    let why = format!("expected at most {most}, as {origin} has, got {rows}");
-    Err(Failure::refused("--rows", why))
-}
-
-/// Refuses weights that are negative or not finite.
-fn check_weights(weights: &Matrix) -> Result<()> {
-    let mut values = weights.values.iter().enumerate();
-    match values.find(|(_, weight)| !(weight.is_finite() && **weight >= 0.0)) {
-        None => Ok(()),
-        Some((row, weight)) => {
-            let why = format!(
-                "expected finite numbers of at least 0, got {weight} at row {row}; 0 leaves a row out"
-            );
-            Err(Failure::refused(&weights.origin, why))
-        }
-    }
-}
-
-/// Refuses `other` unless its rows, and the groups of them, are those of `first`.
-pub(crate) fn check_rows(first: &Matrix, other: &Matrix) -> Result<()> {
-    let text = |groups: Option<usize>| match groups {
-        Some(groups) => format!("{groups} groups of rows"),
-        None => "rows without groups".to_owned(),
-    };
-    let (expected, got, cure) = if first.rows != other.rows {
-        let cure = match (first.groups, other.groups) {
-            (None, None) => first_rows(first.rows.min(other.rows)),
-            _ => "both are to be of the same samples".to_owned(),
-        };
-        (format!("{} rows", first.rows), other.rows.to_string(), cure)
-    } else if first.groups != other.groups {
-        let cure = "a.reshape in NumPy or PyTorch gives it the other's".to_owned();
-        (text(first.groups), text(other.groups), cure)
-    } else {
-        return Ok(());
-    };
-    let why = format!(
-        "expected {expected}, as {} has, got {got}; {cure}",
-        first.origin
-    );
-    Err(Failure::refused(&other.origin, why))
-}
-
-/// Refuses rows of another width than those of the first tower.
-fn check_width(first: &Matrix, second: &Matrix) -> Result<()> {
-    if first.dim == second.dim {
-        return Ok(());
-    }
-    let why = format!(
-        "expected rows of {} elements, as {} has, got {}; project both towers to one width first",
-        first.dim, first.origin, second.dim
-    );
-    Err(Failure::refused(&second.origin, why))
-}
-
 impl Pair {
     fn load(student: &Path, options: &Options) -> Result<Self> {
         let student = files::read("--student", student, Holds::Rows)?;
@@ -377,38 +285,42 @@ impl Pair {
             return Ok(None);
         };
         let student = files::read("--student-keys", student, Holds::Rows)?;
-        let teacher = Teacher::of_rows("--teacher-keys", towers.teacher_keys.as_deref())?;
+        let teachers = Teacher::of_rows("--teacher-keys", &towers.teacher_keys)?;
         for student in [&self.student, &student] {
             student.without_groups()?;
         }
-        let second = Pair::cut(student, teacher, options)?;
+        let second = Pair::cut(student, teachers, options)?;
         check_rows(&self.student, &second.student)?;
         check_width(&self.student, &second.student)?;
-        check_width(self.teacher.matrix(), second.teacher.matrix())?;
+        for (first, second) in self.teachers.iter().zip(&second.teachers) {
+            check_width(first.matrix(), second.matrix())?;
+        }
         Ok(Some(second))
     }
 
     /// The first rows, of as many as are asked for.
-    fn cut(mut student: Matrix, teacher: Option<Teacher>, options: &Options) -> Result<Self> {
+    fn cut(mut student: Matrix, mut teachers: Vec<Teacher>, options: &Options) -> Result<Self> {
         if let Some(rows) = options.rows {
             student.keep_first(rows)?;
-        }
-        let teacher = match (teacher, options.rows) {
-            (None, _) => Teacher::none_for(&student),
-            (Some(teacher), None) => teacher,
-            (Some(mut teacher), Some(rows)) => {
+            for teacher in &mut teachers {
                 teacher.keep_first(rows)?;
-                teacher
             }
-        };
-        Pair::new(student, teacher)
+        }
+        if teachers.is_empty() {
+            teachers.push(Teacher::none_for(&student));
+        }
+        Pair::new(student, teachers)
     }
 
-    fn new(mut student: Matrix, mut teacher: Teacher) -> Result<Self> {
-        student.fit(teacher.matrix());
-        teacher.fit(&student);
-        check_rows(&student, teacher.matrix())?;
-        Ok(Pair { student, teacher })
+    fn new(mut student: Matrix, mut teachers: Vec<Teacher>) -> Result<Self> {
+        for teacher in &teachers {
+            student.fit(teacher.matrix());
+        }
+        for teacher in &mut teachers {
+            teacher.fit(&student);
+            check_rows(&student, teacher.matrix())?;
+        }
+        Ok(Pair { student, teachers })
     }
 }
 
@@ -427,7 +339,7 @@ impl Digits {
                 matrix.keep_first(rows.min(matrix.rows))?;
                 Ok(matrix)
             };
-            Pair::new(tensor("student")?, Teacher::Rows(tensor("teacher")?))
+            Pair::new(tensor("student")?, vec![Teacher::Rows(tensor("teacher")?)])
         };
         let for_triples = if for_reference {
             DIGITS_FOR_TRIPLES

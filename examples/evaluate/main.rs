@@ -6,6 +6,7 @@
 //! cargo run --release --example evaluate -- --student s.npy --teacher t.npy --loss rkd-angle --json
 //! ```
 
+mod checks;
 mod devices;
 mod failure;
 mod files;
@@ -14,6 +15,7 @@ mod inputs;
 mod measure;
 mod options;
 mod out_file;
+mod out_files;
 mod output;
 mod plan;
 mod plot;
@@ -26,7 +28,8 @@ use std::process::ExitCode;
 use failure::{Failure, Result, say};
 use inputs::Sources;
 use measure::{Bench, Measurement};
-use options::{Options, OutFiles};
+use options::Options;
+use out_files::OutFiles;
 use plan::Job;
 
 fn main() -> ExitCode {
@@ -46,7 +49,7 @@ fn run() -> Result<()> {
     options.check_banks()?;
     options.check_divergence()?;
     towers::check(&options)?;
-    let files = options.out_files()?;
+    let files = OutFiles::new(&options)?;
     let sources = {
         let _spinner = output::spinner("reading".to_owned());
         Sources::load(&options)?

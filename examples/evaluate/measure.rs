@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use half::{bf16, f16};
 use relata::{
     Batch, Cpu, DType, Device, Element, Enqueue, Error, Loss, Problem, Queue, Reference, Rows,
-    Terms, TopK, Value, WeightPrecision,
+    TopK, Value, WeightPrecision,
 };
 
 use crate::devices::DeviceKind;
 use crate::failure::{Failure, Result};
 use crate::files::Matrix;
 use crate::finite::{real, round};
+use crate::inputs::Inputs;
 use crate::output::spinner;
 use crate::plan::{Job, Parts, QueueSetup};
 use crate::teacher::Teacher;
@@ -22,7 +23,7 @@ use crate::teacher::Teacher;
 pub(crate) struct Measurement {
     pub(crate) value: f64,
     /// The loss's named terms.
-    pub(crate) terms: Terms,
+    pub(crate) terms: Vec<(&'static str, f64)>,
     /// `[N, D]`, or of two towers `[2N, D]`; f64 holds every device's values exactly.
     pub(crate) gradient: Vec<f64>,
     /// `[N]`, or empty if they were not asked for.
@@ -40,6 +41,36 @@ pub(crate) struct Deviation {
 }
 
 impl Measurement {
+    /// Adds what the same loss gave with another teacher.
+    fn add(&mut self, other: &Measurement) {
+        self.value += other.value;
+        self.seconds += other.seconds;
+        for ((_, sum), (_, term)) in self.terms.iter_mut().zip(&other.terms) {
+            *sum += term;
+        }
+        for (sums, values) in [
+            (&mut self.gradient, &other.gradient),
+            (&mut self.row_losses, &other.row_losses),
+        ] {
+            for (sum, value) in sums.iter_mut().zip(values) {
+                *sum += value;
+            }
+        }
+    }
+
+    /// The mean, if it is the sum with so many teachers. The time is that of all.
+    fn mean_of(mut self, teachers: usize) -> Self {
+        let count = teachers as f64;
+        self.value /= count;
+        for (_, term) in &mut self.terms {
+            *term /= count;
+        }
+        for value in self.gradient.iter_mut().chain(&mut self.row_losses) {
+            *value /= count;
+        }
+        self
+    }
+
     pub(crate) fn gradient_norm(&self) -> f64 {
         norm(self.gradient.iter().copied())
     }
@@ -123,7 +154,21 @@ impl Bench {
         Ok(measured)
     }
 
+    /// The mean over the teachers.
     fn evaluate(&self, job: &Job, row: &str) -> Result<Measurement> {
+        let teachers = job.inputs.teachers();
+        if teachers == 1 {
+            return self.evaluate_one(job, row);
+        }
+        let row = |nth: usize| format!("teacher {nth} of {teachers}, {row}");
+        let mut sum = self.evaluate_one(job, &row(1))?;
+        for (inputs, nth) in job.inputs.each().zip(1..).skip(1) {
+            sum.add(&self.evaluate_one(&Job { inputs, ..*job }, &row(nth))?);
+        }
+        Ok(sum.mean_of(teachers))
+    }
+
+    fn evaluate_one(&self, job: &Job, row: &str) -> Result<Measurement> {
         let (loss, device, dtype) = (job.loss, job.device.name(), job.dtype);
         let _spinner = spinner(format!("{loss}, {device} ({dtype}), {row}"));
         let measured = match job.device {
@@ -168,7 +213,7 @@ where
 fn widest_same(job: &Job) -> DType {
     let exact = |matrix: &Matrix, dtype| matrix.values.iter().all(|&x| round(x, dtype) == x);
     let inputs = &job.inputs;
-    let of_teacher = match inputs.teacher {
+    let of_teacher = |inputs: Inputs| match inputs.teacher {
         Teacher::Rows(rows) => exact(rows, job.dtype),
         Teacher::TopK(top) => exact(&top.log_probs, real(job.dtype)),
     };
@@ -176,9 +221,11 @@ fn widest_same(job: &Job) -> DType {
     let of_second = |matrix| exact(matrix, job.dtype);
     if QueueSetup::of(&job.loss, inputs.keys).is_none()
         && exact(inputs.student, job.dtype)
-        && of_teacher
+        && inputs.each().all(of_teacher)
         && inputs.second_student().is_none_or(of_second)
-        && inputs.second_teacher().is_none_or(of_second)
+        && inputs
+            .each()
+            .all(|inputs| inputs.second_teacher().is_none_or(of_second))
         && inputs.row_weights.is_none_or(of_weights)
     {
         DType::F64
@@ -310,7 +357,7 @@ impl<'a, T: Element> Rounded<'a, T> {
         })?;
         Ok(Measurement {
             value: value.loss,
-            terms: value.terms,
+            terms: value.terms.iter().collect(),
             gradient: gradient.iter().map(|g| g.to_f64()).collect(),
             row_losses,
             seconds,
@@ -331,7 +378,7 @@ impl<'a, T: Element> Rounded<'a, T> {
         };
         Ok(Measurement {
             value: evaluation.loss,
-            terms: evaluation.terms,
+            terms: evaluation.terms.iter().collect(),
             gradient: evaluation.gradient.iter().map(|g| g.to_f64()).collect(),
             row_losses: self.row_losses(f64::NAN),
             seconds: start.elapsed().as_secs_f64(),

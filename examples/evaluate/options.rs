@@ -7,9 +7,6 @@ use relata::{DType, Divergence, Enqueue, Family, Loss, ParameterValue, WeightPre
 
 use crate::devices::DeviceKind;
 use crate::failure::{Failure, Result};
-use crate::files;
-use crate::inputs::DIGITS;
-use crate::out_file::OutFile;
 use crate::towers::TowerOptions;
 
 /// Evaluates distillation losses of a student against a teacher, and their gradients with respect
@@ -29,12 +26,12 @@ pub(crate) struct Options {
     #[arg(long, value_name = "F")]
     pub(crate) student: Option<PathBuf>,
     /// Teacher's embeddings [N, D_t] or [B, N, D_t] (or logits). clip can do without; siglip and sup-con
-    /// take none
-    #[arg(long, value_name = "F", requires = "student")]
-    pub(crate) teacher: Option<PathBuf>,
+    /// take none. May be repeated: losses, gradients and terms are the mean of those with each teacher
+    #[arg(long = "teacher", value_name = "F", requires = "student")]
+    pub(crate) teachers: Vec<PathBuf>,
     /// In place of --teacher, in kd-kl: the teacher's k most likely classes of each row, integers
     /// [N, k] or [B, N, k]. All other classes count as one: see --no-tail
-    #[arg(long, value_name = "F", requires_all = ["student", "teacher_log_probs"], conflicts_with = "teacher")]
+    #[arg(long, value_name = "F", requires_all = ["student", "teacher_log_probs"], conflicts_with = "teachers")]
     pub(crate) teacher_ids: Option<PathBuf>,
     /// The logarithms of their probabilities, floats of the same shape. A class of -inf is left out
     #[arg(long, value_name = "F", requires = "teacher_ids")]
@@ -54,7 +51,7 @@ pub(crate) struct Options {
     /// may be repeated [default: cpu, cuda if there is a GPU, and the reference unless it takes more than
     /// some seconds]. The table shows deviations where the reference is among them
     #[arg(long = "device", value_name = "NAME", value_parser = DeviceKind::parse)]
-    devices: Vec<DeviceKind>,
+    pub(crate) devices: Vec<DeviceKind>,
     /// Round the inputs to f64, f32, f16 or bf16 [default: f64 for the reference, else f32]
     #[arg(long, value_name = "TYPE", value_parser = parse_dtype)]
     pub(crate) dtype: Option<DType>,
@@ -135,11 +132,11 @@ pub(crate) struct Options {
     /// Write the gradient, of the shape of --student, to this .npy file: f64 for the reference, else f32. Takes one
     /// --loss and one --device
     #[arg(long, value_name = "OUT.npy")]
-    gradient: Option<PathBuf>,
+    pub(crate) gradient: Option<PathBuf>,
     /// Write the loss of each row, [N] or [B, N] in f64, to this .npy file: those that rrd, info-nce and
     /// kd-kl are the mean of, or the weighted mean. Takes one --loss and one --device
     #[arg(long, value_name = "OUT.npy")]
-    per_row: Option<PathBuf>,
+    pub(crate) per_row: Option<PathBuf>,
     /// Draw the cosines of all rows with one another, the student's, the teacher's and their difference,
     /// to this .svg file. With --labels, or on the digits, rows of a label lie side by side
     #[arg(long, value_name = "OUT.svg")]
@@ -314,95 +311,10 @@ impl Options {
         Ok(())
     }
 
-    /// Where the results go that are to be written.
-    pub(crate) fn out_files(&self) -> Result<OutFiles> {
-        let open = |argument, path: &Option<PathBuf>| match path {
-            None => Ok(None),
-            Some(path) => {
-                self.check_single(argument)?;
-                OutFile::new(argument, path).map(Some)
-            }
-        };
-        let files = OutFiles {
-            gradient: open("--gradient", &self.gradient)?,
-            gradient_keys: open("--gradient-keys", &self.towers.gradient_keys)?,
-            row_losses: open("--per-row", &self.per_row)?,
-            plot: match &self.plot {
-                None => None,
-                Some(path) => Some(OutFile::new("--plot", path)?),
-            },
-        };
-        let all = [
-            ("--gradient", &files.gradient),
-            ("--gradient-keys", &files.gradient_keys),
-            ("--per-row", &files.row_losses),
-            ("--plot", &files.plot),
-        ];
-        let inputs = self.inputs();
-        for (at, (_, file)) in all.into_iter().enumerate() {
-            let Some(file) = file else { continue };
-            for (argument, path) in &inputs {
-                file.check_is_not(argument, path)?;
-            }
-            for (argument, other) in &all[..at] {
-                if let Some(other) = other {
-                    file.check_differs(argument, other)?;
-                }
-            }
-        }
-        Ok(files)
-    }
-
-    /// The files that are read, and what names them.
-    fn inputs(&self) -> Vec<(&'static str, PathBuf)> {
-        let towers = &self.towers;
-        let given = [
-            ("--student", &self.student),
-            ("--teacher", &self.teacher),
-            ("--teacher-ids", &self.teacher_ids),
-            ("--teacher-log-probs", &self.teacher_log_probs),
-            ("--row-weights", &self.row_weights),
-            ("--queue", &self.queue),
-            ("--student-keys", &towers.student_keys),
-            ("--teacher-keys", &towers.teacher_keys),
-            ("--labels", &towers.labels),
-        ];
-        let file = |(argument, path): (_, &Option<PathBuf>)| {
-            let (file, _) = files::split_name(path.as_ref()?);
-            Some((argument, file))
-        };
-        let mut inputs: Vec<_> = given.into_iter().filter_map(file).collect();
-        if self.on_digits() {
-            inputs.push(("the digits", PathBuf::from(DIGITS)));
-        }
-        inputs
-    }
-
-    /// Refuses more than one loss on one device, where the results of one are written.
-    fn check_single(&self, argument: &str) -> Result<()> {
-        let (losses, devices) = (self.losses().len(), self.devices.len());
-        if losses != 1 || self.devices().len() != 1 {
-            let why = format!(
-                "expected exactly one --loss and one --device with it, got {losses} and {devices}"
-            );
-            return Err(Failure::refused(argument, why));
-        }
-        Ok(())
-    }
-
     /// Whether the losses of rows are to be written.
     pub(crate) fn per_row(&self) -> bool {
         self.per_row.is_some()
     }
-}
-
-/// The files that results are written to.
-#[derive(Debug)]
-pub(crate) struct OutFiles {
-    pub(crate) gradient: Option<OutFile>,
-    pub(crate) gradient_keys: Option<OutFile>,
-    pub(crate) row_losses: Option<OutFile>,
-    pub(crate) plot: Option<OutFile>,
 }
 
 /// Whether a loss takes a memory bank, for which there is no file here.

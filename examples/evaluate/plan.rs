@@ -5,11 +5,12 @@ use relata::{
     WeightPrecision,
 };
 
+use crate::checks::check_rows;
 use crate::devices::DeviceKind;
 use crate::failure::{Failure, Result, say};
 use crate::files::Matrix;
 use crate::finite::check_finite;
-use crate::inputs::{Inputs, Sources, check_rows};
+use crate::inputs::{Inputs, Sources};
 use crate::options::{Options, needs_bank};
 use crate::teacher::Teacher;
 
@@ -134,6 +135,11 @@ const VERY_LONG: f64 = 5e11;
 /// How long the reference takes, in products of the losses over triples. The factors are ratios of
 /// measured times.
 fn reference_products(loss: &Loss, parts: Parts, inputs: &Inputs) -> f64 {
+    let with_each = inputs.each().map(|inputs| products(loss, parts, &inputs));
+    with_each.sum()
+}
+
+fn products(loss: &Loss, parts: Parts, inputs: &Inputs) -> f64 {
     let groups = parts.groups() as f64;
     let rows = inputs.batch_rows() as f64 / groups;
     let width = (inputs.student.dim + inputs.teacher.matrix().dim) as f64;
@@ -187,7 +193,9 @@ fn select(options: &Options, sources: &Sources) -> Result<Vec<Loss>> {
     for loss in if all { known.collect() } else { named } {
         let loss = configure(loss, options);
         let inputs = sources.inputs(&loss);
-        match check_shapes(&loss, Parts::new(options, &loss, &inputs), &inputs) {
+        let parts = Parts::new(options, &loss, &inputs);
+        let mut each = inputs.each();
+        match each.try_for_each(|inputs| check_shapes(&loss, parts, &inputs)) {
             Ok(()) => {
                 check_rows_and_classes(&loss, &inputs)?;
                 selected.push(loss);

@@ -17,6 +17,9 @@ pub(crate) fn json(job: &Job, measured: &Measurement) -> String {
     ];
     if job.inputs.has_teacher() {
         fields.push(match job.inputs.teacher {
+            Teacher::Rows(_) if job.inputs.teachers() > 1 => {
+                ("teacher_dims", format!("[{}]", teacher_dims(job)))
+            }
             Teacher::Rows(rows) => ("teacher_dim", rows.dim.to_string()),
             Teacher::TopK(top) => ("teacher_k", top.ids.dim.to_string()),
         });
@@ -33,7 +36,7 @@ pub(crate) fn json(job: &Job, measured: &Measurement) -> String {
         measured
             .terms
             .iter()
-            .map(|(name, value)| (name, number(value))),
+            .map(|&(name, value)| (name, number(value))),
     );
     let fields: Vec<String> = fields
         .iter()
@@ -80,7 +83,7 @@ const GAP: &str = "  ";
 
 const LEGEND: &str = "\
 rows x dims: N x D of the student, after B x where there are groups, or of each tower in clip and siglip; /D_t
-of the teacher, or /top k of its classes, +K keys in the queue's file.
+of the teacher, of each if there are several, or /top k of its classes, +K keys in the queue's file.
 loss dev. |L - L_ref|/|L_ref| and gradient dev. |g - g_ref|/|g_ref|: from the reference, in f64, on inputs
 rounded to the same dtype; - where it is not among the devices. time: loss and gradient, the median of
 repeated evaluations.
@@ -184,7 +187,7 @@ fn words(job: &Job) -> [String; 4] {
 
 /// The named terms, or a dash.
 fn terms(measured: &Measurement) -> String {
-    let each = |(name, value)| format!("{name} {}", significant(value));
+    let each = |&(name, value): &(_, f64)| format!("{name} {}", significant(value));
     let terms: Vec<String> = measured.terms.iter().map(each).collect();
     if terms.is_empty() {
         "-".to_owned()
@@ -193,11 +196,20 @@ fn terms(measured: &Measurement) -> String {
     }
 }
 
+/// The widths of the teachers, as a list.
+fn teacher_dims(job: &Job) -> String {
+    let each = job.inputs.each();
+    let dims: Vec<String> = each
+        .map(|inputs| inputs.teacher.matrix().dim.to_string())
+        .collect();
+    dims.join(",")
+}
+
 fn sizes(job: &Job) -> String {
     let student = job.inputs.student;
     let teacher = match job.inputs.teacher {
         Teacher::Rows(_) if !job.inputs.has_teacher() => String::new(),
-        Teacher::Rows(rows) => format!("/{}", rows.dim),
+        Teacher::Rows(_) => format!("/{}", teacher_dims(job)),
         Teacher::TopK(top) => format!("/top {}", top.ids.dim),
     };
     let rows = match job.parts.groups() {

@@ -1,10 +1,10 @@
 //! What the student is compared with.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use crate::checks::check_rows;
 use crate::failure::{Failure, Result};
 use crate::files::{self, Holds, Matrix};
-use crate::inputs::check_rows;
 use crate::options::Options;
 
 /// What the student is compared with.
@@ -27,19 +27,19 @@ pub(crate) struct TopClasses {
 }
 
 impl Teacher {
-    /// The teacher that the options name, if they name one.
-    pub(crate) fn load(options: &Options) -> Result<Option<Self>> {
+    /// The teachers that the options name.
+    pub(crate) fn load(options: &Options) -> Result<Vec<Self>> {
         match (&options.teacher_ids, &options.teacher_log_probs) {
             (Some(ids), Some(log_probs)) => {
-                TopClasses::load(ids, log_probs).map(|top| Some(Teacher::TopK(top)))
+                TopClasses::load(ids, log_probs).map(|top| vec![Teacher::TopK(top)])
             }
-            _ => Teacher::of_rows("--teacher", options.teacher.as_deref()),
+            _ => Teacher::of_rows("--teacher", &options.teachers),
         }
     }
 
-    pub(crate) fn of_rows(argument: &str, path: Option<&Path>) -> Result<Option<Self>> {
-        let read = |path| files::read(argument, path, Holds::Rows).map(Teacher::Rows);
-        path.map(read).transpose()
+    pub(crate) fn of_rows(argument: &str, paths: &[PathBuf]) -> Result<Vec<Self>> {
+        let read = |path: &PathBuf| files::read(argument, path, Holds::Rows).map(Teacher::Rows);
+        paths.iter().map(read).collect()
     }
 
     /// No teacher of the rows of `student`.

@@ -16,9 +16,10 @@ pub(crate) struct TowerOptions {
     /// to row i of --student, which holds the first tower's
     #[arg(long, value_name = "F", requires = "student")]
     pub(crate) student_keys: Option<PathBuf>,
-    /// In clip, the teacher's second tower [N, D_t]; --teacher is its first
-    #[arg(long, value_name = "F", requires_all = ["teacher", "student_keys"])]
-    pub(crate) teacher_keys: Option<PathBuf>,
+    /// In clip, the teacher's second tower [N, D_t]; --teacher is its first. Once for each --teacher, in
+    /// the same order
+    #[arg(long, value_name = "F", requires_all = ["teachers", "student_keys"])]
+    pub(crate) teacher_keys: Vec<PathBuf>,
     /// In sup-con, a label for each row, integers [N]: rows of equal labels belong together. In clip, a
     /// label for each pair: other pairs of the label are left out. With --plot, the order of the rows
     #[arg(long, value_name = "F", requires = "student")]
@@ -33,7 +34,7 @@ pub(crate) struct TowerOptions {
     #[arg(long)]
     one_way: bool,
     /// In clip, leave out pairs that the teacher finds more alike than the row's own pair
-    #[arg(long, requires_all = ["teacher", "teacher_keys"])]
+    #[arg(long, requires_all = ["teachers", "teacher_keys"])]
     guided: bool,
     /// How far below the own pair's a cosine of the teacher is left out already [default: 0]
     #[arg(
@@ -157,19 +158,26 @@ fn check_teacher(options: &Options, loss: &Loss) -> Result<()> {
         let why = format!("expected --teacher F{ids} with it, got none");
         return Err(Failure::refused(loss, why));
     }
-    if spec.teacher == TeacherUse::Never && options.teacher.is_some() {
+    if spec.teacher == TeacherUse::Never && !options.teachers.is_empty() {
         return unused("--teacher", "a loss against a teacher", loss.name());
     }
-    let towers = &options.towers;
-    if towers.student_keys.is_some() && options.teacher.is_some() && towers.teacher_keys.is_none() {
-        let why = "expected --teacher-keys F with it, the teacher's second tower, got none";
+    let (first, second) = (options.teachers.len(), options.towers.teacher_keys.len());
+    if options.towers.student_keys.is_some() && first != second {
+        let why = match second {
+            0 => {
+                "expected --teacher-keys F with it, the teacher's second tower, got none".to_owned()
+            }
+            _ => {
+                format!("expected as many --teacher-keys, second towers, got {first} and {second}")
+            }
+        };
         return Err(Failure::refused("--teacher", why));
     }
     Ok(())
 }
 
 fn has_teacher(options: &Options) -> bool {
-    options.teacher.is_some() || options.teacher_ids.is_some()
+    !options.teachers.is_empty() || options.teacher_ids.is_some()
 }
 
 /// Options of other families, none of which these losses take.

@@ -14,5 +14,6 @@ mod refusals;
 mod report;
 mod row_options;
 mod support;
+mod teachers;
 mod towers;
 mod values;

@@ -64,12 +64,16 @@ fn pictures_that_cannot_be_are_refused() {
     for (arguments, expected) in [
         (
             "--loss siglip --student s.npy --student-keys k.npy --plot p.svg",
-            "--plot: expected a teacher's rows, and one tower of each, got no teacher",
+            "--plot: expected one teacher's rows, and one tower of each, got no teacher",
         ),
         (
             "--loss clip --student s.npy --student-keys k.npy --teacher t.npy --teacher-keys k.npy --plot \
              p.svg",
             "got two towers",
+        ),
+        (
+            "--loss gram --student s.npy --teacher t.npy --teacher k.npy --plot p.svg",
+            "got several teachers",
         ),
         (
             "--loss gram --device cpu --student s.npy --teacher t.npy --gradient p.svg --plot p.svg",

@@ -129,6 +129,14 @@ fn options_without_the_losses_that_take_them_are_refused() {
         ),
         (format!("{clip} --teacher-keys y.npy"), "--teacher <F>"),
         (
+            format!("--loss clip {TAUGHT} --teacher y.npy"),
+            "--teacher: expected as many --teacher-keys, second towers, got 2 and 1",
+        ),
+        (
+            format!("--loss clip {TAUGHT} --teacher-keys z.npy"),
+            "--teacher: expected as many --teacher-keys, second towers, got 1 and 2",
+        ),
+        (
             format!("{clip} --hard-weight 0"),
             "clip: teacher: expected a teacher, as the hard term has no weight, got none; --teacher and \
              --teacher-keys name it",
