@@ -13,6 +13,7 @@ mod files;
 mod finite;
 mod inputs;
 mod measure;
+mod measurement;
 mod options;
 mod out_file;
 mod out_files;
@@ -27,7 +28,8 @@ use std::process::ExitCode;
 
 use failure::{Failure, Result, say};
 use inputs::Sources;
-use measure::{Bench, Measurement};
+use measure::Bench;
+use measurement::Measurement;
 use options::Options;
 use out_files::OutFiles;
 use plan::Job;

@@ -1,7 +1,7 @@
 //! What is printed: lines of JSON or a table.
 
 use crate::inputs::DIGITS_FOR_TRIPLES;
-use crate::measure::{Deviation, Measurement};
+use crate::measurement::{Deviation, Measurement};
 use crate::options::Options;
 use crate::plan::{Job, QueueSetup};
 use crate::teacher::Teacher;

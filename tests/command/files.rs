@@ -189,6 +189,7 @@ fn arrays_of_npz_files_are_read_by_name() {
             ("student.npy", method, &student[..]),
             ("teacher.npy", method, &teacher),
             ("by/column.npy", method, &columns),
+            ("x.safetensors:y.npy", method, &student),
             ("notes.txt", method, b"of no use"),
         ];
         files.write("both.npz", &npz(&members));
@@ -198,6 +199,7 @@ fn arrays_of_npz_files_are_read_by_name() {
             ("s.npy", "only.npz:arr_0"),
             ("both.npz:by/column", "t.npy"),
             ("both.npz:by*", "both.npz:t?acher"),
+            ("both.npz:x.safetensors:y", "t.npy"),
         ] {
             let arguments = format!("--loss gram --student {student} --teacher {teacher}");
             assert_eq!(run(&files, &arguments), plain, "{arguments}");
@@ -206,15 +208,15 @@ fn arrays_of_npz_files_are_read_by_name() {
         for (student, expected) in [
             (
                 "both.npz",
-                "--student both.npz: expected FILE.npz:NAME, got no name; choose one of 3: ",
+                "--student both.npz: expected FILE.npz:NAME, got no name; choose one of 4: ",
             ),
             (
                 "both.npz:x",
-                "expected a name in the file or a pattern of one, got \"x\"; choose one of 3: ",
+                "expected a name in the file or a pattern of one, got \"x\"; choose one of 4: ",
             ),
             (
-                "both.npz:*e*",
-                "expected a pattern of one name in the file, got \"*e*\"; choose one of 2: student, teacher",
+                "both.npz:[st]*",
+                "expected a pattern of one name in the file, got \"[st]*\"; choose one of 2: student, teacher",
             ),
             ("none.npz:x", "expected a file that can be read"),
         ] {
@@ -298,6 +300,7 @@ fn tensors_are_found_by_pattern() {
         ("model.teacher.out", Dtype::F64, shape, &teacher),
         ("model.teacher.out*", Dtype::F64, shape, &student),
         ("x[0]", Dtype::F64, shape, &student),
+        ("a.npz:b", Dtype::F64, shape, &student),
     ];
     files.write("m.safetensors", &safetensors(&tensors));
     for (student, teacher) in [
@@ -305,6 +308,7 @@ fn tensors_are_found_by_pattern() {
         ("s.npy", "m.safetensors:*.teacher.out"),
         ("s.npy", "m.safetensors:model.?eacher.out"),
         ("m.safetensors:x[0]", "m.safetensors:*r.o[tu][!a-s]"),
+        ("m.safetensors:a.npz:b", "t.npy"),
         // A name that is a pattern, too.
         ("m.safetensors:model.teacher.out*", "t.npy"),
     ] {
@@ -318,7 +322,7 @@ fn tensors_are_found_by_pattern() {
         ),
         (
             "*in",
-            "expected a name in the file or a pattern of one, got \"*in\"; choose one of 4: ",
+            "expected a name in the file or a pattern of one, got \"*in\"; choose one of 5: ",
         ),
         ("x[", "expected a name in the file or a pattern of one"),
         ("***", "expected a"),

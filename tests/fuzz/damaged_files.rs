@@ -144,7 +144,8 @@ fn damaged_files_are_read_or_refused() {
         assert_eq!(whole.is_ok(), is_of_floats, "{ending}: {whole:?}");
         assert_eq!(labels.is_ok(), has(b"<i8"), "{ending}: {labels:?}");
     }
-    for seed in (0..).take_while(|_| !long_enough(begin)) {
+    // A disk may be slow: fewer files are of one kind.
+    for seed in (0..).take_while(|&seed| seed < 1000 || !long_enough(begin)) {
         let mut random = Random::new(seed);
         let (ending, mut file) = corpus[below(&mut random, corpus.len())].clone();
         damage(&mut file, &mut random);

@@ -5,6 +5,7 @@
 mod names;
 mod npy;
 mod npz;
+mod numbers;
 mod safetensors;
 
 use std::borrow::Cow;
@@ -14,10 +15,8 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
-use relata::DType;
-
 use crate::failure::{Failure, Result};
+use numbers::{Decode, Stored, decode, decode_bits};
 
 /// A matrix `[rows, dim]` with the values its file holds: f64 holds every type's exactly. A file of
 /// shape `[groups, n, dim]` is a matrix of `groups · n` rows.
@@ -58,43 +57,6 @@ pub(crate) enum Holds {
     Weights,
     /// An integer for each row, `[rows]`.
     Labels,
-}
-
-/// How a file stores a number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stored {
-    Float(DType),
-    /// Integers by their bytes.
-    Signed(u8),
-    Unsigned(u8),
-}
-
-impl Stored {
-    fn bytes(self) -> u64 {
-        match self {
-            Stored::Float(DType::F64) => 8,
-            Stored::Float(DType::F32) => 4,
-            Stored::Float(_) => 2,
-            Stored::Signed(bytes) | Stored::Unsigned(bytes) => u64::from(bytes),
-        }
-    }
-
-    fn is(self, holds: Holds) -> bool {
-        match holds {
-            Holds::Rows | Holds::Weights => matches!(self, Stored::Float(_)),
-            Holds::Classes | Holds::Labels => !matches!(self, Stored::Float(_)),
-        }
-    }
-}
-
-impl fmt::Display for Stored {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Stored::Float(dtype) => dtype.fmt(f),
-            Stored::Signed(bytes) => write!(f, "i{}", 8 * bytes),
-            Stored::Unsigned(bytes) => write!(f, "u{}", 8 * bytes),
-        }
-    }
 }
 
 /// What a reader of a format says is wrong with a file, and what helps.
@@ -201,9 +163,6 @@ fn ids(labels: &[u64]) -> Parsed<Vec<u32>> {
     Ok(ids)
 }
 
-/// Appends the elements in some bytes, a whole number of them.
-type Decode<V> = fn(&[u8], Stored, &mut Vec<V>);
-
 fn read_named<V: Copy>(path: &Path, holds: Holds, decode: Decode<V>) -> Parsed<(Layout, Vec<V>)> {
     let (path, name) = split_name(path);
     let name = name.as_deref();
@@ -261,10 +220,10 @@ pub(crate) fn split_name(path: &Path) -> (PathBuf, Option<String>) {
     if let Some(text) = path.to_str()
         && !path.is_file()
     {
-        for extension in [".safetensors", ".npz"] {
-            if let Some((stem, name)) = text.split_once(&format!("{extension}:")) {
-                return (format!("{stem}{extension}").into(), Some(name.to_owned()));
-            }
+        // The first of them: names may have any characters.
+        let end = |extension: &str| Some(text.find(&format!("{extension}:"))? + extension.len());
+        if let Some(end) = [".safetensors", ".npz"].into_iter().filter_map(end).min() {
+            return (text[..end].into(), Some(text[end + 1..].to_owned()));
         }
     }
     (path.to_owned(), None)
@@ -414,54 +373,4 @@ fn read_values<V>(file: &mut impl Read, layout: &Layout, decode: Decode<V>) -> P
 
 fn cannot_read(error: std::io::Error) -> Wrong {
     Wrong::new(format!("expected to read on, got: {error}"), SAVE_AGAIN)
-}
-
-/// Appends the elements in `bytes`, a whole number of them. Integers too large for f64 to hold are
-/// rounded: no class is as large.
-fn decode(bytes: &[u8], stored: Stored, values: &mut Vec<f64>) {
-    fn each<const B: usize>(bytes: &[u8], values: &mut Vec<f64>, value: fn([u8; B]) -> f64) {
-        values.extend(
-            bytes
-                .as_chunks::<B>()
-                .0
-                .iter()
-                .map(|&element| value(element)),
-        );
-    }
-    match stored {
-        Stored::Float(DType::F64) => each(bytes, values, f64::from_le_bytes),
-        Stored::Float(DType::F32) => each(bytes, values, |b| f64::from(f32::from_le_bytes(b))),
-        Stored::Float(DType::F16) => each(bytes, values, |b| f16::from_le_bytes(b).to_f64()),
-        Stored::Float(_) => each(bytes, values, |b| bf16::from_le_bytes(b).to_f64()),
-        Stored::Signed(size) | Stored::Unsigned(size) => {
-            let is_signed = matches!(stored, Stored::Signed(_));
-            let integers = bytes.chunks_exact(usize::from(size));
-            values.extend(integers.map(|integer| decode_integer(integer, is_signed)));
-        }
-    }
-}
-
-/// The same of integers, as their bits: f64 does not tell all large ones apart.
-fn decode_bits(bytes: &[u8], stored: Stored, values: &mut Vec<u64>) {
-    let integers = bytes.chunks_exact(stored.bytes() as usize);
-    values.extend(integers.map(|integer| u64::from_le_bytes(widened(integer))));
-}
-
-/// At most 8 bytes, followed by zeros.
-fn widened(bytes: &[u8]) -> [u8; 8] {
-    let mut wide = [0; 8];
-    wide[..bytes.len()].copy_from_slice(bytes);
-    wide
-}
-
-/// An integer of at most 8 bytes.
-fn decode_integer(bytes: &[u8], is_signed: bool) -> f64 {
-    let wide = widened(bytes);
-    if is_signed {
-        // To the top and back again, which repeats the sign.
-        let unused = 64 - 8 * bytes.len();
-        (i64::from_le_bytes(wide) << unused >> unused) as f64
-    } else {
-        u64::from_le_bytes(wide) as f64
-    }
 }
