@@ -195,26 +195,31 @@ fn select(options: &Options, sources: &Sources) -> Result<Vec<Loss>> {
         let inputs = sources.inputs(&loss);
         let parts = Parts::new(options, &loss, &inputs);
         let mut each = inputs.each();
-        match each.try_for_each(|inputs| check_shapes(&loss, parts, &inputs)) {
-            Ok(()) => {
+        let wrong = each.find_map(|inputs| {
+            let why = check_shapes(&loss, parts, &inputs).err()?;
+            Some((advised(&loss, &inputs, &why), why))
+        });
+        match wrong {
+            None => {
                 check_rows_and_classes(&loss, &inputs)?;
                 selected.push(loss);
             }
             // A parameter out of range is wrong whatever the shapes.
-            Err(why) if all && !matches!(why, Error::Parameter { .. }) => {
-                say(
-                    "note",
-                    &format!("{loss} is left out: {}", advised(&loss, &why)),
-                );
+            Some((advice, why)) if all && !matches!(why, Error::Parameter { .. }) => {
+                say("note", &format!("{loss} is left out: {advice}"));
             }
-            Err(why) => return Err(Failure::refused(loss, advised(&loss, &why))),
+            Some((advice, _)) => return Err(Failure::refused(loss, advice)),
         }
     }
     Ok(selected)
 }
 
 /// Why `loss` is refused, with the way out where the library cannot know it.
-fn advised(loss: &Loss, why: &Error) -> String {
+fn advised(loss: &Loss, inputs: &Inputs, why: &Error) -> String {
+    let of_teacher = match inputs.teachers() {
+        1 => String::new(),
+        _ => format!(" of {}", inputs.teacher.matrix().origin),
+    };
     match why {
         Error::Unexpected {
             argument: "row_weights",
@@ -230,7 +235,13 @@ fn advised(loss: &Loss, why: &Error) -> String {
         Error::Dimension {
             argument: "teacher_dim",
             ..
-        } if is_of_logits(loss) => format!("{why}; --classes C compares the first C of both"),
+        } => {
+            let cure = match is_of_logits(loss) {
+                true => "; --classes C compares the first C of both",
+                false => "",
+            };
+            format!("{why}{of_teacher}{cure}")
+        }
         _ => why.to_string(),
     }
 }

@@ -84,6 +84,12 @@ fn the_table_says_how_far_a_device_is_from_the_reference() {
     assert_eq!(reference[2..7], ["f32", "5", "x", "3/3", "+4"]);
     assert_eq!(reference[9..11], ["-", "-"]);
     assert_eq!(reference[13], "kl");
+    // The last column begins at one place.
+    let start = |word: &str| {
+        let of_line = |line: &str| line.find(word).map(|at| line[..at].chars().count());
+        stdout.lines().filter_map(of_line).next().expect("a column")
+    };
+    assert_eq!(start("terms"), start("kl "), "{stdout}");
     for deviation in &cpu[9..11] {
         let deviation: f64 = deviation.parse().expect("a number");
         assert!((0.0..1e-5).contains(&deviation), "{stdout}");

@@ -183,7 +183,10 @@ fn each_teacher_is_checked() {
             "short.npy",
             "--teacher short.npy: expected 5 rows, as --student s.npy has, got 4",
         ),
-        ("wide.npy --loss rrd", "rrd: teacher_dim: expected 3, got 7"),
+        (
+            "wide.npy --loss rrd",
+            "rrd: teacher_dim: expected 3, got 7 of --teacher wide.npy",
+        ),
         (
             "u.npy --loss rrd --queue q.npy",
             "--queue: expected one --teacher with it, whose keys it holds, got 2",

@@ -1,6 +1,7 @@
 //! Files of embeddings: reading them without believing what they claim.
 //!
-//! The shape in a header is compared with the length of the file before any memory is asked for.
+//! The shape in a header is compared with the length of the file before any memory is asked for; in an
+//! archive with what its bytes can stand for.
 
 mod names;
 mod npy;
