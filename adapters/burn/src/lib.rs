@@ -26,8 +26,11 @@
 //!   type comes last.
 //! - [`clip`] and [`siglip`] train two towers, and both get a gradient. [`sup_con`] trains all rows of a
 //!   batch.
+//! - [`kd_kl_weighted`] takes weights of rows and lists of the teacher's most likely classes.
+//!   [`kd_kl_rows`] returns the loss of each row.
 //! - Functions that end in `_scale` also learn the scale, 1/τ, and [`siglip_with_scale`] the bias.
 
+mod rows;
 mod scale;
 mod towers;
 
@@ -39,6 +42,7 @@ use relata::{
 
 pub use relata::Terms;
 
+pub use self::rows::{Teacher, kd_kl_rows, kd_kl_weighted};
 pub use self::scale::{info_nce_with_queue_and_scale, info_nce_with_scale, rrd_with_scale};
 pub use self::towers::{
     clip, clip_with_labels, clip_with_scale, siglip, siglip_with_scale, sup_con, sup_con_with_scale,
@@ -392,14 +396,30 @@ impl Evaluated {
         let value = Tensor::<1>::from_data(self.value, (&device, self.dtype.into()));
         (value + (zeros * gradient).sum(), self.terms)
     }
+
+    /// `losses` of the rows, each as a function of its row.
+    fn rows_in_graph_of<const R: usize>(
+        self,
+        student: &Tensor<R>,
+        losses: TensorData,
+    ) -> Tensor<1> {
+        let device = student.device();
+        let rows = losses.num_elements();
+        let student = student.clone().cast(self.dtype);
+        let zeros = student.clone() - student.detach();
+        let gradient = Tensor::<R>::from_data(self.gradient, (&device, self.dtype.into()));
+        let zeros = (zeros * gradient).reshape([rows as i64, -1]).sum_dim(1);
+        let losses = Tensor::<1>::from_data(losses, (&device, self.dtype.into()));
+        losses + zeros.reshape([rows])
+    }
 }
 
-fn same_device<const R: usize>(
+fn same_device<const S: usize, const R: usize>(
     argument: &'static str,
-    tower: &Tensor<2>,
+    student: &Tensor<S>,
     other: &Tensor<R>,
 ) -> Result<()> {
-    let [expected, got] = [tower.device(), other.device()];
+    let [expected, got] = [student.device(), other.device()];
     if expected == got {
         return Ok(());
     }

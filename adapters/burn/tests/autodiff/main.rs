@@ -1,6 +1,7 @@
 //! Compares gradients through the adapter with burn's autodiff of the formulas, in f64 on burn's
 //! CPU backend.
 
+mod rows;
 mod scale;
 mod towers;
 
